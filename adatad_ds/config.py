@@ -1,0 +1,331 @@
+"""Typed configuration: sections, validation, `--set section.key=value` overrides, (de)serialisation.
+
+A resolved config is one frozen `Config`. Unknown keys, wrong types and impossible values raise `ConfigError`, one
+paragraph that names the key and the fix. What can be derived (levels' strides, frames of a window) is a property,
+never stored twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+CLIP_FRAMES = 16  # frames that attend to one another
+TUBELET_FRAMES = 2  # frames that one token spans
+
+Tuning = Literal["frozen", "full", "tia", "side"]
+Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
+
+
+class ConfigError(ValueError):
+    """The user's configuration cannot be run; the message says which key and what would do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which videos, and how windows of frames are cut from them."""
+
+    annotations: str = ""  # community JSON: database -> video -> subset, duration, annotations
+    videos: str = ""  # folder of VIDEO_NAME.{mp4,mkv,webm,avi,...}
+    train_subset: str = "training"
+    test_subset: str = "validation"
+    classes: tuple[str, ...] = ()  # empty: the annotation file's labels, sorted
+    exclude: tuple[str, ...] = ()  # video names left out on purpose
+    reader: Literal["decord", "pyav"] = "decord"
+
+    window_size: int = 768  # feature steps T of one window
+    frames_per_feature: int = 1
+    feature_stride_frames: int | None = 4  # file frames between two feature steps; None with sampling=resize
+    sampling: Literal["random_trunc", "resize"] = "random_trunc"
+    offset_frames: int = 0  # added to every window's start when grid positions become seconds
+    trunc_thresh: float = 0.75  # keep a segment when at least this share of it lies in the window
+    crop_ratio: tuple[float, float] | None = (0.9, 1.0)  # random length of videos shorter than the window
+    test_window_overlap: float = 0.5
+
+    resolution: int = 160  # side in pixels of what the backbone sees
+    short_side_before_crop: int = 182  # decoded short side in training; testing decodes at `resolution`
+    augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
+
+    workers: int = 2  # decoding processes a rank
+    prefetch: int = 2  # samples ahead, a worker
+    worker_timeout_sec: int = 600  # a sample that takes longer ends the run with an error
+    max_failed_videos: int = 10  # unreadable videos replaced before training gives up
+
+    @property
+    def window_frames(self) -> int:
+        """Frames F of one window."""
+        return self.window_size * self.frames_per_feature
+
+    @property
+    def frame_stride(self) -> int:
+        """File frames between two frames of a window (sliding windows only)."""
+        assert self.feature_stride_frames is not None
+        return self.feature_stride_frames // self.frames_per_feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The video transformer and how it is tuned."""
+
+    name: str = "videomae_s"  # a key of models.vit.VIT_SPECS
+    weights: str | None = None  # file of pretrained weights; None: random, for tests only
+    tuning: Tuning = "tia"
+    adapter: Literal["tia", "plain"] = "tia"
+    adapter_blocks: tuple[int, ...] | None = None  # None: all blocks
+    adapter_ratio: float = 0.25
+    adapter_kernel: int = 3
+    adapter_dilation: int = 1
+    drop_path: float = 0.0
+    activation_checkpointing: bool = True
+    clips_per_chunk: int = 8  # clips that run through a block at once; 0: all
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """ActionFormer's pyramid and heads."""
+
+    width: int = 512
+    arch: tuple[int, int, int] = (2, 2, 5)  # convolutions, transformer blocks, halving blocks
+    heads: int = 4
+    attn_window: int = -1  # -1: full attention
+    abs_pos_embed: bool = False
+    drop_path: float = 0.1
+    input_dropout: float = 0.0
+    num_convs: int = 2
+    cls_prior: float = 0.01
+    regression_range: tuple[tuple[float, float], ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+    point_offset: bool = False
+    loss_normalizer: float = 100.0
+    loss_normalizer_momentum: float = 0.9
+    center_radius: float = 1.5
+    label_smoothing: float = 0.0
+    reg_loss_weight: float = 1.0
+    filter_similar_gt: bool = True
+
+    @property
+    def levels(self) -> int:
+        """Pyramid levels: one at full rate and one for each halving block."""
+        return self.arch[2] + 1
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Feature steps between two points, level by level."""
+        return tuple(2**level for level in range(self.levels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation. The batch is GLOBAL: results do not depend on how ranks and accumulation split it."""
+
+    seed: int = 0
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    global_batch: int = 2
+    micro_batch: int | None = None  # windows a rank and forward pass; None: as many as fit the batch over the ranks
+    lr_head: float = 1e-4
+    lr_adapter: float = 2e-4
+    lr_backbone: float | None = None  # tuning=full only
+    weight_decay: float = 0.05
+    weight_decay_backbone: float = 0.05
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999  # 0: off, evaluate the raw weights
+    warmup_epochs: int = 5
+    schedule_epochs: int = 100  # where the cosine would reach 0
+    stop_epoch: int = 60
+    repeats: int = 1  # windows drawn from every training video in an epoch
+    eval_from_epoch: int = 40
+    eval_every: int = 2  # epochs
+    checkpoint_every_steps: int = 0  # besides the end of every epoch; 0: off
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestConfig:
+    """From scores to detections, and the metric."""
+
+    batch: int = 1  # windows a rank and forward pass
+    pre_nms_thresh: float = 0.001
+    pre_nms_topk: int = 2000
+    suppression: Literal["gaussian", "linear", "hard"] = "gaussian"
+    sigma: float = 0.7
+    tiou_suppression: float = 0.5  # linear and hard suppression only
+    min_score: float = 0.0
+    max_per_video: int = 2000
+    per_class: bool = True
+    voting_thresh: float = 0.7  # tIoU of the neighbours that vote; class-agnostic suppression only; 0: off
+    tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    recall_topk: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run needs; saved with it and read back to resume or evaluate."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, JSON-ready."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """Build and check a `Config` from a nested dict; missing keys take their defaults.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    sections: dict[str, Any] = {}
+    types_of_sections = typing.get_type_hints(Config)
+    for name, values in tree.items():
+        if name not in types_of_sections:
+            raise ConfigError(f"unknown config section {name!r}{_nearest(name, types_of_sections)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config section {name!r} must be a mapping, not {values!r}")
+        sections[name] = _section(types_of_sections[name], name, values)
+    config = Config(**sections)
+    check(config)
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read a config saved by `Config.save`."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """Apply `section.key=value` strings; values are Python literals, bare words are strings.
+
+    Raises:
+        ConfigError: malformed assignment, unknown key, wrong type, impossible value.
+    """
+    tree = config.to_dict()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not (equals and dot and key):
+            raise ConfigError(f"--set takes section.key=value, e.g. train.lr_head=1e-4; got {assignment!r}")
+        if section not in tree:
+            raise ConfigError(f"--set {assignment}: unknown section {section!r}{_nearest(section, tree)}")
+        if key not in tree[section]:
+            raise ConfigError(f"--set {assignment}: {section} has no key {key!r}{_nearest(key, tree[section])}")
+        tree[section][key] = _literal(text.strip())
+    return from_dict(tree)
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for values that contradict one another; lists all of them at once."""
+    data, backbone, head, train = config.data, config.backbone, config.head, config.train
+    problems = []
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            problems.append(message)
+
+    need(data.window_size > 0 and data.frames_per_feature > 0, "data.window_size and frames_per_feature must be > 0")
+    need(
+        data.window_frames % CLIP_FRAMES == 0,
+        f"data.window_size * data.frames_per_feature = {data.window_frames} frames is no multiple of {CLIP_FRAMES}, "
+        "the frames of a clip",
+    )
+    coarsest = head.strides[-1]
+    need(
+        data.window_size % coarsest == 0,
+        f"data.window_size = {data.window_size} is no multiple of {coarsest}, the stride of the last pyramid level "
+        f"(head.arch[2] = {head.arch[2]} halvings)",
+    )
+    if data.sampling == "random_trunc":
+        stride = data.feature_stride_frames
+        need(stride is not None and stride > 0, "data.feature_stride_frames must be > 0 with data.sampling=random_trunc")
+        need(
+            stride is None or stride % data.frames_per_feature == 0,
+            f"data.feature_stride_frames = {stride} is no multiple of frames_per_feature = {data.frames_per_feature}",
+        )
+    need(0 <= data.test_window_overlap < 1, "data.test_window_overlap must be in [0, 1)")
+    need(data.resolution > 0 and data.short_side_before_crop >= data.resolution, "data.short_side_before_crop must be at least data.resolution")
+    need(
+        len(head.regression_range) == head.levels,
+        f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)",
+    )
+    need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
+    need(backbone.adapter_kernel % 2 == 1, "backbone.adapter_kernel must be odd")
+    need(backbone.clips_per_chunk >= 0, "backbone.clips_per_chunk must be >= 0 (0: all clips at once)")
+    need(
+        backbone.tuning != "full" or train.lr_backbone is not None,
+        "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5",
+    )
+    need(train.global_batch > 0, "train.global_batch must be > 0")
+    need(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch must be > 0 or None")
+    need(0 <= train.ema_decay < 1, "train.ema_decay must be in [0, 1)")
+    need(0 < train.stop_epoch <= train.schedule_epochs, "train.stop_epoch must be in 1..train.schedule_epochs")
+    need(train.warmup_epochs < train.schedule_epochs, "train.warmup_epochs must be below train.schedule_epochs")
+    need(train.eval_every > 0 and train.keep_checkpoints > 0, "train.eval_every and keep_checkpoints must be > 0")
+    if problems:
+        raise ConfigError("this configuration cannot be run: " + "; ".join(problems))
+
+
+def _section(cls: type, section: str, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError("; ".join(f"{section} has no key {key!r}{_nearest(key, hints)}" for key in unknown))
+    return cls(**{key: _coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()})
+
+
+def _coerce(value: Any, hint: Any, key: str) -> Any:
+    """Check `value` against a type hint, turning lists into tuples and ints into floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(value, next(arg for arg in args if arg is not type(None)), key)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key} must be one of {', '.join(map(repr, args))}; got {value!r}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{key} must be a list, e.g. {key}=[...]; got {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_coerce(item, args[0], key) for item in value)
+        if len(value) != len(args):
+            raise ConfigError(f"{key} must hold {len(args)} values; got {value!r}")
+        return tuple(_coerce(item, arg, key) for item, arg in zip(value, args, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+        raise ConfigError(f"{key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _literal(text: str) -> Any:
+    aliases = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in aliases:
+        return aliases[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,94 @@
+"""Adapters: the few parameters that learn inside or beside the frozen transformer.
+
+AdaTAD (arXiv 2311.17241), section 3.2. B windows, T tubelets of the whole window, S = h * w positions, C channels,
+r adapter ratio.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TIA(nn.Module):
+    """Temporal-informative adapter: a bottleneck whose middle mixes time across the WHOLE window.
+
+        xbar = GELU(W_down x + b);  xhat = xbar + W_mid DWConv(xbar);  out = gamma * (W_up xhat + b)
+
+    The time convolution passes through clip borders, with zeros beyond the window's two ends. W_up starts at zero,
+    so the adapted model equals the pretrained one at the first step.
+
+    Args:
+        width: channels C of the tokens.
+        ratio: hidden channels = int(width * ratio).
+        kernel: taps of the time convolution, odd.
+        dilation: tubelets between two taps.
+    """
+
+    def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int) -> None:
+        super().__init__()
+        hidden = int(width * ratio)
+        self.down_proj = nn.Linear(width, hidden)
+        self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation)
+        self.conv = nn.Linear(hidden, hidden)
+        self.up_proj = nn.Linear(hidden, width)
+        self.gamma = nn.Parameter(torch.ones(1))
+        _init_bottleneck(self.down_proj, self.up_proj)
+        nn.init.normal_(self.conv.weight, std=math.sqrt(2.0 / hidden))
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What the adapter adds: (B, T, S, C) to (B, T, S, C)."""
+        bottleneck = F.gelu(self.down_proj(tokens))
+        bottleneck = bottleneck + self.conv(self.dwconv(bottleneck))
+        return self.gamma * self.up_proj(bottleneck)
+
+
+class PlainAdapter(nn.Module):
+    """The ablation without time: out = gamma * (W_up GELU(W_down x + b) + b)."""
+
+    def __init__(self, *, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * ratio)
+        self.down_proj = nn.Linear(width, hidden)
+        self.up_proj = nn.Linear(hidden, width)
+        self.gamma = nn.Parameter(torch.ones(1))
+        _init_bottleneck(self.down_proj, self.up_proj)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What the adapter adds: (B, T, S, C) to (B, T, S, C)."""
+        return self.gamma * self.up_proj(F.gelu(self.down_proj(tokens)))
+
+
+class DepthwiseTimeConv(nn.Module):
+    """Per-channel convolution over time at each position, zero padding, channels last.
+
+    A few shifted multiply-adds on the tokens where they lie; the published Conv1d needs two permuted copies.
+    """
+
+    def __init__(self, *, width: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.weight = nn.Parameter(torch.empty(width, 1, kernel))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.weight, std=math.sqrt(2.0 / kernel))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, S, C) to (B, T, S, C)."""
+        steps, taps = tokens.shape[1], self.weight.shape[-1]
+        reach = self.dilation * (taps // 2)
+        padded = F.pad(tokens, (0, 0, 0, 0, reach, reach))
+        out = self.bias.expand_as(tokens)
+        for tap in range(taps):
+            start = tap * self.dilation
+            out = torch.addcmul(out, padded[:, start : start + steps], self.weight[:, 0, tap])
+        return out
+
+
+def _init_bottleneck(down: nn.Linear, up: nn.Linear) -> None:
+    nn.init.trunc_normal_(down.weight, std=0.02)
+    for tensor in (down.bias, up.weight, up.bias):
+        nn.init.zeros_(tensor)

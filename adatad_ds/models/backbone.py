@@ -1,0 +1,161 @@
+"""The adapted backbone: a window of frames in, one feature a step out.
+
+B windows, F frames a window, n = F / 16 clips a window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens a
+clip, C channels, T feature steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Tuning
+from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.vit import VisionTransformer
+
+
+class AdaptedBackbone(nn.Module):
+    """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
+
+    - `frozen`: no gradient, no adapters.
+    - `full`: every weight learns, no adapters.
+    - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
+    - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+
+    Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
+    not grow with F. Adapters see the whole window.
+
+    Args:
+        vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
+        adapters: block index to adapter.
+        tuning: one of the four ways above.
+        feature_steps: T, to which the T' pooled tubelets are interpolated.
+        drop_path: stochastic depth rate of the last block, falling linearly to 0 at the first.
+        activation_checkpointing: keep only the inputs of blocks and adapters for the backward pass.
+        clips_per_chunk: clips that run through a block at once; 0: all.
+    """
+
+    def __init__(
+        self,
+        *,
+        vit: VisionTransformer,
+        adapters: dict[int, nn.Module],
+        tuning: Tuning,
+        feature_steps: int,
+        drop_path: float,
+        activation_checkpointing: bool,
+        clips_per_chunk: int,
+    ) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(tuning == "full")
+        self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
+        self.adapted_blocks = sorted(adapters)
+        self.tuning = tuning
+        self.feature_steps = feature_steps
+        self.activation_checkpointing = activation_checkpointing
+        self.clips_per_chunk = clips_per_chunk
+        self.drop_path = drop_path
+
+    @property
+    def grad_free_blocks(self) -> int:
+        """Leading blocks that need no gradient: all below and including the first adapted one."""
+        if self.tuning == "full":
+            return 0
+        return self.adapted_blocks[0] + 1 if self.tuning == "tia" else self.vit.spec.depth
+
+    def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        """Features of each window.
+
+        Args:
+            frames: (B, F, H, W, 3) uint8, F a multiple of 16.
+            noise: per-sample randomness of drop path in training; None: every branch is kept.
+
+        Returns:
+            (B, C, T) float32.
+        """
+        windows, count = frames.shape[0], frames.shape[1] // CLIP_FRAMES
+        clips = frames.reshape(windows * count, CLIP_FRAMES, *frames.shape[2:])
+        keep = self._drop_path_factors(noise, windows=windows, clips=count)
+
+        split = self.grad_free_blocks
+        if split:
+            with torch.no_grad():
+                tokens, taps = self._run_leading_blocks(clips, keep, until=split)
+        else:
+            tokens, taps = torch.cat([self.vit.embed(chunk) for chunk in self._chunks(clips)]), []
+
+        if self.tuning == "side":
+            tokens = self._window_view(tokens, windows)
+            for index, tap in zip(self.adapted_blocks, taps, strict=True):
+                tokens = tokens + self._stored_once(self.adapters[str(index)], self._window_view(tap, windows))
+        else:
+            tokens = self._adapt(split - 1, tokens, windows)
+            for index in range(split, self.vit.spec.depth):
+                tokens = self._adapt(index, self._block(index, tokens, keep), windows)
+            tokens = self._window_view(tokens, windows)
+
+        features = tokens.mean(dim=2, dtype=torch.float32).transpose(1, 2)  # (B, C, T')
+        return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
+
+    def _run_leading_blocks(self, clips: Tensor, keep: Tensor | None, *, until: int) -> tuple[Tensor, list[Tensor]]:
+        """Embed and run blocks 0 .. until - 1, a chunk of clips all the way up before the next.
+
+        Returns the last block's tokens (B * n, N, C) and, for `side`, those of each adapted block.
+        """
+        wanted = self.adapted_blocks if self.tuning == "side" else []
+        outputs: list[Tensor] = []
+        taps: list[list[Tensor]] = [[] for _ in wanted]
+        keeps = self._chunks(keep) if keep is not None else (None,) * len(self._chunks(clips))
+        for chunk, chunk_keep in zip(self._chunks(clips), keeps, strict=True):
+            tokens = self.vit.embed(chunk)
+            for index in range(until):
+                tokens = self.vit.blocks[index](tokens, None if chunk_keep is None else chunk_keep[:, index])
+                if index in wanted:
+                    taps[wanted.index(index)].append(tokens)
+            outputs.append(tokens)
+        return torch.cat(outputs), [torch.cat(tap) for tap in taps]
+
+    def _block(self, index: int, tokens: Tensor, keep: Tensor | None) -> Tensor:
+        """Block `index` over all clips, chunk by chunk: (B * n, N, C) to the same."""
+        block = self.vit.blocks[index]
+        keeps = (None,) * len(self._chunks(tokens)) if keep is None else self._chunks(keep[:, index])
+        return torch.cat(
+            [self._stored_once(block, chunk, kept) for chunk, kept in zip(self._chunks(tokens), keeps, strict=True)]
+        )
+
+    def _adapt(self, index: int, tokens: Tensor, windows: int) -> Tensor:
+        """Add the adapter of block `index`, if it has one: (B * n, N, C) to the same."""
+        if index not in self.adapted_blocks:
+            return tokens
+        whole = self._window_view(tokens, windows)
+        return (whole + self._stored_once(self.adapters[str(index)], whole)).view_as(tokens)
+
+    def _stored_once(self, module: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """Run a module, keeping only its inputs for the backward pass when checkpointing is on.
+
+        Not the reentrant kind: it loses gradients silently where a block's input needs none.
+        """
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return module(*inputs)
+
+    def _window_view(self, tokens: Tensor, windows: int) -> Tensor:
+        """(B * n, N, C) to (B, T', S, C): the clips of a window, end to end."""
+        steps = tokens.shape[0] // windows * (CLIP_FRAMES // TUBELET_FRAMES)
+        return tokens.view(windows, steps, -1, tokens.shape[-1])
+
+    def _chunks(self, clips: Tensor) -> tuple[Tensor, ...]:
+        return clips.split(self.clips_per_chunk or len(clips))
+
+    def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
+        """(B * n, depth, 2), drawn once a forward pass so that chunks and recomputation share them."""
+        if noise is None or self.drop_path == 0:
+            return None
+        depth = self.vit.spec.depth
+        rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
+        rate = rate.to(self.vit.pos_embed.device)
+        return noise.keep(clips, depth, 2, rate=rate).view(windows * clips, depth, 2)

@@ -1,0 +1,35 @@
+"""Random numbers that belong to samples, not to ranks or batches.
+
+Drop path and dropout draw from here, so that a sample sees the same masks in whatever rank, micro batch or
+recomputation it is processed, and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SampleNoise:
+    """One generator a sample, consumed in the order of the model's forward pass.
+
+    Args:
+        seeds: one integer a sample of the batch.
+        device: where the drawn tensors go; they are drawn on the CPU, so that devices agree.
+    """
+
+    def __init__(self, *, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self._device = device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape) float32."""
+        drawn = torch.stack([torch.rand(shape, generator=generator) for generator in self._generators])
+        return drawn.to(self._device, non_blocking=True)
+
+    def keep(self, *shape: int, rate: float | Tensor) -> Tensor:
+        """Inverted-dropout factors, (B, *shape): 0 with probability `rate`, else 1 / (1 - rate)."""
+        drawn = self.uniform(*shape)
+        return (drawn >= rate).float() / (1.0 - rate)

@@ -1,0 +1,197 @@
+"""ActionFormer's temporal feature pyramid (arXiv 2202.07925, section 3.2).
+
+B windows, T feature steps, C channels, channels last throughout: (B, T, C). Steps beyond the video's end are masked
+after every operation that mixes time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.vit import sinusoid
+
+CONV_NORM_EPS = 1e-6  # of the convolution modules and the neck; the transformer blocks use PyTorch's 1e-5
+HALVING = 2
+
+
+class Pyramid(nn.Module):
+    """Masked convolutions, transformer blocks at full rate, then blocks that halve time; LayerNorm on each level.
+
+    Args:
+        in_channels: channels of the backbone's features.
+        width: channels C of every level.
+        arch: numbers of convolutions, of transformer blocks, and of halving blocks (= levels - 1).
+        heads: attention heads.
+        attn_window: steps that a step attends to, centred on it; -1: all.
+        steps: T, the window's feature steps.
+        abs_pos_embed: add a fixed sine-cosine position after the convolutions.
+        drop_path: stochastic depth rate of both branches of each block.
+        input_dropout: share of input channels dropped in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        arch: tuple[int, int, int],
+        heads: int,
+        attn_window: int,
+        steps: int,
+        abs_pos_embed: bool,
+        drop_path: float,
+        input_dropout: float,
+    ) -> None:
+        super().__init__()
+        convolutions, full_rate, halving = arch
+        self.input_dropout = input_dropout
+        self.embed = nn.ModuleList(
+            MaskedConv(in_channels=width if i else in_channels, out_channels=width) for i in range(convolutions)
+        )
+        position = sinusoid(length=steps, width=width) / width**0.5 if abs_pos_embed else None
+        self.register_buffer("position", position, persistent=False)
+
+        def block(stride: int) -> PyramidBlock:
+            return PyramidBlock(
+                width=width, heads=heads, attn_window=attn_window, stride=stride, drop_path=drop_path
+            )
+
+        self.stem = nn.ModuleList(block(1) for _ in range(full_rate))
+        self.branch = nn.ModuleList(block(HALVING) for _ in range(halving))
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=CONV_NORM_EPS) for _ in range(halving + 1))
+
+    def forward(
+        self, features: Tensor, valid: Tensor, noise: SampleNoise | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Levels from fine to coarse.
+
+        Args:
+            features: (B, T, in_channels).
+            valid: (B, T) bool, False beyond the video's end.
+            noise: per-sample randomness in training; None: nothing is dropped.
+
+        Returns:
+            Features (B, T / 2^l, C) and masks (B, T / 2^l) of each level l.
+        """
+        x = features
+        if noise is not None and self.input_dropout > 0:
+            x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
+        for convolution in self.embed:
+            x = convolution(x, valid)
+        if self.position is not None:
+            x = x + self.position.to(x.dtype) * valid.unsqueeze(-1)
+        for block in self.stem:
+            x, valid = block(x, valid, noise)
+        levels, masks = [x], [valid]
+        for block in self.branch:
+            x, valid = block(x, valid, noise)
+            levels.append(x)
+            masks.append(valid)
+        return [norm(level) for norm, level in zip(self.norms, levels, strict=True)], masks
+
+
+class MaskedConv(nn.Module):
+    """Kernel-3 convolution over time without bias, LayerNorm, ReLU; masked before the norm and at the end."""
+
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm = nn.LayerNorm(out_channels, eps=CONV_NORM_EPS)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, T, in) and (B, T) bool to (B, T, out)."""
+        mask = valid.unsqueeze(-1)
+        x = self.conv(x.transpose(1, 2)).transpose(1, 2) * mask
+        return F.relu(self.norm(x)) * mask
+
+
+class PyramidBlock(nn.Module):
+    """Pre-norm masked attention and MLP, both scaled per channel and under drop path; may halve time."""
+
+    def __init__(self, *, width: int, heads: int, attn_window: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.stride = stride
+        self.ln1 = nn.LayerNorm(width)
+        self.attn = ConvAttention(width=width, heads=heads, window=attn_window, stride=stride)
+        self.ln2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.attn_branch = ScaledDropPath(width=width, rate=drop_path)
+        self.mlp_branch = ScaledDropPath(width=width, rate=drop_path)
+        for linear in (self.fc1, self.fc2):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor, noise: SampleNoise | None) -> tuple[Tensor, Tensor]:
+        """(B, T, C) and (B, T) to (B, T / stride, C) and (B, T / stride)."""
+        out_valid = valid[:, :: self.stride]
+        mask = out_valid.unsqueeze(-1)
+        mixed = self.attn(self.ln1(x), valid, out_valid)
+        if self.stride > 1:
+            x = F.max_pool1d(x.transpose(1, 2), kernel_size=3, stride=self.stride, padding=1).transpose(1, 2)
+        x = x * mask + self.attn_branch(mixed, noise)
+        hidden = self.fc2(F.gelu(self.fc1(self.ln2(x)))) * mask
+        return x + self.mlp_branch(hidden, noise), out_valid
+
+
+class ScaledDropPath(nn.Module):
+    """A learnt per-channel scale, small at the start, and stochastic depth by sample."""
+
+    def __init__(self, *, width: int, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.scale = nn.Parameter(torch.full((width,), 1e-4))
+
+    def forward(self, x: Tensor, noise: SampleNoise | None) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        x = x * self.scale
+        if noise is None or self.rate == 0:
+            return x
+        return x * noise.keep(1, 1, rate=self.rate).to(x.dtype)
+
+
+class ConvAttention(nn.Module):
+    """Multi-head attention whose q, k, v come from depthwise convolutions over time, which may halve it.
+
+    Local attention is ordinary attention under a band mask: at these lengths (a few thousand steps) the dense product
+    costs less than gathering windows, and next to nothing beside the backbone.
+    """
+
+    def __init__(self, *, width: int, heads: int, window: int, stride: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+
+        def depthwise() -> nn.Conv1d:
+            return nn.Conv1d(width, width, kernel_size=3, stride=stride, padding=1, groups=width, bias=False)
+
+        self.query_conv, self.key_conv, self.value_conv = depthwise(), depthwise(), depthwise()
+        self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+        for linear in (self.query, self.key, self.value, self.proj):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor, out_valid: Tensor) -> Tensor:
+        """(B, T, C) to (B, T / stride, C); `valid` (B, T) and `out_valid` (B, T / stride) bool."""
+        mask = out_valid.unsqueeze(-1)
+        channels_first = x.transpose(1, 2)
+        query = self.query(self.query_norm(self.query_conv(channels_first).transpose(1, 2) * mask))
+        key = self.key(self.key_norm(self.key_conv(channels_first).transpose(1, 2) * mask))
+        value = self.value(self.value_norm(self.value_conv(channels_first).transpose(1, 2) * mask))
+        mixed = F.scaled_dot_product_attention(
+            self._split(query), self._split(key), self._split(value), attn_mask=self._allowed(out_valid)
+        )
+        return self.proj(mixed.transpose(1, 2).flatten(2)) * mask
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, C / heads)
+
+    def _allowed(self, valid: Tensor) -> Tensor:
+        """(B, 1, T, T) bool. Each step may see itself, so that no row is empty: softmax over nothing is NaN."""
+        step = torch.arange(valid.shape[1], device=valid.device)
+        distance = (step[:, None] - step[None, :]).abs()
+        allowed = valid[:, None, None, :] | (distance == 0)
+        return allowed & (distance <= self.window // 2) if self.window > 1 else allowed
