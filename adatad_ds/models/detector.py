@@ -118,6 +118,11 @@ def detector_points(config: Config, *, device: torch.device) -> Tensor:
     )
 
 
+def valid_points(valid: Tensor, config: Config) -> Tensor:
+    """Which points lie inside the video: (B, T) bool to (B, P) bool."""
+    return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)
+
+
 def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
     if backbone.tuning in ("frozen", "full"):
         return {}

@@ -1,0 +1,148 @@
+"""Run state on disk: only what learns, written atomically, the newest whole one found again after a crash.
+
+A checkpoint is a folder `step_00000240/` of one safetensors file for each of master weights, Adam moments and running
+average, and a `state.json` that names those files and their sizes. It is written under a temporary name, flushed to
+the disk, and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from adatad_ds.config import ConfigError
+from adatad_ds.engine import LearntState
+
+STATE_FILE = "state.json"
+_PREFIX = "step_"
+_TEMPORARY = ".writing_"
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; made when first needed.
+        keep: how many of the newest stay; the one marked best stays besides.
+    """
+
+    def __init__(self, *, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, *, step: int, learnt: LearntState, state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of optimizer step `step`, then remove what is no longer kept. Call on one rank."""
+        final = self.folder / _name(step)
+        temporary = self.folder / f"{_TEMPORARY}{step:08d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for kind, tensors in learnt.items():
+            save_file(tensors, temporary / f"{kind}.safetensors")
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        (temporary / STATE_FILE).write_text(json.dumps({"step": step, "files": sizes, **state}, indent=1))
+        for path in [*temporary.iterdir(), temporary]:
+            _flush(path)
+        if final.exists():  # the same step, saved before a resume
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush(self.folder)
+        self._prune()
+        return final
+
+    def mark_best(self, *, step: int) -> None:
+        """Remember the checkpoint of a step as the best, which keeps it."""
+        temporary = self.folder / f"{_TEMPORARY}best"
+        temporary.write_text(_name(step) + "\n")
+        _flush(temporary)
+        temporary.rename(self.folder / "best")
+
+    def best(self) -> Path | None:
+        """The checkpoint marked best, if it is there."""
+        try:
+            path = self.folder / (self.folder / "best").read_text().strip()
+        except OSError:
+            return None
+        return path if is_whole(path) else None
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, if there is one."""
+        return next((path for path in reversed(self._all()) if is_whole(path)), None)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
+
+    def _prune(self) -> None:
+        best = self.best()
+        for path in self._all()[: -self.keep]:
+            if path != best:
+                shutil.rmtree(path)
+        for leftover in self.folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder from itself or from its run's folder (the best, else the newest).
+
+    Raises:
+        ConfigError: none is there, or it is not whole.
+    """
+    if (path / STATE_FILE).is_file():
+        if not is_whole(path):
+            raise ConfigError(f"the checkpoint {path} is not whole: a file is missing or of the wrong size")
+        return path
+    store = CheckpointStore(folder=path / "checkpoints", keep=1)
+    found = store.best() or store.latest()
+    if found is None:
+        raise ConfigError(f"there is no whole checkpoint in {path}")
+    return found
+
+
+def load_checkpoint(path: Path) -> tuple[LearntState, dict[str, Any]]:
+    """Read a checkpoint: full fp32 tensors by kind and name, and the run's state."""
+    state = read_state(path)
+    learnt = {Path(name).stem: load_file(path / name) for name in state["files"]}
+    return learnt, state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's `state.json`."""
+    return json.loads((path / STATE_FILE).read_text())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file that a checkpoint names is there in full."""
+    try:
+        sizes = read_state(path)["files"]
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """Hash of the weights that do not learn, names and bytes; they are not in checkpoints, so it is checked on resume."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,314 @@
+"""DeepSpeed: the only module that imports it.
+
+Resolves a ds_config against the recipe, hosts the model, and reaches what ZeRO has partitioned: the fp32 masters of
+what learns, their Adam moments and their running average (EMA). Frozen weights are partitioned (stage 3) or replicated
+(1, 2) in the compute type, once, with neither gradient nor master.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.optim import parameter_groups
+from adatad_ds.parallel import World, split_batch
+
+os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+import deepspeed  # noqa: E402  (reads its environment and logger at import)
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
+
+# On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+STAGES = (1, 2, 3)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"  # our key in the optimizer's state: the EMA is partitioned exactly as the moments are
+
+LearntState = dict[str, dict[str, Tensor]]  # "master", each moment, "average" -> parameter name -> full fp32 tensor
+
+
+def read_ds_config(path: str | Path) -> dict[str, Any]:
+    """Read a ds_config file.
+
+    Raises:
+        ConfigError: it is absent or no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
+    return content
+
+
+def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: int, cuda: bool) -> dict[str, Any]:
+    """Fill the recipe's values into a ds_config's `"auto"` fields.
+
+    A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
+    and schedule belong to the recipe.
+
+    Raises:
+        ConfigError: the two contradict each other; every mismatch is listed.
+    """
+    train = config.train
+    micro, accumulation = split_batch(
+        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
+    )
+    wanted = {
+        ("train_batch_size",): train.global_batch,
+        ("train_micro_batch_size_per_gpu",): micro,
+        ("gradient_accumulation_steps",): accumulation,
+        ("gradient_clipping",): train.grad_clip,
+        ("bf16", "enabled"): train.precision == "bf16",
+        ("fp16", "enabled"): train.precision == "fp16",
+    }
+    resolved = json.loads(json.dumps(source))
+    problems = []
+    for path, value in wanted.items():
+        *parents, key = path
+        section = resolved
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        given = section.get(key, "auto")
+        if given != "auto" and given != value:
+            problems.append(f"{'.'.join(path)} is {given} where the recipe has {value}")
+        section[key] = value
+    for section_name in ("optimizer", "scheduler"):
+        if section_name in resolved:
+            problems.append(f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)")
+    zero = resolved.setdefault("zero_optimization", {})
+    if zero.get("stage") not in STAGES:
+        problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
+    for name in ("offload_param", "offload_optimizer"):
+        if zero.get(name, {}).get("pin_memory") == "auto":
+            zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
+    if problems:
+        raise ConfigError(
+            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + ". Put \"auto\" in the ds_config, "
+            "or change the recipe with --set"
+        )
+    resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
+    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    return resolved
+
+
+class Engine:
+    """A model hosted by DeepSpeed, with AdamW over what learns.
+
+    Args:
+        model: on the CPU, weights loaded; what learns has `requires_grad`.
+        config: the run's config.
+        ds_config: as `resolve_ds_config` returns it.
+        world: the ranks.
+
+    Raises:
+        ConfigError: nothing learns, or the device cannot compute in the wanted precision.
+    """
+
+    def __init__(self, *, model: nn.Module, config: Config, ds_config: dict[str, Any], world: World) -> None:
+        self.ds_config = ds_config
+        self.stage: int = ds_config["zero_optimization"]["stage"]
+        self.accumulation: int = ds_config["gradient_accumulation_steps"]
+        self.ema_decay = config.train.ema_decay
+        self._world = world
+        self._check_precision(config.train.precision)
+        groups = parameter_groups(model, config.train)
+        if not groups:
+            raise ConfigError("nothing in this model learns")
+        with _quiet_optimizer_checks():
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=torch.optim.AdamW(groups),
+                config=ds_config,
+                dist_init_required=False,
+            )
+        self.module: nn.Module = self._engine.module
+        self._learnt = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._create_optimizer_state()
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The model's forward pass."""
+        return self._engine(*inputs)
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode."""
+        self._engine.train(mode)
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate one micro batch; gradients become the mean over ranks and micro batches."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """After each micro batch; the last one of a step clips, updates, and follows with the average."""
+        at_boundary = self._engine.is_gradient_accumulation_boundary()
+        self._engine.step()
+        if at_boundary and self.ema_decay > 0:
+            for flat in self._flat_masters():
+                self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - self.ema_decay)
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Scale every group's base rate by the schedule's factor."""
+        for group in self._adam.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def learning_rates(self) -> dict[str, float]:
+        """Each decayed group's current rate."""
+        return {group["name"]: group["lr"] for group in self._adam.param_groups if "no_decay" not in group["name"]}
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient before clipping, of the last step."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def learnt_state(self) -> LearntState:
+        """Full fp32 tensors of what learns: masters, Adam moments, running average. A collective; on every rank."""
+        state: LearntState = {"master": {n: _to_cpu(safe_get_full_fp32_param(p)) for n, p in self._learnt.items()}}
+        for key in self._state_keys():
+            state[key] = {n: _to_cpu(safe_get_full_optimizer_state(p, key)) for n, p in self._learnt.items()}
+        return state
+
+    def load_learnt_state(self, state: LearntState, *, steps: int) -> None:
+        """Restore masters, moments and average on any number of ranks and any stage.
+
+        The model must have been built from the same masters (`Engine` partitions what it is given); this restores what
+        the compute type rounded away.
+        """
+        for name, parameter in self._learnt.items():
+            self._set(parameter, state["master"][name], None)
+            for key in self._state_keys():
+                self._set(parameter, state[key][name], key)
+        for flat in self._flat_masters():
+            self._adam.state[flat]["step"].fill_(float(steps))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Compute with the running average inside, with the trained weights again after. A collective."""
+        if self.ema_decay == 0:
+            yield
+            return
+        self._write_weights(lambda p: safe_get_full_optimizer_state(p, AVERAGE))
+        try:
+            yield
+        finally:
+            self._write_weights(safe_get_full_fp32_param)
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """This rank's bytes: frozen and learning weights in the compute type, masters, moments, average."""
+        kinds = {"frozen_weights": 0, "learnt_weights": 0}
+        for parameter in self.module.parameters():
+            held = parameter.ds_tensor if self.stage == 3 else parameter
+            kinds["learnt_weights" if parameter.requires_grad else "frozen_weights"] += held.numel() * held.element_size()
+        flats = self._flat_masters()
+        kinds["masters"] = sum(flat.numel() * flat.element_size() for flat in flats)
+        for key in self._state_keys():
+            states = [self._adam.state[flat][key] for flat in flats]
+            kinds[key] = sum(state.numel() * state.element_size() for state in states)
+        return kinds
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        return self._zero.optimizer
+
+    def _state_keys(self) -> tuple[str, ...]:
+        return (*MOMENTS, AVERAGE) if self.ema_decay > 0 else MOMENTS
+
+    def _flat_masters(self) -> list[Tensor]:
+        """This rank's flat fp32 partitions, which are what Adam updates."""
+        return self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+
+    def _create_optimizer_state(self) -> None:
+        """Make Adam's zero state now rather than in its first step, with the average beside the moments.
+
+        One more elementwise state costs no communication: it is updated where the partition lies, and gathered and
+        restored by the functions that do so for the moments.
+        """
+        for flat in self._flat_masters():
+            self._adam.state[flat] = {"step": torch.zeros(()), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+            if self.ema_decay > 0:
+                self._adam.state[flat][AVERAGE] = flat.detach().clone()
+        if self.stage != 3:
+            for parameters, flat in zip(self._zero.bit16_groups, self._flat_masters(), strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """Write a full fp32 tensor into this rank's partition of a parameter's master or Adam state."""
+        if self.stage != 3:
+            value = value.to(parameter.device)
+            if key is None:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+            return
+        size = parameter.ds_tensor.numel()  # equal on all ranks; the last one's is padded
+        part = torch.zeros(size)
+        own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
+        part[: own.numel()] = own
+        if key is None:
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, key)
+
+    def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
+        """Replace the compute-type weights of what learns."""
+        values = [full_value(parameter) for parameter in self._learnt.values()]
+        parameters = list(self._learnt.values())
+        if self.stage == 3:
+            with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+                if self._world.is_main:
+                    _copy(parameters, values)
+        else:
+            _copy(parameters, values)
+
+    def _check_precision(self, precision: str) -> None:
+        accelerator = deepspeed.get_accelerator()
+        if precision == "fp16" and not accelerator.is_fp16_supported():
+            raise ConfigError(f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32")
+        if precision == "bf16" and not accelerator.is_bf16_supported():
+            raise ConfigError(f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32")
+
+
+def _copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
+
+
+def _to_cpu(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "DeepSpeed lost a partition of what learns"
+    return tensor.detach().float().cpu().clone()
+
+
+@contextlib.contextmanager
+def _quiet_optimizer_checks() -> Iterator[None]:
+    """DeepSpeed warns that torch's AdamW is untested with ZeRO; this project tests it."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

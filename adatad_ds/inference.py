@@ -1,0 +1,104 @@
+"""From test windows to each video's detections: forward passes spread over ranks, merged, suppressed once a video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatad_ds.config import Config
+from adatad_ds.data.annotations import Video
+from adatad_ds.data.dataset import Batch
+from adatad_ds.detection.decoding import Candidates, decode_segments, merge_candidates, select_candidates
+from adatad_ds.detection.suppression import suppress
+from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
+from adatad_ds.evaluation.results import to_records
+from adatad_ds.models.detector import Predictions, detector_points
+from adatad_ds.parallel import World
+
+Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
+
+
+@torch.no_grad()
+def detect(
+    *,
+    forward: Callable[[Tensor, Tensor], Predictions],
+    batches: Iterable[Batch],
+    videos: Sequence[str],
+    classes: Sequence[str],
+    config: Config,
+    world: World,
+    report: Callable[[str], None],
+) -> Results:
+    """Detect in every video. A collective; every rank must have the same number of batches.
+
+    Args:
+        forward: frames (B, F, H, W, 3) uint8 and valid steps (B, T) to predictions.
+        batches: this rank's share of the test windows.
+        videos: names of all videos; one without detections gets an empty list.
+        classes: label names by class index.
+        config: the run's config.
+        world: the ranks.
+        report: told about videos that could not be read.
+
+    Returns:
+        Detections of all videos, on every rank.
+    """
+    points = detector_points(config, device=world.device)
+    own: dict[str, list[Candidates]] = {}
+    failed: set[str] = set()
+    for batch in batches:
+        predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
+        segments = decode_segments(points, predictions.distances)
+        scores = predictions.class_logits.sigmoid()
+        for index, video in enumerate(batch.videos):
+            if batch.padding[index]:
+                continue
+            if batch.errors[index] is not None:
+                failed.add(batch.errors[index])
+            candidates = select_candidates(
+                segments_grid=segments[index],
+                scores=scores[index],
+                valid=predictions.valid[index],
+                grid=batch.grids[index],
+                score_thresh=config.test.pre_nms_thresh,
+                topk=config.test.pre_nms_topk,
+            )
+            own.setdefault(video, []).append(candidates)
+    for error in sorted(set().union(*world.gather(failed))):
+        report(f"no detections: {error}")
+
+    by_video: dict[str, list[Candidates]] = {}
+    for part in world.gather(own):
+        for video, candidates in part.items():
+            by_video.setdefault(video, []).extend(candidates)
+    mine = {video: _finish(by_video[video], config, classes) for video in sorted(by_video)[world.rank :: world.size]}
+    found = {video: records for part in world.gather(mine) for video, records in part.items()}
+    return {video: found.get(video, []) for video in videos}
+
+
+def measure(results: Mapping[str, Sequence[dict[str, Any]]], *, videos: Sequence[Video], classes: Sequence[str], config: Config) -> Metrics:
+    """Mean average precision and recall of results against the videos' annotations."""
+    truth = {
+        video.name: [(action.start_sec, action.end_sec, action.label) for action in video.actions] for video in videos
+    }
+    return evaluate_detections(
+        results, truth, classes=classes, tiou=config.test.tiou, recall_topk=config.test.recall_topk
+    )
+
+
+def _finish(candidates: list[Candidates], config: Config, classes: Sequence[str]) -> list[dict[str, Any]]:
+    test = config.test
+    kept = suppress(
+        merge_candidates(candidates),
+        method=test.suppression,
+        sigma=test.sigma,
+        tiou=test.tiou_suppression,
+        min_score=test.min_score,
+        max_per_video=test.max_per_video,
+        per_class=test.per_class,
+        voting_thresh=test.voting_thresh,
+    )
+    return to_records(kept, classes)

@@ -1,0 +1,89 @@
+"""What a run says while it runs: TensorBoard, JSON lines, a progress bar. Rank 0 only; elsewhere it is silent."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+LOG_FILE = "log.jsonl"
+
+
+class Monitor:
+    """Writes a run's numbers.
+
+    Args:
+        folder: the run's folder; TensorBoard's events and `log.jsonl` go there.
+        active: False makes every method do nothing.
+        start_step: the first step that this process will run; numbers of later steps, written before a crash, are
+            dropped so that no step appears twice.
+        total_steps: of the whole run, for the time left.
+    """
+
+    def __init__(self, *, folder: Path, active: bool, start_step: int, total_steps: int) -> None:
+        self._active = active
+        if not active:
+            return
+        self._log_path = folder / LOG_FILE
+        if start_step and self._log_path.exists():
+            _drop_later_steps(self._log_path, before=start_step)
+        self._log = self._log_path.open("a" if start_step else "w")
+        self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step or None)
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
+
+    def text(self, name: str, content: str) -> None:
+        """A text shown in TensorBoard, such as the config."""
+        if self._active:
+            self._board.add_text(name, f"```\n{content}\n```")
+
+    def advance(self, step: int, postfix: str) -> None:
+        """One more optimizer step is done."""
+        if self._active:
+            self._bar.update(step + 1 - self._bar.n)
+            self._bar.set_postfix_str(postfix, refresh=False)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of step `step` (0 is the first), named `group/name`."""
+        if not self._active:
+            return
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+
+    def say(self, message: str) -> None:
+        """A line for the user, above the progress bar."""
+        if self._active:
+            self._bar.write(message, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._active:
+            self._bar.close()
+            self._board.close()
+            self._log.close()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has used: the device's allocator on a GPU, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _drop_later_steps(path: Path, *, before: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < before:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # a line cut off by the crash
+    path.write_text("".join(line + "\n" for line in kept))

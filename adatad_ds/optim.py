@@ -1,0 +1,50 @@
+"""What learns, at which rate: parameter groups, schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from adatad_ds.config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
+
+    No weight decay on biases, norms and scales, that is on tensors of at most one axis longer than 1. Each group
+    carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and `weight_decay`.
+    """
+    rates = {"backbone": train.lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = sum(size > 1 for size in parameter.shape) > 1
+            groups.setdefault((parameter_kind(name), decayed), []).append(parameter)
+    decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}
+    return [
+        {
+            "params": parameters,
+            "name": kind if decayed else f"{kind}_no_decay",
+            "base_lr": rates[kind],
+            "lr": 0.0,
+            "weight_decay": decays[kind] if decayed else 0.0,
+        }
+        for (kind, decayed), parameters in groups.items()
+    ]
+
+
+def parameter_kind(name: str) -> str:
+    """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a detector's parameter name."""
+    if name.startswith("backbone.adapters."):
+        return "adapter"
+    return "backbone" if name.startswith("backbone.") else "head"
+
+
+def schedule(step: int, *, warmup_steps: int, total_steps: int) -> float:
+    """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

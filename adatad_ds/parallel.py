@@ -1,0 +1,144 @@
+"""Ranks and what they tell each other. The only module that calls torch.distributed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from adatad_ds.config import ConfigError
+
+_SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process's place among all ranks, and the collectives that the trainer needs.
+
+    Works alike with one process. Every method is a collective: all ranks call it, in the same order.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls) -> Self:
+        """Enter the process group of whatever launched us: deepspeed, torchrun, srun or plain python."""
+        local_rank = complete_environment(os.environ)
+        if torch.cuda.is_available():
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            device = torch.device("cpu")
+            dist.init_process_group("gloo")
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+    def leave(self) -> None:
+        """Leave the group before the interpreter exits; a rank that does not may abort there."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank prints and writes."""
+        return self.rank == 0
+
+    def sum(self, *values: float | torch.Tensor) -> list[float]:
+        """The sum of each number over all ranks, in float64 on every rank."""
+        tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def max(self, *values: float) -> list[float]:
+        """The largest of each number over all ranks, on every rank."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every rank's picklable object, in rank order, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank what any rank ran into, so that none waits for another.
+
+        Raises:
+            Exception: the lowest failing rank's error (its own on that rank).
+        """
+        errors = self.gather(None if error is None else (type(error), str(error)))
+        if error is not None:
+            raise error
+        for rank, other in enumerate(errors):
+            if other is not None:
+                kind, message = other
+                raise kind(message if self.size == 1 else f"{message} (rank {rank})")
+
+
+def complete_environment(environment: MutableMapping[str, str]) -> int:
+    """Fill in the rendezvous variables that the launcher left out; return the local rank.
+
+    srun's variables are mapped; with no launcher at all this is a world of one.
+    """
+    if "RANK" not in environment and _in_slurm_step(environment):
+        environment.update({name: environment[slurm_name] for name, slurm_name in _SLURM_NAMES.items()})
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        environment.setdefault(name, value)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(_free_port())
+    return int(environment["LOCAL_RANK"])
+
+
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process prints the errors of a run that never starts: it will be rank 0."""
+    name = "SLURM_PROCID" if _in_slurm_step(environment) and "RANK" not in environment else "RANK"
+    return environment.get(name, "0") == "0"
+
+
+def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
+    """How a global batch is run: (windows a rank and forward pass, forward passes a step).
+
+    Raises:
+        ConfigError: the batch cannot be split evenly; the message says what would fit.
+    """
+    if global_batch % data_ranks:
+        fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
+        raise ConfigError(
+            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
+            f"use {', '.join(map(str, fitting))} ranks, or --set train.global_batch={_next_multiple(global_batch, data_ranks)}"
+        )
+    share = global_batch // data_ranks
+    micro = micro_batch or share
+    if share % micro:
+        fitting = [size for size in range(1, share + 1) if share % size == 0]
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide the {share} windows that each of {data_ranks} ranks has of "
+            f"train.global_batch={global_batch}; use {', '.join(map(str, fitting))}"
+        )
+    return micro, share // micro
+
+
+def _next_multiple(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,119 @@
+"""A run's folder: what was run, its checkpoints, its results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adatad_ds import config as configuration
+from adatad_ds.checkpoint import CheckpointStore
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.results import write_results
+from adatad_ds.inference import Results
+
+CONFIG_FILE = "config.json"
+DS_CONFIG_FILE = "ds_config.json"
+CLASSES_FILE = "classes.json"
+VERSIONS_FILE = "versions.json"
+RESULTS_FILE = "detections.json"
+METRICS_FILE = "metrics.json"
+_PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "timm", "numpy", "decord", "av")
+
+
+class RunFolder:
+    """Layout of one run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def checkpoints(self, *, keep: int) -> CheckpointStore:
+        """Where the run's checkpoints lie."""
+        return CheckpointStore(folder=self.path / "checkpoints", keep=keep)
+
+    def start(self, store: CheckpointStore, *, resume: bool) -> Path | None:
+        """The checkpoint to go on from, or None for a new run.
+
+        Raises:
+            ConfigError: a run is already here and `resume` is off.
+        """
+        newest = store.latest()
+        if newest is not None and not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run (up to {newest.name}); go on with --resume auto, or choose another "
+                "folder with --run"
+            )
+        return newest
+
+    def describe(self, *, config: Config, ds_config: Mapping[str, Any], classes: Sequence[str]) -> None:
+        """Save everything that the run was made from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        config.save(self.path / CONFIG_FILE)
+        self._write(DS_CONFIG_FILE, ds_config)
+        self._write(CLASSES_FILE, list(classes))
+        self._write(VERSIONS_FILE, _versions())
+
+    def read(self) -> tuple[Config, tuple[str, ...]]:
+        """The run's config and class names.
+
+        Raises:
+            ConfigError: this is no run's folder.
+        """
+        try:
+            classes = tuple(json.loads((self.path / CLASSES_FILE).read_text()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path} is no run's folder: {error}") from error
+        return configuration.load(self.path / CONFIG_FILE), classes
+
+    def add_evaluation(self, epoch: int, *, results: Results, metrics: Metrics) -> None:
+        """Save the detections and metrics of an epoch; they are also the run's latest."""
+        folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder / RESULTS_FILE, results)
+        temporary = folder / f".{METRICS_FILE}"
+        temporary.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
+        temporary.rename(folder / METRICS_FILE)
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        """Metrics of every evaluated epoch."""
+        files = sorted((self.path / "evaluations").glob(f"epoch_*/{METRICS_FILE}"))
+        return {int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text()) for file in files}
+
+    def best_epoch(self) -> int | None:
+        """The evaluated epoch of the highest average mAP; the first of equals."""
+        scores = {epoch: metrics["average_mAP"] for epoch, metrics in self.evaluations().items()}
+        return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
+
+    def _write(self, name: str, content: Any) -> None:
+        (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _versions() -> dict[str, Any]:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "git": _git("rev-parse", "HEAD"),
+        "git_changes": _git("status", "--porcelain"),
+        "packages": packages,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in this package's clone; None without one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

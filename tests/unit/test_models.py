@@ -1,0 +1,206 @@
+"""What the golden numerics do not reach: randomness, tuning modes, masks, edges."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig
+from adatad_ds.models.adapters import TIA, DepthwiseTimeConv
+from adatad_ds.models.detector import Detector, assemble_detector, build_detector
+from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.pyramid import ConvAttention
+from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.optim import parameter_groups
+
+SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
+CONFIG = Config(
+    data=DataConfig(window_size=32, resolution=32, short_side_before_crop=32),
+    backbone=BackboneConfig(clips_per_chunk=0, activation_checkpointing=False, drop_path=0.5),
+    head=HeadConfig(width=16, arch=(1, 1, 2), heads=2, input_dropout=0.3, regression_range=((0, 4), (4, 8), (8, 99))),
+)
+
+
+def detector(seed: int = 0, **backbone) -> Detector:
+    torch.manual_seed(seed)
+    config = replace(CONFIG, backbone=replace(CONFIG.backbone, **backbone))
+    model = assemble_detector(config, spec=SPEC, num_classes=3)
+    for adapter in model.backbone.adapters.values():  # leave the identity of the start
+        torch.nn.init.normal_(adapter.up_proj.weight, std=0.1)
+    return model
+
+
+def window(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    frames = torch.randint(0, 256, (batch, 32, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    valid = torch.ones(batch, 32, dtype=torch.bool)
+    valid[-1, 20:] = False
+    return frames, valid
+
+
+def test_published_sizes():
+    millions = {}
+    for name, spec in VIT_SPECS.items():
+        with torch.device("meta"):
+            vit = VisionTransformer(spec=spec, resolution=224 if name != "tiny" else 64)
+        millions[name] = round(sum(p.numel() for p in vit.parameters()) / 1e6)
+    assert {name: millions[name] for name in ("videomae_s", "videomae_b", "videomae_l", "videomae_h")} == {
+        "videomae_s": 22,
+        "videomae_b": 86,
+        "videomae_l": 304,
+        "videomae_h": 632,
+    }
+    assert 1005 <= millions["videomaev2_g"] <= 1020
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2)])
+def test_time_convolution_is_conv1d_over_the_window(kernel, dilation):
+    convolution = DepthwiseTimeConv(width=6, kernel=kernel, dilation=dilation)
+    torch.nn.init.normal_(convolution.bias)
+    tokens = torch.randn(2, 11, 4, 6)
+    series = tokens.permute(0, 2, 3, 1).flatten(0, 1)  # (B * S, C, T)
+    padding = dilation * (kernel // 2)
+    expected = F.conv1d(series, convolution.weight, convolution.bias, padding=padding, dilation=dilation, groups=6)
+    torch.testing.assert_close(convolution(tokens), expected.view(2, 4, 6, 11).permute(0, 3, 1, 2))
+
+
+def test_untrained_adapter_adds_nothing():
+    tia = TIA(width=8, ratio=0.25, kernel=3, dilation=1)
+    assert tia(torch.randn(1, 6, 4, 8)).abs().max() == 0
+
+
+def test_adapter_sees_across_clip_borders():
+    model = detector(drop_path=0.0)
+    frames, _ = window(1)
+    other = frames.clone()
+    other[:, 16:] = 0  # the second clip only
+    with torch.no_grad():
+        change = (model.backbone(frames) - model.backbone(other)).abs().amax(1)[0]
+    assert change[13] > 0  # in the first clip: through the time convolution
+    plain = detector(drop_path=0.0, adapter="plain")
+    with torch.no_grad():
+        change = (plain.backbone(frames) - plain.backbone(other)).abs().amax(1)[0]
+    assert change[13] == 0
+
+
+@pytest.mark.parametrize(
+    ("tuning", "learning"),
+    [("frozen", set()), ("full", {"vit"}), ("tia", {"adapters"}), ("side", {"adapters"})],
+)
+def test_what_learns_and_gets_a_gradient(tuning, learning):
+    model = detector(tuning=tuning, adapter_blocks=(1, 3))
+    output = model(*window())
+    (output.class_logits.sum() + output.distances.sum()).backward()
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[1] if name.startswith("backbone.") else "head"
+        assert (parameter.grad is not None) == (part in learning | {"head", "pyramid"}), name
+    in_optimizer = sum(len(group["params"]) for group in parameter_groups(model, CONFIG.train))
+    assert in_optimizer == sum(p.requires_grad for p in model.parameters())
+
+
+def test_leading_blocks_store_nothing():
+    model = detector(tuning="tia", adapter_blocks=(2, 3), drop_path=0.0)
+    assert model.backbone.grad_free_blocks == 3
+    calls = []
+    for index, block in enumerate(model.backbone.vit.blocks):
+        block.register_forward_hook(lambda *_, index=index: calls.append((index, torch.is_grad_enabled())))
+    model(*window())
+    assert calls == [(0, False), (1, False), (2, False), (3, True)]
+
+
+def test_no_decay_on_biases_norms_and_scales():
+    groups = parameter_groups(detector(), CONFIG.train)
+    assert {group["name"] for group in groups} == {"adapter", "adapter_no_decay", "head", "head_no_decay"}
+    for group in groups:
+        if group["weight_decay"] == 0:
+            assert all(sum(size > 1 for size in p.shape) <= 1 for p in group["params"])
+        else:
+            assert all(p.ndim >= 2 for p in group["params"])
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
+@pytest.mark.parametrize("changes", [{"clips_per_chunk": 1}, {"clips_per_chunk": 3}, {"activation_checkpointing": True}])
+def test_execution_does_not_change_the_numbers(tuning, changes):
+    """Chunks, recomputation: the same outputs and gradients, drop path and dropout included."""
+
+    def run(**settings):
+        model = detector(tuning=tuning, adapter_blocks=(1, 2), **settings)
+        output = model(*window(), torch.tensor([7, 8]))
+        (output.class_logits.square().sum() + output.distances.sum()).backward()
+        return output.class_logits, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    logits, gradients = run()
+    other_logits, other_gradients = run(**changes)
+    torch.testing.assert_close(logits, other_logits)
+    assert gradients.keys() == other_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_sample_is_dropped_alike_in_any_batch():
+    model = detector()
+    frames, valid = window()
+    with torch.no_grad():
+        both = model(frames, valid, torch.tensor([7, 8])).class_logits
+        second = model(frames[1:], valid[1:], torch.tensor([8])).class_logits
+        reseeded = model(frames[1:], valid[1:], torch.tensor([9])).class_logits
+        undropped = model(frames[1:], valid[1:]).class_logits
+    torch.testing.assert_close(both[1:], second)
+    assert not torch.allclose(second, reseeded)
+    assert not torch.allclose(second, undropped)
+
+
+def test_dropout_keeps_the_mean():
+    noise = SampleNoise(seeds=[1, 2], device=torch.device("cpu"))
+    factors = noise.keep(10000, rate=0.3)
+    assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert factors.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("attn_window", [3, 5, 9, -1])
+def test_local_attention_by_hand(attn_window):
+    torch.manual_seed(0)
+    attention = ConvAttention(width=8, heads=2, window=attn_window, stride=1)
+    valid = torch.ones(1, 12, dtype=torch.bool)
+    valid[:, 9:] = False
+    x = torch.randn(1, 12, 8) * valid[..., None]
+    with torch.no_grad():
+        actual = attention(x, valid, valid)
+        first = x.transpose(1, 2)
+        query, key, value = (
+            linear(norm(conv(first).transpose(1, 2) * valid[..., None]))[0].view(12, 2, 4)
+            for linear, norm, conv in (
+                (attention.query, attention.query_norm, attention.query_conv),
+                (attention.key, attention.key_norm, attention.key_conv),
+                (attention.value, attention.value_norm, attention.value_conv),
+            )
+        )
+        for step in range(9):
+            reach = attn_window // 2 if attn_window > 1 else 12
+            seen = [other for other in range(9) if abs(other - step) <= reach]
+            mixed = []
+            for head in range(2):
+                weight = torch.softmax(torch.stack([query[step, head] @ key[o, head] / 2 for o in seen]), 0)
+                mixed.append(sum(w * value[o, head] for w, o in zip(weight, seen, strict=True)))
+            torch.testing.assert_close(actual[0, step], attention.proj(torch.cat(mixed)))
+        assert actual[0, 9:].abs().max() == 0
+
+
+def test_a_window_without_one_valid_step_is_finite():
+    model = detector(drop_path=0.0)
+    frames, valid = window()
+    valid[1] = False
+    output = model(frames, valid)
+    assert output.class_logits.isfinite().all()
+    (output.class_logits.sum() + output.distances.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_wrong_names_and_blocks():
+    with pytest.raises(ConfigError, match="videomae_xl.*there are tiny"):
+        build_detector(replace(CONFIG, backbone=BackboneConfig(name="videomae_xl")), num_classes=2)
+    with pytest.raises(ConfigError, match=r"must name blocks 0\.\.3"):
+        detector(adapter_blocks=(2, 4))
