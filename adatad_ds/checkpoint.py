@@ -127,7 +127,7 @@ def is_whole(path: Path) -> bool:
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
-    """Hash of the weights that do not learn, names and bytes; they are not in checkpoints, so it is checked on resume."""
+    """Hash of the weights that do not learn, names and bytes: checkpoints do not hold them, so a resume checks it."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

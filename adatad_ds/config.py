@@ -254,13 +254,18 @@ def check(config: Config) -> None:
     )
     if data.sampling == "random_trunc":
         stride = data.feature_stride_frames
-        need(stride is not None and stride > 0, "data.feature_stride_frames must be > 0 with data.sampling=random_trunc")
+        need(
+            stride is not None and stride > 0, "data.feature_stride_frames must be > 0 with data.sampling=random_trunc"
+        )
         need(
             stride is None or stride % data.frames_per_feature == 0,
             f"data.feature_stride_frames = {stride} is no multiple of frames_per_feature = {data.frames_per_feature}",
         )
     need(0 <= data.test_window_overlap < 1, "data.test_window_overlap must be in [0, 1)")
-    need(data.resolution > 0 and data.short_side_before_crop >= data.resolution, "data.short_side_before_crop must be at least data.resolution")
+    need(
+        data.resolution > 0 and data.short_side_before_crop >= data.resolution,
+        "data.short_side_before_crop must be at least data.resolution",
+    )
     need(
         len(head.regression_range) == head.levels,
         f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)",
@@ -311,7 +316,7 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
         return tuple(_coerce(item, arg, key) for item, arg in zip(value, args, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
         raise ConfigError(f"{key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
     return value
 

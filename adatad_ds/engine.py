@@ -95,7 +95,9 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: 
         section[key] = value
     for section_name in ("optimizer", "scheduler"):
         if section_name in resolved:
-            problems.append(f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)")
+            problems.append(
+                f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
+            )
     zero = resolved.setdefault("zero_optimization", {})
     if zero.get("stage") not in STAGES:
         problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
@@ -104,7 +106,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: 
             zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
     if problems:
         raise ConfigError(
-            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + ". Put \"auto\" in the ds_config, "
+            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
             "or change the recipe with --set"
         )
     resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
@@ -218,7 +220,9 @@ class Engine:
         kinds = {"frozen_weights": 0, "learnt_weights": 0}
         for parameter in self.module.parameters():
             held = parameter.ds_tensor if self.stage == 3 else parameter
-            kinds["learnt_weights" if parameter.requires_grad else "frozen_weights"] += held.numel() * held.element_size()
+            kinds["learnt_weights" if parameter.requires_grad else "frozen_weights"] += (
+                held.numel() * held.element_size()
+            )
         flats = self._flat_masters()
         kinds["masters"] = sum(flat.numel() * flat.element_size() for flat in flats)
         for key in self._state_keys():
@@ -239,7 +243,9 @@ class Engine:
 
     def _flat_masters(self) -> list[Tensor]:
         """This rank's flat fp32 partitions, which are what Adam updates."""
-        return self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        return (
+            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
 
     def _create_optimizer_state(self) -> None:
         """Make Adam's zero state now rather than in its first step, with the average beside the moments.
@@ -287,9 +293,13 @@ class Engine:
     def _check_precision(self, precision: str) -> None:
         accelerator = deepspeed.get_accelerator()
         if precision == "fp16" and not accelerator.is_fp16_supported():
-            raise ConfigError(f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32")
+            raise ConfigError(
+                f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32"
+            )
         if precision == "bf16" and not accelerator.is_bf16_supported():
-            raise ConfigError(f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32")
+            raise ConfigError(
+                f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32"
+            )
 
 
 def _copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:

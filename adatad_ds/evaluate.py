@@ -112,12 +112,10 @@ def load_detector(config: Config, *, num_classes: int, checkpoint: Path, raw: bo
     Raises:
         ConfigError: the frozen weights are not those of the training.
     """
+    torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
     detector = build_detector(config, num_classes=num_classes)
     if config.backbone.weights is not None:
         load_backbone_weights(detector.backbone.vit, config.backbone.weights)
-    else:
-        torch.manual_seed(config.train.seed)
-        detector = build_detector(config, num_classes=num_classes)
     learnt, state = load_checkpoint(checkpoint)
     if state["frozen_fingerprint"] != frozen_fingerprint(detector):
         raise ConfigError(

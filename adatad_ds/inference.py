@@ -79,7 +79,9 @@ def detect(
     return {video: found.get(video, []) for video in videos}
 
 
-def measure(results: Mapping[str, Sequence[dict[str, Any]]], *, videos: Sequence[Video], classes: Sequence[str], config: Config) -> Metrics:
+def measure(
+    results: Mapping[str, Sequence[dict[str, Any]]], *, videos: Sequence[Video], classes: Sequence[str], config: Config
+) -> Metrics:
     """Mean average precision and recall of results against the videos' annotations."""
     truth = {
         video.name: [(action.start_sec, action.end_sec, action.label) for action in video.actions] for video in videos

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 
 def parameter_kind(name: str) -> str:
-    """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a detector's parameter name."""
+    """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a parameter's name."""
     if name.startswith("backbone.adapters."):
         return "adapter"
     return "backbone" if name.startswith("backbone.") else "head"

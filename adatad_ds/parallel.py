@@ -117,7 +117,8 @@ def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) 
         fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
         raise ConfigError(
             f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
-            f"use {', '.join(map(str, fitting))} ranks, or --set train.global_batch={_next_multiple(global_batch, data_ranks)}"
+            f"use {', '.join(map(str, fitting))} ranks, or --set "
+            f"train.global_batch={_next_multiple(global_batch, data_ranks)}"
         )
     share = global_batch // data_ranks
     micro = micro_batch or share

@@ -130,9 +130,7 @@ def _detector_state(state: Mapping[str, Tensor], backbone: AdaptedBackbone) -> S
 
 def _vit_state(state: Mapping[str, Tensor]) -> State:
     """A transformer's tensors under our names: q and v biases joined, what a detector does not use left out."""
-    renamed = {
-        _rename(key, _VIT_RENAMES): tensor for key, tensor in state.items() if not key.startswith(_LEFTOVERS)
-    }
+    renamed = {_rename(key, _VIT_RENAMES): tensor for key, tensor in state.items() if not key.startswith(_LEFTOVERS)}
     for key in [key for key in renamed if key.endswith(".q_bias")]:
         query = renamed.pop(key)
         value = renamed.pop(key.replace(".q_bias", ".v_bias"), torch.zeros_like(query))

@@ -70,7 +70,9 @@ def recipe_table() -> str:
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 # AdaTAD on THUMOS14: adapter learning rate and published average mAP (arXiv 2311.17241, tables 1 and 3), by backbone.

@@ -1,6 +1,6 @@
 """Train a detector: build everything, then a visible loop.
 
-    deepspeed adatad_ds/train.py --deepspeed_config ds_configs/zero3_offload.json --recipe NAME [--set section.key=value]
+    deepspeed adatad_ds/train.py --deepspeed_config ds_configs/zero3_offload.json --recipe NAME [--set SECTION.KEY=V]
 
 also under torchrun, srun and plain python.
 """
@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,6 @@ from adatad_ds.data.dataset import Batch, WindowDataset
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.engine import Engine, read_ds_config, resolve_ds_config
-from adatad_ds.evaluation.results import write_results
 from adatad_ds.inference import detect, measure
 from adatad_ds.models.detector import build_detector
 from adatad_ds.monitor import Monitor, peak_memory_bytes
@@ -285,21 +284,24 @@ class Trainer:
             self.store.save(step=self.progress.step, learnt=learnt, state=state)
 
     def evaluate_if_due(self, epoch: int) -> None:
-        """Evaluate the averaged weights after `epoch` epochs, if the recipe says so and it is not done. A collective."""
+        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective."""
         settings = self.config.train
         last = epoch == settings.stop_epoch
         regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
         done = any(self.world.gather(epoch in self.run_folder.evaluations()))
         if done or not (last or regular):
             return
-        loader, videos = make_test_loader(
-            self.test_data,
-            config=self.config.data,
-            batch=self.config.test.batch,
-            rank=self.world.rank,
-            ranks=self.world.size,
-            pin_memory=self.world.device.type == "cuda",
-        ), self.test_data.videos
+        loader, videos = (
+            make_test_loader(
+                self.test_data,
+                config=self.config.data,
+                batch=self.config.test.batch,
+                rank=self.world.rank,
+                ranks=self.world.size,
+                pin_memory=self.world.device.type == "cuda",
+            ),
+            self.test_data.videos,
+        )
         self.engine.train(False)
         with self.engine.averaged_weights():
             results = detect(

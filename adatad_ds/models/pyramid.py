@@ -55,9 +55,7 @@ class Pyramid(nn.Module):
         self.register_buffer("position", position, persistent=False)
 
         def block(stride: int) -> PyramidBlock:
-            return PyramidBlock(
-                width=width, heads=heads, attn_window=attn_window, stride=stride, drop_path=drop_path
-            )
+            return PyramidBlock(width=width, heads=heads, attn_window=attn_window, stride=stride, drop_path=drop_path)
 
         self.stem = nn.ModuleList(block(1) for _ in range(full_rate))
         self.branch = nn.ModuleList(block(HALVING) for _ in range(halving))

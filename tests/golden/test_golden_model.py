@@ -155,4 +155,5 @@ def test_losses_and_every_gradient(case, execution):
         assert parameter.grad is not None, name
         compare(parameter.grad, reference.reshape(parameter.shape), **GRADIENTS)
     frozen = [name for name, parameter in detector.named_parameters() if not parameter.requires_grad]
-    assert frozen and all(detector.get_parameter(name).grad is None for name in frozen)
+    assert frozen
+    assert all(detector.get_parameter(name).grad is None for name in frozen)

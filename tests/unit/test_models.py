@@ -122,7 +122,9 @@ def test_no_decay_on_biases_norms_and_scales():
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
-@pytest.mark.parametrize("changes", [{"clips_per_chunk": 1}, {"clips_per_chunk": 3}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changes", [{"clips_per_chunk": 1}, {"clips_per_chunk": 3}, {"activation_checkpointing": True}]
+)
 def test_execution_does_not_change_the_numbers(tuning, changes):
     """Chunks, recomputation: the same outputs and gradients, drop path and dropout included."""
 
@@ -200,7 +202,7 @@ def test_a_window_without_one_valid_step_is_finite():
 
 
 def test_wrong_names_and_blocks():
-    with pytest.raises(ConfigError, match="videomae_xl.*there are tiny"):
+    with pytest.raises(ConfigError, match=r"videomae_xl.*there are tiny"):
         build_detector(replace(CONFIG, backbone=BackboneConfig(name="videomae_xl")), num_classes=2)
     with pytest.raises(ConfigError, match=r"must name blocks 0\.\.3"):
         detector(adapter_blocks=(2, 4))

@@ -1,0 +1,110 @@
+"""Training losses: sigmoid focal on classes, DIoU on segments, and the running normaliser.
+
+B windows, P points, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adatad_ds.detection.decoding import decode_segments
+from adatad_ds.detection.points import Targets
+
+_EPS = 1e-7
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss (arXiv 1708.02002, equation 5), elementwise, float32.
+
+    Args:
+        logits: any shape.
+        targets: the same shape, in [0, 1].
+        alpha: weight of the positives; 1 - alpha of the negatives.
+        gamma: how strongly easy examples are weighed down.
+    """
+    logits, targets = logits.float(), targets.float()
+    probability = logits.sigmoid()
+    wrong = probability * (1 - targets) + (1 - probability) * targets  # 1 - p_t
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * wrong**gamma * cross_entropy
+
+
+def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Distance-IoU loss of paired segments (arXiv 1911.08287, equation 7, in one dimension).
+
+    Args:
+        predicted: (..., 2), start and end.
+        target: (..., 2).
+
+    Returns:
+        (...), 1 - IoU + (distance of centres / length of the enclosing segment)^2.
+    """
+    start, end = predicted.unbind(-1)
+    target_start, target_end = target.unbind(-1)
+    overlap = (torch.minimum(end, target_end) - torch.maximum(start, target_start)).clamp(min=0)
+    union = (end - start) + (target_end - target_start) - overlap
+    enclosing = torch.maximum(end, target_end) - torch.minimum(start, target_start)
+    between_centers = 0.5 * ((start + end) - (target_start + target_end))
+    return 1 - overlap / union.clamp(min=_EPS) + (between_centers / enclosing.clamp(min=_EPS)) ** 2
+
+
+def detection_losses(
+    *,
+    class_logits: Tensor,
+    distances: Tensor,
+    points: Tensor,
+    valid: Tensor,
+    targets: Targets,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Unnormalised sums of a batch: focal over valid points, DIoU over positives.
+
+    Shapes are static: what does not count is masked, not picked out. Without positives the second sum is 0 and still
+    has a (zero) gradient.
+
+    Args:
+        class_logits: (B, P, K).
+        distances: (B, P, 2) in strides.
+        points: (P, 4).
+        valid: (B, P) bool.
+        targets: see `assign_targets`.
+        label_smoothing: moves multi-hot targets towards 1 / (K + 1).
+    """
+    num_classes = class_logits.shape[-1]
+    smoothed = targets.classes * (1 - label_smoothing) + label_smoothing / (num_classes + 1)
+    classification = (sigmoid_focal_loss(class_logits, smoothed) * valid[..., None]).sum()
+
+    positive = targets.positive[..., None]
+    # Elsewhere both are given the same unit segment, so that no masked element divides by zero in the backward pass.
+    predicted = decode_segments(points, torch.where(positive, distances.float(), 1.0))
+    target = decode_segments(points, torch.where(positive, targets.distances, 1.0))
+    regression = (diou_loss(predicted, target) * targets.positive).sum()
+    return classification, regression
+
+
+class LossNormalizer:
+    """Running mean of the positives in a global batch, by which losses are divided (ActionFormer, section 3.4).
+
+    Args:
+        initial: value before the first step.
+        momentum: weight of the old value in each update.
+    """
+
+    def __init__(self, *, initial: float, momentum: float) -> None:
+        self.value = float(initial)
+        self.momentum = momentum
+
+    def update(self, num_positives: float) -> float:
+        """Take in a global batch's positives (at least 1 is counted); return the new value."""
+        self.value = self.momentum * self.value + (1 - self.momentum) * max(num_positives, 1)
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint must hold."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a checkpoint."""
+        self.value = float(state["value"])

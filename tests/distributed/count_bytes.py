@@ -1,0 +1,72 @@
+"""Started by test_memory.py on each rank: build a small hosted detector, step once, and count every tensor alive."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+
+from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.engine import Engine, read_ds_config, resolve_ds_config
+from adatad_ds.models.detector import assemble_detector
+from adatad_ds.models.vit import ViTSpec
+from adatad_ds.parallel import World
+
+DEPTH, WIDTH = 4, 256
+
+
+def main() -> None:
+    """Print one JSON line a rank."""
+    ds_config, precision = sys.argv[1:]
+    world = World.join()
+    config = Config(
+        data=DataConfig(window_size=32, resolution=32, short_side_before_crop=32),
+        backbone=BackboneConfig(adapter_ratio=0.05),
+        head=HeadConfig(width=16, arch=(1, 0, 1), regression_range=((0, 4), (4, 99))),
+        train=TrainConfig(precision=precision, global_batch=world.size),
+    )
+    spec = ViTSpec(width=WIDTH, depth=DEPTH, heads=4, mlp_hidden=4 * WIDTH, pretrained_side=32)
+    detector = assemble_detector(config, spec=spec, num_classes=3)
+    frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
+    learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    resolved = resolve_ds_config(
+        read_ds_config(f"ds_configs/{ds_config}.json"), config=config, data_ranks=world.size, cuda=False
+    )
+    resolved["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
+    engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
+    del detector
+    frames = torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8)
+    predictions = engine(frames, torch.ones(1, 32, dtype=torch.bool))
+    engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
+    with_gradient = sum(p.grad is not None for p in engine.module.parameters() if not p.requires_grad)
+    engine.step()
+    del predictions, frames
+    gc.collect()
+    largest = [tensor for tensor in gc.get_objects() if _is_tensor(tensor) and tensor.numel() >= WIDTH * WIDTH]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in largest}
+    report = {
+        "rank": world.rank,
+        "frozen": frozen,
+        "learnt": learnt,
+        "kinds": engine.bytes_by_kind(),
+        "frozen_with_gradient": with_gradient,
+        "bytes_in_large_tensors": sum(storages.values()),
+    }
+    print("COUNT " + json.dumps(report), flush=True)
+    world.leave()
+
+
+def _is_tensor(item: object) -> bool:
+    try:
+        return isinstance(item, torch.Tensor)
+    except ReferenceError:  # a dead weak proxy
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Start real training processes for tests, and read what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TIMEOUT_SEC = 300
+
+SMALL = {  # a detector and schedule that train on a CPU in seconds
+    "data.window_size": 32,
+    "data.feature_stride_frames": 2,
+    "data.resolution": 32,
+    "data.short_side_before_crop": 36,
+    "data.workers": 1,
+    "backbone.weights": "none",
+    "backbone.drop_path": 0.2,
+    "head.width": 32,
+    "head.arch": "[1,1,2]",
+    "head.regression_range": "[[0,4],[4,8],[8,10000]]",
+    "head.drop_path": 0.1,
+    "head.input_dropout": 0.1,
+    "train.global_batch": 4,
+    "train.log_every_steps": 1,
+    "train.warmup_epochs": 0,
+    "train.schedule_epochs": 2,
+    "train.stop_epoch": 2,
+    "train.eval_every": 1,
+    "train.precision": "fp32",
+    "test.batch": 2,
+}
+
+
+def train_command(
+    *,
+    data: Path,
+    run: Path,
+    ranks: int,
+    ds_config: str,
+    launcher: str = "deepspeed",
+    resume: bool = False,
+    **changes: object,
+) -> list[str]:
+    """The command line of a small training; keyword names use `__` for the dot of `--set section.key`."""
+    settings = SMALL | {"data.annotations": data / "annotations.json", "data.videos": data / "videos"}
+    settings |= {name.replace("__", "."): value for name, value in changes.items()}
+    launch = {
+        "deepspeed": [
+            sys.executable,
+            "-m",
+            "deepspeed.launcher.runner",
+            "--num_gpus",
+            str(ranks),
+            "--master_port",
+            free_port(),
+        ],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)],
+        "python": [sys.executable],
+    }[launcher]
+    command = [*launch, "adatad_ds/train.py", "--recipe", "quickstart", "--run", str(run)]
+    command += ["--deepspeed_config", f"ds_configs/{ds_config}.json"]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
+    return [*command, "--resume", "auto"] if resume else command
+
+
+def environment() -> dict[str, str]:
+    """One thread a rank, no GPU, no installed package: as from a fresh clone."""
+    hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository to its end."""
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_SEC, check=False
+    )
+
+
+def finish(command: list[str]) -> str:
+    """Run a command that must succeed; its output."""
+    done = start(command)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return done.stdout
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Total loss of every logged step of a run."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss/total" in line]
+    assert len({line["step"] for line in steps}) == len(steps), "a step is logged twice"
+    return {line["step"]: line["loss/total"] for line in steps}
+
+
+def free_port() -> str:
+    """A port for the rendezvous of one launch."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

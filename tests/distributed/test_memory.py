@@ -1,0 +1,38 @@
+"""Frozen weights lie in memory once, in the compute type, without gradients or masters: by counting bytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.distributed.launch import finish
+
+LEARNT_SHARE = 0.2  # of the frozen parameters, at most: the test's model is mostly backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("ds_config", ["zero3", "zero3_offload", "zero2"])
+def test_bytes_of_each_kind(ds_config, precision):
+    ranks, size = 2, {"bf16": 2, "fp32": 4}[precision]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    output = finish([*command, "tests/distributed/count_bytes.py", ds_config, precision])
+    counts = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("COUNT ")]
+    assert len(counts) == ranks
+    frozen, learnt = counts[0]["frozen"], counts[0]["learnt"]
+    assert learnt < LEARNT_SHARE * frozen
+    copies = 1 if ds_config.startswith("zero3") else ranks
+
+    def total(kind: str) -> int:
+        return sum(count["kinds"][kind] for count in counts)
+
+    assert total("frozen_weights") == pytest.approx(copies * size * frozen, rel=0.001)
+    assert total("learnt_weights") == pytest.approx(copies * size * learnt, rel=0.02)
+    for kind in ("masters", "exp_avg", "exp_avg_sq", "average"):
+        assert total(kind) == pytest.approx(4 * learnt, rel=0.02), kind
+    assert all(count["frozen_with_gradient"] == 0 for count in counts)
+    # No tensor of the process, whoever holds it, adds up to a second copy of the frozen weights.
+    expected = sum(sum(count["kinds"].values()) for count in counts)
+    assert sum(count["bytes_in_large_tensors"] for count in counts) < expected + 0.25 * size * frozen

@@ -1,0 +1,96 @@
+"""A run killed anywhere goes on with bit-identical losses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from adatad_ds.checkpoint import CheckpointStore
+from tests.distributed.launch import REPOSITORY, environment, finish, losses, train_command
+
+SETTINGS = {
+    "train__lr_head": 1e-3,
+    "train__lr_adapter": 1e-3,
+    "train__schedule_epochs": 4,
+    "train__stop_epoch": 4,
+    "train__checkpoint_every_steps": 3,
+    "train__eval_from_epoch": 2,
+    "train__eval_every": 2,
+}
+
+
+def kill_after_step(command: list[str], run, step: int) -> None:
+    """Start a training and kill -9 all of it once a step is logged."""
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "ds_config", "precision"), [(2, "zero3_offload", "bf16"), (1, "zero2", "fp32")])
+def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, small_videos, tmp_path):
+    def command(run, **more):
+        layout = {"ranks": ranks, "ds_config": ds_config, "train__precision": precision}
+        launcher = "torchrun" if ranks > 1 else "python"  # one process group to kill
+        return train_command(data=small_videos, run=run, launcher=launcher, **layout, **SETTINGS, **more)
+
+    whole = tmp_path / "whole"
+    finish(command(whole))
+
+    killed = tmp_path / "killed"
+    kill_after_step(command(killed), killed, step=4)
+    newest = CheckpointStore(folder=killed / "checkpoints", keep=2).latest()
+    assert newest is not None
+    resumed_at = json.loads((newest / "state.json").read_text())["step"]
+    assert resumed_at in (3, 4)
+    output = finish(command(killed, resume=True))
+    assert f"{resumed_at} steps done" in output
+    assert losses(killed) == losses(whole)  # not approximately
+    evaluated = [json.loads((run / "evaluations/epoch_0004/metrics.json").read_text()) for run in (whole, killed)]
+    assert evaluated[0] == evaluated[1]
+
+    # The newest checkpoint cut short: the run goes on from the one before, and says so by its step.
+    shutil.rmtree(killed / "evaluations")
+    last = CheckpointStore(folder=killed / "checkpoints", keep=2).latest()
+    assert last is not None
+    with (last / "master.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert CheckpointStore(folder=killed / "checkpoints", keep=2).latest() not in (None, last)
+    finish(command(killed, resume=True))
+    assert losses(killed) == losses(whole)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
+    settings = {**SETTINGS, "train__eval_from_epoch": 100}
+    whole = tmp_path / "whole"
+    finish(train_command(data=small_videos, run=whole, ranks=1, ds_config="zero2", launcher="python", **settings))
+    for name in ("step_00000008", "step_00000006"):
+        assert (whole / "checkpoints" / name).is_dir()
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    shutil.rmtree(other / "checkpoints" / "step_00000008")
+    finish(train_command(data=small_videos, run=other, ranks=2, ds_config="zero3", resume=True, **settings))
+    assert losses(other) == pytest.approx(losses(whole), rel=1e-5)

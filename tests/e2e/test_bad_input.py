@@ -1,0 +1,126 @@
+"""What a user gets wrong ends in one paragraph on the terminal: no hang, no traceback from deep inside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.distributed.launch import finish, losses, start, train_command
+
+LAYOUT = {"ranks": 2, "ds_config": "zero3", "launcher": "torchrun"}
+
+
+def fails(command: list[str], *said: str) -> None:
+    done = start(command)
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1, done.stderr[-3000:]
+    for words in said:
+        assert words in ours[0], ours[0]
+    assert "Traceback (most recent call last)" not in done.stderr.split("torch.distributed.elastic")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head__wdith": 64}, ["head has no key 'wdith'", "did you mean 'width'"]),
+        ({"train__global_batch": 1}, ["1 windows cannot be spread evenly over 2 ranks"]),
+        ({"data__videos": "/nowhere"}, ["/nowhere"]),
+        ({"data__annotations": "/nowhere.json"}, ["/nowhere.json"]),
+        ({"data__classes": "['jump']"}, ["jump"]),
+        ({"data__train_subset": "trainign"}, ["trainign", "training"]),
+        ({"backbone__weights": "/nowhere.pth"}, ["no weights file /nowhere.pth"]),
+        ({"train__global_batch": 64}, ["64"]),
+    ],
+)
+def test_settings(changes, said, small_videos, tmp_path):
+    settings = {"data": small_videos, "run": tmp_path / "run", **LAYOUT}
+    fails(train_command(**settings, **changes), *said)
+
+
+@pytest.mark.slow
+def test_contradicting_ds_config(small_videos, tmp_path):
+    command = train_command(data=small_videos, run=tmp_path / "run", **LAYOUT)
+    policy = tmp_path / "bad.json"
+    policy.write_text(
+        json.dumps(
+            {
+                "train_batch_size": 16,
+                "bf16": {"enabled": True},
+                "optimizer": {"type": "Adam"},
+                "zero_optimization": {"stage": 0},
+            }
+        )
+    )
+    command[command.index("ds_configs/zero3.json")] = str(policy)
+    fails(command, "train_batch_size is 16", "bf16.enabled is True", "'optimizer'", "stage is 0")
+
+
+@pytest.mark.slow
+def test_unknown_recipe_under_the_deepspeed_launcher(small_videos, tmp_path):
+    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3")
+    command[command.index("quickstart")] = "quikstart"
+    done = start(command)
+    assert done.returncode != 0
+    assert done.stderr.count("error: there is no recipe 'quikstart'; did you mean quickstart") == 1
+
+
+@pytest.mark.slow
+def test_a_run_is_not_overwritten(small_videos, tmp_path):
+    settings = {"train__stop_epoch": 1, "train__eval_from_epoch": 100}
+    command = train_command(
+        data=small_videos, run=tmp_path / "run", ranks=1, ds_config="zero2", launcher="python", **settings
+    )
+    finish(command)
+    fails(command, "already holds a run", "--resume auto")
+
+
+@pytest.mark.slow
+def test_bad_videos_and_annotations_are_counted_and_trained_around(small_videos, tmp_path):
+    """Unreadable, truncated and unannotated videos, and annotations that cannot be: reported, and training goes on."""
+    data = tmp_path / "data"
+    shutil.copytree(small_videos, data)
+    annotations = json.loads((data / "annotations.json").read_text())
+    training = [name for name, video in annotations["database"].items() if video["subset"] == "training"]
+    unreadable, truncated, empty, faulty = training[:4]
+    (data / "videos" / f"{unreadable}.mp4").write_text("<html>404</html>")
+    whole = (data / "videos" / f"{truncated}.mp4").read_bytes()
+    (data / "videos" / f"{truncated}.mp4").write_bytes(whole[: len(whole) // 2])
+    annotations["database"][empty]["annotations"] = []
+    entries = annotations["database"][faulty]["annotations"]
+    label, duration = entries[0]["label"], annotations["database"][faulty]["duration"]
+    for segment in ([3, 2], [duration + 1, duration + 2], [duration - 1, duration + 5], entries[0]["segment"]):
+        entries.append({"segment": segment, "label": label})
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    run = tmp_path / "run"
+    output = finish(train_command(data=data, run=run, **LAYOUT, train__repeats=2))
+    assert unreadable in output
+    for words in ("end <= start", "duplicate", "clipped"):
+        assert words in output, output[-3000:]
+    assert len(losses(run)) > 0
+
+    limited = train_command(data=data, run=tmp_path / "limited", **LAYOUT, train__repeats=2, data__max_failed_videos=0)
+    fails(limited, "data.max_failed_videos=0")
+
+
+@pytest.mark.slow
+def test_batches_without_any_positive_train_on(small_videos, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "videos").symlink_to(small_videos / "videos")
+    annotations = json.loads((small_videos / "annotations.json").read_text())
+    for video in annotations["database"].values():
+        if video["subset"] == "training":
+            label = video["annotations"][0]["label"]
+            video["annotations"] = [{"segment": [0.001, 0.002], "label": label}]  # too short for any point
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    run = tmp_path / "run"
+    finish(train_command(data=data, run=run, **LAYOUT, train__eval_from_epoch=100))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    regression = [line["loss/regression"] for line in lines if "loss/regression" in line]
+    assert regression
+    assert all(value == 0 for value in regression)
+    assert all(value > 0 for value in losses(run).values())

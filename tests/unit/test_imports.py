@@ -1,0 +1,72 @@
+"""Who may import whom: the layers of the design, held by walking every import."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
+LAYERS = ("models", "detection", "data", "evaluation")  # libraries: nothing from the outside world
+ENTRIES = ("train", "evaluate", "predict")
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_by() -> dict[Path, set[str]]:
+    return {path.relative_to(PACKAGE): imports(path) for path in PACKAGE.rglob("*.py")}
+
+
+def offenders(module: str, allowed: set[str]) -> list[str]:
+    return [
+        str(path)
+        for path, names in imported_by().items()
+        if str(path) not in allowed and any(name == module or name.startswith(module + ".") for name in names)
+    ]
+
+
+def test_deepspeed_only_in_engine():
+    assert offenders("deepspeed", {"engine.py"}) == []
+
+
+def test_torch_distributed_only_in_parallel():
+    assert offenders("torch.distributed", {"parallel.py"}) == []
+
+
+def test_nothing_imports_the_entries():
+    for entry in ENTRIES:
+        assert offenders(f"adatad_ds.{entry}", set()) == []
+
+
+def test_libraries_do_not_look_outside():
+    outside = {"adatad_ds.parallel", "adatad_ds.engine", "adatad_ds.monitor", "adatad_ds.checkpoint", "os.environ"}
+    for path, names in imported_by().items():
+        if path.parts[0] in LAYERS:
+            assert not {name for name in names if name in outside or name.startswith("adatad_ds.engine")}, path
+            assert "environ" not in path_text(path), path
+
+
+def path_text(path: Path) -> str:
+    return (PACKAGE / path).read_text()
+
+
+def test_detection_and_models_know_nothing_of_data_and_evaluation():
+    for path, names in imported_by().items():
+        if path.parts[0] in ("models", "detection"):
+            assert not {n for n in names if n.startswith(("adatad_ds.data", "adatad_ds.evaluation"))}, path
+        if path.parts[0] == "data":
+            assert not {n for n in names if n.startswith(("adatad_ds.models", "adatad_ds.evaluation"))}, path
+        if path.parts[0] == "detection":
+            assert not {n for n in names if n.startswith("adatad_ds.models")}, path
+
+
+def test_modules_stay_small():
+    long = {str(path): lines for path in imported_by() if (lines := path_text(path).count("\n")) > 350}
+    assert not long, f"is there a second concern inside? {long}"

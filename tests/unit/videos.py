@@ -1,0 +1,83 @@
+"""Small real video files for tests; every frame carries its own number as a pattern of bright and dark squares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+CELL = 16  # pixels of one square
+BITS = 10
+
+
+def numbered_frame(index: int, *, width: int = 176, height: int = 96) -> np.ndarray:
+    """A frame (height, width, 3) uint8: a smooth background that drifts, and `index` in binary along the top."""
+    y, x = np.mgrid[:height, :width]
+    frame = np.stack([96 + 40 * np.sin((x + 2 * index) / 25), 110 + y / 3, 120 + 40 * np.cos((y - index) / 20)], axis=2)
+    for bit in range(BITS):
+        frame[:CELL, bit * CELL : (bit + 1) * CELL] = 230 if index >> bit & 1 else 20
+    return frame.astype(np.uint8)
+
+
+def frame_numbers(frames: np.ndarray) -> np.ndarray:
+    """The numbers that frames (n, h, w, 3) carry, at any size of the same aspect."""
+    cell = frames.shape[2] * CELL / 176
+    centres = ((np.arange(BITS) + 0.5) * cell).astype(int)
+    bright = frames[:, int(cell / 2), centres].mean(axis=-1) > 125
+    return bright @ (1 << np.arange(BITS))
+
+
+def write_video(
+    path: Path,
+    *,
+    frames: int,
+    fps: int = 10,
+    codec: str = "libx264",
+    width: int = 176,
+    height: int = 96,
+    gop: int = 12,
+    b_frames: int = 2,
+) -> Path:
+    """Write a numbered video; mp4 has its index at the front, so that a cut file still opens."""
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
+        stream.codec_context.bit_rate = 4_000_000
+        for index in range(frames):
+            picture = av.VideoFrame.from_ndarray(numbered_frame(index, width=width, height=height), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def cut(source: Path, path: Path, *, share: float) -> Path:
+    """The first part of a file."""
+    content = source.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+def scramble_packet(source: Path, path: Path, *, packet: int) -> Path:
+    """A copy in which the payload of one packet, in file order, is noise."""
+    with av.open(str(source)) as container:
+        chosen = [p for p in container.demux(video=0) if p.size][packet]
+        start, size = chosen.pos, chosen.size
+    content = bytearray(source.read_bytes())
+    content[start : start + size] = np.random.default_rng(0).bytes(size)
+    path.write_bytes(bytes(content))
+    return path
+
+
+def overstate_frames(source: Path, path: Path) -> Path:
+    """A copy of an AVI whose header promises ten times the frames that the file holds."""
+    content = bytearray(source.read_bytes())
+    for tag, offset in ((b"avih", 24), (b"strh", 40)):  # dwTotalFrames; dwLength
+        at = content.index(tag) + offset
+        frames = int.from_bytes(content[at : at + 4], "little")
+        content[at : at + 4] = (frames * 10).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+    return path
