@@ -91,7 +91,7 @@ def evaluate(
     )
     if not world.is_main:
         return
-    metrics = measure(results, videos=data.videos, classes=classes, config=config)
+    metrics = measure(results, videos=data.videos, config=config)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / RESULTS_FILE, results)
     (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 from adatad_ds.config import Config
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.dataset import Batch
-from adatad_ds.detection.decoding import Candidates, decode_segments, merge_candidates, select_candidates
+from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
 from adatad_ds.evaluation.results import to_records
@@ -48,6 +48,7 @@ def detect(
     """
     points = detector_points(config, device=world.device)
     own: dict[str, list[Candidates]] = {}
+    durations: dict[str, float] = {}
     failed: set[str] = set()
     for batch in batches:
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
@@ -67,31 +68,35 @@ def detect(
                 topk=config.test.pre_nms_topk,
             )
             own.setdefault(video, []).append(candidates)
+            durations[video] = batch.grids[index].duration_sec
     for error in sorted(set().union(*world.gather(failed))):
         report(f"no detections: {error}")
 
     by_video: dict[str, list[Candidates]] = {}
-    for part in world.gather(own):
+    for part, part_durations in world.gather((own, durations)):
+        durations |= part_durations
         for video, candidates in part.items():
             by_video.setdefault(video, []).extend(candidates)
-    mine = {video: _finish(by_video[video], config, classes) for video in sorted(by_video)[world.rank :: world.size]}
+    mine = {
+        video: _finish(by_video[video], duration_sec=durations[video], config=config, classes=classes)
+        for video in sorted(by_video)[world.rank :: world.size]
+    }
     found = {video: records for part in world.gather(mine) for video, records in part.items()}
     return {video: found.get(video, []) for video in videos}
 
 
-def measure(
-    results: Mapping[str, Sequence[dict[str, Any]]], *, videos: Sequence[Video], classes: Sequence[str], config: Config
-) -> Metrics:
+def measure(results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video], config: Config) -> Metrics:
     """Mean average precision and recall of results against the videos' annotations."""
     truth = {
         video.name: [(action.start_sec, action.end_sec, action.label) for action in video.actions] for video in videos
     }
-    return evaluate_detections(
-        results, truth, classes=classes, tiou=config.test.tiou, recall_topk=config.test.recall_topk
-    )
+    return evaluate_detections(results, truth, tiou=config.test.tiou, recall_topk=config.test.recall_topk)
 
 
-def _finish(candidates: list[Candidates], config: Config, classes: Sequence[str]) -> list[dict[str, Any]]:
+def _finish(
+    candidates: list[Candidates], *, duration_sec: float, config: Config, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """All windows' candidates of one video to its detections."""
     test = config.test
     kept = suppress(
         merge_candidates(candidates),
@@ -103,4 +108,4 @@ def _finish(candidates: list[Candidates], config: Config, classes: Sequence[str]
         per_class=test.per_class,
         voting_thresh=test.voting_thresh,
     )
-    return to_records(kept, classes)
+    return to_records(clip_to_video(kept, duration_sec=duration_sec), classes)

@@ -291,16 +291,14 @@ class Trainer:
         done = any(self.world.gather(epoch in self.run_folder.evaluations()))
         if done or not (last or regular):
             return
-        loader, videos = (
-            make_test_loader(
-                self.test_data,
-                config=self.config.data,
-                batch=self.config.test.batch,
-                rank=self.world.rank,
-                ranks=self.world.size,
-                pin_memory=self.world.device.type == "cuda",
-            ),
-            self.test_data.videos,
+        videos = self.test_data.videos
+        loader = make_test_loader(
+            self.test_data,
+            config=self.config.data,
+            batch=self.config.test.batch,
+            rank=self.world.rank,
+            ranks=self.world.size,
+            pin_memory=self.world.device.type == "cuda",
         )
         self.engine.train(False)
         with self.engine.averaged_weights():
@@ -315,7 +313,7 @@ class Trainer:
             )
         if not self.world.is_main:
             return
-        metrics = measure(results, videos=videos, classes=self.train_data.classes, config=self.config)
+        metrics = measure(results, videos=videos, config=self.config)
         self.run_folder.add_evaluation(epoch, results=results, metrics=metrics)
         step = self.progress.step - 1
         self.monitor.scalars(step, {f"evaluation/{name}": value for name, value in metrics.to_dict().items()})

@@ -6,7 +6,7 @@ B windows, P points, K classes, N candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,9 @@ def decode_segments(points: Tensor, distances: Tensor) -> Tensor:
 def select_candidates(
     *, segments_grid: Tensor, scores: Tensor, valid: Tensor, grid: TimeGrid, score_thresh: float, topk: int
 ) -> Candidates:
-    """The best (point, class) pairs of one window, in seconds, clipped to the video.
+    """The best (point, class) pairs of one window, in seconds, not yet clipped to the video.
+
+    Overlaps are judged on whole segments, so clipping comes after suppression: `clip_to_video`.
 
     Args:
         segments_grid: (P, 2).
@@ -69,7 +71,7 @@ def select_candidates(
     above = (flat > score_thresh).nonzero().squeeze(1)
     best = above[flat[above].sort(descending=True, stable=True).indices[:topk]]
     point = best // num_classes
-    seconds = grid.to_sec(segments_grid[point].double()).clamp(min=0, max=grid.duration_sec)
+    seconds = grid.to_sec(segments_grid[point].double())
     return Candidates(segments_sec=seconds.float(), scores=flat[best], labels=best % num_classes)
 
 
@@ -80,3 +82,8 @@ def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
         scores=torch.cat([part.scores for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
     )
+
+
+def clip_to_video(candidates: Candidates, *, duration_sec: float) -> Candidates:
+    """Cut what reaches beyond the video's ends."""
+    return replace(candidates, segments_sec=candidates.segments_sec.clamp(min=0, max=duration_sec))

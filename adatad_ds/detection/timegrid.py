@@ -23,7 +23,7 @@ class TimeGrid:
     Attributes:
         origin_sec: time of grid position 0.
         step_sec: duration of one feature step.
-        duration_sec: length of the whole video; detections are clipped to [0, duration_sec].
+        duration_sec: length of the whole video; what detections are clipped to.
     """
 
     origin_sec: float

@@ -16,7 +16,7 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "data.feature_stride_frames": 2,
     "data.resolution": 32,
     "data.short_side_before_crop": 36,
-    "data.workers": 1,
+    "data.workers": 0,
     "backbone.weights": "none",
     "backbone.drop_path": 0.2,
     "head.width": 32,

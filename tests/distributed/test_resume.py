@@ -14,6 +14,7 @@ from adatad_ds.checkpoint import CheckpointStore
 from tests.distributed.launch import REPOSITORY, environment, finish, losses, train_command
 
 SETTINGS = {
+    "data__workers": 1,
     "train__lr_head": 1e-3,
     "train__lr_adapter": 1e-3,
     "train__schedule_epochs": 4,

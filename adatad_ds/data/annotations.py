@@ -1,0 +1,234 @@
+"""Annotations in the community's JSON: database -> video -> subset, duration, annotations.
+
+Faults of structure end in one `DataError` that lists them; impossible values of single actions are mended or
+dropped, and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+LISTED_FAULTS = 10  # of one error; the rest is counted
+LISTED_EXAMPLES = 3  # of one report
+FRAME_FIELDS = ("frame", "num_frames", "frames")  # what published files call the number of frames
+
+
+class DataError(ValueError):
+    """Videos or annotations that cannot be used; the message says which, and what would do."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One labelled segment; 0 <= start_sec < end_sec <= the video's duration."""
+
+    start_sec: float
+    end_sec: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Video:
+    """One annotated video; `num_frames` and `fps` are None where the file does not tell."""
+
+    name: str
+    subset: str
+    duration_sec: float
+    num_frames: int | None
+    fps: float | None
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True)
+class AnnotationSet:
+    """Videos of one subset, in the file's order, and the class names by class index."""
+
+    videos: tuple[Video, ...]
+    classes: tuple[str, ...]
+
+
+def load_annotations(
+    path: str | Path, *, subset: str, classes: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[AnnotationSet, list[str]]:
+    """Read one subset of an annotation file.
+
+    Args:
+        path: the JSON file; times in seconds.
+        subset: videos with this `subset` are taken.
+        classes: class names by index; empty: all labels of the whole file (every subset), sorted.
+        exclude: names of videos left out on purpose.
+
+    Returns:
+        The videos, and one line for each kind of mended or dropped action.
+
+    Raises:
+        DataError: unreadable file, missing or mistyped fields, unknown classes, subsets or excluded names.
+    """
+    database = _read_database(Path(path))
+    faults = [f"data.exclude names {name!r}, which is not in the file" for name in exclude if name not in database]
+    if len(set(classes)) != len(classes):
+        faults.append(f"data.classes names a class twice: {', '.join(classes)}")
+    chosen = {}
+    for name, entry in database.items():
+        if name in exclude:
+            continue
+        if not isinstance(entry, Mapping):
+            faults.append(f"{name}: must be a mapping, not {entry!r:.60}")
+        elif not isinstance(entry.get("subset"), str):
+            faults.append(f"{name}.subset: {_found(entry, 'subset')}, expected a string")
+        elif entry["subset"] == subset:
+            chosen[name] = entry
+    known_classes = tuple(classes) or tuple(sorted(set(_labels(database))))
+    notes = _Notes()
+    videos = [_video(name, entry, known_classes, faults, notes) for name, entry in chosen.items()]
+    if faults:
+        raise DataError(f"{path} cannot be used: {listed(faults)}")
+    if not videos:
+        subsets = sorted({str(entry["subset"]) for entry in database.values()})
+        raise DataError(
+            f"{path} has no video of subset {subset!r}{' that is not excluded' if exclude else ''}; its subsets: "
+            f"{', '.join(subsets) or 'none'}. Set data.train_subset and data.test_subset to two of these"
+        )
+    return AnnotationSet(videos=tuple(v for v in videos if v is not None), classes=known_classes), notes.lines()
+
+
+def listed(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:
+    """The first few items of a list, and how many there are besides."""
+    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
+
+
+def _read_database(path: Path) -> Mapping[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        raise DataError(
+            f"data.annotations: cannot read {str(path)!r}: {error}. It must be a JSON file: "
+            '{"database": {VIDEO: {"subset": ..., "duration": ..., "annotations": [...]}}}'
+        ) from error
+    database = tree.get("database") if isinstance(tree, Mapping) else None
+    if not isinstance(database, Mapping):
+        raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
+    return database
+
+
+def _labels(database: Mapping[str, Any]) -> Iterator[str]:
+    """Labels of the whole file; faults of other subsets are none of this subset's business."""
+    for entry in database.values():
+        actions = entry.get("annotations") if isinstance(entry, Mapping) else None
+        for action in actions if isinstance(actions, list) else ():
+            if isinstance(action, Mapping) and isinstance(action.get("label"), str):
+                yield action["label"]
+
+
+def _video(
+    name: str, entry: Mapping[str, Any], classes: Sequence[str], faults: list[str], notes: _Notes
+) -> Video | None:
+    """Check one video, adding to `faults` and `notes`; None when its duration is unusable."""
+    duration_sec = entry.get("duration")
+    if not _is_positive(duration_sec):
+        faults.append(f"{name}.duration: {_found(entry, 'duration')}, expected seconds > 0")
+        duration_sec = None
+    frame_field = next((key for key in FRAME_FIELDS if entry.get(key) is not None), None)
+    num_frames = entry[frame_field] if frame_field else None
+    if num_frames is not None and not (_is_positive(num_frames) and num_frames == int(num_frames)):
+        faults.append(f"{name}.{frame_field}: {num_frames!r}, expected a whole number > 0")
+        num_frames = None
+    fps = entry.get("fps")
+    if fps is not None and not _is_positive(fps):
+        faults.append(f"{name}.fps: {fps!r}, expected a number > 0")
+        fps = None
+    actions = entry.get("annotations")
+    if not isinstance(actions, list):
+        faults.append(f"{name}.annotations: {_found(entry, 'annotations')}, expected a list ([] for no actions)")
+        actions = []
+    parsed = [_action(f"{name}.annotations[{i}]", action, classes, faults) for i, action in enumerate(actions)]
+    if duration_sec is None:
+        return None
+    return Video(
+        name=name,
+        subset=entry["subset"],
+        duration_sec=float(duration_sec),
+        num_frames=None if num_frames is None else int(num_frames),
+        fps=None if fps is None else float(fps),
+        actions=_mended(name, parsed, float(duration_sec), notes),
+    )
+
+
+def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) -> Action | None:
+    """Check the structure of one action; its times may still be impossible."""
+    if not isinstance(action, Mapping):
+        faults.append(f"{where}: must be a mapping, not {action!r:.60}")
+        return None
+    segment, label = action.get("segment"), action.get("label")
+    if not (isinstance(segment, list) and len(segment) == 2 and all(_is_number(time) for time in segment)):
+        segment = None
+        faults.append(f"{where}.segment: {_found(action, 'segment')}, expected [start, end] in seconds")
+    if not isinstance(label, str):
+        faults.append(f"{where}.label: {_found(action, 'label')}, expected a string")
+    elif label not in classes:
+        faults.append(f"{where}.label: {label!r} is not in data.classes")
+    elif segment is not None:
+        return Action(start_sec=float(segment[0]), end_sec=float(segment[1]), label=label)
+    return None
+
+
+def _mended(name: str, actions: Sequence[Action | None], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
+    """Drop actions without extent inside the video, clip those that reach out of it, keep one of equals."""
+    kept: dict[Action, None] = {}
+    for index, action in enumerate(actions):
+        where = f"{name} #{index}"
+        if action is None:
+            continue
+        if not (math.isfinite(action.start_sec) and math.isfinite(action.end_sec)):
+            notes.add("dropped: a time is not a finite number", where)
+        elif action.end_sec <= action.start_sec:
+            notes.add("dropped: end <= start", where)
+        elif action.start_sec >= duration_sec:
+            notes.add("dropped: start at or beyond the video's duration", where)
+        elif action.end_sec <= 0:
+            notes.add("dropped: end before the video's start", where)
+        else:
+            inside = replace(action, start_sec=max(action.start_sec, 0.0), end_sec=min(action.end_sec, duration_sec))
+            if inside in kept:
+                notes.add("dropped: exact duplicates", where)
+                continue
+            if inside.start_sec != action.start_sec:
+                notes.add("clipped: start before 0", where)
+            if inside.end_sec != action.end_sec:
+                notes.add("clipped: end beyond the video's duration", where)
+            kept[inside] = None
+    return tuple(kept)
+
+
+class _Notes:
+    """Counts what was done to single actions, with a few examples of each."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, what: str, where: str) -> None:
+        self.places.setdefault(what, []).append(where)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{len(places)} annotation{'s' if len(places) > 1 else ''} {what} "
+            f"({listed(places, limit=LISTED_EXAMPLES, separator=', ')})"
+            for what, places in self.places.items()
+        ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and value > 0
+
+
+def _found(entry: Mapping[str, Any], key: str) -> str:
+    return f"{entry[key]!r:.60}" if key in entry else "missing"

@@ -1,0 +1,182 @@
+"""Which samples a rank reads, in which order, and the worker processes that read them.
+
+A global batch is the same set of samples however it is split over data ranks, micro batches and accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from adatad_ds.config import ConfigError, DataConfig
+from adatad_ds.data.annotations import DataError
+from adatad_ds.data.dataset import Batch, SampleKey, WindowDataset, collate
+
+# Workers are forked from a small server process, not from the trainer: the trainer has CUDA contexts, NCCL and engine
+# threads, whose locks a plain fork would copy in whatever state they are. The server imports torch once for all.
+START_METHOD = "forkserver"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatches:
+    """One rank's part of the global batches of every epoch.
+
+    Attributes:
+        num_samples: of an epoch.
+        global_batch: samples of an optimizer step, over all ranks.
+        data_rank: this rank among `data_ranks`.
+        data_ranks: ranks that read different samples.
+        micro_batch: samples of one forward pass on one rank.
+        seed: of the order of samples.
+
+    Raises:
+        ConfigError: the global batch does not divide, or is larger than an epoch.
+    """
+
+    num_samples: int
+    global_batch: int
+    data_rank: int
+    data_ranks: int
+    micro_batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch % (self.data_ranks * self.micro_batch):
+            raise ConfigError(
+                f"train.global_batch={self.global_batch} is no multiple of {self.data_ranks} data ranks x "
+                f"train.micro_batch={self.micro_batch}; change one of the three"
+            )
+        if self.num_samples < self.global_batch:
+            raise ConfigError(
+                f"an epoch has {self.num_samples} samples (training videos x train.repeats), fewer than "
+                f"train.global_batch={self.global_batch}; raise train.repeats or lower train.global_batch"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch; the samples left over are dropped."""
+        return self.num_samples // self.global_batch
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[list[SampleKey]]:
+        """This rank's micro batches of one epoch, from a step on, as keys of the dataset."""
+        order = self._order(epoch)
+        share = self.global_batch // self.data_ranks
+        for step in range(start_step, self.steps_per_epoch):
+            begin = step * self.global_batch + self.data_rank * share
+            for first in range(begin, begin + share, self.micro_batch):
+                yield [(epoch, int(sample_id)) for sample_id in order[first : first + self.micro_batch]]
+
+    def between(self, start_step: int, stop_step: int) -> StepRange:
+        """This rank's micro batches from one step of the whole run up to another, across epochs."""
+        return StepRange(batches=self, start_step=start_step, stop_step=stop_step)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # The spawn key keeps this stream apart from that of sample 0, which has the same words of entropy.
+        source = np.random.SeedSequence([self.seed, epoch], spawn_key=(0,))
+        return np.random.default_rng(source).permutation(self.num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRange:
+    """Micro batches of consecutive optimizer steps; iterable again and again, with a length."""
+
+    batches: TrainBatches
+    start_step: int
+    stop_step: int
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        source = self.batches
+        micro_per_step = source.global_batch // (source.data_ranks * source.micro_batch)
+        step = self.start_step
+        while step < self.stop_step:
+            epoch, inside_epoch = divmod(step, source.steps_per_epoch)
+            steps = min(source.steps_per_epoch - inside_epoch, self.stop_step - step)
+            keys = source.batches(epoch, inside_epoch)
+            for _ in range(steps * micro_per_step):
+                yield next(keys)
+            step += steps
+
+    def __len__(self) -> int:
+        source = self.batches
+        steps = max(0, self.stop_step - self.start_step)
+        return steps * (source.global_batch // (source.data_ranks * source.micro_batch))
+
+
+def test_shard(num_windows: int, *, batch: int, rank: int, ranks: int) -> list[list[int | None]]:
+    """One rank's consecutive part of the test windows, in batches; None is padding.
+
+    All ranks get batches of the same number and sizes: under ZeRO-3 every forward pass is a collective.
+    """
+    share = -(-num_windows // ranks)
+    ids = [index if index < num_windows else None for index in range(rank * share, (rank + 1) * share)]
+    return [ids[first : first + batch] for first in range(0, share, batch)]
+
+
+class BatchLoader:
+    """A DataLoader whose dead or stuck workers end in a `DataError` that says what to do."""
+
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        *,
+        keys: StepRange | Sequence[Sequence[SampleKey | None]],
+        config: DataConfig,
+        pin_memory: bool,
+    ) -> None:
+        self._config = config
+        several = config.workers > 0
+        self._loader = DataLoader(
+            dataset,  # pyright: ignore[reportArgumentType]  keys are tuples, which the DataLoader does not mind
+            batch_sampler=keys,  # pyright: ignore[reportArgumentType]
+            collate_fn=collate,
+            num_workers=config.workers,
+            prefetch_factor=max(1, config.prefetch) if several else None,
+            timeout=config.worker_timeout_sec if several else 0,
+            multiprocessing_context=START_METHOD if several else None,
+            worker_init_fn=_start_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # of its own: the trainer's random numbers do not depend on loading
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        config = self._config
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            cause = " ".join(str(error).split())
+            if not cause.startswith(("DataLoader", "Pin memory thread")):
+                raise
+            raise DataError(
+                f"reading videos failed: {cause}. A process that decodes died or took longer than "
+                f"data.worker_timeout_sec={config.worker_timeout_sec}. It may be short of memory, of which /dev/shm "
+                f"must hold data.prefetch={config.prefetch} batches for each of data.workers={config.workers}: lower "
+                "these two, enlarge /dev/shm (docker --shm-size), raise the time for slow storage, or find a broken "
+                "file with --set data.workers=0"
+            ) from error
+
+
+def make_train_loader(
+    dataset: WindowDataset, *, batches: StepRange, config: DataConfig, pin_memory: bool
+) -> BatchLoader:
+    """Micro batches of the coming optimizer steps, read ahead by worker processes."""
+    return BatchLoader(dataset, keys=batches, config=config, pin_memory=pin_memory)
+
+
+def make_test_loader(
+    dataset: WindowDataset, *, config: DataConfig, batch: int, rank: int, ranks: int, pin_memory: bool
+) -> BatchLoader:
+    """This rank's share of all test windows, padded so that every rank has the same number of batches."""
+    shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
+    keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
+    return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)  # parallelism comes from the number of workers

@@ -1,0 +1,432 @@
+"""Generated untrimmed videos whose action classes differ only in MOTION.
+
+A scene is a textured, slowly panning background with clutter, a shaking camera and several textured objects. Objects
+idle (rest, wander, drift, spin, flicker, jump to another place) and now and then one of them performs an action; actions of two
+objects may overlap. Objects, colours and places say nothing about the class: only the motion does.
+
+F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of an object in one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 112, 96  # pixels; not square, so that resizing and cropping have something to do
+CLASSES = ("approach", "bounce", "orbit_clockwise", "orbit_counterclockwise", "pulse", "recede", "shake")
+FRAME_RATES = (8, 10, 12)
+DURATION_SEC = (15.0, 40.0)
+X, Y, SCALE, ANGLE, LIGHT = range(5)  # columns of a pose
+
+# The first word of every seed: what is generated for one purpose never reappears in another.
+Purpose = Literal["training", "test", "pretraining"]
+_STREAMS: dict[str, int] = {"training": 1, "test": 2, "pretraining": 3}
+
+# Shortest and longest action in seconds; seconds of one cycle, where the motion repeats.
+_ACTION_SEC = {
+    "approach": (2.5, 8.0),
+    "recede": (2.5, 8.0),
+    "bounce": (1.0, 4.5),
+    "shake": (1.0, 4.5),
+    "pulse": (1.5, 5.0),
+    "orbit_clockwise": (2.0, 7.0),
+    "orbit_counterclockwise": (2.0, 7.0),
+}
+_CYCLE_SEC = {"bounce": (0.5, 0.8), "shake": (0.6, 1.0), "pulse": (0.8, 1.4)}
+_ORBIT_SEC = (1.3, 2.6)
+_IDLE_KINDS = ("rest", "wander", "drift", "spin", "flicker", "jump")
+_IDLE_ODDS = (0.32, 0.18, 0.18, 0.12, 0.08, 0.12)
+_REST_BOX = (30.0, 26.0, 82.0, 70.0)  # x0, y0, x1, y1: an action that starts in here stays inside the centre crop
+
+
+@dataclass(frozen=True)
+class Action:
+    """One ground-truth segment, in seconds."""
+
+    start_sec: float
+    end_sec: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What an object looks like.
+
+    Attributes:
+        shape: outline, one of `SHAPES`.
+        texture: pattern, one of `TEXTURES`.
+        radius: pixels at scale 1.
+        colors: the pattern's two RGB colours, (2, 3) in 0..255.
+        frequency: radians of the pattern per radius.
+    """
+
+    shape: str
+    texture: str
+    radius: float
+    colors: NDArray[np.float32]
+    frequency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Everything that determines a video's pixels.
+
+    Attributes:
+        canvas: the background, larger than a frame, (H', W', 3) in 0..255.
+        view: top left corner of the frame on the canvas in each frame, (F, 2) as x, y pixels.
+        camera: what the camera's shaking adds to the objects' places, (F, 2) pixels.
+        exposure: brightness factor of each frame, (F,).
+        looks: the objects, from back to front.
+        poses: (objects, F, 5).
+        grain_seed: seed of the sensor noise.
+    """
+
+    canvas: NDArray[np.float32]
+    view: NDArray[np.float32]
+    camera: NDArray[np.float32]
+    exposure: NDArray[np.float32]
+    looks: Sequence[Look]
+    poses: NDArray[np.float32]
+    grain_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticVideo:
+    """A generated video: its scene and the actions in it."""
+
+    scene: Scene
+    fps: int
+    frame_count: int
+    actions: tuple[Action, ...]
+
+    @property
+    def duration_sec(self) -> float:
+        """Length of the video."""
+        return self.frame_count / self.fps
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Its pictures, one after the other, each (H, W, 3) RGB."""
+        return render(self.scene)
+
+
+def generator(purpose: Purpose, seed: int, index: int) -> np.random.Generator:
+    """The random numbers of item `index` of a purpose; no two purposes, seeds or items share them."""
+    return np.random.default_rng(np.random.SeedSequence([_STREAMS[purpose], seed, index]))
+
+
+def make_video(rng: np.random.Generator) -> SyntheticVideo:
+    """Draw a video: length, frame rate, objects, what each does when."""
+    fps = int(rng.choice(FRAME_RATES))
+    count = int(rng.uniform(*DURATION_SEC) * fps)
+    objects = int(rng.integers(3, 6))
+    plan = _plan_actions(rng, objects=objects, seconds=count / fps)
+    poses = np.empty((objects, count, 5), np.float32)
+    actions = []
+    for index in range(objects):
+        frame = 0
+        pose = random_pose(rng)
+        own = [(int(start * fps), int(end * fps), label) for who, start, end, label in plan if who == index]
+        for start, end, label in own:
+            pose = _idle(rng, poses[index, frame:start], pose, fps=fps, then=label)
+            poses[index, start:end] = move(rng, label, pose, frames=end - start, fps=fps)
+            actions.append(Action(start / fps, end / fps, label))
+            pose, frame = poses[index, end - 1], end
+        _idle(rng, poses[index, frame:], pose, fps=fps, then=None)
+    scene = make_scene(rng, poses=poses, fps=fps)
+    ordered = tuple(sorted(actions, key=lambda action: action.start_sec))
+    return SyntheticVideo(scene=scene, fps=fps, frame_count=count, actions=ordered)
+
+
+def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: float) -> Scene:
+    """Dress poses (objects, F, 5) with looks, a background and a camera."""
+    count = poses.shape[1]
+    time_sec = np.arange(count) / fps
+    margin = 24
+    period_sec = rng.uniform(15, 45, size=2)
+    pan = 0.5 * margin * (1 + np.sin(2 * np.pi * (time_sec[:, None] / period_sec + rng.random(2))))
+    camera = _shake(rng, count, sigma=rng.uniform(0.3, 1.4))
+    exposure = 1 + 0.08 * np.sin(2 * np.pi * (time_sec / rng.uniform(4, 12) + rng.random()))
+    view = np.clip(pan + 4 - camera, 0, margin + 8 - 1e-3)
+    return Scene(
+        canvas=_background(rng, height=HEIGHT + margin + 9, width=WIDTH + margin + 9),
+        view=view.astype(np.float32),
+        camera=camera.astype(np.float32),
+        exposure=exposure.astype(np.float32),
+        looks=[random_look(rng) for _ in range(len(poses))],
+        poses=poses,
+        grain_seed=int(rng.integers(2**31)),
+    )
+
+
+# ---- motion ----------------------------------------------------------------------------------------------------------
+
+
+def random_pose(rng: np.random.Generator) -> NDArray[np.float32]:
+    """An object at rest somewhere, small or large."""
+    x0, y0, x1, y1 = _REST_BOX
+    scale = rng.choice([1.0, 1.9])
+    return np.array([rng.uniform(x0, x1), rng.uniform(y0, y1), scale, rng.uniform(0, 2 * np.pi), 1.0], np.float32)
+
+
+def move(
+    rng: np.random.Generator, kind: str, pose: NDArray[np.float32], *, frames: int, fps: float
+) -> NDArray[np.float32]:
+    """Poses (frames, 5) of an action or an idle motion that continues from `pose`.
+
+    Every action but `approach` and `recede` ends where it began, after whole cycles.
+    """
+    path = np.repeat(pose[None], frames, axis=0).astype(np.float32)
+    seconds = frames / fps
+    share = np.arange(1, frames + 1) / max(frames, 1)  # of the motion done by each frame
+    if kind in _CYCLE_SEC:
+        cycles = max(2, round(seconds / rng.uniform(*_CYCLE_SEC[kind])))
+        swing = np.sin(np.pi * cycles * share)
+        if kind == "shake":
+            path[:, X] += rng.uniform(7, 12) * np.sin(2 * np.pi * cycles * share) * rng.choice([-1, 1])
+        elif kind == "bounce":
+            path[:, Y] -= rng.uniform(11, 19) * np.abs(swing)
+        else:
+            path[:, SCALE] *= np.exp(rng.choice([-1, 1]) * rng.uniform(0.45, 0.7) * swing**2)
+    elif kind.startswith("orbit"):
+        turns = max(1, round(seconds / rng.uniform(*_ORBIT_SEC)))
+        toward = np.arctan2(HEIGHT / 2 - pose[Y], WIDTH / 2 - pose[X]) + rng.uniform(-0.5, 0.5)
+        radius = rng.uniform(8, 13)
+        sign = 1 if kind == "orbit_clockwise" else -1  # y points down: growing angles turn clockwise
+        angle = toward + np.pi + sign * 2 * np.pi * turns * share
+        path[:, X] += radius * (np.cos(toward) + np.cos(angle))
+        path[:, Y] += radius * (np.sin(toward) + np.sin(angle))
+    elif kind in ("approach", "recede"):
+        ratio = 1.9 if kind == "approach" else 1 / 1.9
+        path[:, SCALE] *= ratio**share
+    elif kind == "wander":
+        path[:, :2] += np.cumsum(_smooth_noise(rng, frames) * rng.uniform(5, 14) / fps, axis=0)
+    elif kind == "drift":
+        heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(5, 16)
+        path[:, X] += speed * seconds * share * np.cos(heading)
+        path[:, Y] += speed * seconds * share * np.sin(heading)
+    elif kind == "spin":
+        path[:, ANGLE] += rng.choice([-1, 1]) * rng.uniform(1.5, 5) * seconds * share
+    elif kind == "flicker":
+        path[:, LIGHT] += 0.35 * np.sin(2 * np.pi * max(1, round(seconds * rng.uniform(0.7, 2))) * share)
+    elif kind == "jump":
+        target = random_pose(rng)
+        step = np.clip(share * seconds / rng.uniform(0.3, 0.8), 0, 1)
+        path[:, :2] += (target[:2] - pose[:2]) * (step * step * (3 - 2 * step))[:, None]
+    else:
+        assert kind == "rest", kind
+    return path
+
+
+def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> list[tuple[int, float, float, str]]:
+    """(object, start, end, label) in the order of starts: idle stretches between them, a few overlaps."""
+    plan: list[tuple[int, float, float, str]] = []
+    free_at = np.zeros(objects)
+    now = rng.uniform(0.5, 4.0)
+    bag: list[str] = []
+    while True:
+        bag = bag or list(rng.permutation(CLASSES))
+        label = str(bag.pop())
+        length = np.exp(rng.uniform(*np.log(_ACTION_SEC[label])))
+        free = np.flatnonzero(free_at + 0.5 <= now)
+        if now + length > seconds - 0.3:
+            return plan
+        if free.size:
+            who = int(rng.choice(free))
+            plan.append((who, now, now + length, label))
+            free_at[who] = now + length
+        overlap = rng.random() < 0.2
+        now += rng.uniform(0.3, 0.8) * length if overlap else length + rng.uniform(0.8, 5.0)
+
+
+def _idle(
+    rng: np.random.Generator, out: NDArray[np.float32], pose: NDArray[np.float32], *, fps: int, then: str | None
+) -> NDArray[np.float32]:
+    """Fill `out` (frames, 5) with idle motions; returns the last pose, ready for the action that follows."""
+    frame = 0
+    while frame < len(out):
+        stop = min(len(out), frame + max(1, int(rng.uniform(0.8, 3.5) * fps)))
+        kind = str(rng.choice(_IDLE_KINDS, p=_IDLE_ODDS))
+        out[frame:stop] = move(rng, kind, pose, frames=stop - frame, fps=fps)
+        x0, y0, x1, y1 = _REST_BOX
+        out[frame:stop, X] = _reflect(out[frame:stop, X], x0, x1)
+        out[frame:stop, Y] = _reflect(out[frame:stop, Y], y0, y1)
+        pose, frame = out[stop - 1].copy(), stop
+        pose[LIGHT] = 1.0
+    pose = pose.copy()
+    # Small objects approach and large ones recede: only the rare wrong size is changed, at the cut into the action.
+    if then == "approach":
+        pose[SCALE] = 1.0
+    elif then == "recede":
+        pose[SCALE] = 1.9
+    return pose
+
+
+def _reflect(x: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Fold values into [low, high], as a ball between two walls."""
+    span = high - low
+    return low + span - np.abs((x - low) % (2 * span) - span)
+
+
+def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """A slowly changing plane vector of about unit length, (count, 2)."""
+    out = np.empty((count, 2))
+    value = rng.normal(size=2)
+    for i in range(count):
+        value = 0.85 * value + 0.53 * rng.normal(size=2)
+        out[i] = value
+    return out
+
+
+def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.float64]:
+    """A hand-held camera's displacement in pixels, at most 4, (count, 2)."""
+    return np.clip(sigma * _smooth_noise(rng, count), -4, 4)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+SHAPES = ("disc", "square", "triangle", "cross", "ring", "star")
+TEXTURES = ("plain", "stripes", "checks", "dots")
+
+
+def random_look(rng: np.random.Generator) -> Look:
+    """A shape, a pattern and two colours."""
+    colors = rng.uniform(0, 255, size=(2, 3)).astype(np.float32)
+    colors[0] = 255.0 * (colors[0] > 127) * 0.8 + 0.2 * colors[0]  # one saturated colour, so that it stands out
+    return Look(
+        shape=str(rng.choice(SHAPES)),
+        texture=str(rng.choice(TEXTURES)),
+        radius=float(rng.uniform(6.5, 9.5)),
+        colors=colors,
+        frequency=float(rng.uniform(3, 6)),
+    )
+
+
+def render(scene: Scene) -> Iterator[NDArray[np.uint8]]:
+    """The scene's frames, one after the other, each (H, W, 3) RGB."""
+    rng = np.random.default_rng(scene.grain_seed)
+    grain = rng.normal(scale=3.5, size=(HEIGHT * 2, WIDTH * 2, 1)).astype(np.float32)
+    for frame, (view, shift, exposure) in enumerate(zip(scene.view, scene.camera, scene.exposure, strict=True)):
+        picture = _crop(scene.canvas, view)
+        for look, pose in zip(scene.looks, scene.poses[:, frame], strict=True):
+            draw(picture, look, pose, shift=shift)
+        picture *= exposure
+        top, left = rng.integers(HEIGHT), rng.integers(WIDTH)
+        picture += grain[top : top + HEIGHT, left : left + WIDTH]
+        yield np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def draw(picture: NDArray[np.float32], look: Look, pose: NDArray[np.float32], *, shift: Sequence[float]) -> None:
+    """Paint an object onto `picture` (H, W, 3), edges softened over a pixel."""
+    height, width = picture.shape[:2]
+    radius = look.radius * float(pose[SCALE])
+    x, y, reach = float(pose[X] + shift[0]), float(pose[Y] + shift[1]), radius * 1.45 + 1
+    x0, x1 = max(0, int(x - reach)), min(width, int(x + reach) + 1)
+    y0, y1 = max(0, int(y - reach)), min(height, int(y + reach) + 1)
+    if x0 >= x1 or y0 >= y1:
+        return
+    across = (np.arange(x0, x1, dtype=np.float32) - x) / radius
+    down = ((np.arange(y0, y1, dtype=np.float32) - y) / radius)[:, None]
+    cos, sin = float(np.cos(pose[ANGLE])), float(np.sin(pose[ANGLE]))
+    u, v = cos * across + sin * down, cos * down - sin * across  # the object's own axes, in radii
+    cover = np.clip((1 - _outline(look.shape, u, v)) * radius + 0.5, 0, 1)[..., None]
+    mix = _pattern(look.texture, u * look.frequency, v * look.frequency)[..., None]
+    color = (look.colors[0] + mix * (look.colors[1] - look.colors[0])) * float(pose[LIGHT])
+    region = picture[y0:y1, x0:x1]
+    region += cover * (color - region)
+
+
+def _outline(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A gauge that is below 1 inside the shape, about 1 radius a unit."""
+    if shape == "square":
+        return np.maximum(np.abs(u), np.abs(v)) * 1.1
+    if shape == "triangle":
+        return np.maximum(np.abs(u) * 1.55 - v * 0.8, v * 1.5) + 0.15
+    if shape == "cross":
+        return np.minimum(
+            np.maximum(np.abs(u), 2.6 * np.abs(v)), np.maximum(np.abs(v), 2.6 * np.abs(u))
+        )
+    length = np.hypot(u, v)
+    if shape == "ring":
+        return 1 + np.abs(length - 0.72) - 0.28
+    if shape == "star":
+        return length * (1.15 + 0.3 * np.cos(5 * np.arctan2(v, u)))
+    return length
+
+
+def _pattern(texture: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Share of the second colour, 0..1."""
+    if texture == "stripes":
+        return 0.5 + 0.5 * np.sin(u + 0 * v)
+    if texture == "checks":
+        return 0.5 + 0.5 * np.sign(np.sin(u) * np.sin(v))
+    if texture == "dots":
+        return np.clip(np.cos(u) * np.cos(v) * 1.5, 0, 1)
+    return np.zeros_like(u + v)
+
+
+def _background(rng: np.random.Generator, *, height: int, width: int) -> NDArray[np.float32]:
+    """Blurred noise at three sizes, faint stripes and still clutter, (height, width, 3)."""
+    canvas = np.full((height, width, 3), rng.uniform(60, 190, size=3), np.float32)
+    for cells, strength in ((3, 38), (8, 22), (24, 12)):
+        coarse = rng.normal(scale=strength, size=(cells, cells, 3)).astype(np.float32)
+        canvas += _enlarge(coarse, height, width)
+    heading, wave = rng.uniform(0, np.pi), rng.uniform(0.15, 0.6)
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    canvas += 12 * np.sin(wave * (np.cos(heading) * column + np.sin(heading) * row))[..., None]
+    for _ in range(int(rng.integers(6, 15))):
+        pose = np.array([rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.4, 1.3), rng.uniform(0, 6), 1])
+        draw(canvas, random_look(rng), pose.astype(np.float32), shift=(0.0, 0.0))
+    return canvas
+
+
+def _enlarge(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Bilinear enlargement of a small picture (h, w, 3)."""
+    for axis, size in ((0, height), (1, width)):
+        at = np.linspace(0, coarse.shape[axis] - 1.001, size)
+        low = at.astype(int)
+        part = (at - low).astype(np.float32)
+        part = part[:, None, None] if axis == 0 else part[None, :, None]
+        coarse = coarse.take(low, axis) * (1 - part) + coarse.take(low + 1, axis) * part
+    return coarse
+
+
+def _crop(canvas: NDArray[np.float32], corner: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The frame whose top left corner lies at a fractional place (x, y) of the canvas."""
+    x, y = int(corner[0]), int(corner[1])
+    right, below = float(corner[0]) - x, float(corner[1]) - y
+    rows = canvas[y : y + HEIGHT] * (1 - below) + canvas[y + 1 : y + 1 + HEIGHT] * below
+    return rows[:, x : x + WIDTH] * (1 - right) + rows[:, x + 1 : x + 1 + WIDTH] * right
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_video(video: SyntheticVideo, path: Path) -> None:
+    """Encode as H.264 (yuv420p, B-frames, a key frame every 48 at the latest)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=video.fps)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.thread_count = 1  # videos are encoded side by side
+        stream.options = {"crf": "23", "preset": "veryfast", "bf": "2", "g": "48"}
+        for picture in video.frames():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def annotation(video: SyntheticVideo, *, subset: str) -> dict[str, object]:
+    """The video's entry in an annotation file of the community format; times in seconds."""
+    return {
+        "subset": subset,
+        "duration": video.duration_sec,
+        "frame": video.frame_count,
+        "fps": video.fps,
+        "annotations": [
+            {"segment": [action.start_sec, action.end_sec], "label": action.label} for action in video.actions
+        ],
+    }

@@ -1,0 +1,304 @@
+"""Reading chosen frames of video files, exactly and without ever hanging.
+
+A file's packets are counted once by demuxing. Their presentation times, sorted, say which frame is which, so seeking
+stays exact with B-frames, and damaged files are known before a decoder meets them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from adatad_ds.data.annotations import DataError, listed
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
+DECORD_CHUNK = 64  # frames a call, so that its copies stay small
+
+Backend = Literal["decord", "pyav"]
+Frames = NDArray[np.uint8]
+
+
+class VideoError(RuntimeError):
+    """A video file that cannot be read; the message is one line with path and cause."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file really holds: frames by packet count, size as displayed (rotation applied)."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    duration_sec: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    info: VideoInfo
+    times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None where the file lacks them
+    key_times: NDArray[np.int64]  # those of the keyframes
+    plain: bool  # nothing about the file is unusual
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Frames that a file really holds, and their rate and size; the result is kept as long as the file is the same.
+
+    All packets are read, but decoding stops after the first frame.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    return _index(Path(path)).info
+
+
+def read_frames(
+    path: str | Path, indices: NDArray[np.int64], *, short_side: int, backend: Backend, num_threads: int = 1
+) -> Frames:
+    """Decode chosen frames, scaled on the way so that full-size frames never pile up.
+
+    Args:
+        path: a video file.
+        indices: frames (n,) in display order, non-decreasing, repeats allowed; those past the last frame that can be
+            decoded take that one, those that are damaged the one before.
+        short_side: pixels of the shorter side of the result; the aspect is kept.
+        backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
+        num_threads: decoding threads.
+
+    Returns:
+        RGB frames (n, h, w, 3).
+
+    Raises:
+        VideoError: nothing in the file can be decoded.
+    """
+    path = Path(path)
+    index = _index(path)
+    info = index.info
+    scale = short_side / min(info.width, info.height)
+    size = (
+        (short_side, max(1, round(info.height * scale)))
+        if info.width <= info.height
+        else (max(1, round(info.width * scale)), short_side)
+    )
+    wanted = np.clip(indices, 0, info.num_frames - 1)
+    # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
+    # (dmlc/decord#373), and it counts frames that an edit list hides; it only gets files where nothing is unusual.
+    if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
+        frames = _read_decord(path, wanted, size=size, num_threads=num_threads)
+        if frames is not None:
+            return frames
+    return _read_pyav(path, index, wanted, size=size, num_threads=num_threads)
+
+
+def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
+    """The file of every video, NAME or v_NAME (as ActivityNet's are called) with a known extension.
+
+    Raises:
+        DataError: no such folder, or files are missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"data.videos: there is no folder {str(folder)!r}; it must hold VIDEO_NAME.mp4 (or .mkv, ...)")
+    files: dict[str, Path] = {}
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    for path in sorted(videos, key=lambda p: (EXTENSIONS.index(p.suffix.lower()), p.name)):
+        files.setdefault(path.stem, path)
+    if not files:
+        raise DataError(f"data.videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
+    found = {name: files.get(name) or files.get(f"v_{name}") for name in names}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise DataError(
+            f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
+            f"{listed(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out on "
+            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on"
+        )
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _index(path: Path) -> _Index:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from error
+    return _indexed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last two: a changed file is read anew
+    if size_bytes == 0:
+        raise VideoError(f"{path}: the file is empty")
+    times: list[int | None] = []
+    keys: list[int | None] = []
+    first, hidden = None, False
+    with _opened(path, num_threads=1) as (container, stream):
+        for packet in _packets(container, stream):
+            hidden |= packet.is_discard
+            if not packet.is_discard:
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+            if first is None:
+                first = next(iter(_decoded(stream, packet)), None)
+        first = first or next(iter(_decoded(stream, None)), None)
+        header_frames, rate = stream.frames, stream.average_rate or stream.guessed_rate
+    if first is None:
+        raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
+    fps = float(rate) if rate else 25.0
+    turned = first.rotation % 180 != 0
+    known = sorted(time for time in times if time is not None)
+    usable = len(known) == len(times) and all(a < b for a, b in pairwise(known))
+    info = VideoInfo(
+        num_frames=len(times),
+        fps=fps,
+        width=first.height if turned else first.width,
+        height=first.width if turned else first.height,
+        duration_sec=len(times) / fps,
+    )
+    return _Index(
+        info=info,
+        times=np.array(known, dtype=np.int64) if usable else None,
+        key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
+        plain=header_frames == len(times) and not hidden and first.rotation == 0,
+    )
+
+
+@contextmanager
+def _opened(path: Path, *, num_threads: int) -> Iterator[tuple[Any, Any]]:
+    """A file's container and video stream; any failure is a `VideoError`."""
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: {_cause(error)}") from error
+    with container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: the file holds no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = num_threads
+        try:
+            yield container, stream
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """A stream's packets up to its end, or to where a damaged file can be read no further."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        if packet.size:
+            yield packet
+
+
+def _decoded(stream: Any, packet: Any) -> Sequence[Any]:
+    """Frames that a packet completes; a damaged one completes none."""
+    try:
+        return stream.decode(packet)
+    except av.FFmpegError:  # also the end of the stream, when nothing is left in the decoder
+        return ()
+
+
+def _read_decord(path: Path, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int) -> Frames | None:
+    """Frames by decord, or None where it fails (codecs it lacks, damaged packets); `size` is (w, h)."""
+    import decord  # optional: no wheels for some platforms
+
+    distinct, inverse = np.unique(wanted, return_inverse=True)
+    out = np.empty((len(wanted), size[1], size[0], 3), dtype=np.uint8)
+    try:
+        reader = decord.VideoReader(str(path), width=size[0], height=size[1], num_threads=num_threads)
+        for begin in range(0, len(distinct), DECORD_CHUNK):
+            chunk = reader.get_batch(distinct[begin : begin + DECORD_CHUNK]).asnumpy()
+            rows = np.flatnonzero((inverse >= begin) & (inverse < begin + DECORD_CHUNK))
+            out[rows] = chunk[inverse[rows] - begin]
+    except (decord.DECORDError, RuntimeError, IndexError):
+        return None
+    return out
+
+
+def _read_pyav(
+    path: Path, index: _Index, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int
+) -> Frames:
+    """Frames by PyAV: from the keyframe before the first wanted frame where that works, else from the beginning."""
+    out = np.empty((len(wanted), size[1], size[0], 3), dtype=np.uint8)
+    if index.times is not None and len(wanted):
+        earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
+        if len(earlier) and earlier[-1] > index.times[0]:
+            with _opened(path, num_threads=num_threads) as (container, stream):
+                if _fill(out, wanted, container, stream, times=index.times, seek_to=int(earlier[-1])):
+                    return out
+    with _opened(path, num_threads=num_threads) as (container, stream):
+        if not _fill(out, wanted, container, stream, times=index.times, seek_to=None):
+            raise VideoError(f"{path}: no frame can be decoded")
+    return out
+
+
+def _fill(
+    out: Frames,
+    wanted: NDArray[np.int64],
+    container: Any,
+    stream: Any,
+    *,
+    times: NDArray[np.int64] | None,
+    seek_to: int | None,
+) -> bool:
+    """Decode onwards and put frames into their rows of `out`; False when decoding began too late, or gave nothing."""
+    if seek_to is not None:
+        try:
+            container.seek(seek_to, stream=stream, backward=True)
+        except av.FFmpegError:
+            return False
+    row, previous = 0, None
+    for position, frame in _positions(container, stream, times):
+        if previous is None and seek_to is not None and position > wanted[0]:
+            return False
+        if previous is not None and row < len(wanted) and wanted[row] < position:  # lost ones take the one before
+            last = int(np.searchsorted(wanted, position))
+            out[row:last] = _scaled(previous, out)
+            row = last
+        if row == len(wanted):
+            return True
+        previous = frame
+    if previous is None:
+        return False
+    if row < len(wanted):
+        out[row:] = _scaled(previous, out)
+    return True
+
+
+def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
+    """Decoded frames with their index in display order: looked up by time, or counted where times are missing."""
+    count = 0
+    for packet in chain(_packets(container, stream), (None,)):  # None: give out what the decoder holds back
+        for frame in _decoded(stream, packet):
+            if times is not None and frame.pts is not None:
+                count = int(np.searchsorted(times, frame.pts, side="right")) - 1
+            yield count, frame
+            count += 1
+
+
+def _scaled(frame: Any, out: Frames) -> Frames:
+    """One frame as RGB at the size of `out`, upright."""
+    height, width = out.shape[1:3]
+    turns = round(frame.rotation / 90) % 4
+    if turns % 2:
+        width, height = height, width
+    # bilinear is what decord scales with
+    rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    return np.rot90(rgb, turns) if turns else rgb

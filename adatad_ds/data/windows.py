@@ -1,0 +1,199 @@
+"""Which frames of a video make up a window, and where its actions lie on the window's feature grid.
+
+F frames of a window, T feature steps (F = T * frames_per_feature), G actions of a window. A window's frames are
+`stride` file frames apart; they are counted in "slots": slot k is file frame k * stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adatad_ds.config import DataConfig
+from adatad_ds.data.annotations import Video
+from adatad_ds.detection.timegrid import TimeGrid
+
+TRIES = 200  # random windows looked at until one holds an action
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One window of a video.
+
+    Attributes:
+        video_index: which video, in the caller's list.
+        frame_indices: file frames (F,) int64, padded by repeating the last.
+        valid_steps: feature steps that see at least one frame that is not padding.
+        grid: seconds of the feature steps.
+        segments_grid: actions (G, 2) float32 in feature steps.
+        labels: class indices (G,) int64.
+    """
+
+    video_index: int
+    frame_indices: NDArray[np.int64]
+    valid_steps: int
+    grid: TimeGrid
+    segments_grid: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def random_trunc_window(
+    video: Video,
+    *,
+    num_frames: int,
+    fps: float,
+    config: DataConfig,
+    label_ids: Mapping[str, int],
+    rng: np.random.Generator,
+    video_index: int,
+) -> Window:
+    """A random window that holds an action if one can be found, as the published training draws it.
+
+    Videos shorter than a window are cropped to a random share (`crop_ratio`) and padded. Actions count when at least
+    `trunc_thresh` of them lies inside, and are clipped to the window. Without any, the window has no positives.
+
+    Args:
+        video: its actions.
+        num_frames: frames of the file.
+        fps: frames of the file a second.
+        config: window length, strides, thresholds.
+        label_ids: class index of every label.
+        rng: the only source of randomness.
+        video_index: copied into the result.
+    """
+    slots = _slots(num_frames, config)
+    length = min(slots, config.window_frames)
+    if slots <= config.window_frames and config.crop_ratio is not None:
+        shortest, longest = sorted(min(max(round(ratio * slots), 1), slots) for ratio in config.crop_ratio)
+        length = int(rng.integers(shortest, longest, endpoint=True))
+    starts = rng.integers(0, slots - length, size=TRIES, endpoint=True)
+    whole = _grid(video, start_slot=0, fps=fps, config=config)
+    segments_slot, _ = _actions(video, whole, label_ids)
+    segments_slot *= config.frames_per_feature
+    share = _inside(segments_slot, starts[:, None], starts[:, None] + length)  # (tries, G)
+    with_action = np.flatnonzero((share >= config.trunc_thresh).any(axis=1))
+    start = int(starts[with_action[0] if len(with_action) else -1])
+    return _cut(
+        video,
+        start_slot=start,
+        length=length,
+        num_frames=num_frames,
+        fps=fps,
+        config=config,
+        label_ids=label_ids,
+        video_index=video_index,
+    )
+
+
+def sliding_windows(
+    video: Video,
+    *,
+    num_frames: int,
+    fps: float,
+    config: DataConfig,
+    label_ids: Mapping[str, int],
+    video_index: int,
+) -> list[Window]:
+    """Overlapping windows over the whole video, the last one ending at its end; arguments as above."""
+    steps = -(-num_frames // (config.frame_stride * config.frames_per_feature))
+    hop = max(1, int(config.window_size * (1 - config.test_window_overlap)))
+    last = max(0, steps - config.window_size)
+    # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
+    starts = [*range(0, last, hop), last]
+    slots = _slots(num_frames, config)
+    windows = []
+    for start_step in starts:
+        start_slot = start_step * config.frames_per_feature
+        windows.append(
+            _cut(
+                video,
+                start_slot=start_slot,
+                length=min(config.window_frames, slots - start_slot),
+                num_frames=num_frames,
+                fps=fps,
+                config=config,
+                label_ids=label_ids,
+                video_index=video_index,
+            )
+        )
+    return windows
+
+
+def resize_window(
+    video: Video, *, num_frames: int, config: DataConfig, label_ids: Mapping[str, int], video_index: int
+) -> Window:
+    """The whole video as one window: frames at the centres of F equal parts, T steps over its duration."""
+    part_frames = num_frames / config.window_frames
+    centres = (np.arange(config.window_frames) + 0.5) * part_frames - 0.5
+    grid = TimeGrid(origin_sec=0.0, step_sec=video.duration_sec / config.window_size, duration_sec=video.duration_sec)
+    segments_grid, labels = _actions(video, grid, label_ids)
+    return Window(
+        video_index=video_index,
+        frame_indices=np.clip(np.rint(centres), 0, num_frames - 1).astype(np.int64),
+        valid_steps=config.window_size,
+        grid=grid,
+        segments_grid=np.clip(segments_grid, 0, config.window_size).astype(np.float32),
+        labels=labels,
+    )
+
+
+def _cut(
+    video: Video,
+    *,
+    start_slot: int,
+    length: int,
+    num_frames: int,
+    fps: float,
+    config: DataConfig,
+    label_ids: Mapping[str, int],
+    video_index: int,
+) -> Window:
+    """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside."""
+    slots = np.minimum(start_slot + np.arange(config.window_frames), start_slot + length - 1)
+    grid = _grid(video, start_slot=start_slot, fps=fps, config=config)
+    segments_grid, labels = _actions(video, grid, label_ids)
+    end_grid = length / config.frames_per_feature
+    kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
+    return Window(
+        video_index=video_index,
+        frame_indices=np.minimum(slots * config.frame_stride, num_frames - 1).astype(np.int64),
+        # differs: a last step that is only partly real counts (the reference rounds down): its frames would be lost.
+        valid_steps=-(-length // config.frames_per_feature),
+        grid=grid,
+        segments_grid=np.clip(segments_grid[kept], 0, end_grid).astype(np.float32),
+        labels=labels[kept],
+    )
+
+
+def _slots(num_frames: int, config: DataConfig) -> int:
+    return -(-num_frames // config.frame_stride)
+
+
+def _grid(video: Video, *, start_slot: int, fps: float, config: DataConfig) -> TimeGrid:
+    """sec = (grid * feature stride + first file frame + offset) / fps, for ground truth and detections alike."""
+    feature_stride_frames = config.frame_stride * config.frames_per_feature
+    return TimeGrid(
+        origin_sec=(start_slot * config.frame_stride + config.offset_frames) / fps,
+        step_sec=feature_stride_frames / fps,
+        duration_sec=video.duration_sec,
+    )
+
+
+def _actions(
+    video: Video, grid: TimeGrid, label_ids: Mapping[str, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All actions on a grid (G, 2), not clipped, and their labels (G,)."""
+    # differs: the reference rounds ground truth down to whole frames first; times stay exact here.
+    seconds = np.array([(a.start_sec, a.end_sec) for a in video.actions], dtype=np.float64).reshape(-1, 2)
+    return grid.to_grid(seconds), np.array([label_ids[a.label] for a in video.actions], dtype=np.int64)
+
+
+def _inside(
+    segments: NDArray[np.float64], start: int | NDArray[np.int64], end: float | NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of each segment (G, 2) that lies in [start, end]; broadcasts over (..., 1) bounds."""
+    overlap = np.minimum(segments[:, 1], end) - np.maximum(segments[:, 0], start)
+    return np.clip(overlap, 0, None) / (segments[:, 1] - segments[:, 0])

@@ -1,0 +1,181 @@
+"""Mean average precision over temporal-IoU thresholds, and Recall@kx: the field's detection metrics.
+
+As in ActivityNet's evaluation: detections of a class, best first, each take the best ground truth that is still free
+and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths of a group, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What an evaluation measured, as shares of 1.
+
+    Attributes:
+        tiou: thresholds.
+        classes: those that occur in the ground truth.
+        ap: (thresholds, K) average precision.
+        recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
+    """
+
+    tiou: tuple[float, ...]
+    classes: tuple[str, ...]
+    ap: np.ndarray
+    recall: dict[int, np.ndarray]
+
+    @property
+    def map_by_tiou(self) -> np.ndarray:
+        """Mean over classes, (thresholds,)."""
+        return self.ap.mean(axis=1)
+
+    @property
+    def average_map(self) -> float:
+        """Mean over classes and thresholds."""
+        return float(self.map_by_tiou.mean())
+
+    def to_dict(self) -> dict[str, float]:
+        """`average_mAP`, `mAP@T`, and `recall@T@k` for each threshold T and k."""
+        values = {"average_mAP": self.average_map}
+        values |= {f"mAP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.map_by_tiou, strict=True)}
+        for k, recall in self.recall.items():
+            means = recall.mean(axis=1)
+            values |= {f"recall@{tiou:g}@{k}": float(v) for tiou, v in zip(self.tiou, means, strict=True)}
+        return values
+
+    def table(self) -> str:
+        """The thresholds and their mAP in %, aligned; then recall, if it was asked for."""
+        rows = [("tIoU", *(f"{tiou:.2f}" for tiou in self.tiou), "average")]
+        rows.append(("mAP %", *(f"{100 * value:.2f}" for value in self.map_by_tiou), f"{100 * self.average_map:.2f}"))
+        for k, recall in self.recall.items():
+            means = recall.mean(axis=1)
+            rows.append((f"R@{k}x %", *(f"{100 * value:.2f}" for value in means), f"{100 * means.mean():.2f}"))
+        width = max(len(cell) for row in rows for cell in row)
+        return "\n".join("  ".join(cell.rjust(width) for cell in row) for row in rows)
+
+
+def evaluate_detections(
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    truth: Truth,
+    *,
+    tiou: Sequence[float],
+    recall_topk: Sequence[int] = (),
+) -> Metrics:
+    """Measure detections.
+
+    Args:
+        results: video -> records with `segment` (start s, end s), `label`, `score`. Videos and labels that are not in
+            the ground truth count as false only where their class is.
+        truth: of every evaluated video. Classes without ground truth are left out of the means.
+        tiou: thresholds.
+        recall_topk: the k of Recall@kx.
+
+    Raises:
+        ValueError: there is no ground truth at all.
+    """
+    classes = tuple(sorted({label for segments in truth.values() for _, _, label in segments}))
+    if not classes:
+        raise ValueError("there is no ground truth to evaluate against")
+    detections = _detections_by_class(results, classes, videos=list(truth))
+    ap = np.zeros((len(tiou), len(classes)))
+    recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}
+    for column, name in enumerate(classes):
+        segments = {
+            index: np.array([(start, end) for start, end, label in truth[video] if label == name])
+            for index, video in enumerate(truth)
+            if any(label == name for _, _, label in truth[video])
+        }
+        total = sum(map(len, segments.values()))
+        ap[:, column] = _average_precision(detections[column], segments, total, tiou)
+        for k, values in recall.items():
+            values[:, column] = _recall(detections[column], segments, total, tiou, k)
+    return Metrics(tiou=tuple(tiou), classes=classes, ap=ap, recall=recall)
+
+
+@dataclass(frozen=True)
+class _ClassDetections:
+    """Detections of one class, best first: video index (N,), segments (N, 2)."""
+
+    video: np.ndarray
+    segments: np.ndarray
+
+
+def _detections_by_class(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], classes: Sequence[str], *, videos: Sequence[str]
+) -> list[_ClassDetections]:
+    video_index = {video: index for index, video in enumerate(videos)}
+    class_index = {name: index for index, name in enumerate(classes)}
+    rows = [
+        (class_index[record["label"]], video_index[video], record["segment"][0], record["segment"][1], record["score"])
+        for video, records in results.items()
+        if video in video_index
+        for record in records
+        if record["label"] in class_index
+    ]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    table = table[np.argsort(-table[:, 4], kind="stable")]
+    split = [table[table[:, 0] == index] for index in range(len(classes))]
+    return [_ClassDetections(video=part[:, 1].astype(np.int64), segments=part[:, 2:4]) for part in split]
+
+
+def _average_precision(
+    detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float]
+) -> np.ndarray:
+    """AP of one class at each threshold."""
+    count = len(detections.video)
+    if count == 0:
+        return np.zeros(len(tiou))
+    correct = np.zeros((len(tiou), count), dtype=bool)
+    for video, segments in truth.items():
+        members = np.flatnonzero(detections.video == video)
+        overlap = _tiou(detections.segments[members], segments)
+        for line, threshold in enumerate(tiou):
+            correct[line, members[_greedy_matches(overlap, threshold)]] = True
+    found = correct.cumsum(axis=1)
+    precision = found / np.arange(1, count + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # best precision at this recall or more
+    return (envelope * correct).sum(axis=1) / total
+
+
+def _greedy_matches(overlap: np.ndarray, threshold: float) -> list[int]:
+    """Which detections (rows, best first) take a ground truth (columns): one round a match, not one a detection."""
+    enough = np.where(overlap >= threshold, overlap, -1.0)
+    matched: list[int] = []
+    row = 0
+    while row < len(enough):
+        ahead = (enough[row:] >= 0).any(axis=1)
+        if not ahead.any():
+            break
+        row += int(ahead.argmax())
+        matched.append(row)
+        enough[:, enough[row].argmax()] = -1
+        row += 1
+    return matched
+
+
+def _recall(
+    detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float], k: int
+) -> np.ndarray:
+    """Share of one class's ground truth that the k * G best detections of its video overlap, at each threshold."""
+    found = np.zeros(len(tiou))
+    for video, segments in truth.items():
+        best = np.flatnonzero(detections.video == video)[: k * len(segments)]
+        if len(best):
+            reached = _tiou(detections.segments[best], segments).max(axis=0)
+            found += [(reached >= threshold).sum() for threshold in tiou]
+    return found / total
+
+
+def _tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Temporal IoU of all pairs, (N, G); 0 where both have no length."""
+    overlap = np.minimum(first[:, None, 1], second[None, :, 1]) - np.maximum(first[:, None, 0], second[None, :, 0])
+    overlap = overlap.clip(min=0)
+    union = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :] - overlap
+    return overlap / union.clip(min=1e-8)

@@ -1,0 +1,161 @@
+"""Annotation files: the real one, every fault of structure, every mended value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adatad_ds.data.annotations import Action, DataError, Video, load_annotations
+
+THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
+
+
+def write(path: Path, database: object) -> Path:
+    path.write_text(json.dumps({"database": database}))
+    return path
+
+
+def entry(*actions: tuple[float, float, str], **fields: object) -> dict:
+    annotations = [{"segment": [start, end], "label": label} for start, end, label in actions]
+    return {"subset": "training", "duration": 10.0, "annotations": annotations} | fields
+
+
+@pytest.mark.skipif(not THUMOS.exists(), reason="shared/data/thumos14.json is not beside the repository")
+@pytest.mark.parametrize(("subset", "videos"), [("training", 200), ("validation", 210)])
+def test_thumos14(subset: str, videos: int):
+    found, reports = load_annotations(THUMOS, subset=subset)
+    assert len(found.videos) == videos
+    assert len(found.classes) == 20
+    assert list(found.classes) == sorted(found.classes)
+    raw = json.loads(THUMOS.read_text())["database"]
+    in_file = sum(len(v["annotations"]) for v in raw.values() if v["subset"] == subset)
+    kept = sum(len(video.actions) for video in found.videos)
+    assert kept == in_file - 4  # four start beyond the end of their video
+    assert len(reports) == 1
+    assert reports[0].startswith("4 annotations dropped: start at or beyond the video's duration (video_")
+    assert all(video.num_frames == raw[video.name]["frame"] for video in found.videos)
+    for video in found.videos:
+        assert all(0 <= a.start_sec < a.end_sec <= video.duration_sec for a in video.actions)
+
+
+def test_fields(tmp_path: Path):
+    database = {
+        "a": entry((1, 2.5, "run"), frame=250, fps=25),
+        "b": entry(num_frames=300),
+        "c": entry(frames=100.0, fps=29.97),
+        "d": entry(),
+        "e": entry((0, 1, "jump"), subset="testing"),
+    }
+    found, reports = load_annotations(write(tmp_path / "a.json", database), subset="training", exclude=["d"])
+    assert found.videos == (
+        Video("a", "training", 10.0, 250, 25.0, (Action(1.0, 2.5, "run"),)),
+        Video("b", "training", 10.0, 300, None, ()),
+        Video("c", "training", 10.0, 100, 29.97, ()),
+    )
+    assert found.classes == ("jump", "run")  # also of the other subset
+    assert reports == []
+
+
+def test_class_order_is_kept(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"a": entry((1, 2, "run"))})
+    assert load_annotations(path, subset="training", classes=["walk", "run"])[0].classes == ("walk", "run")
+
+
+def test_values_are_mended_and_reported(tmp_path: Path):
+    nan, inf = float("nan"), float("inf")
+    actions = [(2, 2, "x"), (3, 1, "x"), (10, 11, "x"), (nan, 3, "x"), (1, inf, "x"), (-3, -1, "x"), (-1, 4, "x")]
+    actions += [(8, 12, "x"), (5, 6, "x"), (5, 6, "x"), (5, 6, "y")]
+    found, reports = load_annotations(write(tmp_path / "a.json", {"v": entry(*actions)}), subset="training")
+    assert found.videos[0].actions == (
+        Action(0.0, 4.0, "x"),
+        Action(8.0, 10.0, "x"),
+        Action(5.0, 6.0, "x"),
+        Action(5.0, 6.0, "y"),
+    )
+    assert reports == [
+        "2 annotations dropped: end <= start (v #0, v #1)",
+        "1 annotation dropped: start at or beyond the video's duration (v #2)",
+        "2 annotations dropped: a time is not a finite number (v #3, v #4)",
+        "1 annotation dropped: end before the video's start (v #5)",
+        "1 annotation clipped: start before 0 (v #6)",
+        "1 annotation clipped: end beyond the video's duration (v #7)",
+        "1 annotation dropped: exact duplicates (v #9)",
+    ]
+
+
+def test_equal_after_clipping_is_a_duplicate(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry((8, 12, "x"), (8, 13, "x"))})
+    found, reports = load_annotations(path, subset="training")
+    assert found.videos[0].actions == (Action(8.0, 10.0, "x"),)
+    assert "1 annotation dropped: exact duplicates (v #1)" in reports
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ([], "v: must be a mapping"),
+        ({"duration": 3.0, "annotations": []}, "v.subset: missing"),
+        ({"subset": "training", "annotations": []}, "v.duration: missing"),
+        (entry(duration=0), "v.duration: 0, expected seconds > 0"),
+        (entry(duration=float("nan")), "v.duration: nan"),
+        (entry(duration="10"), "v.duration: '10'"),
+        (entry(duration=True), "v.duration: True"),
+        (entry(frame=-4), "v.frame: -4"),
+        (entry(num_frames=2.5), "v.num_frames: 2.5"),
+        (entry(frames="many"), "v.frames: 'many'"),
+        (entry(fps=0), "v.fps: 0"),
+        ({"subset": "training", "duration": 3.0}, "v.annotations: missing"),
+        (entry(annotations={"label": "x"}), "v.annotations: {'label'"),
+        (entry(annotations=[[1, 2]]), "v.annotations[0]: must be a mapping"),
+        (entry(annotations=[{"label": "x"}]), "v.annotations[0].segment: missing"),
+        (entry(annotations=[{"label": "x", "segment": [1]}]), "v.annotations[0].segment: [1]"),
+        (entry(annotations=[{"label": "x", "segment": [1, "2"]}]), "v.annotations[0].segment: [1, '2']"),
+        (entry(annotations=[{"segment": [1, 2]}]), "v.annotations[0].label: missing"),
+        (entry((1, 2, "other")), "v.annotations[0].label: 'other' is not in data.classes"),
+    ],
+)
+def test_faults_of_structure_name_video_and_field(tmp_path: Path, video: object, message: str):
+    with pytest.raises(DataError) as caught:
+        load_annotations(write(tmp_path / "a.json", {"v": video}), subset="training", classes=["x"])
+    assert message in str(caught.value)
+    assert "a.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_counted(tmp_path: Path):
+    database = {f"v{i:02}": entry(duration=-1) for i in range(14)}
+    with pytest.raises(DataError) as caught:
+        load_annotations(write(tmp_path / "a.json", database), subset="training", exclude=["nobody"])
+    text = str(caught.value)
+    assert "'nobody'" in text
+    assert text.count("duration: -1") == 9
+    assert text.endswith("and 5 more")
+
+
+def test_unknown_subset_lists_the_known(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry(), "w": entry(subset="testing")})
+    with pytest.raises(DataError, match=r"subset 'train'.*testing, training"):
+        load_annotations(path, subset="train")
+    with pytest.raises(DataError, match="not excluded"):
+        load_annotations(path, subset="testing", exclude=["w"])
+
+
+def test_excluded_video_may_be_broken(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry(), "w": {"subset": 3}})
+    assert [video.name for video in load_annotations(path, subset="training", exclude=["w"])[0].videos] == ["v"]
+    with pytest.raises(DataError, match="expected a string"):
+        load_annotations(path, subset="training")
+
+
+def test_unreadable_files(tmp_path: Path):
+    broken = tmp_path / "broken.json"
+    for content in (b"{", b"\xff\xfe\x00", b"[]", b'{"database": []}', b""):
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=r"broken\.json"):
+            load_annotations(broken, subset="training")
+    with pytest.raises(DataError, match="cannot read"):
+        load_annotations(tmp_path / "absent.json", subset="training")
+    with pytest.raises(DataError, match="cannot read"):
+        load_annotations(tmp_path, subset="training")

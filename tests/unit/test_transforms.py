@@ -1,0 +1,118 @@
+"""Augmentation: one draw for all frames, from the given generator only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from adatad_ds.data import transforms
+from adatad_ds.data.transforms import augment, center_crop
+
+ALL = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
+SIDE = 32
+
+
+def picture(height: int = 40, width: int = 70) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 3, y * 5, (x + y) * 2], axis=2).astype(np.uint8)
+
+
+def still(frames: int, **size: int) -> np.ndarray:
+    return np.repeat(picture(**size)[None], frames, axis=0)
+
+
+@pytest.mark.parametrize("kinds", [(), *((kind,) for kind in ALL), ALL])
+def test_all_frames_are_treated_alike(kinds):
+    for seed in range(20):
+        out = augment(still(70), resolution=SIDE, kinds=kinds, rng=np.random.default_rng(seed))  # 3 chunks
+        assert out.shape == (70, SIDE, SIDE, 3)
+        assert out.dtype == torch.uint8
+        assert (out == out[0]).all()
+
+
+def test_each_rand_augment_operation_treats_all_frames_alike():
+    frames = torch.from_numpy(still(3, height=SIDE, width=SIDE)).permute(0, 3, 1, 2)
+
+    class Choose:  # the generator's interface, with the operation chosen by hand
+        def __init__(self, operation: int) -> None:
+            self.operation, self.rng = operation, np.random.default_rng(0)
+
+        def choice(self, options, size, replace=True):
+            return [self.operation] if isinstance(options, int) else self.rng.choice(options, size=size)
+
+        def integers(self, *bounds, size):
+            return self.rng.integers(*bounds, size=size)
+
+    outputs = []
+    for operation in range(15):
+        (step,) = transforms._rand_augment(SIDE, Choose(operation))
+        out = step(frames)
+        assert out.shape == frames.shape
+        assert out.dtype == torch.uint8
+        assert (out == out[0]).all()
+        assert not torch.equal(out, frames)
+        outputs.append(out)
+    assert len({out.numpy().tobytes() for out in outputs}) == 15
+
+
+def test_sharpening_equals_torchvision():
+    frames = torch.randint(0, 256, (2, 3, 21, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(transforms._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
+
+
+def test_only_the_given_generator_decides():
+    frames = still(4)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    first = augment(frames, resolution=SIDE, kinds=ALL, rng=np.random.default_rng(7))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    again = augment(torch.from_numpy(frames), resolution=SIDE, kinds=ALL, rng=np.random.default_rng(7))
+    assert torch.equal(first, again)
+    others = {augment(frames, resolution=SIDE, kinds=ALL, rng=np.random.default_rng(s)).numpy().tobytes() for s in range(30)}
+    assert len(others) == 30
+
+
+def test_global_random_state_is_left_alone():
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    augment(still(4), resolution=SIDE, kinds=ALL, rng=np.random.default_rng(7))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_flip_mirrors_half_of_the_samples():
+    plain = center_crop(still(1, height=SIDE, width=50), resolution=SIDE)
+    mirrored = 0
+    for seed in range(200):
+        out = augment(still(1, height=SIDE, width=50), resolution=SIDE, kinds=("flip",), rng=np.random.default_rng(seed))
+        mirrored += torch.equal(out, plain.flip(2))
+        assert torch.equal(out, plain) or torch.equal(out, plain.flip(2))
+    assert 70 < mirrored < 130
+
+
+def test_random_crop_stays_inside_and_varies():
+    # red grows with x and green with y by a known slope, so corners tell what was cropped
+    height, width = 40, 70
+    shares, aspects = [], []
+    for seed in range(300):
+        out = augment(
+            still(1), resolution=SIDE, kinds=("random_resized_crop",), rng=np.random.default_rng(seed)
+        )[0].float()
+        crop_width = (out[:, -1, 0] - out[:, 0, 0]).mean() / 3 * SIDE / (SIDE - 1)
+        crop_height = (out[-1, :, 1] - out[0, :, 1]).mean() / 5 * SIDE / (SIDE - 1)
+        shares.append(float(crop_width * crop_height / (height * width)))
+        aspects.append(float(crop_width / crop_height))
+    assert 0.06 < min(shares) < 0.15
+    assert 0.5 < max(shares) <= 0.62  # a square of the whole height, at aspect 4/3 a bit more, is the most that fits
+    assert 0.68 < min(aspects) < 0.85
+    assert 1.2 < max(aspects) < 1.45
+
+
+def test_center_crop():
+    frames = still(2, height=SIDE, width=51)
+    assert torch.equal(center_crop(frames, resolution=SIDE), torch.from_numpy(frames[:, :, 9:41]))
+    tall = center_crop(still(2, height=48, width=24), resolution=12)
+    assert tall.shape == (2, 12, 12, 3)
+    assert abs(tall[0, :, :, 1].float().mean() - 5 * 23.5) < 1.5  # the middle rows

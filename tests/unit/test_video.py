@@ -1,0 +1,220 @@
+"""Video reading: exact frames from real files, whole, damaged and lying ones; nothing may hang."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from adatad_ds.data.annotations import DataError
+from adatad_ds.data.video import VideoError, find_videos, probe, read_frames
+from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
+
+BACKENDS = ("decord", "pyav")
+FRAMES = 100
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def h264(folder: Path) -> Path:
+    return write_video(folder / "h264.mp4", frames=FRAMES)
+
+
+@pytest.fixture(scope="module")
+def mpeg4(folder: Path) -> Path:
+    return write_video(folder / "mpeg4.avi", frames=FRAMES, codec="mpeg4", b_frames=0)
+
+
+def read_guarded(path: Path, indices: list[int], *, backend: str, seconds: float = 60) -> subprocess.CompletedProcess:
+    """Read in another process, since a dead-locked decoder cannot be interrupted."""
+    code = (
+        "import sys, numpy as np\n"
+        "from adatad_ds.data.video import VideoError, read_frames\n"
+        "from tests.unit.videos import frame_numbers\n"
+        "try:\n"
+        f"    frames = read_frames(sys.argv[1], np.array({indices}), short_side=96, backend={backend!r})\n"
+        "    print(*frame_numbers(frames))\n"
+        "except VideoError as error:\n"
+        "    print(error); sys.exit(3)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=seconds, cwd=root, check=False
+    )
+
+
+def numbers_read(path: Path, indices: list[int], *, backend: str) -> list[int]:
+    done = read_guarded(path, indices, backend=backend)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["h264", "mpeg4"])
+@pytest.mark.parametrize(
+    "indices",
+    [[0], [99], list(range(100)), [3, 3, 3, 50, 50, 99, 99], [37, 38, 61], list(range(11, 100, 7)), [98, 99, 100, 500]],
+)
+def test_frames_are_the_ones_asked_for(request, name: str, backend: str, indices: list[int]):
+    frames = read_frames(request.getfixturevalue(name), np.array(indices), short_side=96, backend=backend)
+    assert frames.shape == (len(indices), 96, 176, 3)
+    assert frame_numbers(frames).tolist() == [min(index, FRAMES - 1) for index in indices]
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "b_frames"), [("libx264", ".mkv", 2), ("mpeg4", ".mp4", 2), ("libvpx-vp9", ".webm", 0)]
+)
+def test_other_containers(folder: Path, codec: str, suffix: str, b_frames: int):
+    path = write_video(folder / f"{codec}{suffix}", frames=60, codec=codec, b_frames=b_frames)
+    assert probe(path).num_frames == 60
+    for first in range(0, 60, 5):  # every seek lands exactly
+        wanted = np.arange(first, min(first + 9, 60))
+        assert frame_numbers(read_frames(path, wanted, short_side=96, backend="pyav")).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", ["h264", "mpeg4"])
+@pytest.mark.parametrize("short_side", [48, 96, 131])
+def test_backends_agree(request, name: str, short_side: int):
+    path, wanted = request.getfixturevalue(name), np.arange(0, 100, 3)
+    decord, pyav = (read_frames(path, wanted, short_side=short_side, backend=backend) for backend in BACKENDS)
+    assert decord.shape == pyav.shape == (34, short_side, round(176 * short_side / 96), 3)
+    assert np.abs(decord.astype(int) - pyav).mean() < 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_content_and_portrait(folder: Path, backend: str):
+    path = write_video(folder / "portrait.mp4", frames=8, width=96, height=176)
+    frames = read_frames(path, np.arange(8), short_side=48, backend=backend)
+    assert frames.shape == (8, 88, 48, 3)
+    shown = read_frames(path, np.array([5]), short_side=96, backend=backend)[0]
+    assert np.abs(shown.astype(int) - numbered_frame(5, width=96, height=176)).mean() < 12
+
+
+def test_probe(h264: Path):
+    info = probe(h264)
+    assert (info.num_frames, info.fps, info.width, info.height, info.duration_sec) == (FRAMES, 10.0, 176, 96, 10.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotated_by_metadata(h264: Path, folder: Path, backend: str):
+    path = folder / "rotated.mp4"
+    with av.open(str(h264)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    assert (probe(path).width, probe(path).height) == (96, 176)
+    upright = read_frames(path, np.arange(5), short_side=96, backend=backend)
+    plain = read_frames(h264, np.arange(5), short_side=96, backend="pyav")
+    assert upright.shape == (5, 176, 96, 3)
+    turned = min((np.abs(np.rot90(plain, k, axes=(1, 2)).astype(int) - upright).mean(), k) for k in (1, 3))
+    assert turned[0] < 2
+    assert turned[1] == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_start_hidden_by_an_edit_list(h264: Path, folder: Path, backend: str):
+    """As `ffmpeg -ss` without re-encoding leaves it: packets before the start are there, but not shown."""
+    path = folder / "edited.mp4"
+    with av.open(str(h264)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                shift = int(1.7 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    shown = FRAMES - 17
+    assert probe(path).num_frames == shown
+    assert numbers_read(path, [0, 1, 30, 82, 90], backend=backend) == [17, 18, 47, 99, 99]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cut_file_repeats_its_last_frame(h264: Path, folder: Path, backend: str):
+    path = cut(h264, folder / "cut.mp4", share=0.6)
+    found = probe(path).num_frames
+    assert 20 < found < 90
+    numbers = numbers_read(path, [0, 10, 98, 99], backend=backend)
+    assert numbers[:2] == [0, 10]
+    assert found - 5 < numbers[2] == numbers[3] <= found + 2
+    assert numbers_read(path, [95, 99], backend=backend) == numbers[2:]  # also when the seek lands in the damage
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_header_that_promises_too_much(mpeg4: Path, folder: Path, backend: str):
+    path = overstate_frames(mpeg4, folder / "overstated.avi")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 10 * FRAMES
+    assert probe(path).num_frames == FRAMES
+    assert numbers_read(path, [0, 50, 99, 400, 999], backend=backend) == [0, 50, 99, 99, 99]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("packet", [0, 12, 30, 99])
+def test_damaged_packet(h264: Path, folder: Path, backend: str, packet: int):
+    path = scramble_packet(h264, folder / f"damaged_{packet}.mp4", packet=packet)
+    numbers = numbers_read(path, list(range(100)), backend=backend)
+    wrong = [index for index, number in enumerate(numbers) if index != number]
+    assert 1 <= len(wrong) <= 12 + 2  # a group of pictures and the B-frames that lean on it, no more
+    assert max(abs(index - packet) for index in wrong) <= 14
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_decodes(h264: Path, folder: Path, backend: str):
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("this is no video\n" * 50)
+    content = h264.read_bytes()
+    payload = content.index(b"mdat") + 4
+    (folder / "zeros.mp4").write_bytes(content[:payload] + bytes(len(content) - payload))
+    causes = {"empty": "empty", "text": "Invalid data", "zeros": "can be decoded", "absent": "No such file"}
+    for name, cause in causes.items():
+        done = read_guarded(folder / f"{name}.mp4", [0, 5], backend=backend)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert f"{name}.mp4: " in done.stdout
+        assert cause in done.stdout
+        assert done.stdout.count("\n") == 1
+
+
+def test_sound_only(folder: Path):
+    path = folder / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        sound.rate = 44100
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(path)
+
+
+def test_a_replaced_file_is_read_anew(folder: Path):
+    path = write_video(folder / "replaced.mp4", frames=10)
+    assert probe(path).num_frames == 10
+    write_video(path, frames=20)
+    assert probe(path).num_frames == 20
+
+
+def test_find_videos(tmp_path: Path):
+    with pytest.raises(DataError, match="there is no folder"):
+        find_videos(tmp_path / "absent", ["a"])
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="holds no video"):
+        find_videos(tmp_path, ["a"])
+    for name in ("a.mp4", "b.c.MKV", "v_d.webm", "a.avi"):
+        (tmp_path / name).touch()
+    found = find_videos(tmp_path, ["a", "b.c", "d"])
+    assert {name: path.name for name, path in found.items()} == {"a": "a.mp4", "b.c": "b.c.MKV", "d": "v_d.webm"}
+    with pytest.raises(DataError) as caught:
+        find_videos(tmp_path, ["a", *(f"m{i}" for i in range(12))])
+    for part in ("12 of 13", str(tmp_path), "m0, m1", "m9, and 2 more", "data.exclude="):
+        assert part in str(caught.value)
+    assert "m10" not in str(caught.value)
