@@ -55,9 +55,9 @@ class DataConfig:
     augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
 
     workers: int = 2  # decoding processes a rank
-    prefetch: int = 2  # samples ahead, a worker
+    prefetch: int = 2  # micro batches ahead, a worker
     worker_timeout_sec: int = 600  # a sample that takes longer ends the run with an error
-    max_failed_videos: int = 10  # unreadable videos replaced before training gives up
+    max_failed_videos: int = 10  # unreadable training videos, replaced by others, before the run gives up
 
     @property
     def window_frames(self) -> int:

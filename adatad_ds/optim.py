@@ -42,6 +42,15 @@ def parameter_kind(name: str) -> str:
     return "backbone" if name.startswith("backbone.") else "head"
 
 
+def parameter_table(model: nn.Module) -> str:
+    """Parameters by kind and by whether they learn, one line each; a model on the meta device will do."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        kind = f"{parameter_kind(name)}, {'learns' if parameter.requires_grad else 'frozen'}"
+        counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
+
+
 def schedule(step: int, *, warmup_steps: int, total_steps: int) -> float:
     """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`."""
     if step < warmup_steps:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -30,11 +29,12 @@ from adatad_ds.data.dataset import Batch, WindowDataset
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.engine import Engine, read_ds_config, resolve_ds_config
+from adatad_ds.health import FailedVideos, check_finite
 from adatad_ds.inference import detect, measure
 from adatad_ds.models.detector import build_detector
 from adatad_ds.monitor import Monitor, peak_memory_bytes
 from adatad_ds.objective import Objective
-from adatad_ds.optim import parameter_kind, schedule
+from adatad_ds.optim import parameter_table, schedule
 from adatad_ds.parallel import World, speaks
 from adatad_ds.pretrained import load_backbone_weights
 from adatad_ds.recipes import find_recipe, recipe_table
@@ -46,7 +46,7 @@ class Progress:
     """How far a run is; saved with every checkpoint."""
 
     step: int = 0  # optimizer steps done
-    failed_videos: int = 0  # samples replaced because their video could not be read
+    failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_config:
             return _show(json.dumps(config.to_dict(), indent=1))
         if arguments.dry_run:
-            return _show(describe(config))
+            with torch.device("meta"):
+                return _show(parameter_table(build_detector(config, num_classes=len(config.data.classes) or 1)))
         world = World.join()
         trainer = build_trainer(config, arguments=arguments, world=world)
         trainer.run()
@@ -153,6 +154,9 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         store=store,
         monitor=monitor,
         progress=progress,
+        failed_videos=FailedVideos(
+            known=progress.failed_videos, most=config.data.max_failed_videos, world=world, report=monitor.say
+        ),
         fingerprint=fingerprint,
     )
 
@@ -172,6 +176,7 @@ class Trainer:
     store: CheckpointStore
     monitor: Monitor
     progress: Progress
+    failed_videos: FailedVideos
     fingerprint: str
 
     def run(self) -> None:
@@ -227,27 +232,9 @@ class Trainer:
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
         classification, regression, failed = self.world.sum(sums[0], sums[1], len(errors))
         if failed:
-            self.replaced_videos(errors)
-        if not math.isfinite(classification + regression):
-            raise ConfigError(
-                f"the loss of step {self.progress.step} is not finite (classification {classification}, regression "
-                f"{regression}); lower train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or fp32"
-            )
+            self.failed_videos.add(errors)
+        check_finite(step=self.progress.step, classification=classification, regression=regression)
         return classification, regression
-
-    def replaced_videos(self, errors: Sequence[str]) -> None:
-        """Report and count samples whose video could not be read and was replaced. A collective."""
-        everywhere = [error for part in self.world.gather(list(errors)) for error in part]
-        self.progress.failed_videos += len(everywhere)
-        for error in everywhere:
-            self.monitor.say(f"replaced by another sample: {error}")
-        most = self.config.data.max_failed_videos
-        if self.progress.failed_videos > most:
-            raise DataError(
-                f"{self.progress.failed_videos} samples of this run could not be read, more than "
-                f"data.max_failed_videos={most}; the last: {everywhere[-1]}. Mend the files, or leave them out with "
-                "--set data.exclude=[...]"
-            )
 
     def log(self, step: int, classification: float, regression: float, *, data_sec: float, began: float) -> None:
         """Record a step's numbers. A collective."""
@@ -274,6 +261,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint. A collective."""
+        self.progress.failed_videos = self.failed_videos.errors
         learnt = self.engine.learnt_state()
         if self.world.is_main:
             state = {
@@ -349,17 +337,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not informs and arguments.deepspeed_config is None:
         parser.error("--deepspeed_config FILE is missing, e.g. ds_configs/zero3_offload.json")
     return arguments
-
-
-def describe(config: Config) -> str:
-    """Parameters of a config's detector by group, without allocating it."""
-    with torch.device("meta"):
-        detector = build_detector(config, num_classes=len(config.data.classes) or 1)
-    counts: dict[str, int] = {}
-    for name, parameter in detector.named_parameters():
-        group = f"{parameter_kind(name)}, {'learns' if parameter.requires_grad else 'frozen'}"
-        counts[group] = counts.get(group, 0) + parameter.numel()
-    return "\n".join(f"{group:18} {count / 1e6:9.2f} M parameters" for group, count in counts.items())
 
 
 def _show(text: str) -> int:

@@ -52,7 +52,12 @@ class AnnotationSet:
 
 
 def load_annotations(
-    path: str | Path, *, subset: str, classes: Sequence[str] = (), exclude: Sequence[str] = ()
+    path: str | Path,
+    *,
+    subset: str,
+    classes: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    as_published: bool = False,
 ) -> tuple[AnnotationSet, list[str]]:
     """Read one subset of an annotation file.
 
@@ -61,6 +66,8 @@ def load_annotations(
         subset: videos with this `subset` are taken.
         classes: class names by index; empty: all labels of the whole file (every subset), sorted.
         exclude: names of videos left out on purpose.
+        as_published: for the metric: actions beyond the video and duplicates stay, because published results count
+            them (THUMOS14 has some); only what is no segment is dropped.
 
     Returns:
         The videos, and one line for each kind of mended or dropped action.
@@ -84,7 +91,7 @@ def load_annotations(
             chosen[name] = entry
     known_classes = tuple(classes) or tuple(sorted(set(_labels(database))))
     notes = _Notes()
-    videos = [_video(name, entry, known_classes, faults, notes) for name, entry in chosen.items()]
+    videos = [_video(name, entry, known_classes, faults, notes, as_published) for name, entry in chosen.items()]
     if faults:
         raise DataError(f"{path} cannot be used: {listed(faults)}")
     if not videos:
@@ -126,7 +133,12 @@ def _labels(database: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _video(
-    name: str, entry: Mapping[str, Any], classes: Sequence[str], faults: list[str], notes: _Notes
+    name: str,
+    entry: Mapping[str, Any],
+    classes: Sequence[str],
+    faults: list[str],
+    notes: _Notes,
+    as_published: bool,
 ) -> Video | None:
     """Check one video, adding to `faults` and `notes`; None when its duration is unusable."""
     duration_sec = entry.get("duration")
@@ -149,13 +161,14 @@ def _video(
     parsed = [_action(f"{name}.annotations[{i}]", action, classes, faults) for i, action in enumerate(actions)]
     if duration_sec is None:
         return None
+    segments = _well_formed(name, parsed, notes)
     return Video(
         name=name,
         subset=entry["subset"],
         duration_sec=float(duration_sec),
         num_frames=None if num_frames is None else int(num_frames),
         fps=None if fps is None else float(fps),
-        actions=_mended(name, parsed, float(duration_sec), notes),
+        actions=tuple(segments.values()) if as_published else _mended(segments, float(duration_sec), notes),
     )
 
 
@@ -177,9 +190,9 @@ def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) 
     return None
 
 
-def _mended(name: str, actions: Sequence[Action | None], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
-    """Drop actions without extent inside the video, clip those that reach out of it, keep one of equals."""
-    kept: dict[Action, None] = {}
+def _well_formed(name: str, actions: Sequence[Action | None], notes: _Notes) -> dict[str, Action]:
+    """The actions that are segments at all, by where they stand in the file."""
+    kept = {}
     for index, action in enumerate(actions):
         where = f"{name} #{index}"
         if action is None:
@@ -188,7 +201,16 @@ def _mended(name: str, actions: Sequence[Action | None], duration_sec: float, no
             notes.add("dropped: a time is not a finite number", where)
         elif action.end_sec <= action.start_sec:
             notes.add("dropped: end <= start", where)
-        elif action.start_sec >= duration_sec:
+        else:
+            kept[where] = action
+    return kept
+
+
+def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
+    """Drop actions without extent inside the video, clip those that reach out of it, keep one of equals."""
+    kept: dict[Action, None] = {}
+    for where, action in actions.items():
+        if action.start_sec >= duration_sec:
             notes.add("dropped: start at or beyond the video's duration", where)
         elif action.end_sec <= 0:
             notes.add("dropped: end before the video's start", where)

@@ -138,7 +138,7 @@ class WindowDataset(Dataset[Sample]):
         Raises:
             DataError: annotations or files that cannot be used.
         """
-        annotations, reports = _load(config, subset=config.train_subset, classes=config.classes)
+        annotations, reports = _load(config, subset=config.train_subset, classes=config.classes, as_published=False)
         with_actions = tuple(video for video in annotations.videos if video.actions)
         without = [video.name for video in annotations.videos if not video.actions]
         if not with_actions:
@@ -165,7 +165,9 @@ class WindowDataset(Dataset[Sample]):
         Raises:
             DataError: annotations or files that cannot be used.
         """
-        annotations, reports = _load(config, subset=config.test_subset, classes=classes or config.classes)
+        annotations, reports = _load(
+            config, subset=config.test_subset, classes=classes or config.classes, as_published=True
+        )
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports)
 
@@ -302,8 +304,12 @@ class WindowDataset(Dataset[Sample]):
         return read_frames(path, window.frame_indices, short_side=short_side, backend=self._config.reader)
 
 
-def _load(config: DataConfig, *, subset: str, classes: Sequence[str]) -> tuple[AnnotationSet, list[str]]:
-    return load_annotations(config.annotations, subset=subset, classes=classes, exclude=config.exclude)
+def _load(
+    config: DataConfig, *, subset: str, classes: Sequence[str], as_published: bool
+) -> tuple[AnnotationSet, list[str]]:
+    return load_annotations(
+        config.annotations, subset=subset, classes=classes, exclude=config.exclude, as_published=as_published
+    )
 
 
 def _check_rate(path: Path, info: VideoInfo, *, fps: float, duration_sec: float) -> None:

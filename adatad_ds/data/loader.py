@@ -5,8 +5,11 @@ A global batch is the same set of samples however it is split over data ranks, m
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
@@ -17,8 +20,10 @@ from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import Batch, SampleKey, WindowDataset, collate
 
 # Workers are forked from a small server process, not from the trainer: the trainer has CUDA contexts, NCCL and engine
-# threads, whose locks a plain fork would copy in whatever state they are. The server imports torch once for all.
+# threads, whose locks a plain fork would copy in whatever state they are. The server imports this once for all.
 START_METHOD = "forkserver"
+PRELOADED = ["torch", "adatad_ds.data.dataset"]
+LOOK_AFTER_WORKERS_SEC = 5.0  # between two checks that they live, while a batch is awaited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +140,8 @@ class BatchLoader:
             collate_fn=collate,
             num_workers=config.workers,
             prefetch_factor=max(1, config.prefetch) if several else None,
-            timeout=config.worker_timeout_sec if several else 0,
-            multiprocessing_context=START_METHOD if several else None,
+            timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
+            multiprocessing_context=_processes() if several else None,
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # of its own: the trainer's random numbers do not depend on loading
@@ -146,20 +151,33 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        batches, asked = iter(self._loader), time.monotonic()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                cause = " ".join(str(error).split())
+                if not cause.startswith(("DataLoader", "Pin memory thread")):
+                    raise
+                # The DataLoader looks for dead workers when its time-out ends; theirs is longer, so ask again.
+                waited_sec = time.monotonic() - asked
+                if "timed out" in cause and waited_sec < self._config.worker_timeout_sec:
+                    continue
+                raise DataError(self._advice(cause, waited_sec)) from error
+            yield batch
+            asked = time.monotonic()
+
+    def _advice(self, cause: str, waited_sec: float) -> str:
         config = self._config
-        try:
-            yield from self._loader
-        except RuntimeError as error:
-            cause = " ".join(str(error).split())
-            if not cause.startswith(("DataLoader", "Pin memory thread")):
-                raise
-            raise DataError(
-                f"reading videos failed: {cause}. A process that decodes died or took longer than "
-                f"data.worker_timeout_sec={config.worker_timeout_sec}. It may be short of memory, of which /dev/shm "
-                f"must hold data.prefetch={config.prefetch} batches for each of data.workers={config.workers}: lower "
-                "these two, enlarge /dev/shm (docker --shm-size), raise the time for slow storage, or find a broken "
-                "file with --set data.workers=0"
-            ) from error
+        return (
+            f"reading videos failed after {waited_sec:.0f} s: {cause}. A process that decodes died, or took longer "
+            f"than data.worker_timeout_sec={config.worker_timeout_sec}. It may lack memory, of which /dev/shm must "
+            f"hold data.prefetch={config.prefetch} batches for each of data.workers={config.workers}: lower these, "
+            "enlarge /dev/shm (docker --shm-size), raise the time for slow storage, or find a broken file with "
+            "--set data.workers=0"
+        )
 
 
 def make_train_loader(
@@ -176,6 +194,12 @@ def make_test_loader(
     shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
     keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
+
+
+def _processes() -> BaseContext:
+    context = multiprocessing.get_context(START_METHOD)
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def _start_worker(worker: int) -> None:

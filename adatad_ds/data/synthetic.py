@@ -1,7 +1,7 @@
 """Generated untrimmed videos whose action classes differ only in MOTION.
 
 A scene is a textured, slowly panning background with clutter, a shaking camera and several textured objects. Objects
-idle (rest, wander, drift, spin, flicker, jump to another place) and now and then one of them performs an action; actions of two
+idle (rest, wander, drift, spin, flicker, jump away) and now and then one of them performs an action; actions of two
 objects may overlap. Objects, colours and places say nothing about the class: only the motion does.
 
 F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of an object in one frame.
@@ -9,7 +9,7 @@ F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,23 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 112, 96  # pixels; not square, so that resizing and cropping have something to do
+from adatad_ds.data.scenery import (
+    ANGLE,
+    HEIGHT,
+    LIGHT,
+    SCALE,
+    WIDTH,
+    Scene,
+    X,
+    Y,
+    random_background,
+    random_look,
+    render,
+)
+
 CLASSES = ("approach", "bounce", "orbit_clockwise", "orbit_counterclockwise", "pulse", "recede", "shake")
 FRAME_RATES = (8, 10, 12)
 DURATION_SEC = (15.0, 40.0)
-X, Y, SCALE, ANGLE, LIGHT = range(5)  # columns of a pose
 
 # The first word of every seed: what is generated for one purpose never reappears in another.
 Purpose = Literal["training", "test", "pretraining"]
@@ -52,48 +64,6 @@ class Action:
     start_sec: float
     end_sec: float
     label: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What an object looks like.
-
-    Attributes:
-        shape: outline, one of `SHAPES`.
-        texture: pattern, one of `TEXTURES`.
-        radius: pixels at scale 1.
-        colors: the pattern's two RGB colours, (2, 3) in 0..255.
-        frequency: radians of the pattern per radius.
-    """
-
-    shape: str
-    texture: str
-    radius: float
-    colors: NDArray[np.float32]
-    frequency: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Everything that determines a video's pixels.
-
-    Attributes:
-        canvas: the background, larger than a frame, (H', W', 3) in 0..255.
-        view: top left corner of the frame on the canvas in each frame, (F, 2) as x, y pixels.
-        camera: what the camera's shaking adds to the objects' places, (F, 2) pixels.
-        exposure: brightness factor of each frame, (F,).
-        looks: the objects, from back to front.
-        poses: (objects, F, 5).
-        grain_seed: seed of the sensor noise.
-    """
-
-    canvas: NDArray[np.float32]
-    view: NDArray[np.float32]
-    camera: NDArray[np.float32]
-    exposure: NDArray[np.float32]
-    looks: Sequence[Look]
-    poses: NDArray[np.float32]
-    grain_seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +124,7 @@ def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: flo
     exposure = 1 + 0.08 * np.sin(2 * np.pi * (time_sec / rng.uniform(4, 12) + rng.random()))
     view = np.clip(pan + 4 - camera, 0, margin + 8 - 1e-3)
     return Scene(
-        canvas=_background(rng, height=HEIGHT + margin + 9, width=WIDTH + margin + 9),
+        canvas=random_background(rng, height=HEIGHT + margin + 9, width=WIDTH + margin + 9),
         view=view.astype(np.float32),
         camera=camera.astype(np.float32),
         exposure=exposure.astype(np.float32),
@@ -286,122 +256,6 @@ def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
 def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.float64]:
     """A hand-held camera's displacement in pixels, at most 4, (count, 2)."""
     return np.clip(sigma * _smooth_noise(rng, count), -4, 4)
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-SHAPES = ("disc", "square", "triangle", "cross", "ring", "star")
-TEXTURES = ("plain", "stripes", "checks", "dots")
-
-
-def random_look(rng: np.random.Generator) -> Look:
-    """A shape, a pattern and two colours."""
-    colors = rng.uniform(0, 255, size=(2, 3)).astype(np.float32)
-    colors[0] = 255.0 * (colors[0] > 127) * 0.8 + 0.2 * colors[0]  # one saturated colour, so that it stands out
-    return Look(
-        shape=str(rng.choice(SHAPES)),
-        texture=str(rng.choice(TEXTURES)),
-        radius=float(rng.uniform(6.5, 9.5)),
-        colors=colors,
-        frequency=float(rng.uniform(3, 6)),
-    )
-
-
-def render(scene: Scene) -> Iterator[NDArray[np.uint8]]:
-    """The scene's frames, one after the other, each (H, W, 3) RGB."""
-    rng = np.random.default_rng(scene.grain_seed)
-    grain = rng.normal(scale=3.5, size=(HEIGHT * 2, WIDTH * 2, 1)).astype(np.float32)
-    for frame, (view, shift, exposure) in enumerate(zip(scene.view, scene.camera, scene.exposure, strict=True)):
-        picture = _crop(scene.canvas, view)
-        for look, pose in zip(scene.looks, scene.poses[:, frame], strict=True):
-            draw(picture, look, pose, shift=shift)
-        picture *= exposure
-        top, left = rng.integers(HEIGHT), rng.integers(WIDTH)
-        picture += grain[top : top + HEIGHT, left : left + WIDTH]
-        yield np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def draw(picture: NDArray[np.float32], look: Look, pose: NDArray[np.float32], *, shift: Sequence[float]) -> None:
-    """Paint an object onto `picture` (H, W, 3), edges softened over a pixel."""
-    height, width = picture.shape[:2]
-    radius = look.radius * float(pose[SCALE])
-    x, y, reach = float(pose[X] + shift[0]), float(pose[Y] + shift[1]), radius * 1.45 + 1
-    x0, x1 = max(0, int(x - reach)), min(width, int(x + reach) + 1)
-    y0, y1 = max(0, int(y - reach)), min(height, int(y + reach) + 1)
-    if x0 >= x1 or y0 >= y1:
-        return
-    across = (np.arange(x0, x1, dtype=np.float32) - x) / radius
-    down = ((np.arange(y0, y1, dtype=np.float32) - y) / radius)[:, None]
-    cos, sin = float(np.cos(pose[ANGLE])), float(np.sin(pose[ANGLE]))
-    u, v = cos * across + sin * down, cos * down - sin * across  # the object's own axes, in radii
-    cover = np.clip((1 - _outline(look.shape, u, v)) * radius + 0.5, 0, 1)[..., None]
-    mix = _pattern(look.texture, u * look.frequency, v * look.frequency)[..., None]
-    color = (look.colors[0] + mix * (look.colors[1] - look.colors[0])) * float(pose[LIGHT])
-    region = picture[y0:y1, x0:x1]
-    region += cover * (color - region)
-
-
-def _outline(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A gauge that is below 1 inside the shape, about 1 radius a unit."""
-    if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) * 1.1
-    if shape == "triangle":
-        return np.maximum(np.abs(u) * 1.55 - v * 0.8, v * 1.5) + 0.15
-    if shape == "cross":
-        return np.minimum(
-            np.maximum(np.abs(u), 2.6 * np.abs(v)), np.maximum(np.abs(v), 2.6 * np.abs(u))
-        )
-    length = np.hypot(u, v)
-    if shape == "ring":
-        return 1 + np.abs(length - 0.72) - 0.28
-    if shape == "star":
-        return length * (1.15 + 0.3 * np.cos(5 * np.arctan2(v, u)))
-    return length
-
-
-def _pattern(texture: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of the second colour, 0..1."""
-    if texture == "stripes":
-        return 0.5 + 0.5 * np.sin(u + 0 * v)
-    if texture == "checks":
-        return 0.5 + 0.5 * np.sign(np.sin(u) * np.sin(v))
-    if texture == "dots":
-        return np.clip(np.cos(u) * np.cos(v) * 1.5, 0, 1)
-    return np.zeros_like(u + v)
-
-
-def _background(rng: np.random.Generator, *, height: int, width: int) -> NDArray[np.float32]:
-    """Blurred noise at three sizes, faint stripes and still clutter, (height, width, 3)."""
-    canvas = np.full((height, width, 3), rng.uniform(60, 190, size=3), np.float32)
-    for cells, strength in ((3, 38), (8, 22), (24, 12)):
-        coarse = rng.normal(scale=strength, size=(cells, cells, 3)).astype(np.float32)
-        canvas += _enlarge(coarse, height, width)
-    heading, wave = rng.uniform(0, np.pi), rng.uniform(0.15, 0.6)
-    row, column = np.mgrid[:height, :width].astype(np.float32)
-    canvas += 12 * np.sin(wave * (np.cos(heading) * column + np.sin(heading) * row))[..., None]
-    for _ in range(int(rng.integers(6, 15))):
-        pose = np.array([rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.4, 1.3), rng.uniform(0, 6), 1])
-        draw(canvas, random_look(rng), pose.astype(np.float32), shift=(0.0, 0.0))
-    return canvas
-
-
-def _enlarge(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear enlargement of a small picture (h, w, 3)."""
-    for axis, size in ((0, height), (1, width)):
-        at = np.linspace(0, coarse.shape[axis] - 1.001, size)
-        low = at.astype(int)
-        part = (at - low).astype(np.float32)
-        part = part[:, None, None] if axis == 0 else part[None, :, None]
-        coarse = coarse.take(low, axis) * (1 - part) + coarse.take(low + 1, axis) * part
-    return coarse
-
-
-def _crop(canvas: NDArray[np.float32], corner: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The frame whose top left corner lies at a fractional place (x, y) of the canvas."""
-    x, y = int(corner[0]), int(corner[1])
-    right, below = float(corner[0]) - x, float(corner[1]) - y
-    rows = canvas[y : y + HEIGHT] * (1 - below) + canvas[y + 1 : y + 1 + HEIGHT] * below
-    return rows[:, x : x + WIDTH] * (1 - right) + rows[:, x + 1 : x + 1 + WIDTH] * right
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -103,11 +103,17 @@ def _random_resized_crop(height: int, width: int, resolution: int, rng: np.rando
 
 def _rand_augment(side: int, rng: np.random.Generator) -> list[Step]:
     """Two of fifteen operations near full strength: mmaction's "default" ImgAug, which AdaTAD trained with."""
+    operations = _rand_augment_operations(side, rng)
+    chosen = rng.choice(len(operations), size=RAND_AUGMENT_OPERATIONS, replace=False)
+    return [operations[index] for index in sorted(chosen)]
+
+
+def _rand_augment_operations(side: int, rng: np.random.Generator) -> list[Step]:
     level = RAND_AUGMENT_LEVEL
     signs = rng.choice([-1.0, 1.0], size=5)
     corner = rng.integers(side, size=2)  # of the square that is cut out
     enhanced = 1.8 * level + 0.1  # 1 leaves the frame as it is
-    operations: list[Step] = [
+    return [
         _affine(shear=[signs[0] * 17.19 * level, 0.0]),
         _affine(shear=[0.0, signs[1] * 17.19 * level]),
         _affine(translate=[int(signs[2] * 0.2 * level * side), 0]),
@@ -124,8 +130,6 @@ def _rand_augment(side: int, rng: np.random.Generator) -> list[Step]:
         F.invert,
         _cut_out(*corner.tolist(), side=round(0.2 * level * side)),
     ]
-    chosen = rng.choice(len(operations), size=RAND_AUGMENT_OPERATIONS, replace=False)
-    return [operations[index] for index in sorted(chosen)]
 
 
 def _affine(*, angle: float = 0.0, translate: Sequence[int] = (0, 0), shear: Sequence[float] = (0.0, 0.0)) -> Step:

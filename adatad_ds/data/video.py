@@ -92,7 +92,8 @@ def read_frames(
     )
     wanted = np.clip(indices, 0, info.num_frames - 1)
     # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
-    # (dmlc/decord#373), and it counts frames that an edit list hides; it only gets files where nothing is unusual.
+    # (dmlc/decord#373), and where leading frames are lost it takes later ones for them, silently; it only gets files
+    # where nothing is unusual.
     if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
         frames = _read_decord(path, wanted, size=size, num_threads=num_threads)
         if frames is not None:
@@ -169,7 +170,11 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
         info=info,
         times=np.array(known, dtype=np.int64) if usable else None,
         key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
-        plain=header_frames == len(times) and not hidden and first.rotation == 0,
+        plain=usable
+        and header_frames == len(times)
+        and not hidden
+        and first.rotation == 0
+        and keys[:1] == known[:1],  # else the first frames, which lean on a missing keyframe, never come out
     )
 
 

@@ -85,5 +85,6 @@ def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
 
 
 def clip_to_video(candidates: Candidates, *, duration_sec: float) -> Candidates:
-    """Cut what reaches beyond the video's ends."""
+    """Cut what reaches beyond the video's ends; after suppression, which judges whole segments."""
+    # differs: for sliding windows the published code clips before suppression; for whole videos, as here, after.
     return replace(candidates, segments_sec=candidates.segments_sec.clamp(min=0, max=duration_sec))

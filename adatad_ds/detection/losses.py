@@ -74,7 +74,10 @@ def detection_losses(
     """
     num_classes = class_logits.shape[-1]
     smoothed = targets.classes * (1 - label_smoothing) + label_smoothing / (num_classes + 1)
-    classification = (sigmoid_focal_loss(class_logits, smoothed) * valid[..., None]).sum()
+    counts = valid[..., None]
+    # What does not count is replaced before the loss: a NaN or infinity there would survive a product with 0.
+    logits = torch.where(counts, class_logits.float(), 0.0)
+    classification = (sigmoid_focal_loss(logits, smoothed) * counts).sum()
 
     positive = targets.positive[..., None]
     # Elsewhere both are given the same unit segment, so that no masked element divides by zero in the backward pass.

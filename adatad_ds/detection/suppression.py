@@ -1,12 +1,12 @@
-"""Suppression of overlapping detections: Gaussian, linear, hard; per class or class-agnostic; segment voting.
+"""Suppression of candidates that find the same action again: soft-NMS, hard NMS and segment voting, in NumPy.
 
-Soft-NMS (arXiv 1704.04503). NumPy, no compiler: all classes advance together, one pick of each an iteration.
-
-K groups (classes, or one), M candidates of the largest group.
+N candidates of a video, M kept ones.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,13 @@ import torch
 from adatad_ds.detection.decoding import Candidates
 
 Method = Literal["gaussian", "linear", "hard"]
-_EPS = np.float32(1e-6)  # seconds added to every duration, so that a segment of no length divides by something
+Decay = Callable[[np.ndarray, np.ndarray], None]  # (scores, tIoU with the kept candidate): lowers scores in place
+
+_EPS = np.float32(1e-6)  # added to every length, as published: no division by zero, tIoU 0 between segments of length 0
+_GONE = np.float32(-np.inf)  # score of what was kept or dropped
+_LEAST_WEIGHT = 1e-35  # not 0, so that what is gone remains so
+_TAKES_UNTIL_COMPACT = 16
+_VOTES = 2**20  # (kept, candidate) pairs that vote at once: a few MB
 
 
 def suppress(
@@ -29,38 +35,42 @@ def suppress(
     per_class: bool,
     voting_thresh: float,
 ) -> Candidates:
-    """Keep the best of overlapping candidates of one video, best first.
+    """Keep the best candidates and lower the scores of those that overlap them (soft-NMS, arXiv 1704.04503).
+
+    The best remaining candidate is kept; every other one (of its class) is weighed by exp(-tIoU^2 / sigma)
+    (gaussian), by 1 - tIoU where tIoU >= `tiou` (linear), or dropped where tIoU >= `tiou` (hard); and so on.
 
     Args:
-        candidates: of all the video's windows.
-        method: `gaussian` and `linear` lower the scores of what a pick overlaps, `hard` removes it.
-        sigma: of `gaussian`: a score is multiplied by exp(-tIoU^2 / sigma).
-        tiou: `linear` multiplies by 1 - tIoU, and `hard` removes, from this overlap on.
-        min_score: what scores less is dropped.
-        max_per_video: the most that are kept, of each class and altogether.
-        per_class: whether only detections of the same class suppress each other.
-        voting_thresh: class-agnostic only: each kept segment becomes the mean of the candidates that overlap it at
-            least so much, weighted by score; 0: off.
+        candidates: of all windows of one video.
+        method: how overlapping candidates lose.
+        sigma: width of the Gaussian.
+        tiou: from which overlap on candidates lose; linear and hard only.
+        min_score: candidates below are dropped; with the hard method also those at it. 0: none.
+        max_per_video: the most candidates kept.
+        per_class: candidates of different classes do not compete.
+        voting_thresh: class-agnostic suppression only: a kept segment becomes the mean, weighed by score, of all
+            candidates that overlap it by this tIoU or more. 0: off.
+
+    Returns:
+        Kept candidates, by falling score; of equals, the first one first.
     """
-    if len(candidates) == 0:
-        return candidates
     segments = candidates.segments_sec.numpy().astype(np.float32)
     scores = candidates.scores.numpy().astype(np.float32)
     labels = candidates.labels.numpy()
-    kept, kept_scores = _pick(
-        segments,
-        scores,
-        labels if per_class else np.zeros_like(labels),
-        method=method,
-        sigma=sigma,
-        tiou=tiou,
-        min_score=min_score,
-        most=max_per_video,
-    )
-    order = np.argsort(-kept_scores, kind="stable")[:max_per_video]
-    kept, kept_scores = kept[order], kept_scores[order]
+
+    # differs: the published soft-NMS keeps the first of each class even below min_score; here nothing below is kept.
+    eligible = np.flatnonzero(scores > min_score if method == "hard" and min_score > 0 else scores >= min_score)
+    if per_class:
+        eligible = eligible[labels[eligible].argsort(kind="stable")]
+        groups = np.split(eligible, np.flatnonzero(np.diff(labels[eligible])) + 1)
+    else:
+        groups = [eligible]
+    decay = _decay(method, sigma, tiou)
+    piles = [_Pile(group, segments, scores, decay=decay, min_score=min_score) for group in groups if len(group) > 0]
+    kept, kept_scores = _keep_best(piles, max_per_video)
+
     kept_segments = segments[kept]
-    if not per_class and voting_thresh > 0:
+    if voting_thresh > 0 and not per_class:
         kept_segments = _vote(kept_segments, segments, scores, voting_thresh)
     return Candidates(
         segments_sec=torch.from_numpy(kept_segments),
@@ -69,79 +79,105 @@ def suppress(
     )
 
 
-def _pick(
-    segments: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    *,
-    method: Method,
-    sigma: float,
-    tiou: float,
-    min_score: float,
-    most: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the kept candidates and their lowered scores; each pick suppresses within its group."""
-    rows, current = _padded_groups(scores, groups)  # (K, M): candidate indices, and scores with -1 where none is left
-    start, end = segments[rows, 0], segments[rows, 1]
-    length = end - start + _EPS
-    if min_score > 0:
-        current[current < min_score] = -1
-    lines = np.arange(len(rows))
-    kept: list[np.ndarray] = []
-    kept_scores: list[np.ndarray] = []
-    for _ in range(min(most, rows.shape[1])):
-        best = current.argmax(axis=1)
-        best_scores = current[lines, best]
-        alive = best_scores >= 0
-        if not alive.any():
+def _keep_best(piles: list[_Pile], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and scores of the first `limit` that are kept, by falling score.
+
+    Scores only ever fall, so taking the best of all piles each time yields the kept candidates in their final order,
+    and one may stop after `limit` of them; suppressing class by class would do far more and throw it away.
+    """
+    kept, kept_scores = [], []
+    best = np.array([pile.best_score for pile in piles], dtype=np.float32)
+    while len(kept) < limit and len(piles) > 0:
+        chosen = int(best.argmax())
+        if best[chosen] == _GONE:
             break
-        if not alive.all():  # finished groups leave, so that later iterations are smaller
-            rows, current, start, end, length = (array[alive] for array in (rows, current, start, end, length))
-            best, best_scores, lines = best[alive], best_scores[alive], np.arange(len(rows))
-        kept.append(rows[lines, best])
-        kept_scores.append(best_scores)
-        current[lines, best] = -1
-        overlap = np.minimum(end, end[lines, best][:, None]) - np.maximum(start, start[lines, best][:, None])
+        kept_scores.append(best[chosen])
+        kept.append(piles[chosen].take())
+        best[chosen] = piles[chosen].best_score
+    return np.array(kept, dtype=np.int64), np.array(kept_scores, dtype=np.float32)
+
+
+class _Pile:
+    """Candidates that compete with one another."""
+
+    def __init__(
+        self, index: np.ndarray, segments: np.ndarray, scores: np.ndarray, *, decay: Decay, min_score: float
+    ) -> None:
+        self._decay = decay
+        self._min_score = np.float32(min_score)
+        start, end = segments[index].T
+        self._hold(index, scores[index], start, end, np.maximum(end - start, 0) + _EPS)
+        self._find_best()
+
+    def take(self) -> int:
+        """Take the best candidate out and let the others lose; returns its index."""
+        best, scores, overlap, union = self._best, self._scores, self._overlap, self._union
+        scores[best] = _GONE
+        np.minimum(self._end, self._end[best], out=overlap)
+        np.maximum(self._start, self._start[best], out=union)
+        np.subtract(overlap, union, out=overlap)
         np.maximum(overlap, 0, out=overlap)
-        overlap /= length + length[lines, best][:, None] - overlap  # now tIoU
-        _lower(current, overlap, method=method, sigma=sigma, tiou=tiou)
-        if min_score > 0:
-            current[current < min_score] = -1
-    return np.concatenate(kept or [rows[:0, 0]]), np.concatenate(kept_scores or [scores[:0]])
+        np.add(self._length, self._length[best], out=union)
+        np.subtract(union, overlap, out=union)
+        np.divide(overlap, union, out=overlap)
+        self._decay(scores, overlap)
+        taken = int(self._index[best])
+        self._takes += 1
+        if self._takes == _TAKES_UNTIL_COMPACT:
+            self._compact()
+        self._find_best()
+        return taken
+
+    def _find_best(self) -> None:
+        self._best = int(self._scores.argmax()) if len(self._scores) > 0 else -1
+        score = self._scores[self._best] if len(self._scores) > 0 else _GONE
+        self.best_score = score if score >= self._min_score else _GONE
+
+    def _compact(self) -> None:
+        """Leave out what is gone, so that later takes have less to look at."""
+        left = np.flatnonzero(self._scores >= self._min_score)
+        self._hold(*(array[left] for array in (self._index, self._scores, self._start, self._end, self._length)))
+
+    def _hold(
+        self, index: np.ndarray, scores: np.ndarray, start: np.ndarray, end: np.ndarray, length: np.ndarray
+    ) -> None:
+        self._index, self._scores, self._length = index, scores, length
+        self._start, self._end = np.ascontiguousarray(start), np.ascontiguousarray(end)
+        self._overlap, self._union = np.empty_like(scores), np.empty_like(scores)
+        self._takes = 0
 
 
-def _lower(scores: np.ndarray, overlap: np.ndarray, *, method: Method, sigma: float, tiou: float) -> None:
-    """Multiply the scores of what is left (>= 0) in place; the marker -1 stays negative."""
-    if method == "gaussian":
+def _decay(method: Method, sigma: float, tiou: float) -> Decay:
+    log_least = math.log(_LEAST_WEIGHT)
+
+    def gaussian(scores: np.ndarray, overlap: np.ndarray) -> None:
         np.multiply(overlap, overlap, out=overlap)
-        overlap /= -sigma
-        factor = np.exp(overlap, out=overlap)
-        np.multiply(scores, factor, out=scores, where=scores > 0)
-    elif method == "linear":
-        np.multiply(scores, 1 - overlap, out=scores, where=(overlap >= tiou) & (scores > 0))
-    else:
-        scores[overlap >= tiou] = -1
+        np.multiply(overlap, -1 / sigma, out=overlap)
+        if 1 / sigma > -log_least:
+            np.maximum(overlap, log_least, out=overlap)
+        np.exp(overlap, out=overlap)
+        np.multiply(scores, overlap, out=scores)
 
+    def linear(scores: np.ndarray, overlap: np.ndarray) -> None:
+        np.multiply(scores, np.maximum(1 - overlap, _LEAST_WEIGHT), out=scores, where=overlap >= tiou)
 
-def _padded_groups(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates by group, best first: indices (K, M), and scores (K, M) with -1 in the padding."""
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    members = [index[np.argsort(-scores[index], kind="stable")] for index in members]
-    width = max(map(len, members))
-    rows = np.zeros((len(members), width), dtype=np.int64)
-    padded = np.full((len(members), width), -1, dtype=np.float32)
-    for line, index in enumerate(members):
-        rows[line, : len(index)] = index
-        padded[line, : len(index)] = scores[index]
-    return rows, padded
+    def hard(scores: np.ndarray, overlap: np.ndarray) -> None:
+        np.copyto(scores, _GONE, where=overlap >= tiou)
+
+    return {"gaussian": gaussian, "linear": linear, "hard": hard}[method]
 
 
 def _vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
-    """Each kept segment as the score-weighted mean of all candidates that overlap it by `thresh` (box voting)."""
-    overlap = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(kept[:, None, 0], segments[None, :, 0])
-    np.maximum(overlap, 0, out=overlap)
-    kept_length, length = kept[:, 1] - kept[:, 0], segments[:, 1] - segments[:, 0]
-    union = kept_length[:, None] + length[None, :] - overlap
-    weight = np.where(overlap >= thresh * np.maximum(union, _EPS), scores[None, :], 0)
-    total = weight.sum(axis=1, keepdims=True)
-    return np.where(total > 0, weight @ segments / np.where(total > 0, total, 1), kept).astype(np.float32)
+    """Mean of the segments that overlap each kept one by `thresh` or more, weighed by their first scores, (M, 2)."""
+    voted = kept.copy()
+    rows = max(1, _VOTES // max(1, len(segments)))
+    start, end = segments.T
+    for first in range(0, len(kept), rows):
+        part = slice(first, first + rows)
+        kept_start, kept_end = kept[part, :1], kept[part, 1:]
+        overlap = (np.minimum(kept_end, end) - np.maximum(kept_start, start)).clip(min=0)  # (rows, N)
+        union = (kept_end - kept_start) + (end - start) - overlap
+        votes = (overlap >= thresh * union.clip(min=_EPS)) * scores
+        total = votes.sum(axis=1, keepdims=True)
+        np.divide(votes @ segments, total, out=voted[part], where=total > 0)  # nobody votes for a length of 0
+    return voted

@@ -1,7 +1,7 @@
 """Mean average precision over temporal-IoU thresholds, and Recall@kx: the field's detection metrics.
 
 As in ActivityNet's evaluation: detections of a class, best first, each take the best ground truth that is still free
-and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths of a group, K classes.
+and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from adatad_ds.data.annotations import DataError
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
 
@@ -78,11 +80,13 @@ def evaluate_detections(
         recall_topk: the k of Recall@kx.
 
     Raises:
-        ValueError: there is no ground truth at all.
+        DataError: there is no ground truth at all.
     """
     classes = tuple(sorted({label for segments in truth.values() for _, _, label in segments}))
     if not classes:
-        raise ValueError("there is no ground truth to evaluate against")
+        raise DataError(
+            "the evaluated videos have no annotated action, so there is nothing to measure detections against"
+        )
     detections = _detections_by_class(results, classes, videos=list(truth))
     ap = np.zeros((len(tiou), len(classes)))
     recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}

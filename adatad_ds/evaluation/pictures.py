@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-# Okabe and Ito's colours, told apart by the colour-blind too; repeated when there are more classes.
+# Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-MOST_LANES = 12  # rows of detections a video; more are drawn over one another
+HATCHES = ("", "////", "....", "xxxx")
+MOST_LANES = 12  # rows of detections of full height; more share the height of so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,48 +36,75 @@ class TimelineVideo:
     detections: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class _Style:
+    color: str
+    hatch: str
+
+
 def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) -> None:
     """Draw a PNG: for each video its ground truth, and below it the detections, the surer the darker."""
-    labels = sorted(
-        {label for video in videos for _, _, label in video.ground_truth}
-        | {record["label"] for video in videos for record in video.detections}
-    )
-    color = {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
-    laid_out = [_lanes([record["segment"] for record in video.detections]) for video in videos]
+    styles = _styles(videos)
     truth_lanes = [_lanes([(start, end) for start, end, _ in video.ground_truth]) for video in videos]
-    rows = [
-        max(truth, default=0) + max(lanes, default=0) + 2 for truth, lanes in zip(truth_lanes, laid_out, strict=True)
+    detection_lanes = [_lanes([record["segment"] for record in video.detections]) for video in videos]
+    heights = [
+        0.75 + 0.16 * (max(truth, default=0) + min(max(lanes, default=0), MOST_LANES) + 2)
+        for truth, lanes in zip(truth_lanes, detection_lanes, strict=True)
     ]
-    heights = [0.75 + 0.16 * count for count in rows]
     figure = Figure(figsize=(12, sum(heights) + 1.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(len(videos), 1), 1, squeeze=False, height_ratios=heights or [1])[:, 0]
-    for axis, video, truth, lanes in zip(axes, videos, truth_lanes, laid_out, strict=False):
-        _draw_video(axis, video, truth, lanes, color)
+    for axis, video, truth, lanes in zip(axes, videos, truth_lanes, detection_lanes, strict=False):
+        _draw_video(axis, video, truth, lanes, styles)
     if len(videos):
         axes[-1].set_xlabel("time (s)")
     figure.suptitle(title, fontsize=11)
-    handles = [Patch(color=color[label], label=label) for label in labels]
+    handles = [
+        Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=label)
+        for label, style in sorted(styles.items())
+    ]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
+        columns = min(6, len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _draw_video(
-    axis: Axes, video: TimelineVideo, truth_lanes: list[int], lanes: list[int], color: Mapping[str, str]
+    axis: Axes, video: TimelineVideo, truth_lanes: list[int], lanes: list[int], styles: Mapping[str, _Style]
 ) -> None:
     below = max(truth_lanes, default=0) + 1
     for (start, end, label), lane in zip(video.ground_truth, truth_lanes, strict=True):
-        axis.barh(lane, end - start, left=start, height=0.8, color=color[label], edgecolor="black", linewidth=0.8)
+        axis.barh(
+            lane,
+            end - start,
+            left=start,
+            height=0.8,
+            facecolor=styles[label].color,
+            hatch=styles[label].hatch,
+            edgecolor="black",
+            linewidth=0.6,
+        )
+    lane_height = min(1.0, MOST_LANES / (max(lanes, default=0) + 1))
     for record, lane in zip(video.detections, lanes, strict=True):
         start, end = record["segment"]
         sureness = 0.2 + 0.8 * min(max(record["score"], 0.0), 1.0)
-        axis.barh(below + lane, end - start, left=start, height=0.7, color=color[record["label"]], alpha=sureness)
-    last = below + max(lanes, default=0)
+        middle = below - 0.5 + (lane + 0.5) * lane_height
+        axis.barh(
+            middle,
+            end - start,
+            left=start,
+            height=0.7 * lane_height,
+            facecolor=styles[record["label"]].color,
+            hatch=styles[record["label"]].hatch,
+            edgecolor="white",
+            linewidth=0,
+            alpha=sureness,
+        )
+    last = below - 0.5 + (max(lanes, default=0) + 1) * lane_height
     axis.axhline(below - 0.5, color="0.8", linewidth=0.8)
-    axis.set_ylim(last + 0.6, -0.6)
-    axis.set_yticks([(below - 1) / 2, (below + last) / 2], ["ground truth", "detections"], fontsize=8)
+    axis.set_ylim(last + 0.1, -0.6)
+    axis.set_yticks([(below - 1) / 2, (below - 0.5 + last) / 2], ["ground truth", "detections"], fontsize=8)
     axis.set_xlim(0, video.duration_sec)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(video.name, fontsize=9, loc="left")
@@ -84,19 +113,27 @@ def _draw_video(
     axis.tick_params(axis="y", length=0)
 
 
+def _styles(videos: Sequence[TimelineVideo]) -> dict[str, _Style]:
+    """How each class looks; the most annotated ones get colours of their own."""
+    annotated = Counter(label for video in videos for _, _, label in video.ground_truth)
+    detected = Counter(record["label"] for video in videos for record in video.detections)
+    labels = sorted(annotated | detected, key=lambda label: (-annotated[label], -detected[label], label))
+    return {
+        label: _Style(PALETTE[index % len(PALETTE)], HATCHES[index // len(PALETTE) % len(HATCHES)])
+        for index, label in enumerate(labels)
+    }
+
+
 def _lanes(segments: Sequence[Sequence[float]]) -> list[int]:
-    """The first row for each segment in which it overlaps no earlier one."""
-    ends: list[float] = []
+    """The first row for each segment in which it overlaps no earlier one of the sequence."""
+    taken: list[list[Sequence[float]]] = []
     lanes = []
-    for start, end in segments:
-        free = [lane for lane, last in enumerate(ends) if last <= start]
-        if free:
-            lane = free[0]
-            ends[lane] = end
-        elif len(ends) < MOST_LANES:
-            lane = len(ends)
-            ends.append(end)
-        else:
-            lane = MOST_LANES - 1
+    for segment in segments:
+        start, end = segment
+        free = (n for n, row in enumerate(taken) if all(end <= other[0] or other[1] <= start for other in row))
+        lane = next(free, len(taken))
+        if lane == len(taken):
+            taken.append([])
+        taken[lane].append(segment)
         lanes.append(lane)
     return lanes

@@ -76,13 +76,20 @@ def test_values_are_mended_and_reported(tmp_path: Path):
     )
     assert reports == [
         "2 annotations dropped: end <= start (v #0, v #1)",
-        "1 annotation dropped: start at or beyond the video's duration (v #2)",
         "2 annotations dropped: a time is not a finite number (v #3, v #4)",
+        "1 annotation dropped: start at or beyond the video's duration (v #2)",
         "1 annotation dropped: end before the video's start (v #5)",
         "1 annotation clipped: start before 0 (v #6)",
         "1 annotation clipped: end beyond the video's duration (v #7)",
         "1 annotation dropped: exact duplicates (v #9)",
     ]
+
+
+def test_the_metric_counts_what_was_published(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry((2, 2, "x"), (8, 12, "x"), (20, 21, "x"), (5, 6, "x"), (5, 6, "x"))})
+    found, reports = load_annotations(path, subset="training", as_published=True)
+    assert [action.start_sec for action in found.videos[0].actions] == [8, 20, 5, 5]
+    assert reports == ["1 annotation dropped: end <= start (v #0)"]
 
 
 def test_equal_after_clipping_is_a_duplicate(tmp_path: Path):

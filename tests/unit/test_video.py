@@ -139,6 +139,23 @@ def test_start_hidden_by_an_edit_list(h264: Path, folder: Path, backend: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_start_without_a_keyframe(h264: Path, folder: Path, backend: str):
+    """As a recording that was joined in the middle: what comes before the first keyframe cannot be decoded."""
+    path = folder / "joined.mp4"
+    with av.open(str(h264)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][5:]
+        shift = packets[0].dts
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+            target.mux(packet)
+    numbers = numbers_read(path, list(range(95)), backend=backend)
+    lost = numbers.count(12) - 1  # frame 12 is the first keyframe, and stands for those before it
+    assert 5 <= lost <= 8
+    assert numbers == [12] * lost + list(range(12, 12 + 95 - lost))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_cut_file_repeats_its_last_frame(h264: Path, folder: Path, backend: str):
     path = cut(h264, folder / "cut.mp4", share=0.6)
     found = probe(path).num_frames

@@ -102,9 +102,7 @@ def test_offset_moves_the_grid():
 def test_random_windows_hold_what_they_say(seed, num_frames, per_feature, crop_ratio, times):
     fps, cfg = 12.5, config(frames_per_feature=per_feature, crop_ratio=crop_ratio)
     duration = num_frames / fps
-    film = video(
-        *((s * duration, min(s + e, 1.0) * duration, "run") for s, e in times), duration_sec=duration
-    )
+    film = video(*((s * duration, min(s + e, 1.0) * duration, "run") for s, e in times), duration_sec=duration)
     window = draw(film, cfg, num_frames=num_frames, fps=fps, seed=seed)
     slots = -(-num_frames // cfg.frame_stride)
     real = len(set(window.frame_indices.tolist()))

@@ -20,12 +20,12 @@ def numbered_frame(index: int, *, width: int = 176, height: int = 96) -> np.ndar
     return frame.astype(np.uint8)
 
 
-def frame_numbers(frames: np.ndarray) -> np.ndarray:
-    """The numbers that frames (n, h, w, 3) carry, at any size of the same aspect."""
-    cell = frames.shape[2] * CELL / 176
-    centres = ((np.arange(BITS) + 0.5) * cell).astype(int)
+def frame_numbers(frames: np.ndarray, *, width: int = 176) -> np.ndarray:
+    """The numbers that frames (n, h, w, 3) carry, scaled from `width`; narrow ones show the low bits only."""
+    cell = frames.shape[2] * CELL / width
+    centres = ((np.arange(min(BITS, width // CELL)) + 0.5) * cell).astype(int)
     bright = frames[:, int(cell / 2), centres].mean(axis=-1) > 125
-    return bright @ (1 << np.arange(BITS))
+    return bright @ (1 << np.arange(len(centres)))
 
 
 def write_video(

@@ -1,0 +1,56 @@
+"""What ends a run early, on all ranks alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from adatad_ds.config import ConfigError
+from adatad_ds.data.annotations import DataError
+from adatad_ds.parallel import World
+
+
+class FailedVideos:
+    """Videos that could not be read and were replaced by other samples.
+
+    Args:
+        known: error lines from before a resume.
+        most: videos that may fail before the run gives up.
+        world: the ranks.
+        report: told about each newly failed video.
+    """
+
+    def __init__(self, *, known: Sequence[str], most: int, world: World, report: Callable[[str], None]) -> None:
+        self.errors = list(known)
+        self._most = most
+        self._world = world
+        self._report = report
+
+    def add(self, errors: Sequence[str]) -> None:
+        """Take in what this rank met in a step. A collective.
+
+        Raises:
+            DataError: too many videos have failed.
+        """
+        for error in sorted({error for part in self._world.gather(list(errors)) for error in part}):
+            if error not in self.errors:
+                self.errors.append(error)
+                self._report(f"replaced by other samples: {error}")
+        if len(self.errors) > self._most:
+            raise DataError(
+                f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "
+                f"the last: {self.errors[-1]}. Mend the files, or leave them out with --set data.exclude=[...]"
+            )
+
+
+def check_finite(*, step: int, classification: float, regression: float) -> None:
+    """Stop when training has diverged; the losses are the same on all ranks.
+
+    Raises:
+        ConfigError: a loss is NaN or infinite.
+    """
+    if not math.isfinite(classification + regression):
+        raise ConfigError(
+            f"the loss of step {step} is not finite (classification {classification}, regression {regression}); lower "
+            "train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or fp32"
+        )

@@ -1,0 +1,179 @@
+"""Suppression against a plain loop over candidates, and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from adatad_ds.detection.decoding import Candidates
+from adatad_ds.detection.suppression import suppress
+
+SETTINGS = {
+    "method": "gaussian",
+    "sigma": 0.5,
+    "tiou": 0.5,
+    "min_score": 0.0,
+    "max_per_video": 1000,
+    "per_class": True,
+    "voting_thresh": 0.0,
+}
+
+
+def candidates(rows: list[tuple[float, float, float, int]]) -> Candidates:
+    """From (start, end, score, class) rows."""
+    return Candidates(
+        segments_sec=torch.tensor([row[:2] for row in rows], dtype=torch.float32).reshape(-1, 2),
+        scores=torch.tensor([row[2] for row in rows], dtype=torch.float32),
+        labels=torch.tensor([row[3] for row in rows], dtype=torch.int64),
+    )
+
+
+def rows_of(kept: Candidates) -> list[tuple[float, float, float, int]]:
+    columns = (kept.segments_sec.tolist(), kept.scores.tolist(), kept.labels.tolist())
+    return [(start, end, score, label) for (start, end), score, label in zip(*columns, strict=True)]
+
+
+def run(rows: list[tuple[float, float, float, int]], **settings) -> list[tuple[float, float, float, int]]:
+    return rows_of(suppress(candidates(rows), **(SETTINGS | settings)))
+
+
+def tiou(first: tuple, second: tuple) -> float:
+    overlap = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
+    return overlap / (first[1] - first[0] + second[1] - second[0] - overlap + 2e-6)
+
+
+def by_loops(rows: list[tuple], *, method: str, sigma: float, threshold: float, min_score: float, per_class: bool):
+    """Greedy suppression, one candidate and one pair at a time: kept rows, by falling score."""
+    left = [list(row) for row in rows if row[2] >= min_score]
+    kept = []
+    while left:
+        best = max(left, key=lambda row: row[2])  # the first of equals
+        left.remove(best)
+        kept.append(tuple(best))
+        survivors = []
+        for row in left:
+            overlap = tiou(best, row)
+            if per_class and row[3] != best[3]:
+                weight = 1.0
+            elif method == "gaussian":
+                weight = math.exp(-(overlap**2) / sigma)
+            elif overlap < threshold:
+                weight = 1.0
+            else:
+                weight = 1 - overlap if method == "linear" else None
+            if weight is not None and row[2] * weight >= min_score:
+                row[2] *= weight
+                survivors.append(row)
+        left = survivors
+    return kept
+
+
+def test_gaussian_by_hand():
+    overlap = 4 / 6
+    kept = run([(0, 5, 0.8, 0), (1, 6, 0.6, 0), (10, 12, 0.5, 0)], sigma=0.5)
+    assert [row[:2] for row in kept] == [(0, 5), (10, 12), (1, 6)]
+    assert [row[2] for row in kept] == pytest.approx([0.8, 0.5, 0.6 * math.exp(-(overlap**2) / 0.5)], rel=1e-5)
+
+
+def test_linear_by_hand():
+    kept = run([(0, 5, 0.8, 0), (1, 6, 0.6, 0), (4, 9, 0.5, 0)], method="linear", tiou=0.5)
+    assert [row[:2] for row in kept] == [(0, 5), (4, 9), (1, 6)]
+    assert [row[2] for row in kept] == pytest.approx([0.8, 0.5, 0.6 * (1 - 4 / 6)], rel=1e-5)
+
+
+def test_hard_by_hand():
+    kept = run([(0, 5, 0.8, 0), (1, 6, 0.6, 0), (4, 9, 0.5, 0)], method="hard", tiou=0.5)
+    assert [row[:2] for row in kept] == [(0, 5), (4, 9)]
+
+
+def test_classes_compete_only_without_per_class():
+    rows = [(0, 5, 0.8, 0), (0, 5, 0.6, 1)]
+    assert len(run(rows, method="hard", per_class=True)) == 2
+    assert len(run(rows, method="hard", per_class=False)) == 1
+
+
+def test_of_equal_scores_the_first_is_kept():
+    assert run([(0, 5, 0.5, 0), (1, 6, 0.5, 0)], method="hard", tiou=0.5) == [(0, 5, 0.5, 0)]
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+def test_what_scores_less_is_dropped_even_the_best_of_its_class(method):
+    rows = [(0, 5, 0.5, 0), (10, 15, 0.3, 0), (20, 25, 0.2, 0), (0, 5, 0.2, 1)]
+    assert [row[:2] for row in run(rows, method=method, min_score=0.25)] == [(0, 5), (10, 15)]
+
+
+def test_the_best_of_all_classes_are_kept():
+    rows = [(10.0 * i, 10.0 * i + 5, 0.9 - 0.01 * i, i % 3) for i in range(30)]
+    kept = run(rows, max_per_video=7)
+    assert [row[:2] for row in kept] == [row[:2] for row in rows[:7]]
+
+
+@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+def test_no_candidates(method, per_class):
+    assert run([], method=method, per_class=per_class, voting_thresh=0.7) == []
+    assert run([(0, 1, 0.1, 0)], method=method, per_class=per_class, voting_thresh=0.7, min_score=0.5) == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+def test_segments_of_no_length(method, per_class):
+    rows = [(3, 3, 0.9, 0), (3, 3, 0.8, 0), (2, 4, 0.7, 0), (0, 0, 0.6, 1)]
+    kept = run(rows, method=method, per_class=per_class, voting_thresh=0.7)
+    assert [row[:2] for row in kept] == [row[:2] for row in rows]  # they overlap nothing
+    assert [row[2] for row in kept] == pytest.approx([row[2] for row in rows])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+def test_many_long_duplicates(method):
+    """Their overlap is exactly 1 in float32."""
+    kept = run([(0, 5000, 0.9, 0)] * 40 + [(6000, 7000, 0.1, 0)], method=method, sigma=0.001)
+    assert kept[:2] == [(0, 5000, pytest.approx(0.9), 0), (6000, 7000, pytest.approx(0.1), 0)]
+    assert all(0 <= row[2] <= 1e-6 for row in kept[2:])
+    assert len(kept) == (2 if method == "hard" else 41)
+
+
+def test_votes_are_weighed_by_the_first_scores():
+    rows = [(0, 10, 0.8, 0), (1, 11, 0.4, 1), (5, 15, 0.9, 1), (30, 40, 0.5, 0)]
+    kept = run(rows, method="hard", tiou=0.5, per_class=False, voting_thresh=0.7)
+    assert [row[2] for row in kept] == pytest.approx([0.9, 0.8, 0.5])
+    assert [row[:2] for row in kept] == [
+        (5, 15),  # nobody else reaches 0.7
+        pytest.approx(((0 * 0.8 + 1 * 0.4) / 1.2, (10 * 0.8 + 11 * 0.4) / 1.2)),
+        (30, 40),
+    ]
+
+
+def test_no_votes_per_class():
+    rows = [(0, 10, 0.8, 0), (1, 11, 0.4, 0)]
+    assert run(rows, method="hard", per_class=True, voting_thresh=0.7) == [(0, 10, pytest.approx(0.8), 0)]
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.05])
+@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+@pytest.mark.parametrize("seed", range(6))
+def test_as_candidate_by_candidate(seed, method, per_class, min_score):
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(120):
+        start = random.uniform(0, 60)
+        rows.append((start, start + random.choice([0.0, random.uniform(0.1, 12)]), random.random(), random.integers(4)))
+    rows += rows[:10]  # exact duplicates
+    rows += [(start, end + 1, score, label) for start, end, score, label in rows[10:20]]  # equal scores
+    rows = rows_of(candidates(rows))  # as float32 has them
+
+    most = 60
+    expected = by_loops(rows, method=method, sigma=0.5, threshold=0.4, min_score=min_score, per_class=per_class)
+    kept = run(rows, method=method, sigma=0.5, tiou=0.4, min_score=min_score, per_class=per_class, max_per_video=most)
+    assert len(kept) == min(most, len(expected))
+    np.testing.assert_allclose([row[2] for row in kept], [row[2] for row in expected[:most]], rtol=1e-4)
+    for label in range(4):  # equal scores of different classes may come in any order
+        of_class = [row[:3] for row in kept if row[3] == label]
+        in_order = [row[:3] for row in expected if row[3] == label][: len(of_class)]
+        np.testing.assert_allclose(of_class, in_order, rtol=1e-4)

@@ -1,0 +1,64 @@
+"""Generated videos: reproducible, annotated as they move, real files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adatad_ds.data.annotations import load_annotations
+from adatad_ds.data.scenery import HEIGHT, WIDTH, X, Y
+from adatad_ds.data.synthetic import CLASSES, annotation, generator, make_video, move, random_pose, write_video
+from adatad_ds.data.video import probe, read_frames
+
+
+def test_same_seed_same_video_and_no_stream_repeats_another():
+    def first(purpose, seed, index):
+        return next(make_video(generator(purpose, seed, index)).frames())
+
+    assert (first("training", 1, 0) == first("training", 1, 0)).all()
+    for other in (("test", 1, 0), ("pretraining", 1, 0), ("training", 2, 0), ("training", 1, 1)):
+        assert (first("training", 1, 0) != first(*other)).any()
+
+
+def test_videos_are_untrimmed_and_cover_all_classes():
+    videos = [make_video(generator("training", 3, index)) for index in range(24)]
+    assert {action.label for video in videos for action in video.actions} == set(CLASSES)
+    assert len({video.fps for video in videos}) > 1
+    assert len({video.frame_count for video in videos}) > 12
+    for video in videos:
+        busy = np.zeros(video.frame_count, bool)
+        for action in video.actions:
+            assert 0 <= action.start_sec < action.end_sec <= video.duration_sec
+            busy[round(action.start_sec * video.fps) : round(action.end_sec * video.fps)] = True
+        assert not busy.all()
+        assert len(video.scene.looks) > 1  # distractors
+
+
+def test_orbits_differ_in_direction_only():
+    rng = np.random.default_rng(0)
+    for kind, sign in (("orbit_clockwise", 1), ("orbit_counterclockwise", -1)):
+        path = move(rng, kind, random_pose(rng), frames=40, fps=10)
+        places = path[:, [X, Y]] - path[:, [X, Y]].mean(axis=0)
+        turning = places[:-1, 0] * places[1:, 1] - places[:-1, 1] * places[1:, 0]  # y points down
+        assert (np.sign(turning) == sign).mean() > 0.95
+
+
+def test_written_file_is_what_was_drawn(tmp_path):
+    video = make_video(generator("test", 5, 0))
+    path = tmp_path / "v.mp4"
+    write_video(video, path)
+    info = probe(path)
+    assert (info.num_frames, info.width, info.height) == (video.frame_count, WIDTH, HEIGHT)
+    assert info.fps == video.fps
+    frames = read_frames(path, np.arange(5), short_side=HEIGHT, backend="pyav")
+    drawn = [frame for frame, _ in zip(video.frames(), range(5), strict=False)]
+    assert np.abs(frames.astype(float) - np.stack(drawn)).mean() < 8  # lossy, but the same picture
+
+
+def test_annotations_are_accepted(tmp_path):
+    import json
+
+    database = {f"v{i}": annotation(make_video(generator("training", 1, i)), subset="training") for i in range(3)}
+    (tmp_path / "a.json").write_text(json.dumps({"database": database}))
+    annotations, reports = load_annotations(tmp_path / "a.json", subset="training")
+    assert len(annotations.videos) == 3
+    assert reports == []
