@@ -136,13 +136,13 @@ def _pattern(texture: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> ND
 def random_background(rng: np.random.Generator, *, height: int, width: int) -> NDArray[np.float32]:
     """Blurred noise at three sizes, faint stripes and still clutter, (height, width, 3)."""
     canvas = np.full((height, width, 3), rng.uniform(30, 90, size=3), np.float32)
-    for cells, strength in ((3, 24), (8, 14), (24, 9)):
+    for cells, strength in ((3, 20), (8, 11), (24, 7)):
         coarse = rng.normal(scale=strength, size=(cells, cells, 3)).astype(np.float32)
         canvas += _enlarge(coarse, height, width)
     heading, wave = rng.uniform(0, np.pi), rng.uniform(0.15, 0.6)
     row, column = np.mgrid[:height, :width].astype(np.float32)
     canvas += 9 * np.sin(wave * (np.cos(heading) * column + np.sin(heading) * row))[..., None]
-    for _ in range(int(rng.integers(6, 15))):
+    for _ in range(int(rng.integers(4, 11))):
         pose = np.array([rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0.4, 1.3), rng.uniform(0, 6), 1])
         look = random_look(rng)
         draw(canvas, replace(look, colors=0.6 * look.colors), pose.astype(np.float32), shift=(0.0, 0.0))

@@ -32,7 +32,7 @@ from adatad_ds.data.scenery import (
     render,
 )
 
-CLASSES = ("approach", "bounce", "orbit_clockwise", "orbit_counterclockwise", "pulse", "recede", "shake")
+CLASSES = ("blink", "grow", "left", "right", "up")
 FRAME_RATES = (8, 10, 12)
 DURATION_SEC = (15.0, 40.0)
 
@@ -40,20 +40,12 @@ DURATION_SEC = (15.0, 40.0)
 Purpose = Literal["training", "test", "pretraining"]
 _STREAMS: dict[str, int] = {"training": 1, "test": 2, "pretraining": 3}
 
-# Shortest and longest action in seconds; seconds of one cycle, where the motion repeats.
-_ACTION_SEC = {
-    "approach": (2.5, 8.0),
-    "recede": (2.5, 8.0),
-    "bounce": (1.0, 4.5),
-    "shake": (1.0, 4.5),
-    "pulse": (1.5, 5.0),
-    "orbit_clockwise": (2.0, 7.0),
-    "orbit_counterclockwise": (2.0, 7.0),
-}
-_CYCLE_SEC = {"bounce": (0.5, 0.8), "shake": (0.6, 1.0), "pulse": (0.8, 1.4)}
-_ORBIT_SEC = (1.3, 2.6)
-_IDLE_KINDS = ("rest", "wander", "drift", "spin", "flicker", "jump")
-_IDLE_ODDS = (0.32, 0.18, 0.18, 0.12, 0.08, 0.12)
+# Shortest and longest action, and of one stroke of it, in seconds: an action is the same stroke again and again.
+_ACTION_SEC = (1.5, 6.0)
+_STROKE_SEC = (0.9, 1.6)
+_HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0)}
+_IDLE_KINDS = ("rest", "wander", "drift", "spin", "jump")
+_IDLE_ODDS = (0.4, 0.2, 0.15, 0.15, 0.1)
 _REST_BOX = (30.0, 26.0, 82.0, 70.0)  # x0, y0, x1, y1: an action that starts in here stays inside the centre crop
 
 
@@ -94,7 +86,7 @@ def make_video(rng: np.random.Generator) -> SyntheticVideo:
     """Draw a video: length, frame rate, objects, what each does when."""
     fps = int(rng.choice(FRAME_RATES))
     count = int(rng.uniform(*DURATION_SEC) * fps)
-    objects = int(rng.integers(3, 6))
+    objects = int(rng.integers(2, 4))
     plan = _plan_actions(rng, objects=objects, seconds=count / fps)
     poses = np.empty((objects, count, 5), np.float32)
     actions = []
@@ -103,11 +95,11 @@ def make_video(rng: np.random.Generator) -> SyntheticVideo:
         pose = random_pose(rng)
         own = [(int(start * fps), int(end * fps), label) for who, start, end, label in plan if who == index]
         for start, end, label in own:
-            pose = _idle(rng, poses[index, frame:start], pose, fps=fps, then=label)
+            pose = _idle(rng, poses[index, frame:start], pose, fps=fps)
             poses[index, start:end] = move(rng, label, pose, frames=end - start, fps=fps)
             actions.append(Action(start / fps, end / fps, label))
-            pose, frame = poses[index, end - 1], end
-        _idle(rng, poses[index, frame:], pose, fps=fps, then=None)
+            frame = end  # back where it was
+        _idle(rng, poses[index, frame:], pose, fps=fps)
     scene = make_scene(rng, poses=poses, fps=fps)
     ordered = tuple(sorted(actions, key=lambda action: action.start_sec))
     return SyntheticVideo(scene=scene, fps=fps, frame_count=count, actions=ordered)
@@ -120,7 +112,7 @@ def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: flo
     margin = 24
     period_sec = rng.uniform(15, 45, size=2)
     pan = 0.5 * margin * (1 + np.sin(2 * np.pi * (time_sec[:, None] / period_sec + rng.random(2))))
-    camera = _shake(rng, count, sigma=rng.uniform(0.3, 1.4))
+    camera = _shake(rng, count, sigma=rng.uniform(0.1, 0.6))
     exposure = 1 + 0.08 * np.sin(2 * np.pi * (time_sec / rng.uniform(4, 12) + rng.random()))
     view = np.clip(pan + 4 - camera, 0, margin + 8 - 1e-3)
     return Scene(
@@ -140,7 +132,7 @@ def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: flo
 def random_pose(rng: np.random.Generator) -> NDArray[np.float32]:
     """An object at rest somewhere, small or large."""
     x0, y0, x1, y1 = _REST_BOX
-    scale = rng.choice([1.0, 1.9])
+    scale = rng.uniform(0.9, 1.6)
     return np.array([rng.uniform(x0, x1), rng.uniform(y0, y1), scale, rng.uniform(0, 2 * np.pi), 1.0], np.float32)
 
 
@@ -149,41 +141,29 @@ def move(
 ) -> NDArray[np.float32]:
     """Poses (frames, 5) of an action or an idle motion that continues from `pose`.
 
-    Every action but `approach` and `recede` ends where it began, after whole cycles.
+    Each stroke of `left`, `right` and `up` starts where the one before did; so does each of `grow`.
     """
     path = np.repeat(pose[None], frames, axis=0).astype(np.float32)
     seconds = frames / fps
     share = np.arange(1, frames + 1) / max(frames, 1)  # of the motion done by each frame
-    if kind in _CYCLE_SEC:
-        cycles = max(2, round(seconds / rng.uniform(*_CYCLE_SEC[kind])))
-        swing = np.sin(np.pi * cycles * share)
-        if kind == "shake":
-            path[:, X] += rng.uniform(7, 12) * np.sin(2 * np.pi * cycles * share) * rng.choice([-1, 1])
-        elif kind == "bounce":
-            path[:, Y] -= rng.uniform(11, 19) * np.abs(swing)
-        else:
-            path[:, SCALE] *= np.exp(rng.choice([-1, 1]) * rng.uniform(0.45, 0.7) * swing**2)
-    elif kind.startswith("orbit"):
-        turns = max(1, round(seconds / rng.uniform(*_ORBIT_SEC)))
-        toward = np.arctan2(HEIGHT / 2 - pose[Y], WIDTH / 2 - pose[X]) + rng.uniform(-0.5, 0.5)
-        radius = rng.uniform(8, 13)
-        sign = 1 if kind == "orbit_clockwise" else -1  # y points down: growing angles turn clockwise
-        angle = toward + np.pi + sign * 2 * np.pi * turns * share
-        path[:, X] += radius * (np.cos(toward) + np.cos(angle))
-        path[:, Y] += radius * (np.sin(toward) + np.sin(angle))
-    elif kind in ("approach", "recede"):
-        ratio = 1.9 if kind == "approach" else 1 / 1.9
-        path[:, SCALE] *= ratio**share
+    strokes = max(1, round(seconds / rng.uniform(*_STROKE_SEC)))
+    stroke = (np.arange(frames) / max(frames, 1) * strokes) % 1 - 0.5  # -0.5 to 0.5 in each
+    if kind in _HEADINGS:
+        reach = rng.uniform(22, 34)
+        path[:, X] += reach * stroke * _HEADINGS[kind][0]
+        path[:, Y] += reach * stroke * _HEADINGS[kind][1]
+    elif kind == "grow":
+        path[:, SCALE] *= np.exp(rng.uniform(0.6, 0.9) * stroke)
+    elif kind == "blink":
+        path[:, LIGHT] = 0.65 + 0.35 * np.cos(2 * np.pi * 2 * strokes * share)
     elif kind == "wander":
-        path[:, :2] += np.cumsum(_smooth_noise(rng, frames) * rng.uniform(5, 14) / fps, axis=0)
+        path[:, :2] += np.cumsum(_smooth_noise(rng, frames) * rng.uniform(4, 10) / fps, axis=0)
     elif kind == "drift":
-        heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(5, 16)
+        heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(2, 6)
         path[:, X] += speed * seconds * share * np.cos(heading)
         path[:, Y] += speed * seconds * share * np.sin(heading)
     elif kind == "spin":
         path[:, ANGLE] += rng.choice([-1, 1]) * rng.uniform(1.5, 5) * seconds * share
-    elif kind == "flicker":
-        path[:, LIGHT] += 0.35 * np.sin(2 * np.pi * max(1, round(seconds * rng.uniform(0.7, 2))) * share)
     elif kind == "jump":
         target = random_pose(rng)
         step = np.clip(share * seconds / rng.uniform(0.3, 0.8), 0, 1)
@@ -202,7 +182,7 @@ def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> 
     while True:
         bag = bag or list(rng.permutation(CLASSES))
         label = str(bag.pop())
-        length = np.exp(rng.uniform(*np.log(_ACTION_SEC[label])))
+        length = np.exp(rng.uniform(*np.log(_ACTION_SEC)))
         free = np.flatnonzero(free_at + 0.5 <= now)
         if now + length > seconds - 0.3:
             return plan
@@ -210,14 +190,14 @@ def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> 
             who = int(rng.choice(free))
             plan.append((who, now, now + length, label))
             free_at[who] = now + length
-        overlap = rng.random() < 0.2
+        overlap = rng.random() < 0.1
         now += rng.uniform(0.3, 0.8) * length if overlap else length + rng.uniform(0.8, 5.0)
 
 
 def _idle(
-    rng: np.random.Generator, out: NDArray[np.float32], pose: NDArray[np.float32], *, fps: int, then: str | None
+    rng: np.random.Generator, out: NDArray[np.float32], pose: NDArray[np.float32], *, fps: int
 ) -> NDArray[np.float32]:
-    """Fill `out` (frames, 5) with idle motions; returns the last pose, ready for the action that follows."""
+    """Fill `out` (frames, 5) with idle motions; returns the last pose, from which an action may follow."""
     frame = 0
     while frame < len(out):
         stop = min(len(out), frame + max(1, int(rng.uniform(0.8, 3.5) * fps)))
@@ -227,13 +207,6 @@ def _idle(
         out[frame:stop, X] = _reflect(out[frame:stop, X], x0, x1)
         out[frame:stop, Y] = _reflect(out[frame:stop, Y], y0, y1)
         pose, frame = out[stop - 1].copy(), stop
-        pose[LIGHT] = 1.0
-    pose = pose.copy()
-    # Small objects approach and large ones recede: only the rare wrong size is changed, at the cut into the action.
-    if then == "approach":
-        pose[SCALE] = 1.0
-    elif then == "recede":
-        pose[SCALE] = 1.9
     return pose
 
 
