@@ -47,7 +47,7 @@ class RunFolder:
         if newest is not None and not resume:
             raise ConfigError(
                 f"{self.path} already holds a run (up to {newest.name}); go on with --resume auto, or choose another "
-                "folder with --run"
+                "folder with --run-dir"
             )
         return newest
 

@@ -88,7 +88,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     ds_config = resolve_ds_config(
         read_ds_config(arguments.deepspeed_config), config=config, data_ranks=world.size, cuda=on_gpu
     )
-    run = RunFolder(arguments.run or Path("runs") / arguments.recipe)
+    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
     checkpoint = run.start(store, resume=arguments.resume == "auto")
     train_data = WindowDataset.for_training(config.data, seed=settings.seed, repeats=settings.repeats)
@@ -322,7 +322,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
     parser.add_argument("--deepspeed_config", type=Path, help="engine policy, e.g. ds_configs/zero3_offload.json")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
-    parser.add_argument("--run", type=Path, help="the run's folder; default runs/RECIPE")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/RECIPE")
     parser.add_argument(
         "--resume", default="never", choices=("never", "auto"), help="auto: go on from the newest checkpoint, if any"
     )

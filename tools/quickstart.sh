@@ -24,7 +24,7 @@ for recipe in quickstart quickstart_frozen; do
     stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
     rm -rf "runs/$recipe"
     deepspeed --num_gpus "$ranks" adatad_ds/train.py \
-        --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run "runs/$recipe"
+        --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "runs/$recipe"
     done_in
 done
 

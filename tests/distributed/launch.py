@@ -61,7 +61,7 @@ def train_command(
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)],
         "python": [sys.executable],
     }[launcher]
-    command = [*launch, "adatad_ds/train.py", "--recipe", "quickstart", "--run", str(run)]
+    command = [*launch, "adatad_ds/train.py", "--recipe", "quickstart", "--run-dir", str(run)]
     command += ["--deepspeed_config", f"ds_configs/{ds_config}.json"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
