@@ -139,13 +139,15 @@ class Engine:
         if not groups:
             raise ConfigError("nothing in this model learns")
         with _quiet_optimizer_checks():
-            self._engine, self._zero, _, _ = deepspeed.initialize(
+            engine, zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=torch.optim.AdamW(groups),
                 config=ds_config,
                 dist_init_required=False,
             )
-        self.module: nn.Module = self._engine.module
+        self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
+        self._zero: Any = zero
+        self.module = model
         self._learnt = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()
 
@@ -209,17 +211,17 @@ class Engine:
         if self.ema_decay == 0:
             yield
             return
-        self._write_weights(lambda p: safe_get_full_optimizer_state(p, AVERAGE))
+        self._write_weights(lambda p: _to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
         try:
             yield
         finally:
-            self._write_weights(safe_get_full_fp32_param)
+            self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
 
     def bytes_by_kind(self) -> dict[str, int]:
         """This rank's bytes: frozen and learning weights in the compute type, masters, moments, average."""
         kinds = {"frozen_weights": 0, "learnt_weights": 0}
         for parameter in self.module.parameters():
-            held = parameter.ds_tensor if self.stage == 3 else parameter
+            held = _partition(parameter) if self.stage == 3 else parameter
             kinds["learnt_weights" if parameter.requires_grad else "frozen_weights"] += (
                 held.numel() * held.element_size()
             )
@@ -270,7 +272,7 @@ class Engine:
             else:
                 safe_set_full_optimizer_state(parameter, value, key)
             return
-        size = parameter.ds_tensor.numel()  # equal on all ranks; the last one's is padded
+        size = _partition(parameter).numel()  # equal on all ranks; the last one's is padded
         part = torch.zeros(size)
         own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
         part[: own.numel()] = own
@@ -291,7 +293,7 @@ class Engine:
             _copy(parameters, values)
 
     def _check_precision(self, precision: str) -> None:
-        accelerator = deepspeed.get_accelerator()
+        accelerator: Any = deepspeed.get_accelerator()
         if precision == "fp16" and not accelerator.is_fp16_supported():
             raise ConfigError(
                 f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32"
@@ -300,6 +302,11 @@ class Engine:
             raise ConfigError(
                 f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32"
             )
+
+
+def _partition(parameter: Any) -> Tensor:
+    """This rank's part of a parameter that ZeRO-3 has partitioned."""
+    return parameter.ds_tensor
 
 
 def _copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:

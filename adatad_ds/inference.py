@@ -57,8 +57,9 @@ def detect(
         for index, video in enumerate(batch.videos):
             if batch.padding[index]:
                 continue
-            if batch.errors[index] is not None:
-                failed.add(batch.errors[index])
+            error = batch.errors[index]
+            if error is not None:
+                failed.add(error)
             candidates = select_candidates(
                 segments_grid=segments[index],
                 scores=scores[index],

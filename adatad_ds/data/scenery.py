@@ -32,7 +32,7 @@ class Look:
     shape: str
     texture: str
     radius: float
-    colors: NDArray[np.float32]
+    colors: NDArray[np.floating]
     frequency: float
 
 
@@ -50,12 +50,12 @@ class Scene:
         grain_seed: seed of the sensor noise.
     """
 
-    canvas: NDArray[np.float32]
-    view: NDArray[np.float32]
-    camera: NDArray[np.float32]
-    exposure: NDArray[np.float32]
+    canvas: NDArray[np.floating]
+    view: NDArray[np.floating]
+    camera: NDArray[np.floating]
+    exposure: NDArray[np.floating]
     looks: Sequence[Look]
-    poses: NDArray[np.float32]
+    poses: NDArray[np.floating]
     grain_seed: int
 
 
@@ -86,7 +86,7 @@ def render(scene: Scene) -> Iterator[NDArray[np.uint8]]:
         yield np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def draw(picture: NDArray[np.float32], look: Look, pose: NDArray[np.float32], *, shift: Sequence[float]) -> None:
+def draw(picture: NDArray[np.floating], look: Look, pose: NDArray[np.floating], *, shift: Sequence[float]) -> None:
     """Paint an object onto `picture` (H, W, 3), edges softened over a pixel."""
     height, width = picture.shape[:2]
     radius = look.radius * float(pose[SCALE])
@@ -106,7 +106,7 @@ def draw(picture: NDArray[np.float32], look: Look, pose: NDArray[np.float32], *,
     region += cover * (color - region)
 
 
-def _outline(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+def _outline(shape: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> NDArray[np.floating]:
     """A gauge that is below 1 inside the shape, about 1 radius a unit."""
     if shape == "square":
         return np.maximum(np.abs(u), np.abs(v)) * 1.1
@@ -122,7 +122,7 @@ def _outline(shape: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDAr
     return length
 
 
-def _pattern(texture: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]:
+def _pattern(texture: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> NDArray[np.floating]:
     """Share of the second colour, 0..1."""
     if texture == "stripes":
         return 0.5 + 0.5 * np.sin(u + 0 * v)
@@ -133,7 +133,7 @@ def _pattern(texture: str, u: NDArray[np.float32], v: NDArray[np.float32]) -> ND
     return np.zeros_like(u + v)
 
 
-def random_background(rng: np.random.Generator, *, height: int, width: int) -> NDArray[np.float32]:
+def random_background(rng: np.random.Generator, *, height: int, width: int) -> NDArray[np.floating]:
     """Blurred noise at three sizes, faint stripes and still clutter, (height, width, 3)."""
     canvas = np.full((height, width, 3), rng.uniform(30, 90, size=3), np.float32)
     for cells, strength in ((3, 20), (8, 11), (24, 7)):
@@ -149,7 +149,7 @@ def random_background(rng: np.random.Generator, *, height: int, width: int) -> N
     return canvas
 
 
-def _enlarge(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def _enlarge(coarse: NDArray[np.floating], height: int, width: int) -> NDArray[np.floating]:
     """Bilinear enlargement of a small picture (h, w, 3)."""
     for axis, size in ((0, height), (1, width)):
         at = np.linspace(0, coarse.shape[axis] - 1.001, size)
@@ -160,7 +160,7 @@ def _enlarge(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np
     return coarse
 
 
-def _crop(canvas: NDArray[np.float32], corner: NDArray[np.float32]) -> NDArray[np.float32]:
+def _crop(canvas: NDArray[np.floating], corner: NDArray[np.floating]) -> NDArray[np.floating]:
     """The frame whose top left corner lies at a fractional place (x, y) of the canvas."""
     x, y = int(corner[0]), int(corner[1])
     right, below = float(corner[0]) - x, float(corner[1]) - y

@@ -105,7 +105,7 @@ def make_video(rng: np.random.Generator) -> SyntheticVideo:
     return SyntheticVideo(scene=scene, fps=fps, frame_count=count, actions=ordered)
 
 
-def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: float) -> Scene:
+def make_scene(rng: np.random.Generator, *, poses: NDArray[np.floating], fps: float) -> Scene:
     """Dress poses (objects, F, 5) with looks, a background and a camera."""
     count = poses.shape[1]
     time_sec = np.arange(count) / fps
@@ -129,7 +129,7 @@ def make_scene(rng: np.random.Generator, *, poses: NDArray[np.float32], fps: flo
 # ---- motion ----------------------------------------------------------------------------------------------------------
 
 
-def random_pose(rng: np.random.Generator) -> NDArray[np.float32]:
+def random_pose(rng: np.random.Generator) -> NDArray[np.floating]:
     """An object at rest somewhere, small or large."""
     x0, y0, x1, y1 = _REST_BOX
     scale = rng.uniform(0.9, 1.6)
@@ -137,8 +137,8 @@ def random_pose(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def move(
-    rng: np.random.Generator, kind: str, pose: NDArray[np.float32], *, frames: int, fps: float
-) -> NDArray[np.float32]:
+    rng: np.random.Generator, kind: str, pose: NDArray[np.floating], *, frames: int, fps: float
+) -> NDArray[np.floating]:
     """Poses (frames, 5) of an action or an idle motion that continues from `pose`.
 
     Each stroke of `left`, `right` and `up` starts where the one before did; so does each of `grow`.
@@ -195,8 +195,8 @@ def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> 
 
 
 def _idle(
-    rng: np.random.Generator, out: NDArray[np.float32], pose: NDArray[np.float32], *, fps: int
-) -> NDArray[np.float32]:
+    rng: np.random.Generator, out: NDArray[np.floating], pose: NDArray[np.floating], *, fps: int
+) -> NDArray[np.floating]:
     """Fill `out` (frames, 5) with idle motions; returns the last pose, from which an action may follow."""
     frame = 0
     while frame < len(out):
@@ -210,13 +210,13 @@ def _idle(
     return pose
 
 
-def _reflect(x: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+def _reflect(x: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
     """Fold values into [low, high], as a ball between two walls."""
     span = high - low
     return low + span - np.abs((x - low) % (2 * span) - span)
 
 
-def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.floating]:
     """A slowly changing plane vector of about unit length, (count, 2)."""
     out = np.empty((count, 2))
     value = rng.normal(size=2)
@@ -226,7 +226,7 @@ def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     return out
 
 
-def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.float64]:
+def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.floating]:
     """A hand-held camera's displacement in pixels, at most 4, (count, 2)."""
     return np.clip(sigma * _smooth_noise(rng, count), -4, 4)
 

@@ -157,5 +157,4 @@ class AdaptedBackbone(nn.Module):
             return None
         depth = self.vit.spec.depth
         rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
-        rate = rate.to(self.vit.pos_embed.device)
         return noise.keep(clips, depth, 2, rate=rate).view(windows * clips, depth, 2)

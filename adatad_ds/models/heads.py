@@ -32,10 +32,10 @@ class DetectionHead(nn.Module):
         self.cls_head = nn.Conv1d(width, num_classes, kernel_size=3, padding=1)
         self.reg_head = nn.Conv1d(width, 2, kernel_size=3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
-        nn.init.constant_(self.cls_head.bias, -math.log((1 - cls_prior) / cls_prior))
+        self.cls_head.bias = nn.Parameter(torch.full((num_classes,), -math.log((1 - cls_prior) / cls_prior)))
         # differs: published heads start around 0, where ReLU lets no gradient through for half of the outputs; a whole
         # side can die there at higher learning rates. A stride on each side is where most answers lie.
-        nn.init.ones_(self.reg_head.bias)
+        self.reg_head.bias = nn.Parameter(torch.ones(2))
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Levels (B, T_l, C) and masks (B, T_l) to class logits (B, P, K) and distances (B, P, 2), both float32.

@@ -32,4 +32,5 @@ class SampleNoise:
     def keep(self, *shape: int, rate: float | Tensor) -> Tensor:
         """Inverted-dropout factors, (B, *shape): 0 with probability `rate`, else 1 / (1 - rate)."""
         drawn = self.uniform(*shape)
+        rate = torch.as_tensor(rate, device=self._device)
         return (drawn >= rate).float() / (1.0 - rate)

@@ -52,6 +52,7 @@ class Pyramid(nn.Module):
             MaskedConv(in_channels=width if i else in_channels, out_channels=width) for i in range(convolutions)
         )
         position = sinusoid(length=steps, width=width) / width**0.5 if abs_pos_embed else None
+        self.position: Tensor | None
         self.register_buffer("position", position, persistent=False)
 
         def block(stride: int) -> PyramidBlock:

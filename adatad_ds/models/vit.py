@@ -68,6 +68,7 @@ class VisionTransformer(nn.Module):
         self.spec = spec
         self.grid_side = resolution // spec.patch
         self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch)
+        self.pos_embed: Tensor
         self.register_buffer("pos_embed", position_table(spec=spec, grid_side=self.grid_side), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width=spec.width, heads=spec.heads, mlp_hidden=spec.mlp_hidden) for _ in range(spec.depth)
