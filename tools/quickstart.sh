@@ -5,10 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh requirements.txt
 
-ranks=${RANKS:-2}
+# Two ranks: on two GPUs where there are, on one GPU alone, else on the CPU's cores.
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}
 cores=$(getconf _NPROCESSORS_ONLN)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}
-[[ -n "${DS_ACCELERATOR:-}" ]] || python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || export DS_ACCELERATOR=cpu
+threads=$((cores > ranks ? cores / ranks : 1)) # of each rank
+((gpus > 0)) || export DS_ACCELERATOR=cpu
 
 stage() {
     printf '\n=== %s\n' "$1"
@@ -23,7 +25,7 @@ done_in
 for recipe in quickstart quickstart_frozen; do
     stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
     rm -rf "runs/$recipe"
-    deepspeed --num_gpus "$ranks" adatad_ds/train.py \
+    OMP_NUM_THREADS=$threads deepspeed --num_gpus "$ranks" adatad_ds/train.py \
         --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "runs/$recipe"
     done_in
 done
