@@ -5,9 +5,13 @@
 A 16-frame clip shows a few resting objects and one that makes one or two simple motions (eight headings, grow, shrink,
 two spins, flicker, rest). Every token learns the rates of change of what it shows (a dense target, which a transformer
 picks up far sooner than a label a clip), and each time step's mean over positions learns the motion's class, because
-that mean is what a detector pools. None of the detection classes (orbits, bounces, pulses, ...) is among the labels,
-and the clips come from the random stream `pretraining`, which no data set uses. Clips grow harder (camera, background,
-clutter) in the course of training. What is on top of the backbone is thrown away.
+that mean is what a detector pools. The motions are simpler and of more kinds than the quickstart's actions (repeated
+strokes left, right, up, growing, blinking), and the clips come from the random stream `pretraining`, which no data set
+uses. Clips grow harder (camera, background, clutter) in the course of training. What is on top is thrown away.
+
+The weights in the repository are from two runs, 7 minutes each on 2 cores: `--bf16`, then
+`--bf16 --init FIRST --seed 1 --steps 1300`, when 58 % of held-out time steps were named right. (The scenery was a
+little busier during the first.)
 
 n clips, N = 8 * 4 * 4 tokens a clip, O objects of a clip, M motion classes, R rates.
 """

@@ -1,8 +1,8 @@
 """Generated untrimmed videos whose action classes differ only in MOTION.
 
 A scene is a textured, slowly panning background with clutter, a shaking camera and several textured objects. Objects
-idle (rest, wander, drift, spin, flicker, jump away) and now and then one of them performs an action; actions of two
-objects may overlap. Objects, colours and places say nothing about the class: only the motion does.
+idle (rest, wander, drift, spin, jump away) and now and then one of them performs an action; actions of two objects may
+overlap. Objects, colours and places say nothing about the class: only the motion does.
 
 F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of an object in one frame.
 """
