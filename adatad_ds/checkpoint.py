@@ -7,23 +7,26 @@ the disk, and renamed when it is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
+from adatad_ds.compact import MASTER, decode
 from adatad_ds.config import ConfigError
-from adatad_ds.engine import LearntState
+from adatad_ds.weight_files import StoredTensor, Tensors, first_line, open_tensors
 
 STATE_FILE = "state.json"
 _PREFIX = "step_"
 _TEMPORARY = ".writing_"
+
+LearntState = dict[str, Tensors]  # "master", each Adam moment, "average" -> parameter name -> full tensor
 
 
 class CheckpointStore:
@@ -38,22 +41,44 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
 
-    def save(self, *, step: int, learnt: LearntState, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of optimizer step `step`, then remove what is no longer kept. Call on one rank."""
+    def save(
+        self, *, step: int, learnt: Mapping[str, dict[str, Tensor]], compact: bool, state: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint of optimizer step `step`, then remove what is no longer kept. Call on one rank.
+
+        Args:
+            step: optimizer steps done.
+            learnt: tensors by kind and parameter name.
+            compact: they are in the form of `compact.encode`.
+            state: what else a run goes on from, JSON-ready.
+
+        Raises:
+            ConfigError: it cannot be written; what was there before is untouched.
+        """
         final = self.folder / _name(step)
         temporary = self.folder / f"{_TEMPORARY}{step:08d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for kind, tensors in learnt.items():
-            save_file(tensors, temporary / f"{kind}.safetensors")
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        (temporary / STATE_FILE).write_text(json.dumps({"step": step, "files": sizes, **state}, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
-            _flush(path)
-        if final.exists():  # the same step, saved before a resume
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _flush(self.folder)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for kind, tensors in learnt.items():
+                save_file(tensors, temporary / f"{kind}.safetensors")
+            sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+            content = {"step": step, "compact": compact, "files": sizes, **state}
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1))
+            for path in [*temporary.iterdir(), temporary]:
+                _flush(path)
+            if final.exists():  # the same step, saved before a resume
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            newest = self.latest()
+            held = f"the newest whole one is {newest.name}" if newest else "there is none before it"
+            raise ConfigError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {first_line(error)}; {held}. "
+                "Make room, then go on with --resume auto"
+            ) from error
         self._prune()
         return final
 
@@ -75,6 +100,11 @@ class CheckpointStore:
     def latest(self) -> Path | None:
         """The newest whole checkpoint, if there is one."""
         return next((path for path in reversed(self._all()) if is_whole(path)), None)
+
+    def broken(self) -> list[Path]:
+        """Checkpoints newer than the newest whole one: cut short by a crash or a full disk."""
+        newest = self.latest()
+        return [path for path in self._all() if newest is None or path > newest]
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
@@ -105,11 +135,28 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
-def load_checkpoint(path: Path) -> tuple[LearntState, dict[str, Any]]:
-    """Read a checkpoint: full fp32 tensors by kind and name, and the run's state."""
+def open_checkpoint(path: Path) -> tuple[LearntState, dict[str, Any]]:
+    """A checkpoint's full fp32 tensors by kind and name, not yet read, and the run's state."""
     state = read_state(path)
-    learnt = {Path(name).stem: load_file(path / name) for name in state["files"]}
-    return learnt, state
+    learnt = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
+    return (_decoded(learnt) if state["compact"] else learnt), state
+
+
+def _decoded(learnt: LearntState) -> LearntState:
+    """The fp32 tensors behind compact ones."""
+
+    def reader(kind: str, name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            stored = learnt[MASTER][name].read()
+            master = decode(MASTER, stored, stored)
+            return master if kind == MASTER else decode(kind, learnt[kind][name].read(), master)
+
+        return read
+
+    return {
+        kind: {name: StoredTensor(learnt[MASTER][name].shape[:-1], reader(kind, name)) for name in tensors}
+        for kind, tensors in learnt.items()
+    }
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -124,16 +171,6 @@ def is_whole(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def frozen_fingerprint(model: nn.Module) -> str:
-    """Hash of the weights that do not learn, names and bytes: checkpoints do not hold them, so a resume checks it."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _name(step: int) -> str:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 CLIP_FRAMES = 16  # frames that attend to one another
 TUBELET_FRAMES = 2  # frames that one token spans
 
@@ -76,7 +78,7 @@ class BackboneConfig:
     """The video transformer and how it is tuned."""
 
     name: str = "videomae_s"  # a key of models.vit.VIT_SPECS
-    weights: str | None = None  # file of pretrained weights; None: random, for tests only
+    weights: str | None = None  # pretrained: a file, folder or hub name (docs/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
     adapter_blocks: tuple[int, ...] | None = None  # None: all blocks
@@ -109,6 +111,9 @@ class HeadConfig:
     label_smoothing: float = 0.0
     reg_loss_weight: float = 1.0
     filter_similar_gt: bool = True
+    reset_classifier: bool = (
+        False  # start the class logits anew where `backbone.weights` is a detector of other classes
+    )
 
     @property
     def levels(self) -> int:
@@ -143,8 +148,14 @@ class TrainConfig:
     eval_from_epoch: int = 40
     eval_every: int = 2  # epochs
     checkpoint_every_steps: int = 0  # besides the end of every epoch; 0: off
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best one is kept besides
+    compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
     log_every_steps: int = 10
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute type."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
 
 
 @dataclass(frozen=True, kw_only=True)

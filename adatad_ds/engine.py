@@ -1,6 +1,6 @@
 """DeepSpeed: the only module that imports it.
 
-Resolves a ds_config against the recipe, hosts the model, and reaches what ZeRO has partitioned: the fp32 masters of
+Hosts the model, block by block as its weights come in, and reaches what ZeRO has partitioned: the fp32 masters of
 what learns, their Adam moments and their running average (EMA). Frozen weights are partitioned (stage 3) or replicated
 (1, 2) in the compute type, once, with neither gradient nor master.
 """
@@ -8,19 +8,19 @@ what learns, their Adam moments and their running average (EMA). Frozen weights 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adatad_ds.compact import AVERAGE, MASTER, rounded
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.optim import parameter_groups
-from adatad_ds.parallel import World, split_batch
+from adatad_ds.parallel import World
+from adatad_ds.weight_files import StoredTensor
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -39,87 +39,31 @@ from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimize
 # On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-STAGES = (1, 2, 3)
 MOMENTS = ("exp_avg", "exp_avg_sq")
-AVERAGE = "average"  # our key in the optimizer's state: the EMA is partitioned exactly as the moments are
-
-LearntState = dict[str, dict[str, Tensor]]  # "master", each moment, "average" -> parameter name -> full fp32 tensor
+# AVERAGE is our key in the optimizer's state: the EMA is partitioned exactly as the moments are.
 
 
-def read_ds_config(path: str | Path) -> dict[str, Any]:
-    """Read a ds_config file.
+def weights_host(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
+    """What takes a module's weights as soon as rank 0 has read them.
 
-    Raises:
-        ConfigError: it is absent or no JSON object.
+    Under ZeRO-3 each module is sent from rank 0 and partitioned at once, so that no rank ever holds the whole model.
+    Under ZeRO-1 and 2 it stays, to be sent with the whole model. A collective, on every rank.
     """
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
-    return content
+    if ds_config["zero_optimization"]["stage"] != 3:
+        return lambda module: None
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)  # takes over the group that is there
 
+    def partition(module: nn.Module) -> None:
+        deepspeed.zero.Init(module=module, config_dict_or_path=ds_config)
 
-def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: int, cuda: bool) -> dict[str, Any]:
-    """Fill the recipe's values into a ds_config's `"auto"` fields.
-
-    A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
-    and schedule belong to the recipe.
-
-    Raises:
-        ConfigError: the two contradict each other; every mismatch is listed.
-    """
-    train = config.train
-    micro, accumulation = split_batch(
-        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
-    )
-    wanted = {
-        ("train_batch_size",): train.global_batch,
-        ("train_micro_batch_size_per_gpu",): micro,
-        ("gradient_accumulation_steps",): accumulation,
-        ("gradient_clipping",): train.grad_clip,
-        ("bf16", "enabled"): train.precision == "bf16",
-        ("fp16", "enabled"): train.precision == "fp16",
-    }
-    resolved = json.loads(json.dumps(source))
-    problems = []
-    for path, value in wanted.items():
-        *parents, key = path
-        section = resolved
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        given = section.get(key, "auto")
-        if given != "auto" and given != value:
-            problems.append(f"{'.'.join(path)} is {given} where the recipe has {value}")
-        section[key] = value
-    for section_name in ("optimizer", "scheduler"):
-        if section_name in resolved:
-            problems.append(
-                f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
-            )
-    zero = resolved.setdefault("zero_optimization", {})
-    if zero.get("stage") not in STAGES:
-        problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
-    for name in ("offload_param", "offload_optimizer"):
-        if zero.get(name, {}).get("pin_memory") == "auto":
-            zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
-    if problems:
-        raise ConfigError(
-            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
-            "or change the recipe with --set"
-        )
-    resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
-    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
-    resolved["zero_force_ds_cpu_optimizer"] = False
-    return resolved
+    return partition
 
 
 class Engine:
     """A model hosted by DeepSpeed, with AdamW over what learns.
 
     Args:
-        model: on the CPU, weights loaded; what learns has `requires_grad`.
+        model: on the CPU, or in part where `weights_host` put it; what learns has `requires_grad`.
         config: the run's config.
         ds_config: as `resolve_ds_config` returns it.
         world: the ranks.
@@ -138,6 +82,7 @@ class Engine:
         groups = parameter_groups(model, config.train)
         if not groups:
             raise ConfigError("nothing in this model learns")
+        _complete(model, dtype=config.train.dtype, device=world.device)
         with _quiet_optimizer_checks():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
@@ -185,25 +130,29 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def learnt_state(self) -> LearntState:
-        """Full fp32 tensors of what learns: masters, Adam moments, running average. A collective; on every rank."""
-        state: LearntState = {"master": {n: _to_cpu(safe_get_full_fp32_param(p)) for n, p in self._learnt.items()}}
-        for key in self._state_keys():
-            state[key] = {n: _to_cpu(safe_get_full_optimizer_state(p, key)) for n, p in self._learnt.items()}
-        return state
-
-    def load_learnt_state(self, state: LearntState, *, steps: int) -> None:
-        """Restore masters, moments and average on any number of ranks and any stage.
-
-        The model must have been built from the same masters (`Engine` partitions what it is given); this restores what
-        the compute type rounded away.
-        """
+    def learnt_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each learning parameter's name and full fp32 tensors: master, Adam moments, running average. A collective."""
         for name, parameter in self._learnt.items():
-            self._set(parameter, state["master"][name], None)
-            for key in self._state_keys():
-                self._set(parameter, state[key][name], key)
+            state = {MASTER: _to_cpu(safe_get_full_fp32_param(parameter))}
+            yield name, state | {k: _to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
+
+    def load_learnt_state(self, state: Mapping[str, Mapping[str, StoredTensor]], *, steps: int) -> None:
+        """Restore masters, moments and average, as far as `state` has them, on any number of ranks and any stage."""
+        for kind, tensors in state.items():
+            for name, stored in tensors.items():
+                self._set(self._learnt[name], stored.read(), kind)
         for flat in self._flat_masters():
             self._adam.state[flat]["step"].fill_(float(steps))
+        self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
+
+    def round_learnt_state(self) -> None:
+        """Round masters, moments and average as compact checkpoints do, so that a resume goes on with the same bits."""
+        for flat in self._flat_masters():
+            state, master = self._adam.state[flat], flat.detach().clone()
+            for key in self._state_keys():
+                state[key].copy_(rounded(key, state[key], master))
+            flat.detach().copy_(rounded(MASTER, master, master))
+        self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -263,34 +212,34 @@ class Engine:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_masters(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+    def _set(self, parameter: nn.Parameter, value: Tensor, kind: str) -> None:
         """Write a full fp32 tensor into this rank's partition of a parameter's master or Adam state."""
         if self.stage != 3:
             value = value.to(parameter.device)
-            if key is None:
+            if kind == MASTER:
                 safe_set_full_fp32_param(parameter, value)
             else:
-                safe_set_full_optimizer_state(parameter, value, key)
+                safe_set_full_optimizer_state(parameter, value, kind)
             return
         size = _partition(parameter).numel()  # equal on all ranks; the last one's is padded
         part = torch.zeros(size)
         own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
         part[: own.numel()] = own
-        if key is None:
+        if kind == MASTER:
             safe_set_local_fp32_param(parameter, part)
         else:
-            safe_set_local_optimizer_state(parameter, part, key)
+            safe_set_local_optimizer_state(parameter, part, kind)
 
     def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
-        """Replace the compute-type weights of what learns."""
-        values = [full_value(parameter) for parameter in self._learnt.values()]
-        parameters = list(self._learnt.values())
-        if self.stage == 3:
-            with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
-                if self._world.is_main:
-                    _copy(parameters, values)
-        else:
-            _copy(parameters, values)
+        """Replace the compute-type weights of what learns, one parameter at a time."""
+        for parameter in self._learnt.values():
+            value = full_value(parameter)
+            if self.stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if self._world.is_main:
+                        parameter.data.copy_(value)
+            else:
+                parameter.data.copy_(value)
 
     def _check_precision(self, precision: str) -> None:
         accelerator: Any = deepspeed.get_accelerator()
@@ -304,14 +253,19 @@ class Engine:
             )
 
 
+def _complete(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    """What DeepSpeed leaves undone for a model of which it has partitioned a part: cast the rest, move the buffers."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 def _partition(parameter: Any) -> Tensor:
     """This rank's part of a parameter that ZeRO-3 has partitioned."""
     return parameter.ds_tensor
-
-
-def _copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.data.copy_(value)
 
 
 def _to_cpu(tensor: Tensor | None) -> Tensor:

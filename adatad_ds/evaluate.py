@@ -1,6 +1,8 @@
 """Evaluate a run or one of its checkpoints: detections.json and the mAP table.
 
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
+    python adatad_ds/evaluate.py EXPORT.safetensors
+    python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -16,27 +18,22 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from tqdm import tqdm
 
-from adatad_ds import config as configuration
-from adatad_ds.checkpoint import find_checkpoint, frozen_fingerprint, load_checkpoint
-from adatad_ds.config import Config, ConfigError
+from adatad_ds.config import ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.results import write_results
 from adatad_ds.inference import Results, detect, measure
-from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.parallel import World, speaks
-from adatad_ds.pretrained import load_backbone_weights
-from adatad_ds.runs import METRICS_FILE, RESULTS_FILE, RunFolder
+from adatad_ds.runs import METRICS_FILE, RESULTS_FILE
+from adatad_ds.trained import Trained, find_trained, load_detector
 
 PICTURE_FILE = "detections.png"
 PICTURE_VIDEOS = 6
 PICTURE_SCORE = 0.3
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     world = None
     try:
-        checkpoint = find_checkpoint(arguments.path)
-        run = RunFolder(checkpoint.parents[1])
-        config, classes = run.read()
-        config = configuration.override(config, arguments.set)
+        trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
         world = World.join()
-        output = arguments.output or run.path / "evaluate"
-        evaluate(config, classes=classes, checkpoint=checkpoint, output=output, raw=arguments.raw, world=world)
+        evaluate(trained, output=arguments.output or trained.folder / "evaluate", world=world)
     except (ConfigError, DataError) as error:
         if speaks():
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
@@ -61,12 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(
-    config: Config, *, classes: Sequence[str], checkpoint: Path, output: Path, raw: bool, world: World
-) -> None:
+def evaluate(trained: Trained, *, output: Path, world: World) -> None:
     """Detect in all test videos, then print and save detections, metrics and a picture."""
-    data = WindowDataset.for_testing(config.data, classes=classes)
-    detector = load_detector(config, num_classes=len(classes), checkpoint=checkpoint, raw=raw).to(world.device)
+    config = trained.config
+    data = WindowDataset.for_testing(config.data, classes=trained.classes)
+    detector = world.attempt(lambda: load_detector(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
         data,
         config=config.data,
@@ -84,7 +76,7 @@ def evaluate(
         forward=detector,
         batches=tqdm(loader, desc="windows", unit="batch", disable=not world.is_main, dynamic_ncols=True),
         videos=[video.name for video in data.videos],
-        classes=classes,
+        classes=data.classes,
         config=config,
         world=world,
         report=say,
@@ -95,34 +87,9 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / RESULTS_FILE, results)
     (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
-    draw(results, data=data, path=output / PICTURE_FILE, title=f"{checkpoint.parents[1].name}, {checkpoint.name}")
-    say(f"{checkpoint} on {len(data.videos)} videos of subset {config.data.test_subset}\n{metrics.table()}")
+    draw(results, data=data, path=output / PICTURE_FILE, title=trained.name)
+    say(f"{trained.name} on {len(data.videos)} videos of subset {config.data.test_subset}\n{metrics.table()}")
     say(f"written: {output}/{RESULTS_FILE}, {METRICS_FILE}, {PICTURE_FILE}")
-
-
-def load_detector(config: Config, *, num_classes: int, checkpoint: Path, raw: bool) -> Detector:
-    """The detector of a checkpoint, for inference on the CPU, in the config's compute type.
-
-    Args:
-        config: the run's config.
-        num_classes: K.
-        checkpoint: a checkpoint's folder.
-        raw: take the trained weights rather than their running average.
-
-    Raises:
-        ConfigError: the frozen weights are not those of the training.
-    """
-    torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
-    detector = build_detector(config, num_classes=num_classes)
-    if config.backbone.weights is not None:
-        load_backbone_weights(detector.backbone.vit, config.backbone.weights)
-    learnt, state = load_checkpoint(checkpoint)
-    if state["frozen_fingerprint"] != frozen_fingerprint(detector):
-        raise ConfigError(
-            f"{checkpoint} was trained on other frozen weights than those of backbone.weights={config.backbone.weights}"
-        )
-    detector.load_state_dict(learnt["master" if raw or "average" not in learnt else "average"], strict=False)
-    return detector.to(DTYPES[config.train.precision]).eval()
 
 
 def draw(results: Results, *, data: WindowDataset, path: Path, title: str) -> None:
@@ -142,9 +109,14 @@ def draw(results: Results, *, data: WindowDataset, path: Path, title: str) -> No
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Evaluate a trained detector.", allow_abbrev=False)
-    parser.add_argument("path", type=Path, help="a run's folder (its best checkpoint, else the newest) or a checkpoint")
+    parser.add_argument(
+        "path",
+        type=Path,
+        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth",
+    )
+    parser.add_argument("--recipe", help="what a published checkpoint was trained by; see train.py --list-recipes")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
-    parser.add_argument("--output", type=Path, help="where results go; default RUN/evaluate")
+    parser.add_argument("--output", type=Path, help="where results go; default: evaluate/ beside what is evaluated")
     parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(argv)

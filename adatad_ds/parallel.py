@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from adatad_ds.config import ConfigError
 
+T = TypeVar("T")
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
@@ -41,7 +43,11 @@ class World:
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
     def leave(self) -> None:
-        """Leave the group before the interpreter exits; a rank that does not may abort there."""
+        """Leave the group before the interpreter exits; a rank that does not may abort there.
+
+        So it may where something still holds on to the group, as what DeepSpeed has partitioned does, in cycles.
+        """
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -85,6 +91,28 @@ class World:
             if other is not None:
                 kind, message = other
                 raise kind(message if self.size == 1 else f"{message} (rank {rank})")
+
+    def attempt(self, action: Callable[[], T]) -> T:
+        """Each rank's result of an action that is no collective; if it fails on any rank, it fails on all.
+
+        Raises:
+            Exception: what the action raised, here or on the lowest failing rank.
+        """
+        result, error = None, None
+        try:
+            result = action()
+        except Exception as caught:  # whatever it is, the others must not wait
+            error = caught
+        self.agree(error)
+        return result  # pyright: ignore[reportReturnType]  (an error has been raised by now)
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Rank 0's result of an action, on every rank; only rank 0 acts.
+
+        Raises:
+            Exception: what rank 0 ran into.
+        """
+        return self.gather(self.attempt(lambda: action() if self.is_main else None))[0]
 
 
 def complete_environment(environment: MutableMapping[str, str]) -> int:

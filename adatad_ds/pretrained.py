@@ -1,179 +1,229 @@
-"""Where weights come from: files of several layouts, mapped to this package's names.
-
-Known layouts:
-- a video transformer alone, with the names of the original VideoMAE code (ours too) or of mmaction2;
-- a whole trained detector, laid out as published AdaTAD checkpoints are (`state_dict`, `state_dict_ema`).
-
-Pickles are read with `weights_only=True`. Every missing, unexpected or mis-shaped key is listed.
-"""
+"""Pretrained weights into a model: checked against it, read block by block, recognised again by their fingerprint."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adatad_ds.config import ConfigError
-from adatad_ds.models.backbone import AdaptedBackbone
+from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.models.detector import Detector
 from adatad_ds.models.vit import VisionTransformer
+from adatad_ds.weight_files import StoredTensor, Tensors
+from adatad_ds.weight_layouts import BESIDE, Weights, describe, describe_spec, open_weights, some
 
-State = dict[str, Tensor]
-
-_VIT_RENAMES = (  # mmaction2's names -> the original VideoMAE names, which are ours
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.layers\.1\.", ".mlp.fc2."),
-)
-_HEAD_RENAMES = (  # a published AdaTAD checkpoint's names -> ours
-    (r"^neck\.fpn_norms\.", "pyramid.norms."),
-    (r"^projection\.", "pyramid."),
-    (r"^rpn_head\.scale\.(\d+)\.scale$", r"head.scales.\1.weight"),
-    (r"^rpn_head\.", "head."),
-    (r"\.(query|key|value)_conv\.conv\.", r".\1_conv."),
-    (r"\.mlp\.0\.", ".fc1."),
-    (r"\.mlp\.3\.", ".fc2."),
-    (r"\.drop_path_(attn|mlp)\.", r".\1_branch."),
-)
-_LEFTOVERS = ("fc_norm.", "norm.", "head.", "pos_embed")  # of a transformer: unused by a detector, or computed
-_MOST_LISTED = 8
+_VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
+VIT = "backbone.vit."  # where a detector has its transformer
+_CLASSIFIER = "head.cls_head."
+WHERE_FROM = {
+    "videomae_s": _VIDEOMAE_PAGE,
+    "videomae_b": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-base-finetuned-kinetics on the Hugging Face hub",
+    "videomae_l": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-large-finetuned-kinetics on the Hugging Face hub",
+    "videomae_h": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-huge-finetuned-kinetics on the Hugging Face hub",
+    "videomaev2_g": "https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/MODEL_ZOO.md (given on request, for "
+    "non-commercial use, not to be passed on; the detectors trained from it use vit_g_hybrid_pt_1200e_k710_ft.pth)",
+}
 
 
-def load_backbone_weights(vit: VisionTransformer, path: str | Path) -> None:
-    """Fill a video transformer from a file of any known layout.
-
-    Raises:
-        ConfigError: the file is absent or unreadable, or does not fit the model.
-    """
-    state = read_state(path)
-    state = {_strip(key, ("module.", "model.", "backbone.", "encoder.")): tensor for key, tensor in state.items()}
-    _load(vit, _vit_state(state), source=path)
-
-
-def load_published_detector(detector: Detector, path: str | Path, *, ema: bool = True) -> float | None:
-    """Fill a detector from a published AdaTAD checkpoint; return its running loss normaliser, if it holds one.
+def find_weights(backbone: BackboneConfig, vit: VisionTransformer, *, averaged: bool = False) -> Weights | None:
+    """Recognise the weights that a config names, and see that they fit the transformer; None where it names none.
 
     Args:
-        detector: built with the checkpoint's settings and class count.
-        path: the `.pth` file.
-        ema: take the averaged weights, which the published results used.
+        backbone: the config's section.
+        vit: the transformer that they are for.
+        averaged: of a trained detector, take the running average rather than the last weights.
 
     Raises:
-        ConfigError: the file is absent or unreadable, or does not fit the detector.
+        ConfigError: absent (the message says where to get them, and on what terms), unreadable, unsafe, of no known
+            layout, of another member of the family, or with keys that are missing, unexpected or of another shape.
     """
-    state = read_state(path, entry="state_dict_ema" if ema else "state_dict")
-    state = {_strip(key, ("module.",)): tensor for key, tensor in state.items()}
-    normalizer = state.pop("rpn_head.loss_normalizer", None)
-    _load(detector, _detector_state(state, detector.backbone), source=path)
-    return None if normalizer is None else float(normalizer)
-
-
-def read_state(path: str | Path, *, entry: str | None = None) -> State:
-    """Read a file's tensors: safetensors, or a pickle with `weights_only=True`.
-
-    Args:
-        path: `.safetensors`, `.pth`, `.pt`...
-        entry: which dict of the pickle to take; None: the usual one, or the pickle itself.
-
-    Raises:
-        ConfigError: the file is absent, unreadable, or holds no such entry.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"there is no weights file {path}")
+    if backbone.weights is None:
+        return None
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"cannot read the weights file {path}: {_first_line(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError, and what a malformed pickle may raise
-        raise ConfigError(f"{path} is no weights file that can be read safely: {_first_line(error)}") from error
-    for name in (entry,) if entry else ("state_dict", "model", "module"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    else:
-        if entry:
-            raise ConfigError(f"{path} holds no {entry!r}; it is no AdaTAD checkpoint")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ConfigError(f"{path} holds no tensors")
+        weights = open_weights(backbone.weights, averaged=averaged)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
+    found, wanted = describe(weights.vit), describe_spec(vit.spec)
+    if found != wanted:
+        raise ConfigError(
+            f"the weights in {weights.source} are of another transformer: {found}, where backbone.name="
+            f"{backbone.name} has {wanted}"
+        )
+    shapes = {key: tuple(parameter.shape) for key, parameter in vit.named_parameters()}
+    check_fit(weights.vit, shapes, source=weights.source)
+    return weights
+
+
+def fill_backbone(
+    vit: VisionTransformer,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: torch.dtype,
+    read: bool,
+    host: Callable[[nn.Module], None],
+) -> dict[str, str]:
+    """Give a transformer that was built on the meta device its weights, block by block.
+
+    No more than one block is in memory before `host` takes it away.
+
+    Args:
+        vit: the transformer.
+        tensors: its weights, by our names, known to fit.
+        dtype: compute type.
+        read: False leaves the memory unset: another rank reads, and `host` or the engine sends.
+        host: called with the patch embedding and each block once filled; ZeRO-3 partitions it there.
+
+    Returns:
+        Fingerprint of the frozen weights: a hash by name; empty where nothing is read.
+    """
+    hashes = {}
+    for prefix, unit in (("patch_embed", vit.patch_embed), *((f"blocks.{i}", b) for i, b in enumerate(vit.blocks))):
+        _allocate(unit, dtype)
+        for name, parameter in unit.named_parameters() if read else ():
+            value = tensors[f"{prefix}.{name}"].read().reshape(parameter.shape)
+            parameter.data.copy_(value)
+            if not parameter.requires_grad:
+                hashes[f"{prefix}.{name}"] = tensor_hash(value)
+            del value
+        host(unit)
+    return hashes
+
+
+def _allocate(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module's meta parameters memory, all in one piece.
+
+    The C library gives a large piece back to the system when it is freed; many small ones would leave holes behind.
+    """
+    parameters = list(module.named_parameters())
+    sizes = [parameter.numel() for _, parameter in parameters]
+    memory = torch.empty(sum(sizes), dtype=dtype)
+    for (name, parameter), part in zip(parameters, memory.split(sizes), strict=True):
+        owner, _, leaf = name.rpartition(".")
+        own = nn.Parameter(part.view(parameter.shape), requires_grad=parameter.requires_grad)
+        setattr(module.get_submodule(owner), leaf, own)
+
+
+def fingerprint(vit: VisionTransformer) -> dict[str, str]:
+    """Fingerprint of frozen weights that came from no file, as `fill_backbone` returns it."""
+    return {name: tensor_hash(p.detach()) for name, p in vit.named_parameters() if not p.requires_grad}
+
+
+def check_fingerprint(
+    found: Mapping[str, str], wanted: Mapping[str, str], *, trained: str | Path, weights: object
+) -> None:
+    """See that frozen weights are those under which adapters were trained.
+
+    Raises:
+        ConfigError: they are not; a right adapter over a wrong backbone detects nothing.
+    """
+    if found != wanted:
+        different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        raise ConfigError(
+            f"{trained} was trained over other frozen weights than those of backbone.weights={weights}: "
+            f"{len(different)} of {len(wanted)} tensors differ ({some(different, most=3)}). Give the weights that the "
+            "training began with"
+        )
+
+
+def trained_tensors(weights: Weights, detector: Detector, *, reset_classifier: bool) -> Tensors:
+    """What a trained detector has learnt, by our names, checked against a model.
+
+    Args:
+        weights: of a trained detector.
+        detector: the model that they are for.
+        reset_classifier: leave out the class logits' layer where it is for another number of classes.
+
+    Raises:
+        ConfigError: keys that are missing, unexpected or of another shape.
+    """
+    blocks = dict(enumerate(detector.backbone.adapted_blocks))
+
+    def named(key: str) -> str:
+        position = re.match(re.escape(BESIDE) + r"(\d+)", key)
+        block = blocks.get(int(position[1])) if position else None
+        return key if position is None or block is None else key.replace(position[0], f"backbone.adapters.{block}", 1)
+
+    tensors = {named(key): tensor for key, tensor in weights.trained.items()}
+    if detector.backbone.tuning == "full":
+        tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items()}
+    shapes = {name: tuple(p.shape) for name, p in detector.named_parameters() if p.requires_grad}
+    classifier = [key for key in tensors if key.startswith(_CLASSIFIER)]
+    other_classes = [key for key in classifier if key in shapes and tensors[key].shape[0] != shapes[key][0]]
+    if other_classes:
+        theirs, ours = tensors[other_classes[0]].shape[0], shapes[other_classes[0]][0]
+        if not reset_classifier:
+            raise ConfigError(
+                f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
+                "--set head.reset_classifier=true starts the layer of class logits anew"
+            )
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in classifier}
+        shapes = {key: shape for key, shape in shapes.items() if key not in classifier}
+    check_fit(tensors, shapes, source=weights.source)
     return tensors
 
 
-def _detector_state(state: Mapping[str, Tensor], backbone: AdaptedBackbone) -> State:
-    """A published detector's tensors under our names, those of the transformer merged as ours are."""
-    vit, rest = {}, {}
-    for key, tensor in state.items():
-        inner = key.removeprefix("backbone.model.backbone.")
-        in_block = re.match(r"blocks\.(\d+)\.adapter\.(.+)", inner)
-        beside = re.match(r"ladders\.adapters\.(\d+)\.(.+)", inner)
-        if in_block:
-            rest[f"backbone.adapters.{in_block[1]}.{in_block[2]}"] = tensor
-        elif beside:
-            position = int(beside[1])
-            blocks = backbone.adapted_blocks
-            block = blocks[position] if position < len(blocks) else f"extra{position}"
-            rest[f"backbone.adapters.{block}.{beside[2]}"] = tensor
-        elif inner != key:
-            vit[inner] = tensor
-        else:
-            rest[_rename(key, _HEAD_RENAMES)] = tensor
-    return {f"backbone.vit.{key}": tensor for key, tensor in _vit_state(vit).items()} | rest
+def published_state(weights: Weights, detector: Detector, *, config: Config) -> dict[str, Tensors]:
+    """What a trained detector has learnt: "master" its last weights, "average" its running average.
+
+    Args:
+        weights: the last weights; empty is returned for those of a transformer alone.
+        detector: the model that they are for.
+        config: of the run.
+
+    Raises:
+        ConfigError: keys that are missing, unexpected or of another shape.
+    """
+    if not weights.trained:
+        return {}
+    average = open_weights(weights.source, averaged=True)
+    return {
+        kind: trained_tensors(each, detector, reset_classifier=config.head.reset_classifier)
+        for kind, each in (("master", weights), ("average", average))
+    }
 
 
-def _vit_state(state: Mapping[str, Tensor]) -> State:
-    """A transformer's tensors under our names: q and v biases joined, what a detector does not use left out."""
-    renamed = {_rename(key, _VIT_RENAMES): tensor for key, tensor in state.items() if not key.startswith(_LEFTOVERS)}
-    for key in [key for key in renamed if key.endswith(".q_bias")]:
-        query = renamed.pop(key)
-        value = renamed.pop(key.replace(".q_bias", ".v_bias"), torch.zeros_like(query))
-        renamed[key.replace(".q_bias", ".qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
-    return renamed
+def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
+    """See that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
 
-
-def _load(module: nn.Module, state: Mapping[str, Tensor], *, source: str | Path) -> None:
-    """Copy `state` into `module`, strictly; shapes may differ by axes of length 1 (a 1x1 convolution is linear)."""
-    own = module.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    common = sorted(own.keys() & state.keys())
+    Raises:
+        ConfigError: listing every difference.
+    """
     misshaped = [
-        f"{key} is {tuple(state[key].shape)}, the model wants {tuple(own[key].shape)}"
-        for key in common
-        if _without_ones(state[key]) != _without_ones(own[key])
+        f"{key} is {tensors[key].shape}, the model wants {shapes[key]}"
+        for key in sorted(shapes.keys() & tensors.keys())
+        if _without_ones(tensors[key].shape) != _without_ones(shapes[key])
     ]
-    problems = []
-    for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped)):
-        if keys:
-            more = f", and {len(keys) - _MOST_LISTED} more" if len(keys) > _MOST_LISTED else ""
-            problems.append(f"{len(keys)} {title}: {', '.join(keys[:_MOST_LISTED])}{more}")
+    problems = [
+        f"{len(keys)} {title}: {some(keys)}"
+        for title, keys in (
+            ("missing", sorted(shapes.keys() - tensors.keys())),
+            ("unexpected", sorted(tensors.keys() - shapes.keys())),
+            ("of another shape", misshaped),
+        )
+        if keys
+    ]
     if problems:
         raise ConfigError(f"the weights in {source} do not fit this model. " + ". ".join(problems))
-    module.load_state_dict({key: state[key].reshape(own[key].shape) for key in common})
 
 
-def _without_ones(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(size for size in tensor.shape if size != 1)
+def _where_from(backbone: str, source: str) -> str:
+    if backbone not in WHERE_FROM:
+        return "Give the path of a weights file with --set backbone.weights=FILE"
+    return (
+        f"The weights of {backbone} come from {WHERE_FROM[backbone]}. Give the file with --set backbone.weights=FILE, "
+        f"or convert it once: python tools/convert_weights.py FILE --out {source}"
+    )
 
 
-def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
+def tensor_hash(tensor: Tensor) -> str:
+    """Hash of the values rounded to bf16: the same for a file and its copies in other types."""
+    rounded = tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16)
+    return hashlib.blake2b(rounded.cpu().numpy().data, digest_size=8).hexdigest()
 
 
-def _strip(key: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)

@@ -57,7 +57,7 @@ class RunFolder:
         config.save(self.path / CONFIG_FILE)
         self._write(DS_CONFIG_FILE, ds_config)
         self._write(CLASSES_FILE, list(classes))
-        self._write(VERSIONS_FILE, _versions())
+        self._write(VERSIONS_FILE, versions())
 
     def read(self) -> tuple[Config, tuple[str, ...]]:
         """The run's config and class names.
@@ -94,7 +94,8 @@ class RunFolder:
         (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """Command, code revision and package versions of this process."""
     packages = {}
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Train a detector: build everything, then a visible loop.
+"""Train a detector: build everything, then the loop of trainer.py.
 
     deepspeed adatad_ds/train.py --deepspeed_config ds_configs/zero3_offload.json --recipe NAME [--set SECTION.KEY=V]
 
@@ -10,10 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
@@ -22,31 +19,24 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 import torch
 
 from adatad_ds import config as configuration
-from adatad_ds.checkpoint import CheckpointStore, frozen_fingerprint, load_checkpoint
+from adatad_ds.checkpoint import open_checkpoint
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import Batch, WindowDataset
-from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
+from adatad_ds.data.dataset import WindowDataset
+from adatad_ds.data.loader import TrainBatches
 from adatad_ds.detection.losses import LossNormalizer
-from adatad_ds.engine import Engine, read_ds_config, resolve_ds_config
-from adatad_ds.health import FailedVideos, check_finite
-from adatad_ds.inference import detect, measure
+from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.engine import Engine, weights_host
+from adatad_ds.health import FailedVideos
 from adatad_ds.models.detector import build_detector
-from adatad_ds.monitor import Monitor, peak_memory_bytes
+from adatad_ds.monitor import Monitor
 from adatad_ds.objective import Objective
-from adatad_ds.optim import parameter_table, schedule
+from adatad_ds.optim import parameter_table
 from adatad_ds.parallel import World, speaks
-from adatad_ds.pretrained import load_backbone_weights
+from adatad_ds.pretrained import check_fingerprint, fill_backbone, find_weights, fingerprint, published_state
 from adatad_ds.recipes import find_recipe, recipe_table
 from adatad_ds.runs import RunFolder
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with every checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
+from adatad_ds.trainer import Progress, Trainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with torch.device("meta"):
                 return _show(parameter_table(build_detector(config, num_classes=len(config.data.classes) or 1)))
         world = World.join()
-        trainer = build_trainer(config, arguments=arguments, world=world)
-        trainer.run()
-        trainer.close()
+        train(config, arguments=arguments, world=world)
     except (ConfigError, DataError) as error:
         if speaks():
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
@@ -74,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world is not None:
             world.leave()
     return 0
+
+
+def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
+    """Build and run; nothing of it is left when this returns."""
+    trainer = build_trainer(config, arguments=arguments, world=world)
+    trainer.run()
+    trainer.close()
 
 
 def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World) -> Trainer:
@@ -104,23 +99,28 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
 
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
     detector = build_detector(config, num_classes=len(train_data.classes))
-    if config.backbone.weights is not None:
-        load_backbone_weights(detector.backbone.vit, config.backbone.weights)
-    fingerprint = frozen_fingerprint(detector)
+    vit = detector.backbone.vit
     normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
-    progress, learnt = Progress(), None
+    progress, learnt = Progress(), {}
+    weights = world.attempt(lambda: find_weights(config.backbone, vit))
+    if weights is None:
+        frozen = fingerprint(vit)
+    else:
+        learnt = world.attempt(lambda: published_state(weights, detector, config=config))
+        normalizer.value = weights.loss_normalizer or normalizer.value
+        host = weights_host(ds_config)
+        frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
     if checkpoint is not None:
-        learnt, state = load_checkpoint(checkpoint)
-        if state["frozen_fingerprint"] != fingerprint:
-            raise ConfigError(
-                f"{checkpoint} was trained on other frozen weights than those of backbone.weights="
-                f"{config.backbone.weights}; resume with the weights that the run began with"
+        learnt, state = world.attempt(lambda: open_checkpoint(checkpoint))
+        world.on_main(
+            lambda: check_fingerprint(
+                frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
             )
-        detector.load_state_dict(learnt["master"], strict=False)
+        )
         normalizer.load_state_dict(state["loss_normalizer"])
         progress = Progress(**state["progress"])
     engine = Engine(model=detector, config=config, ds_config=ds_config, world=world)
-    if learnt is not None:
+    if learnt:
         engine.load_learnt_state(learnt, steps=progress.step)
 
     if world.is_main:
@@ -134,6 +134,10 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in (*train_data.reports, *test_data.reports):
         monitor.say(f"data: {line}")
+    if weights is not None:
+        monitor.say(f"weights: {weights.report()}")
+    for path in store.broken():
+        monitor.say(f"passed over {path}: it is not whole")
     if checkpoint is not None:
         monitor.say(f"resumed from {checkpoint}, {progress.step} steps done")
     return Trainer(
@@ -157,163 +161,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         failed_videos=FailedVideos(
             known=progress.failed_videos, most=config.data.max_failed_videos, world=world, report=monitor.say
         ),
-        fingerprint=fingerprint,
+        frozen_fingerprint=frozen,
     )
-
-
-@dataclass(kw_only=True)
-class Trainer:
-    """A run put together; `run` is the training loop."""
-
-    config: Config
-    world: World
-    engine: Engine
-    objective: Objective
-    train_data: WindowDataset
-    test_data: WindowDataset
-    batches: TrainBatches
-    run_folder: RunFolder
-    store: CheckpointStore
-    monitor: Monitor
-    progress: Progress
-    failed_videos: FailedVideos
-    fingerprint: str
-
-    def run(self) -> None:
-        """From the step reached to the last epoch's evaluation."""
-        epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
-        total_steps = settings.stop_epoch * epoch_steps
-        if self.progress.step and self.progress.step % epoch_steps == 0:
-            self.evaluate_if_due(self.progress.step // epoch_steps)  # a crash may have come between save and evaluation
-        loader = make_train_loader(
-            self.train_data,
-            batches=self.batches.between(self.progress.step, total_steps),
-            config=self.config.data,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        micro_batches = iter(loader)
-        self.engine.train()
-        for step in range(self.progress.step, total_steps):
-            began = time.perf_counter()
-            accumulated = list(islice(micro_batches, self.engine.accumulation))
-            fetched = time.perf_counter()
-            warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
-            self.engine.set_learning_rate(schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end))
-            classification, regression = self.step(accumulated)
-            self.progress.step = step + 1
-            self.monitor.advance(step, f"loss {classification + regression:.4f}")
-            if step % settings.log_every_steps == 0 or step + 1 == total_steps:
-                self.log(step, classification, regression, data_sec=fetched - began, began=began)
-            epoch, inside_epoch = divmod(step + 1, epoch_steps)
-            if inside_epoch == 0 or (
-                settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
-            ):
-                self.save()
-            if inside_epoch == 0:
-                self.evaluate_if_due(epoch)
-                self.engine.train()
-
-    def step(self, micro_batches: Sequence[Batch]) -> tuple[float, float]:
-        """One optimizer step on a global batch; its classification and regression loss, the same on all ranks.
-
-        Raises:
-            DataError: too many videos could not be read.
-            ConfigError: the loss is not finite.
-        """
-        device = self.world.device
-        sums = torch.zeros(2, device=device)
-        for batch, targets in zip(micro_batches, self.objective.begin_step(micro_batches), strict=True):
-            frames = batch.frames.to(device, non_blocking=True)
-            predictions = self.engine(frames, batch.valid.to(device), batch.seeds)
-            classification, regression = self.objective.losses(predictions, targets)
-            self.engine.backward(self.objective.to_backward(classification + regression))
-            self.engine.step()
-            sums += torch.stack([classification.detach(), regression.detach()])
-        errors = [error for batch in micro_batches for error in batch.errors if error is not None]
-        classification, regression, failed = self.world.sum(sums[0], sums[1], len(errors))
-        if failed:
-            self.failed_videos.add(errors)
-        check_finite(step=self.progress.step, classification=classification, regression=regression)
-        return classification, regression
-
-    def log(self, step: int, classification: float, regression: float, *, data_sec: float, began: float) -> None:
-        """Record a step's numbers. A collective."""
-        peak_bytes = self.world.max(peak_memory_bytes(self.world.device))[0]
-        elapsed = time.perf_counter() - began
-        frames = self.config.train.global_batch * self.config.data.window_frames
-        self.monitor.scalars(
-            step,
-            {
-                "loss/total": classification + regression,
-                "loss/classification": classification,
-                "loss/regression": regression,
-                "loss/normalizer": self.objective.normalizer.value,
-                "train/gradient_norm": self.engine.gradient_norm(),
-                "train/epoch": (step + 1) / self.batches.steps_per_epoch,
-                **{f"lr/{name}": rate for name, rate in self.engine.learning_rates().items()},
-                "time/step_sec": elapsed,
-                "time/data_wait_sec": data_sec,
-                "time/compute_sec": elapsed - data_sec,
-                "time/frames_per_sec": frames / elapsed,
-                "memory/peak_gb": peak_bytes / 1e9,
-            },
-        )
-
-    def save(self) -> None:
-        """Write a checkpoint. A collective."""
-        self.progress.failed_videos = self.failed_videos.errors
-        learnt = self.engine.learnt_state()
-        if self.world.is_main:
-            state = {
-                "progress": asdict(self.progress),
-                "loss_normalizer": self.objective.normalizer.state_dict(),
-                "frozen_fingerprint": self.fingerprint,
-            }
-            self.store.save(step=self.progress.step, learnt=learnt, state=state)
-
-    def evaluate_if_due(self, epoch: int) -> None:
-        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective."""
-        settings = self.config.train
-        last = epoch == settings.stop_epoch
-        regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
-        done = any(self.world.gather(epoch in self.run_folder.evaluations()))
-        if done or not (last or regular):
-            return
-        videos = self.test_data.videos
-        loader = make_test_loader(
-            self.test_data,
-            config=self.config.data,
-            batch=self.config.test.batch,
-            rank=self.world.rank,
-            ranks=self.world.size,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        self.engine.train(False)
-        with self.engine.averaged_weights():
-            results = detect(
-                forward=self.engine,
-                batches=loader,
-                videos=[video.name for video in videos],
-                classes=self.train_data.classes,
-                config=self.config,
-                world=self.world,
-                report=self.monitor.say,
-            )
-        if not self.world.is_main:
-            return
-        metrics = measure(results, videos=videos, config=self.config)
-        self.run_folder.add_evaluation(epoch, results=results, metrics=metrics)
-        step = self.progress.step - 1
-        self.monitor.scalars(step, {f"evaluation/{name}": value for name, value in metrics.to_dict().items()})
-        best = self.run_folder.best_epoch()
-        if best == epoch:
-            self.store.mark_best(step=self.progress.step)
-        self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{metrics.table()}")
-
-    def close(self) -> None:
-        """Flush the logs and let go of the engine."""
-        self.monitor.close()
-        self.engine.close()
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

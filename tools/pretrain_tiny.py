@@ -38,7 +38,7 @@ from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.data import synthetic
 from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y, render
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.pretrained import load_backbone_weights
+from adatad_ds.weight_layouts import open_weights
 
 SIDE = 64  # pixels
 HEADINGS = 8  # 45 degrees each, clockwise from "right"
@@ -310,7 +310,7 @@ def main() -> None:
     torch.set_num_threads(args.workers)
     model = MotionModel()
     if args.init is not None:
-        load_backbone_weights(model.vit, args.init)
+        model.vit.load_state_dict({name: stored.read() for name, stored in open_weights(args.init).vit.items()})
     began = time.monotonic()
     easiest = 0.0 if args.init is None else 0.5
     clips, motions, objects = make_clips(args.clips, seed=args.seed, easiest=easiest, workers=args.workers)

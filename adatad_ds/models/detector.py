@@ -5,6 +5,7 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,9 @@ class Detector(nn.Module):
 
 
 def build_detector(config: Config, *, num_classes: int) -> Detector:
-    """Build the detector of a config, weights not yet loaded.
+    """Build the detector of a config, pretrained weights not yet loaded.
+
+    A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
 
     Raises:
         ConfigError: unknown backbone, or adapter blocks that it does not have.
@@ -76,8 +79,10 @@ def build_detector(config: Config, *, num_classes: int) -> Detector:
 def assemble_detector(config: Config, *, spec: ViTSpec, num_classes: int) -> Detector:
     """Build the detector of a config around a transformer of any shape."""
     data, head = config.data, config.head
+    with torch.device("meta") if config.backbone.weights is not None else contextlib.nullcontext():
+        vit = VisionTransformer(spec=spec, resolution=data.resolution)
     backbone = AdaptedBackbone(
-        vit=VisionTransformer(spec=spec, resolution=data.resolution),
+        vit=vit,
         adapters=_adapters(config.backbone, spec),
         tuning=config.backbone.tuning,
         feature_steps=data.window_size,

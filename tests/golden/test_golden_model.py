@@ -16,7 +16,7 @@ from adatad_ds.detection.losses import detection_losses
 from adatad_ds.detection.points import assign_targets
 from adatad_ds.models.detector import Detector, assemble_detector, detector_points
 from adatad_ds.models.vit import ViTSpec
-from adatad_ds.pretrained import load_published_detector
+from adatad_ds.pretrained import fill_backbone, find_weights, trained_tensors
 from tests.golden.reference import GOLDEN, needs_golden, published_name
 
 CASES = ("tia", "side")
@@ -37,6 +37,7 @@ def build(case: str, **backbone_changes) -> tuple[Config, Detector]:
         ),
         backbone=replace(
             BackboneConfig(
+                weights=str(GOLDEN / f"{case}.pth"),
                 tuning=case,
                 adapter_blocks=tuple(settings["adapter_index"]) if "adapter_index" in settings else None,
                 clips_per_chunk=0,
@@ -61,9 +62,19 @@ def build(case: str, **backbone_changes) -> tuple[Config, Detector]:
         patch=settings["patch"],
         pretrained_side=settings["img"],
     )
-    detector = assemble_detector(config, spec=spec, num_classes=settings["classes"])
-    assert load_published_detector(detector, GOLDEN / f"{case}.pth") == 100
-    return config, detector
+    return config, load(case, config, spec, classes=settings["classes"])
+
+
+def load(case: str, config: Config, spec: ViTSpec, *, classes: int) -> Detector:
+    detector = assemble_detector(config, spec=spec, num_classes=classes)
+    weights = find_weights(config.backbone, detector.backbone.vit, averaged=True)
+    assert weights is not None
+    assert weights.loss_normalizer == 100
+    fill_backbone(detector.backbone.vit, weights.vit, dtype=torch.float32, read=True, host=lambda module: None)
+    own = dict(detector.named_parameters())
+    for name, stored in trained_tensors(weights, detector, reset_classifier=False).items():
+        own[name].data.copy_(stored.read().reshape(own[name].shape))
+    return detector
 
 
 @cache

@@ -1,0 +1,82 @@
+"""ds_configs: engine policy from a file, the recipe's values filled in, contradictions found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.parallel import split_batch
+
+STAGES = (1, 2, 3)
+
+
+def read_ds_config(path: str | Path) -> dict[str, Any]:
+    """Read a ds_config file.
+
+    Raises:
+        ConfigError: it is absent or no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
+    return content
+
+
+def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: int, cuda: bool) -> dict[str, Any]:
+    """Fill the recipe's values into a ds_config's `"auto"` fields.
+
+    A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
+    and schedule belong to the recipe.
+
+    Raises:
+        ConfigError: the two contradict each other; every mismatch is listed.
+    """
+    train = config.train
+    micro, accumulation = split_batch(
+        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
+    )
+    wanted = {
+        ("train_batch_size",): train.global_batch,
+        ("train_micro_batch_size_per_gpu",): micro,
+        ("gradient_accumulation_steps",): accumulation,
+        ("gradient_clipping",): train.grad_clip,
+        ("bf16", "enabled"): train.precision == "bf16",
+        ("fp16", "enabled"): train.precision == "fp16",
+    }
+    resolved = json.loads(json.dumps(source))
+    problems = []
+    for path, value in wanted.items():
+        *parents, key = path
+        section = resolved
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        given = section.get(key, "auto")
+        if given != "auto" and given != value:
+            problems.append(f"{'.'.join(path)} is {given} where the recipe has {value}")
+        section[key] = value
+    for section_name in ("optimizer", "scheduler"):
+        if section_name in resolved:
+            problems.append(
+                f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
+            )
+    zero = resolved.setdefault("zero_optimization", {})
+    if zero.get("stage") not in STAGES:
+        problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
+    for name in ("offload_param", "offload_optimizer"):
+        if zero.get(name, {}).get("pin_memory") == "auto":
+            zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
+    if problems:
+        raise ConfigError(
+            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
+            "or change the recipe with --set"
+        )
+    resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
+    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    return resolved

@@ -1,0 +1,199 @@
+"""Trained detectors on disk, of whatever kind, made ready for inference.
+
+A run or one of its checkpoints; an export of tools/export_adapter.py (what learnt, and how to rebuild the rest); a
+checkpoint as AdaTAD's authors publish it, together with the recipe that it was trained by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adatad_ds import config as configuration
+from adatad_ds.checkpoint import find_checkpoint, open_checkpoint
+from adatad_ds.compact import AVERAGE, MASTER
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.pretrained import (
+    check_fingerprint,
+    check_fit,
+    fill_backbone,
+    find_weights,
+    fingerprint,
+    trained_tensors,
+)
+from adatad_ds.recipes import find_recipe
+from adatad_ds.runs import RunFolder
+from adatad_ds.weight_files import SAFETENSORS, Tensors, open_tensors
+from adatad_ds.weight_layouts import open_weights
+
+EXPORT_FORMAT = "adatad_ds adapter 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained detector, found but not read.
+
+    Attributes:
+        name: for people.
+        folder: what belongs to it is written beside this.
+        config: how to build it.
+        classes: class names, in the order of the logits; empty: those of the data.
+        learnt: adapters, pyramid and heads by name; None: they come with `backbone.weights`.
+        frozen_fingerprint: of the weights under which it was trained; None: unknown.
+        averaged: whether these are the running average.
+    """
+
+    name: str
+    folder: Path
+    config: Config
+    classes: tuple[str, ...]
+    learnt: Tensors | None
+    frozen_fingerprint: Mapping[str, str] | None
+    averaged: bool
+
+
+def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
+    """Recognise a trained detector.
+
+    Args:
+        path: a run's folder, a checkpoint's folder, an export, or a published checkpoint.
+        recipe: of a published checkpoint.
+        overrides: `section.key=value` changes of its config.
+        raw: take the last weights rather than their running average.
+
+    Raises:
+        ConfigError: nothing of that kind is there.
+    """
+    if path.is_dir():
+        return _from_checkpoint(find_checkpoint(path), overrides, raw=raw)
+    if not path.exists():
+        raise ConfigError(f"there is no {path}; give a run's folder, a checkpoint, an export or a published .pth")
+    if path.suffix == SAFETENSORS and path.with_suffix(".json").exists():
+        description = _read_description(path.with_suffix(".json"))
+        if description.get("format") == EXPORT_FORMAT:
+            return _from_export(path, description, overrides, raw=raw)
+    if recipe is None:
+        raise ConfigError(
+            f"{path} does not say how it was trained; add --recipe NAME (train.py --list-recipes shows all)"
+        )
+    config = configuration.override(find_recipe(recipe).config, overrides)
+    config = replace(config, backbone=replace(config.backbone, weights=str(path)))
+    if not open_weights(path).trained:
+        raise ConfigError(f"{path} holds a video transformer alone, without a trained detector")
+    return Trained(
+        name=path.name,
+        folder=path.parent,
+        config=config,
+        classes=config.data.classes,
+        learnt=None,
+        frozen_fingerprint=None,
+        averaged=not raw,
+    )
+
+
+def load_detector(trained: Trained, *, num_classes: int) -> Detector:
+    """The detector, for inference on the CPU, in its config's compute type.
+
+    Args:
+        trained: what was found.
+        num_classes: K.
+
+    Raises:
+        ConfigError: weights that do not fit, or are not those of the training.
+    """
+    config = trained.config
+    torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
+    detector = build_detector(config, num_classes=num_classes)
+    vit, dtype = detector.backbone.vit, config.train.dtype
+    published = trained.learnt is None
+    weights = find_weights(config.backbone, vit, averaged=trained.averaged and published)
+    if weights is None:
+        frozen = fingerprint(vit)
+    else:
+        frozen = fill_backbone(vit, weights.vit, dtype=dtype, read=True, host=lambda module: None)
+    if trained.frozen_fingerprint is not None:
+        check_fingerprint(frozen, trained.frozen_fingerprint, trained=trained.name, weights=config.backbone.weights)
+    learnt = trained.learnt
+    if learnt is None:
+        assert weights is not None
+        learnt = trained_tensors(weights, detector, reset_classifier=False)
+    parameters = dict(detector.named_parameters())
+    check_fit(learnt, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name)
+    with torch.no_grad():
+        for name, stored in learnt.items():
+            parameters[name].copy_(stored.read().reshape(parameters[name].shape))
+    return detector.to(dtype).eval().requires_grad_(False)
+
+
+def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
+    """Write what learnt as one safetensors file, and beside it a JSON file of everything needed to rebuild the rest.
+
+    Args:
+        trained: a run's detector.
+        path: the file, `.safetensors`.
+        extra: more to say in the JSON file, such as versions.
+
+    Raises:
+        ConfigError: there is nothing of its own to export.
+    """
+    if trained.learnt is None:
+        raise ConfigError(f"{trained.name} is a published checkpoint already")
+    description = {
+        "format": EXPORT_FORMAT,
+        "trained": trained.name,
+        "weights": AVERAGE if trained.averaged else MASTER,
+        "classes": list(trained.classes),
+        "backbone": {"name": trained.config.backbone.name, "weights": trained.config.backbone.weights},
+        "config": trained.config.to_dict(),
+        "frozen_fingerprint": trained.frozen_fingerprint,
+        **extra,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: stored.read().contiguous() for name, stored in trained.learnt.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -> Trained:
+    run = RunFolder(checkpoint.parents[1])
+    config, classes = run.read()
+    learnt, state = open_checkpoint(checkpoint)
+    averaged = AVERAGE in learnt and not raw
+    return Trained(
+        name=f"{run.path.name}, {checkpoint.name}",
+        folder=run.path,
+        config=configuration.override(config, overrides),
+        classes=classes,
+        learnt=learnt[AVERAGE if averaged else MASTER],
+        frozen_fingerprint=state["frozen_fingerprint"],
+        averaged=averaged,
+    )
+
+
+def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence[str], *, raw: bool) -> Trained:
+    averaged = description["weights"] == AVERAGE
+    if raw and averaged:
+        raise ConfigError(f"{path} holds the running average alone; export the run again with --raw")
+    return Trained(
+        name=path.name,
+        folder=path.parent,
+        config=configuration.override(configuration.from_dict(description["config"]), overrides),
+        classes=tuple(description["classes"]),
+        learnt=open_tensors(path),
+        frozen_fingerprint=description["frozen_fingerprint"],
+        averaged=averaged,
+    )
+
+
+def _read_description(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, Mapping) else {}

@@ -1,0 +1,200 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+
+import torch
+
+from adatad_ds.checkpoint import CheckpointStore
+from adatad_ds.compact import MASTER, encode
+from adatad_ds.config import Config
+from adatad_ds.data.dataset import Batch, WindowDataset
+from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
+from adatad_ds.engine import Engine
+from adatad_ds.health import FailedVideos, check_finite
+from adatad_ds.inference import detect, measure
+from adatad_ds.monitor import Monitor, peak_memory_bytes
+from adatad_ds.objective import Objective
+from adatad_ds.optim import schedule
+from adatad_ds.parallel import World
+from adatad_ds.runs import RunFolder
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A run put together; `run` is the training loop."""
+
+    config: Config
+    world: World
+    engine: Engine
+    objective: Objective
+    train_data: WindowDataset
+    test_data: WindowDataset
+    batches: TrainBatches
+    run_folder: RunFolder
+    store: CheckpointStore
+    monitor: Monitor
+    progress: Progress
+    failed_videos: FailedVideos
+    frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
+
+    def run(self) -> None:
+        """From the step reached to the last epoch's evaluation."""
+        epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
+        total_steps = settings.stop_epoch * epoch_steps
+        if self.progress.step and self.progress.step % epoch_steps == 0:
+            self.evaluate_if_due(self.progress.step // epoch_steps)  # a crash may have come between save and evaluation
+        loader = make_train_loader(
+            self.train_data,
+            batches=self.batches.between(self.progress.step, total_steps),
+            config=self.config.data,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        micro_batches = iter(loader)
+        self.engine.train()
+        for step in range(self.progress.step, total_steps):
+            began = time.perf_counter()
+            accumulated = list(islice(micro_batches, self.engine.accumulation))
+            fetched = time.perf_counter()
+            warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
+            self.engine.set_learning_rate(schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end))
+            classification, regression = self.step(accumulated)
+            self.progress.step = step + 1
+            self.monitor.advance(step, f"loss {classification + regression:.4f}")
+            if step % settings.log_every_steps == 0 or step + 1 == total_steps:
+                self.log(step, classification, regression, data_sec=fetched - began, began=began)
+            epoch, inside_epoch = divmod(step + 1, epoch_steps)
+            if inside_epoch == 0 or (
+                settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
+            ):
+                self.save()
+            if inside_epoch == 0:
+                self.evaluate_if_due(epoch)
+                self.engine.train()
+
+    def step(self, micro_batches: Sequence[Batch]) -> tuple[float, float]:
+        """One optimizer step on a global batch; its classification and regression loss, the same on all ranks.
+
+        Raises:
+            DataError: too many videos could not be read.
+            ConfigError: the loss is not finite.
+        """
+        device = self.world.device
+        sums = torch.zeros(2, device=device)
+        for batch, targets in zip(micro_batches, self.objective.begin_step(micro_batches), strict=True):
+            frames = batch.frames.to(device, non_blocking=True)
+            predictions = self.engine(frames, batch.valid.to(device), batch.seeds)
+            classification, regression = self.objective.losses(predictions, targets)
+            self.engine.backward(self.objective.to_backward(classification + regression))
+            self.engine.step()
+            sums += torch.stack([classification.detach(), regression.detach()])
+        errors = [error for batch in micro_batches for error in batch.errors if error is not None]
+        classification, regression, failed = self.world.sum(sums[0], sums[1], len(errors))
+        if failed:
+            self.failed_videos.add(errors)
+        check_finite(step=self.progress.step, classification=classification, regression=regression)
+        return classification, regression
+
+    def log(self, step: int, classification: float, regression: float, *, data_sec: float, began: float) -> None:
+        """Record a step's numbers. A collective."""
+        peak_bytes = self.world.max(peak_memory_bytes(self.world.device))[0]
+        elapsed = time.perf_counter() - began
+        frames = self.config.train.global_batch * self.config.data.window_frames
+        self.monitor.scalars(
+            step,
+            {
+                "loss/total": classification + regression,
+                "loss/classification": classification,
+                "loss/regression": regression,
+                "loss/normalizer": self.objective.normalizer.value,
+                "train/gradient_norm": self.engine.gradient_norm(),
+                "train/epoch": (step + 1) / self.batches.steps_per_epoch,
+                **{f"lr/{name}": rate for name, rate in self.engine.learning_rates().items()},
+                "time/step_sec": elapsed,
+                "time/data_wait_sec": data_sec,
+                "time/compute_sec": elapsed - data_sec,
+                "time/frames_per_sec": frames / elapsed,
+                "memory/peak_gb": peak_bytes / 1e9,
+            },
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint. A collective.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        self.progress.failed_videos = self.failed_videos.errors
+        compact = self.config.train.compact_checkpoints
+        learnt: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensors in self.engine.learnt_state():
+            if self.world.is_main:
+                for kind, value in tensors.items():
+                    kept = encode(kind, value, tensors[MASTER]) if compact else value
+                    learnt.setdefault(kind, {})[name] = kept
+        if compact:
+            self.engine.round_learnt_state()
+        state = {
+            "progress": asdict(self.progress),
+            "loss_normalizer": self.objective.normalizer.state_dict(),
+            "frozen_fingerprint": self.frozen_fingerprint,
+        }
+        self.world.on_main(
+            lambda: self.store.save(step=self.progress.step, learnt=learnt, compact=compact, state=state)
+        )
+
+    def evaluate_if_due(self, epoch: int) -> None:
+        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective."""
+        settings = self.config.train
+        last = epoch == settings.stop_epoch
+        regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
+        done = any(self.world.gather(epoch in self.run_folder.evaluations()))
+        if done or not (last or regular):
+            return
+        videos = self.test_data.videos
+        loader = make_test_loader(
+            self.test_data,
+            config=self.config.data,
+            batch=self.config.test.batch,
+            rank=self.world.rank,
+            ranks=self.world.size,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        self.engine.train(False)
+        with self.engine.averaged_weights():
+            results = detect(
+                forward=self.engine,
+                batches=loader,
+                videos=[video.name for video in videos],
+                classes=self.train_data.classes,
+                config=self.config,
+                world=self.world,
+                report=self.monitor.say,
+            )
+        if not self.world.is_main:
+            return
+        metrics = measure(results, videos=videos, config=self.config)
+        self.run_folder.add_evaluation(epoch, results=results, metrics=metrics)
+        step = self.progress.step - 1
+        self.monitor.scalars(step, {f"evaluation/{name}": value for name, value in metrics.to_dict().items()})
+        best = self.run_folder.best_epoch()
+        if best == epoch:
+            self.store.mark_best(step=self.progress.step)
+        self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{metrics.table()}")
+
+    def close(self) -> None:
+        """Flush the logs and let go of the engine."""
+        self.monitor.close()
+        self.engine.close()

@@ -1,0 +1,201 @@
+"""Files that hold tensors: found, recognised as sound, and read one tensor at a time.
+
+Safetensors, one or several in a folder; pickles of PyTorch, with `weights_only=True`; names on the Hugging Face hub.
+Nothing is read before it is asked for: a rank needs no more memory than one tensor. What a download may have left
+behind (a pointer of Git LFS, a web page, half a file) is an error that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adatad_ds.config import ConfigError
+
+SAFETENSORS = ".safetensors"
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_INDEX = "model.safetensors.index.json"
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.float64(0).__reduce__()[0],
+)  # beside weights
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        shape: its sizes.
+        read: reads it; each call reads anew, and keeps nothing.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+Tensors = dict[str, StoredTensor]
+
+
+def open_tensors(source: str | Path, *, entries: tuple[str, ...] = ()) -> Tensors:
+    """The tensors of a file, of a Hugging Face folder, or of a name on the hub.
+
+    Args:
+        source: `x.safetensors`, `x.pth`, a folder with `model.safetensors` (or its index), or `organisation/name`.
+        entries: which dict of a pickle holds the tensors, the first one present; else the pickle itself.
+
+    Raises:
+        ConfigError: absent, unreadable, unsafe, or without tensors.
+    """
+    path = find_source(source)
+    if path.is_dir():
+        return _open_folder(path, entries)
+    _refuse_lookalikes(path)
+    tensors = _open_safetensors(path) if path.suffix == SAFETENSORS else _open_pickle(path, entries)
+    if not tensors:
+        raise ConfigError(f"{path} holds no tensors")
+    return tensors
+
+
+def find_source(source: str | Path) -> Path:
+    """The file or folder that a source names; one on the hub is downloaded into its cache first.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ConfigError: the hub does not give it.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if not _HUB_NAME.fullmatch(str(source)) or path.suffix in (SAFETENSORS, *_PICKLES):
+        raise FileNotFoundError(f"there is no weights file {path}")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", _INDEX, "model*.safetensors"]
+    try:
+        folder = snapshot_download(str(source), allow_patterns=patterns)
+        if not list(Path(folder).glob("*" + SAFETENSORS)):
+            folder = snapshot_download(str(source), allow_patterns=["config.json", "pytorch_model.bin"])
+    except Exception as error:  # the hub's errors and those of the libraries below it are many
+        raise ConfigError(
+            f"there is neither a file {path} nor can {source} be had from the Hugging Face hub: {first_line(error)}. "
+            "Without network, download it elsewhere and give the folder's path"
+        ) from error
+    return Path(folder)
+
+
+def _open_folder(folder: Path, entries: tuple[str, ...]) -> Tensors:
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(f"the index of shards {index} is damaged: {first_line(error)}") from error
+        absent = [name for name in files if not (folder / name).is_file()]
+        if absent:
+            raise ConfigError(f"{folder} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:4])}")
+    else:
+        files = [name for name in _FOLDER_FILES if (folder / name).is_file()][:1]
+        files = files or sorted(path.name for path in folder.glob("*" + SAFETENSORS))
+    if not files:
+        raise ConfigError(f"the folder {folder} holds no {' and no '.join(_FOLDER_FILES)}")
+    tensors: Tensors = {}
+    for name in files:
+        tensors |= open_tensors(folder / name, entries=entries)
+    return tensors
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {first_line(error)}. It is cut short or damaged; fetch it again "
+            f"(it has {path.stat().st_size} bytes here)"
+        ) from error
+
+    def reader(name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            with safe_open(path, framework="pt") as file:  # open no longer than this: mapped pages count as memory
+                return file.get_tensor(name)
+
+        return read
+
+    return {name: StoredTensor(shape, reader(name)) for name, shape in shapes.items()}
+
+
+def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:
+    try:
+        content = _load_pickle(path)
+    except Exception as error:  # a malformed pickle may raise nearly anything
+        foreign = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
+        if foreign:
+            raise ConfigError(
+                f"{path} is refused: it asks for {foreign[1]} besides tensors, and reading that could run code "
+                "from the file. Ask its authors for the tensors alone, or save those where you trust it"
+            ) from error
+        raise ConfigError(
+            f"cannot read {path}: {first_line(error)}. It is cut short, damaged or no PyTorch file; fetch it again "
+            f"(it has {path.stat().st_size} bytes here)"
+        ) from error
+    for name in entries:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path} holds a {type(content).__name__} where names and tensors belong")
+
+    def reader(tensor: Tensor) -> Callable[[], Tensor]:
+        return lambda: tensor
+
+    return {
+        name: StoredTensor(tuple(tensor.shape), reader(tensor))
+        for name, tensor in content.items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _load_pickle(path: Path) -> object:
+    """Read a pickle, its tensors mapped from the file where its format (since PyTorch 1.6) allows that."""
+    with torch.serialization.safe_globals([*_HARMLESS]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _refuse_lookalikes(path: Path) -> None:
+    """Tell apart what downloads leave in the place of weights."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    if not start:
+        raise ConfigError(f"{path} is empty; fetch it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ConfigError(
+            f"{path} is only a pointer of Git LFS, not the weights; run `git lfs pull` in its clone, or download the "
+            "file itself"
+        )
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ConfigError(
+            f"{path} is a web page, not weights: the download answered with a page (a login, a confirmation, an "
+            "error). Open the address in a browser, and save the file itself"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """The first sentence of an error's message."""
+    return re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__

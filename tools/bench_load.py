@@ -1,0 +1,139 @@
+"""Measure what loading a backbone costs: seconds, and resident memory of all ranks together.
+
+    python tools/bench_load.py --backbone videomaev2_g --ranks 2
+
+Makes a file of random bf16 weights at full size (kept in --folder for the next time), then loads it as train.py does
+under ZeRO-3 with CPU offload, and for comparison as one does without care: every rank builds the model, reads the whole
+file, and DeepSpeed partitions it afterwards. Memory is the sum over ranks of each one's peak (the kernel's count,
+VmHWM, mapped file pages included) above what it held before, so it is never less than the true peak of all together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from adatad_ds.config import BackboneConfig, Config, TrainConfig
+from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.engine import weights_host
+from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.parallel import World
+from adatad_ds.pretrained import fill_backbone, find_weights
+
+WAYS = ("naive", "adatad_ds")
+
+
+def main() -> int:
+    """Start the ranks for each way, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=VIT_SPECS, default="videomaev2_g")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ds-config", type=Path, default=REPOSITORY / "ds_configs/zero3_offload.json")
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "data/bench")
+    parser.add_argument("--skip-naive", action="store_true", help="which takes ranks x 4 bytes a parameter and more")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)  # what a rank is started with
+    arguments = parser.parse_args()
+    file = arguments.folder / f"{arguments.backbone}_random_bf16.safetensors"
+    if arguments.measure:
+        world = World.join()
+        measure(
+            arguments.measure, backbone=arguments.backbone, file=file, ds_config_file=arguments.ds_config, world=world
+        )
+        world.leave()
+        return 0
+    if not file.exists():
+        write_random(file, arguments.backbone)
+    size = file.stat().st_size
+    print(f"{file}: {size / 1e9:.2f} GB; {arguments.ranks} ranks, {arguments.ds_config.name}")
+    print(f"{'way':<10} {'peak of all ranks':>18} {'ratio to file':>14} {'after':>9} {'seconds':>8}")
+    for way in WAYS[arguments.skip_naive :]:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(arguments.ranks)]
+        command = [sys.executable, *launch, __file__, "--measure", way, "--backbone", arguments.backbone]
+        command += ["--folder", str(arguments.folder), "--ds-config", str(arguments.ds_config)]
+        environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **os.environ}
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        result = next(json.loads(line) for line in output.splitlines() if line.startswith('{"peak"'))
+        print(
+            f"{way:<10} {result['peak'] / 1e9:>15.2f} GB {result['peak'] / size:>14.2f} "
+            f"{result['after'] / 1e9:>6.2f} GB {result['seconds']:>8.1f}",
+            flush=True,
+        )
+    return 0
+
+
+def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world: World) -> None:
+    """On each rank: load, and have rank 0 print the sums."""
+    config = Config(
+        backbone=BackboneConfig(name=backbone, weights=str(file)), train=TrainConfig(global_batch=world.size)
+    )
+    ds_config = resolve_ds_config(
+        read_ds_config(ds_config_file), config=config, data_ranks=world.size, cuda=world.device.type == "cuda"
+    )
+    host = weights_host(ds_config)
+    host(torch.nn.Linear(8, 8))  # what DeepSpeed sets up once belongs to the baseline
+    spec = VIT_SPECS[backbone]
+    world.sum(0)
+    forget_peak()
+    before = resident("VmRSS")
+    began = time.perf_counter()
+    if way == "naive":
+        vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side).requires_grad_(False)
+        vit.load_state_dict(load_file(file))
+        host(vit.to(torch.bfloat16))
+    else:
+        with torch.device("meta"):
+            vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side)
+        vit.requires_grad_(False)
+        weights = find_weights(config.backbone, vit)
+        assert weights is not None
+        fill_backbone(vit, weights.vit, dtype=torch.bfloat16, read=world.is_main, host=host)
+    world.sum(0)
+    seconds = time.perf_counter() - began
+    peak, after = world.sum(resident("VmHWM") - before, resident("VmRSS") - before)
+    if world.is_main:
+        print(json.dumps({"peak": peak, "after": after, "seconds": seconds}), flush=True)
+
+
+def forget_peak() -> None:
+    """Have the kernel count this process's peak from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(field: str) -> int:
+    """A line of /proc/self/status in bytes: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def write_random(file: Path, backbone: str) -> None:
+    """Random bf16 weights in the layout of the VideoMAE authors, at full size."""
+    spec = VIT_SPECS[backbone]
+    with torch.device("meta"):
+        vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, parameter in vit.named_parameters():
+        if name.endswith("bias"):
+            value = torch.zeros(parameter.shape)
+        elif "norm" in name:
+            value = torch.ones(parameter.shape)
+        else:
+            value = torch.empty(parameter.shape).normal_(std=0.02, generator=generator)
+        tensors[name] = value.to(torch.bfloat16)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
