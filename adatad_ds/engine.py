@@ -96,6 +96,11 @@ class Engine:
         self._learnt = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()
 
+    @property
+    def learnt_names(self) -> list[str]:
+        """Names of the parameters that learn."""
+        return list(self._learnt)
+
     def __call__(self, *inputs: Tensor) -> Any:
         """The model's forward pass."""
         return self._engine(*inputs)

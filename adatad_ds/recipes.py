@@ -129,7 +129,7 @@ def _thumos14_config(backbone: str, tuning: Tuning, *, lr_adapter: float) -> Con
             name=backbone, weights=f"pretrained/{backbone}.safetensors", tuning=tuning, drop_path=0.1
         ),
         head=HeadConfig(),
-        train=TrainConfig(lr_adapter=lr_adapter),
+        train=TrainConfig(lr_adapter=lr_adapter, compact_checkpoints=backbone == "videomaev2_g"),
         test=TestConfig(),
     )
 

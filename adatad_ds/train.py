@@ -20,6 +20,7 @@ import torch
 
 from adatad_ds import config as configuration
 from adatad_ds.checkpoint import open_checkpoint
+from adatad_ds.compact import MASTER
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
@@ -68,6 +69,7 @@ def train(config: Config, *, arguments: argparse.Namespace, world: World) -> Non
     """Build and run; nothing of it is left when this returns."""
     trainer = build_trainer(config, arguments=arguments, world=world)
     trainer.run()
+    trainer.report_memory()
     trainer.close()
 
 
@@ -136,6 +138,11 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         monitor.say(f"data: {line}")
     if weights is not None:
         monitor.say(f"weights: {weights.report()}")
+        if learnt and checkpoint is None:
+            anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
+            monitor.say(
+                "weights: adapters, head and running average too" + (f"; anew: {', '.join(anew)}" if anew else "")
+            )
     for path in store.broken():
         monitor.say(f"passed over {path}: it is not whole")
     if checkpoint is not None:

@@ -194,6 +194,14 @@ class Trainer:
             self.store.mark_best(step=self.progress.step)
         self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{metrics.table()}")
 
+    def report_memory(self) -> None:
+        """Say what each rank holds and held at most. A collective."""
+        held = self.world.gather(self.engine.bytes_by_kind())
+        peaks = self.world.gather(peak_memory_bytes(self.world.device))
+        for rank, (kinds, peak) in enumerate(zip(held, peaks, strict=True)):
+            parts = ", ".join(f"{kind.replace('_', ' ')} {size / 1e9:.3f}" for kind, size in kinds.items())
+            self.monitor.say(f"memory of rank {rank}: peak {peak / 1e9:.2f} GB; held, in GB: {parts}")
+
     def close(self) -> None:
         """Flush the logs and let go of the engine."""
         self.monitor.close()

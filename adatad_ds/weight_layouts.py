@@ -112,7 +112,20 @@ def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
         ConfigError: unreadable, unsafe, or of no known layout.
     """
     entries = ("state_dict_ema", "state_dict") if averaged else ("state_dict", "model", "module")
-    stored = open_tensors(source, entries=entries)
+    return recognise(open_tensors(source, entries=entries), source=str(source), averaged=averaged)
+
+
+def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
+    """Recognise a layout by its keys, and bring it under our names.
+
+    Args:
+        stored: tensors by their names in the file.
+        source: for messages.
+        averaged: as for `open_weights`.
+
+    Raises:
+        ConfigError: it is none of the known ones.
+    """
     average = {key.removeprefix(AVERAGED_PREFIX): t for key, t in stored.items() if key.startswith(AVERAGED_PREFIX)}
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(AVERAGED_PREFIX)}
     tensors = {_strip(key): tensor for key, tensor in (stored | average if averaged else stored).items()}
@@ -126,7 +139,7 @@ def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
     vit, trained = _split_detector(tensors) if layout == ADATAD else (tensors, {})
     vit, left_out = _leave_out({_rename(key, _RENAMES[layout]): tensor for key, tensor in vit.items()})
     return Weights(
-        source=str(source),
+        source=source,
         layout=layout,
         vit=_join_attention(vit),
         trained=trained,

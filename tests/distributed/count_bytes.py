@@ -10,12 +10,15 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
+from safetensors.torch import save_file
 
 from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
-from adatad_ds.engine import Engine, read_ds_config, resolve_ds_config
+from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.engine import Engine, weights_host
 from adatad_ds.models.detector import assemble_detector
-from adatad_ds.models.vit import ViTSpec
+from adatad_ds.models.vit import VisionTransformer, ViTSpec
 from adatad_ds.parallel import World
+from adatad_ds.pretrained import fill_backbone, find_weights
 
 DEPTH, WIDTH = 4, 256
 
@@ -24,13 +27,15 @@ def main() -> None:
     """Write one JSON file a rank."""
     ds_config, precision, folder = sys.argv[1:]
     world = World.join()
+    file = Path(folder) / "backbone.safetensors"
     config = Config(
         data=DataConfig(window_size=32, resolution=32, short_side_before_crop=32),
-        backbone=BackboneConfig(adapter_ratio=0.05),
+        backbone=BackboneConfig(adapter_ratio=0.05, weights=str(file)),
         head=HeadConfig(width=16, arch=(1, 0, 1), regression_range=((0, 4), (4, 99))),
         train=TrainConfig(precision=precision, global_batch=world.size),
     )
     spec = ViTSpec(width=WIDTH, depth=DEPTH, heads=4, mlp_hidden=4 * WIDTH, pretrained_side=32)
+    world.on_main(lambda: save_file(VisionTransformer(spec=spec, resolution=32).state_dict(), file))
     detector = assemble_detector(config, spec=spec, num_classes=3)
     frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
     learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
@@ -38,6 +43,15 @@ def main() -> None:
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, data_ranks=world.size, cuda=False
     )
     resolved["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
+    weights = find_weights(config.backbone, detector.backbone.vit)
+    assert weights is not None
+    fill_backbone(
+        detector.backbone.vit,
+        weights.vit,
+        dtype=config.train.dtype,
+        read=world.is_main,
+        host=weights_host(resolved),
+    )
     engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
     del detector
     frames = torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8)

@@ -17,7 +17,6 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "data.resolution": 32,
     "data.short_side_before_crop": 36,
     "data.workers": 0,
-    "backbone.weights": "none",
     "backbone.drop_path": 0.2,
     "head.width": 32,
     "head.arch": "[1,1,2]",

@@ -50,10 +50,13 @@ def kill_after_step(command: list[str], run, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "ds_config", "precision"), [(2, "zero3_offload", "bf16"), (1, "zero2", "fp32")])
-def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, small_videos, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "ds_config", "precision", "compact"), [(2, "zero3_offload", "bf16", False), (1, "zero2", "fp32", True)]
+)
+def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, small_videos, tmp_path):
     def command(run, **more):
         layout = {"ranks": ranks, "ds_config": ds_config, "train__precision": precision}
+        layout["train__compact_checkpoints"] = compact
         launcher = "torchrun" if ranks > 1 else "python"  # one process group to kill
         return train_command(data=small_videos, run=run, launcher=launcher, **layout, **SETTINGS, **more)
 
@@ -79,7 +82,8 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, small_vide
     with (last / "master.safetensors").open("r+b") as file:
         file.truncate(100)
     assert CheckpointStore(folder=killed / "checkpoints", keep=2).latest() not in (None, last)
-    finish(command(killed, resume=True))
+    output = finish(command(killed, resume=True))
+    assert f"passed over {last}: it is not whole" in output
     assert losses(killed) == losses(whole)
 
 
@@ -95,3 +99,14 @@ def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
     shutil.rmtree(other / "checkpoints" / "step_00000008")
     finish(train_command(data=small_videos, run=other, ranks=2, ds_config="zero3", resume=True, **settings))
     assert losses(other) == pytest.approx(losses(whole), rel=1e-5)
+
+    # And back: from two ranks and ZeRO-3 to one and ZeRO-2.
+    two = tmp_path / "two"
+    finish(train_command(data=small_videos, run=two, ranks=2, ds_config="zero3", launcher="torchrun", **settings))
+    shutil.rmtree(two / "checkpoints" / "step_00000008")
+    finish(
+        train_command(
+            data=small_videos, run=two, ranks=1, ds_config="zero2", launcher="python", resume=True, **settings
+        )
+    )
+    assert losses(two) == pytest.approx(losses(whole), rel=1e-5)

@@ -1,0 +1,81 @@
+"""Training that is killed while it saves, or finds the disk full, loses nothing but the steps since."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from adatad_ds.checkpoint import CheckpointStore
+from tests.distributed.launch import REPOSITORY, environment, finish, losses, start, train_command
+
+SETTINGS = {
+    "ranks": 1,
+    "ds_config": "zero2",
+    "launcher": "python",
+    "train__stop_epoch": 3,
+    "train__schedule_epochs": 3,
+    "train__checkpoint_every_steps": 1,
+    "train__eval_from_epoch": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(small_videos, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(train_command(data=small_videos, run=run, **SETTINGS))
+    return run
+
+
+@pytest.mark.slow
+def test_killed_while_saving(whole, small_videos, tmp_path):
+    run = tmp_path / "run"
+    folder = run / "checkpoints"
+    process = subprocess.Popen(
+        train_command(data=small_videos, run=run, **SETTINGS),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        saved = list(folder.glob("step_*")) if folder.is_dir() else []
+        if saved and any(path.name.startswith(".writing_") for path in folder.iterdir()):
+            process.kill()
+            break
+        time.sleep(0.0005)
+    process.wait()
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".writing_0")]
+    assert left, "it was not caught while saving"
+    newest = CheckpointStore(folder=folder, keep=2).latest()
+    assert newest is not None
+    output = finish(train_command(data=small_videos, run=run, resume=True, **SETTINGS))
+    assert f"resumed from {newest}" in output
+    assert losses(run) == losses(whole)
+    assert not list(folder.glob(".writing_*"))
+
+
+@pytest.mark.slow
+def test_disk_full_while_saving(whole, small_videos, tmp_path):
+    run = tmp_path / "run"
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True)
+    newest = next((whole / "checkpoints").glob("step_*"))
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(1.6 * size)}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount a tmpfs")
+    try:
+        done = start(train_command(data=small_videos, run=run, **SETTINGS))
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "the checkpoint of step 2 could not be written" in done.stderr
+        assert "the newest whole one is step_00000001" in done.stderr
+        assert "Traceback" not in done.stderr
+        subprocess.run(["mount", "-o", f"remount,size={10 * size}", str(folder)], check=True)
+        output = finish(train_command(data=small_videos, run=run, resume=True, **SETTINGS))
+        assert "1 steps done" in output
+        assert losses(run) == losses(whole)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

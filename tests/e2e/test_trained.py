@@ -1,0 +1,103 @@
+"""What a run has learnt, taken elsewhere: exported, evaluated, published, fine-tuned."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adatad_ds.trained import find_trained, load_detector
+from tests.distributed.launch import finish, start, train_command
+from tests.unit.test_weight_layouts import published
+
+SETTINGS = {"ranks": 1, "ds_config": "zero2", "launcher": "python", "train__ema_decay": 0.5}
+
+
+@pytest.fixture(scope="module")
+def run(small_videos, tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained") / "run"
+    finish(train_command(data=small_videos, run=run, **SETTINGS))
+    return run
+
+
+def tool(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, name, *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_an_export_evaluates_as_its_run_does(run, tmp_path):
+    finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path / "of_run"))
+    export = tmp_path / "export" / "mine.safetensors"
+    finish(tool("tools/export_adapter.py", run, "--out", export))
+    output = finish(tool("adatad_ds/evaluate.py", export, "--output", tmp_path / "of_export"))
+    assert "mine.safetensors on 3 videos" in output
+    results = [json.loads((tmp_path / of / "detections.json").read_text()) for of in ("of_run", "of_export")]
+    assert results[0] == results[1]
+    description = json.loads(export.with_suffix(".json").read_text())
+    assert description["backbone"] == {"name": "tiny", "weights": "adatad_ds/weights/tiny.safetensors"}
+    assert not any(".vit." in name for name in load_file(export))
+
+
+@pytest.mark.slow
+def test_a_wrong_backbone_under_a_right_adapter(run, tmp_path):
+    export = tmp_path / "mine.safetensors"
+    finish(tool("tools/export_adapter.py", run, "--out", export, "--raw"))
+    weights = load_file("adatad_ds/weights/tiny.safetensors")
+    weights["blocks.3.mlp.fc1.weight"] += 0.01
+    save_file(weights, tmp_path / "other.safetensors")
+    other = ["--set", f"backbone.weights={tmp_path}/other.safetensors"]
+    done = start([*tool("adatad_ds/evaluate.py", export), *other])
+    assert done.returncode == 2
+    assert "mine.safetensors was trained over other frozen weights" in done.stderr
+    assert "1 of 74 tensors differ (blocks.3.mlp.fc1.weight)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_path):
+    trained, raw = find_trained(run), find_trained(run, raw=True)
+    states = [published(load_detector(each, num_classes=5), beside=False) for each in (raw, trained)]
+    content = {"epoch": 2, "state_dict": states[0], "state_dict_ema": states[1]}
+    torch.save(content, tmp_path / "published.pth")
+    finish(tool("tools/convert_weights.py", tmp_path / "published.pth", "--out", tmp_path / "converted.safetensors"))
+
+    finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path / "of_run"))
+    changes = [
+        f"--set={section}.{key}={value}"
+        for section, values in trained.config.to_dict().items()
+        for key, value in values.items()
+    ]
+    for name in ("published.pth", "converted.safetensors"):
+        output = tmp_path / f"of_{name}"
+        finish(
+            [*tool("adatad_ds/evaluate.py", tmp_path / name, "--recipe", "quickstart", "--output", output), *changes]
+        )
+        results = [json.loads((folder / "detections.json").read_text()) for folder in (tmp_path / "of_run", output)]
+        assert results[0] == results[1], name
+
+    # Fine-tuning starts where the training ended: a step of rate 0 later, the same detections.
+    again = tmp_path / "fine_tuned"
+    still = {"train__lr_head": 0.0, "train__lr_adapter": 0.0, "train__weight_decay": 0.0, "train__stop_epoch": 1}
+    settings = SETTINGS | still | {"backbone__weights": tmp_path / "published.pth", "ranks": 2, "ds_config": "zero3"}
+    settings |= {"launcher": "torchrun", "train__ema_decay": 1 - 1e-9}
+    finish(train_command(data=small_videos, run=again, **settings))
+    finish(tool("adatad_ds/evaluate.py", again, "--output", tmp_path / "of_fine_tuned"))
+    fine_tuned = json.loads((tmp_path / "of_fine_tuned" / "detections.json").read_text())["results"]
+    expected = json.loads((tmp_path / "of_run" / "detections.json").read_text())["results"]
+    assert fine_tuned.keys() == expected.keys()
+    for video, records in expected.items():
+        scores = [record["score"] for record in records[:20]]
+        assert [record["score"] for record in fine_tuned[video][:20]] == pytest.approx(scores, abs=1e-5)
+
+    # Another number of classes is refused, unless the class logits are to start anew.
+    fewer = [{k: v[:2] if ".cls_head." in k else v for k, v in state.items()} for state in states]
+    torch.save({"state_dict": fewer[0], "state_dict_ema": fewer[1]}, tmp_path / "fewer.pth")
+    settings["backbone__weights"] = tmp_path / "fewer.pth"
+    done = start(train_command(data=small_videos, run=tmp_path / "fewer", **settings))
+    assert done.returncode != 0
+    assert "was trained for 2 classes, the data have" in done.stderr
+    output = finish(train_command(data=small_videos, run=tmp_path / "fewer", head__reset_classifier=True, **settings))
+    assert "anew: head.cls_head.weight, head.cls_head.bias" in output
