@@ -6,7 +6,8 @@ clip, C channels, T feature steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Tuning
 from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.recompute import Segment
 from adatad_ds.models.vit import VisionTransformer
 
 
@@ -92,6 +94,10 @@ class AdaptedBackbone(nn.Module):
             tokens = self._window_view(tokens, windows)
             for index, tap in zip(self.adapted_blocks, taps, strict=True):
                 tokens = tokens + self._stored_once(self.adapters[str(index)], self._window_view(tap, windows))
+        elif self.tuning == "tia" and self.activation_checkpointing:
+            for segment in self._segments(keep, windows=windows):
+                tokens = segment(tokens)
+            tokens = self._window_view(tokens, windows)
         else:
             tokens = self._adapt(split - 1, tokens, windows)
             for index in range(split, self.vit.spec.depth):
@@ -119,6 +125,23 @@ class AdaptedBackbone(nn.Module):
             outputs.append(tokens)
         return torch.cat(outputs), [torch.cat(tap) for tap in taps]
 
+    def _segments(self, keep: Tensor | None, *, windows: int) -> Iterator[Segment]:
+        """From each adapted block's output to the next one's; the last one's reaches the top."""
+        for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
+            blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
+
+            def run(tokens: Tensor, start: int, blocks: range = blocks) -> Tensor:
+                for index in blocks:
+                    kept = None if keep is None else keep[start : start + len(tokens), index]
+                    tokens = self.vit.blocks[index](tokens, kept)
+                return tokens
+
+            yield Segment(
+                adapt=lambda tokens, index=first: self._adapt(index, tokens, windows),
+                run=run if blocks else None,
+                clips=self.clips_per_chunk,
+            )
+
     def _block(self, index: int, tokens: Tensor, keep: Tensor | None) -> Tensor:
         """Block `index` over all clips, chunk by chunk: (B * n, N, C) to the same."""
         block = self.vit.blocks[index]
@@ -132,7 +155,7 @@ class AdaptedBackbone(nn.Module):
         if index not in self.adapted_blocks:
             return tokens
         whole = self._window_view(tokens, windows)
-        return (whole + self._stored_once(self.adapters[str(index)], whole)).view_as(tokens)
+        return (whole + self.adapters[str(index)](whole)).view_as(tokens)
 
     def _stored_once(self, module: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Run a module, keeping only its inputs for the backward pass when checkpointing is on.

@@ -14,6 +14,12 @@ LAYOUTS = {
     "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2"},
     "2 ranks, ZeRO-1": {"ranks": 2, "ds_config": "zero1"},
     "2 ranks, ZeRO-3 + offload, accumulating": {"ranks": 2, "ds_config": "zero3_offload", "train__micro_batch": 1},
+    "2 ranks, ZeRO-3 + offload, recomputing in chunks": {
+        "ranks": 2,
+        "ds_config": "zero3_offload",
+        "backbone__activation_checkpointing": True,
+        "backbone__clips_per_chunk": 1,
+    },
 }
 LEARNING = {"train__lr_head": 1e-3, "train__lr_adapter": 1e-3, "train__stop_epoch": 3, "train__schedule_epochs": 3}
 
