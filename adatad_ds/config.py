@@ -7,11 +7,8 @@ never stored twice.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +17,13 @@ from typing import Any, Literal
 
 import torch
 
+from adatad_ds.config_values import ConfigError, coerce, literal, nearest
+
 CLIP_FRAMES = 16  # frames that attend to one another
 TUBELET_FRAMES = 2  # frames that one token spans
 
 Tuning = Literal["frozen", "full", "tia", "side"]
 Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
-
-
-class ConfigError(ValueError):
-    """The user's configuration cannot be run; the message says which key and what would do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +172,13 @@ class TestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the work of training is spread over ranks; results do not depend on it."""
+
+    temporal: int = 1  # ranks that share each window's clips; the other ranks take other windows
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run needs; saved with it and read back to resume or evaluate."""
 
@@ -185,6 +187,7 @@ class Config:
     head: HeadConfig = field(default_factory=HeadConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, JSON-ready."""
@@ -205,7 +208,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     types_of_sections = typing.get_type_hints(Config)
     for name, values in tree.items():
         if name not in types_of_sections:
-            raise ConfigError(f"unknown config section {name!r}{_nearest(name, types_of_sections)}")
+            raise ConfigError(f"unknown config section {name!r}{nearest(name, types_of_sections)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"config section {name!r} must be a mapping, not {values!r}")
         sections[name] = _section(types_of_sections[name], name, values)
@@ -235,10 +238,10 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if not (equals and dot and key):
             raise ConfigError(f"--set takes section.key=value, e.g. train.lr_head=1e-4; got {assignment!r}")
         if section not in tree:
-            raise ConfigError(f"--set {assignment}: unknown section {section!r}{_nearest(section, tree)}")
+            raise ConfigError(f"--set {assignment}: unknown section {section!r}{nearest(section, tree)}")
         if key not in tree[section]:
-            raise ConfigError(f"--set {assignment}: {section} has no key {key!r}{_nearest(key, tree[section])}")
-        tree[section][key] = _literal(text.strip())
+            raise ConfigError(f"--set {assignment}: {section} has no key {key!r}{nearest(key, tree[section])}")
+        tree[section][key] = literal(text.strip())
     return from_dict(tree)
 
 
@@ -288,6 +291,7 @@ def check(config: Config) -> None:
         backbone.tuning != "full" or train.lr_backbone is not None,
         "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5",
     )
+    need(config.parallel.temporal > 0, "parallel.temporal must be > 0")
     need(train.global_batch > 0, "train.global_batch must be > 0")
     need(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch must be > 0 or None")
     need(0 <= train.ema_decay < 1, "train.ema_decay must be in [0, 1)")
@@ -302,46 +306,5 @@ def _section(cls: type, section: str, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        raise ConfigError("; ".join(f"{section} has no key {key!r}{_nearest(key, hints)}" for key in unknown))
-    return cls(**{key: _coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()})
-
-
-def _coerce(value: Any, hint: Any, key: str) -> Any:
-    """Check `value` against a type hint, turning lists into tuples and ints into floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(value, next(arg for arg in args if arg is not type(None)), key)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{key} must be one of {', '.join(map(repr, args))}; got {value!r}")
-        return value
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ConfigError(f"{key} must be a list, e.g. {key}=[...]; got {value!r}")
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_coerce(item, args[0], key) for item in value)
-        if len(value) != len(args):
-            raise ConfigError(f"{key} must hold {len(args)} values; got {value!r}")
-        return tuple(_coerce(item, arg, key) for item, arg in zip(value, args, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
-        raise ConfigError(f"{key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
-    return value
-
-
-def _literal(text: str) -> Any:
-    aliases = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in aliases:
-        return aliases[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+        raise ConfigError("; ".join(f"{section} has no key {key!r}{nearest(key, hints)}" for key in unknown))
+    return cls(**{key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()})

@@ -28,7 +28,7 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: int, cuda: bool) -> dict[str, Any]:
+def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, cuda: bool) -> dict[str, Any]:
     """Fill the recipe's values into a ds_config's `"auto"` fields.
 
     A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
@@ -37,7 +37,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: 
     Raises:
         ConfigError: the two contradict each other; every mismatch is listed.
     """
-    train = config.train
+    train, temporal = config.train, config.parallel.temporal
+    data_ranks = ranks // temporal
     micro, accumulation = split_batch(
         global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
     )
@@ -65,6 +66,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, data_ranks: 
             problems.append(
                 f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
             )
+    # DeepSpeed takes every rank for one with a batch of its own; those of a temporal group share theirs.
+    resolved["train_batch_size"] = train.global_batch * temporal
     zero = resolved.setdefault("zero_optimization", {})
     if zero.get("stage") not in STAGES:
         problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
@@ -20,7 +21,7 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 
 from tqdm import tqdm
 
-from adatad_ds.config import ConfigError
+from adatad_ds.config import ConfigError, ParallelConfig
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
@@ -29,6 +30,7 @@ from adatad_ds.evaluation.results import write_results
 from adatad_ds.inference import Results, detect, measure
 from adatad_ds.parallel import World, speaks
 from adatad_ds.runs import METRICS_FILE, RESULTS_FILE
+from adatad_ds.temporal import Mesh
 from adatad_ds.trained import Trained, find_trained, load_detector
 
 PICTURE_FILE = "detections.png"
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(trained: Trained, *, output: Path, world: World) -> None:
     """Detect in all test videos, then print and save detections, metrics and a picture."""
-    config = trained.config
+    config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
     data = WindowDataset.for_testing(config.data, classes=trained.classes)
     detector = world.attempt(lambda: load_detector(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
@@ -78,7 +80,7 @@ def evaluate(trained: Trained, *, output: Path, world: World) -> None:
         videos=[video.name for video in data.videos],
         classes=data.classes,
         config=config,
-        world=world,
+        mesh=Mesh(world=world, config=config),
         report=say,
     )
     if not world.is_main:

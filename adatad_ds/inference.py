@@ -16,7 +16,7 @@ from adatad_ds.detection.suppression import suppress
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
 from adatad_ds.evaluation.results import to_records
 from adatad_ds.models.detector import Predictions, detector_points
-from adatad_ds.parallel import World
+from adatad_ds.temporal import Mesh
 
 Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
 
@@ -29,7 +29,7 @@ def detect(
     videos: Sequence[str],
     classes: Sequence[str],
     config: Config,
-    world: World,
+    mesh: Mesh,
     report: Callable[[str], None],
 ) -> Results:
     """Detect in every video. A collective; every rank must have the same number of batches.
@@ -40,22 +40,23 @@ def detect(
         videos: names of all videos; one without detections gets an empty list.
         classes: label names by class index.
         config: the run's config.
-        world: the ranks.
+        mesh: the ranks.
         report: told about videos that could not be read.
 
     Returns:
         Detections of all videos, on every rank.
     """
+    world = mesh.world
     points = detector_points(config, device=world.device)
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
     failed: set[str] = set()
-    for batch in batches:
+    for batch in map(mesh.agree, batches):
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):
-            if batch.padding[index]:
+            if batch.padding[index] or mesh.temporal_rank:  # the first of each temporal group tells
                 continue
             error = batch.errors[index]
             if error is not None:

@@ -12,7 +12,7 @@ from adatad_ds.data.dataset import Batch
 from adatad_ds.detection.losses import LossNormalizer, detection_losses
 from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.models.detector import Predictions, detector_points, valid_points
-from adatad_ds.parallel import World
+from adatad_ds.temporal import Mesh
 
 
 class Objective:
@@ -26,25 +26,25 @@ class Objective:
         num_classes: K.
         normalizer: the running mean; saved with the run.
         accumulation: micro batches a step.
-        world: the ranks.
+        mesh: the ranks.
     """
 
     def __init__(
-        self, *, config: Config, num_classes: int, normalizer: LossNormalizer, accumulation: int, world: World
+        self, *, config: Config, num_classes: int, normalizer: LossNormalizer, accumulation: int, mesh: Mesh
     ) -> None:
         self.normalizer = normalizer
         self._config = config
         self._num_classes = num_classes
         self._accumulation = accumulation
-        self._world = world
-        self._points = detector_points(config, device=world.device)
+        self._mesh = mesh
+        self._points = detector_points(config, device=mesh.world.device)
         self._divisor = 1.0
 
     def begin_step(self, micro_batches: Sequence[Batch]) -> list[Targets]:
         """Targets of each micro batch, and the step's normaliser. A collective."""
         targets = [self._assign(batch) for batch in micro_batches]
         positives = torch.stack([target.positive.sum() for target in targets]).sum()
-        self._divisor = self.normalizer.update(self._world.sum(positives)[0])
+        self._divisor = self.normalizer.update(self._mesh.sum_over_windows(positives)[0])
         return targets
 
     def losses(self, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -61,11 +61,14 @@ class Objective:
         return classification / self._divisor, head.reg_loss_weight * regression / self._divisor
 
     def to_backward(self, share: Tensor) -> Tensor:
-        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed."""
-        return share * (self._world.size * self._accumulation)
+        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed.
+
+        Ranks of a temporal group have the same share, which is to count once.
+        """
+        return share * (self._mesh.data_ranks * self._accumulation)
 
     def _assign(self, batch: Batch) -> Targets:
-        device, head = self._world.device, self._config.head
+        device, head = self._mesh.world.device, self._config.head
         return assign_targets(
             points=self._points,
             valid=valid_points(batch.valid.to(device), self._config),

@@ -114,6 +114,65 @@ class World:
         """
         return self.gather(self.attempt(lambda: action() if self.is_main else None))[0]
 
+    def groups(self, size: int) -> RankGroup:
+        """This rank's group where consecutive `size` ranks form one each. A collective."""
+        own = None
+        for first in range(0, self.size, size):
+            ranks = list(range(first, first + size))
+            group = dist.new_group(ranks)  # every rank makes all of them
+            if self.rank in ranks:
+                own = RankGroup(ranks=ranks, rank=self.rank - first, handle=group)
+        assert own is not None, "the groups leave out a rank"
+        return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroup:
+    """Some of the ranks, in order. Every method is a collective among them.
+
+    Attributes:
+        ranks: their places in the world.
+        rank: this one's place in the group.
+        handle: the process group.
+    """
+
+    ranks: list[int]
+    rank: int
+    handle: Any
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self.ranks)
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every member's picklable object, in order."""
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item, group=self.handle)
+        return items
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the group, in place."""
+        dist.all_reduce(tensor, group=self.handle)
+        return tensor
+
+    def exchange(self, first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Send `first` to the member before and `last` to the one after; receive theirs, zeros at both ends.
+
+        Returns:
+            The `last` of the member before, shaped as `first`; the `first` of the one after, shaped as `last`.
+        """
+        before, after = torch.zeros_like(first), torch.zeros_like(last)
+        transfers = []
+        for there, sent, received in ((self.rank - 1, first, before), (self.rank + 1, last, after)):
+            if 0 <= there < self.size:
+                peer = self.ranks[there]
+                transfers.append(dist.P2POp(dist.isend, sent.contiguous(), peer, self.handle))
+                transfers.append(dist.P2POp(dist.irecv, received, peer, self.handle))
+        for work in dist.batch_isend_irecv(transfers) if transfers else ():
+            work.wait()
+        return before, after
+
 
 def complete_environment(environment: MutableMapping[str, str]) -> int:
     """Fill in the rendezvous variables that the launcher left out; return the local rank.

@@ -37,6 +37,7 @@ from adatad_ds.parallel import World, speaks
 from adatad_ds.pretrained import check_fingerprint, fill_backbone, find_weights, fingerprint, published_state
 from adatad_ds.recipes import find_recipe, recipe_table
 from adatad_ds.runs import RunFolder
+from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 
 
@@ -82,25 +83,27 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     """
     on_gpu = world.device.type == "cuda"
     settings = config.train
+    mesh = Mesh(world=world, config=config)
     ds_config = resolve_ds_config(
-        read_ds_config(arguments.deepspeed_config), config=config, data_ranks=world.size, cuda=on_gpu
+        read_ds_config(arguments.deepspeed_config), config=config, ranks=world.size, cuda=on_gpu
     )
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
     checkpoint = run.start(store, resume=arguments.resume == "auto")
-    train_data = WindowDataset.for_training(config.data, seed=settings.seed, repeats=settings.repeats)
-    test_data = WindowDataset.for_testing(config.data)
+    frames = mesh.frames if mesh.temporal > 1 else None
+    train_data = WindowDataset.for_training(config.data, seed=settings.seed, repeats=settings.repeats, frames=frames)
+    test_data = WindowDataset.for_testing(config.data, frames=frames)
     batches = TrainBatches(
         num_samples=len(train_data),
         global_batch=settings.global_batch,
-        data_rank=world.rank,
-        data_ranks=world.size,
+        data_rank=mesh.data_rank,
+        data_ranks=mesh.data_ranks,
         micro_batch=ds_config["train_micro_batch_size_per_gpu"],
         seed=settings.seed,
     )
 
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
-    detector = build_detector(config, num_classes=len(train_data.classes))
+    detector = build_detector(config, num_classes=len(train_data.classes), window=mesh.window())
     vit = detector.backbone.vit
     normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
     progress, learnt = Progress(), {}
@@ -150,13 +153,14 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     return Trainer(
         config=config,
         world=world,
+        mesh=mesh,
         engine=engine,
         objective=Objective(
             config=config,
             num_classes=len(train_data.classes),
             normalizer=normalizer,
             accumulation=engine.accumulation,
-            world=world,
+            mesh=mesh,
         ),
         train_data=train_data,
         test_data=test_data,

@@ -22,6 +22,7 @@ from adatad_ds.objective import Objective
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
 from adatad_ds.runs import RunFolder
+from adatad_ds.temporal import Mesh
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Trainer:
 
     config: Config
     world: World
+    mesh: Mesh
     engine: Engine
     objective: Objective
     train_data: WindowDataset
@@ -93,6 +95,7 @@ class Trainer:
         """
         device = self.world.device
         sums = torch.zeros(2, device=device)
+        micro_batches = [self.mesh.agree(batch) for batch in micro_batches]
         for batch, targets in zip(micro_batches, self.objective.begin_step(micro_batches), strict=True):
             frames = batch.frames.to(device, non_blocking=True)
             predictions = self.engine(frames, batch.valid.to(device), batch.seeds)
@@ -101,7 +104,7 @@ class Trainer:
             self.engine.step()
             sums += torch.stack([classification.detach(), regression.detach()])
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
-        classification, regression, failed = self.world.sum(sums[0], sums[1], len(errors))
+        classification, regression, failed = self.mesh.sum_over_windows(sums[0], sums[1], len(errors))
         if failed:
             self.failed_videos.add(errors)
         check_finite(step=self.progress.step, classification=classification, regression=regression)
@@ -168,8 +171,8 @@ class Trainer:
             self.test_data,
             config=self.config.data,
             batch=self.config.test.batch,
-            rank=self.world.rank,
-            ranks=self.world.size,
+            rank=self.mesh.data_rank,
+            ranks=self.mesh.data_ranks,
             pin_memory=self.world.device.type == "cuda",
         )
         self.engine.train(False)
@@ -180,7 +183,7 @@ class Trainer:
                 videos=[video.name for video in videos],
                 classes=self.train_data.classes,
                 config=self.config,
-                world=self.world,
+                mesh=self.mesh,
                 report=self.monitor.say,
             )
         if not self.world.is_main:

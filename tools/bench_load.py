@@ -78,7 +78,7 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
         backbone=BackboneConfig(name=backbone, weights=str(file)), train=TrainConfig(global_batch=world.size)
     )
     ds_config = resolve_ds_config(
-        read_ds_config(ds_config_file), config=config, data_ranks=world.size, cuda=world.device.type == "cuda"
+        read_ds_config(ds_config_file), config=config, ranks=world.size, cuda=world.device.type == "cuda"
     )
     host = weights_host(ds_config)
     host(torch.nn.Linear(8, 8))  # what DeepSpeed sets up once belongs to the baseline

@@ -108,6 +108,8 @@ class WindowDataset(Dataset[Sample]):
         seed: of everything random.
         repeats: samples of a video in an epoch.
         reports: lines about what was mended or left out, for the user.
+        frames: which of a window's frames are read; None: all. A sample that fails is then blank, not replaced: those
+            who read its other frames would not know.
     """
 
     def __init__(
@@ -120,11 +122,14 @@ class WindowDataset(Dataset[Sample]):
         seed: int = 0,
         repeats: int = 1,
         reports: Sequence[str] = (),
+        frames: slice | None = None,
     ) -> None:
         self.videos, self.classes = annotations.videos, annotations.classes
         self.reports = list(reports)
         self._config, self._paths, self._training = config, dict(paths), training
         self._seed, self._repeats = seed, repeats
+        self._frames = frames or slice(None)
+        self._replacements = REPLACEMENTS if frames is None else 0
         self._label_ids = {label: index for index, label in enumerate(annotations.classes)}
         # Windows of random or resized videos are made as they are asked for: no need to open thousands of files now.
         self._windows: list[Window] | None = None
@@ -132,7 +137,9 @@ class WindowDataset(Dataset[Sample]):
             self._windows = self._all_windows()
 
     @classmethod
-    def for_training(cls, config: DataConfig, *, seed: int, repeats: int = 1) -> WindowDataset:
+    def for_training(
+        cls, config: DataConfig, *, seed: int, repeats: int = 1, frames: slice | None = None
+    ) -> WindowDataset:
         """Random windows of the training subset's videos that hold actions.
 
         Raises:
@@ -156,10 +163,13 @@ class WindowDataset(Dataset[Sample]):
             seed=seed,
             repeats=repeats,
             reports=reports,
+            frames=frames,
         )
 
     @classmethod
-    def for_testing(cls, config: DataConfig, *, classes: Sequence[str] = ()) -> WindowDataset:
+    def for_testing(
+        cls, config: DataConfig, *, classes: Sequence[str] = (), frames: slice | None = None
+    ) -> WindowDataset:
         """All windows of the test subset's videos; `classes` are those of the training where it is known.
 
         Raises:
@@ -169,7 +179,7 @@ class WindowDataset(Dataset[Sample]):
             config, subset=config.test_subset, classes=classes or config.classes, as_published=True
         )
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
-        return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports)
+        return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
 
     def __len__(self) -> int:
         if self._windows is not None:
@@ -189,7 +199,7 @@ class WindowDataset(Dataset[Sample]):
     def _training_sample(self, sample_id: int, model_seed: int, rng: np.random.Generator) -> Sample:
         config, error = self._config, None
         index = sample_id % len(self.videos)
-        for _ in range(1 + REPLACEMENTS):
+        for _ in range(1 + self._replacements):
             try:
                 window = self._random_window(index, rng)
                 frames = self._read(window, short_side=config.short_side_before_crop)
@@ -229,8 +239,9 @@ class WindowDataset(Dataset[Sample]):
     def _blank(self, *, video: str, sample_id: int, seed: int) -> Sample:
         """Black frames, no valid step, no action."""
         config = self._config
+        count = len(range(config.window_frames)[self._frames])
         return Sample(
-            frames=torch.zeros((config.window_frames, config.resolution, config.resolution, 3), dtype=torch.uint8),
+            frames=torch.zeros((count, config.resolution, config.resolution, 3), dtype=torch.uint8),
             valid=torch.zeros(config.window_size, dtype=torch.bool),
             segments_grid=torch.zeros((0, 2)),
             labels=torch.zeros(0, dtype=torch.int64),
@@ -301,7 +312,7 @@ class WindowDataset(Dataset[Sample]):
         path = self._paths[video.name]
         _, fps = self._timing(window.video_index)
         _check_rate(path, probe(path), fps=fps, duration_sec=video.duration_sec)
-        return read_frames(path, window.frame_indices, short_side=short_side, backend=self._config.reader)
+        return read_frames(path, window.frame_indices[self._frames], short_side=short_side, backend=self._config.reader)
 
 
 def _load(

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adatad_ds.models.window import Window
+
 
 class TIA(nn.Module):
     """Temporal-informative adapter: a bottleneck whose middle mixes time across the WHOLE window.
@@ -26,13 +28,14 @@ class TIA(nn.Module):
         ratio: hidden channels = int(width * ratio).
         kernel: taps of the time convolution, odd.
         dilation: tubelets between two taps.
+        window: what lies before and after the tokens that are here.
     """
 
-    def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int) -> None:
+    def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int, window: Window) -> None:
         super().__init__()
         hidden = int(width * ratio)
         self.down_proj = nn.Linear(width, hidden)
-        self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation)
+        self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation, window=window)
         self.conv = nn.Linear(hidden, hidden)
         self.up_proj = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))
@@ -69,9 +72,10 @@ class DepthwiseTimeConv(nn.Module):
     A few shifted multiply-adds on the tokens where they lie; the published Conv1d needs two permuted copies.
     """
 
-    def __init__(self, *, width: int, kernel: int, dilation: int) -> None:
+    def __init__(self, *, width: int, kernel: int, dilation: int, window: Window) -> None:
         super().__init__()
         self.dilation = dilation
+        self._window = window
         self.weight = nn.Parameter(torch.empty(width, 1, kernel))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.weight, std=math.sqrt(2.0 / kernel))
@@ -80,7 +84,7 @@ class DepthwiseTimeConv(nn.Module):
         """(B, T, S, C) to (B, T, S, C)."""
         steps, taps = tokens.shape[1], self.weight.shape[-1]
         reach = self.dilation * (taps // 2)
-        padded = F.pad(tokens, (0, 0, 0, 0, reach, reach))
+        padded = self._window.pad_time(tokens, reach)
         out = self.bias.expand_as(tokens)
         for tap in range(taps):
             start = tap * self.dilation

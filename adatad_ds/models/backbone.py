@@ -6,7 +6,7 @@ clip, C channels, T feature steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -18,6 +18,7 @@ from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Tuning
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.recompute import Segment
 from adatad_ds.models.vit import VisionTransformer
+from adatad_ds.models.window import Window
 
 
 class AdaptedBackbone(nn.Module):
@@ -38,7 +39,8 @@ class AdaptedBackbone(nn.Module):
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, falling linearly to 0 at the first.
         activation_checkpointing: keep only the inputs of blocks and adapters for the backward pass.
-        clips_per_chunk: clips that run through a block at once; 0: all.
+        clips_per_chunk: clips that run through a block at once, at most; 0: all.
+        window: this rank's share of a window in time.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class AdaptedBackbone(nn.Module):
         drop_path: float,
         activation_checkpointing: bool,
         clips_per_chunk: int,
+        window: Window,
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(tuning == "full")
@@ -61,6 +64,7 @@ class AdaptedBackbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.clips_per_chunk = clips_per_chunk
         self.drop_path = drop_path
+        self._window = window
 
     @property
     def grad_free_blocks(self) -> int:
@@ -73,41 +77,45 @@ class AdaptedBackbone(nn.Module):
         """Features of each window.
 
         Args:
-            frames: (B, F, H, W, 3) uint8, F a multiple of 16.
+            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips, where a window is shared.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
-            (B, C, T) float32.
+            (B, C, T) float32, of the whole window.
         """
         windows, count = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         clips = frames.reshape(windows * count, CLIP_FRAMES, *frames.shape[2:])
         keep = self._drop_path_factors(noise, windows=windows, clips=count)
+        pieces = self._pieces(windows=windows, clips=count)
 
         split = self.grad_free_blocks
         if split:
             with torch.no_grad():
-                tokens, taps = self._run_leading_blocks(clips, keep, until=split)
+                tokens, taps = self._run_leading_blocks(clips.tensor_split(pieces), keep, until=split)
         else:
-            tokens, taps = torch.cat([self.vit.embed(chunk) for chunk in self._chunks(clips)]), []
+            tokens, taps = torch.cat([self.vit.embed(chunk) for chunk in clips.tensor_split(pieces)]), []
 
         if self.tuning == "side":
             tokens = self._window_view(tokens, windows)
             for index, tap in zip(self.adapted_blocks, taps, strict=True):
                 tokens = tokens + self._stored_once(self.adapters[str(index)], self._window_view(tap, windows))
         elif self.tuning == "tia" and self.activation_checkpointing:
-            for segment in self._segments(keep, windows=windows):
+            for segment in self._segments(keep, windows=windows, pieces=pieces):
                 tokens = segment(tokens)
             tokens = self._window_view(tokens, windows)
         else:
             tokens = self._adapt(split - 1, tokens, windows)
             for index in range(split, self.vit.spec.depth):
-                tokens = self._adapt(index, self._block(index, tokens, keep), windows)
+                tokens = self._adapt(index, self._block(index, tokens, keep, pieces), windows)
             tokens = self._window_view(tokens, windows)
 
-        features = tokens.mean(dim=2, dtype=torch.float32).transpose(1, 2)  # (B, C, T')
+        features = tokens.mean(dim=2, dtype=torch.float32).transpose(1, 2)  # (B, C, T') of the clips here
+        features = self._window.gather_time(features)
         return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
 
-    def _run_leading_blocks(self, clips: Tensor, keep: Tensor | None, *, until: int) -> tuple[Tensor, list[Tensor]]:
+    def _run_leading_blocks(
+        self, chunks: Sequence[Tensor], keep: Tensor | None, *, until: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """Embed and run blocks 0 .. until - 1, a chunk of clips all the way up before the next.
 
         Returns the last block's tokens (B * n, N, C) and, for `side`, those of each adapted block.
@@ -115,8 +123,8 @@ class AdaptedBackbone(nn.Module):
         wanted = self.adapted_blocks if self.tuning == "side" else []
         outputs: list[Tensor] = []
         taps: list[list[Tensor]] = [[] for _ in wanted]
-        keeps = self._chunks(keep) if keep is not None else (None,) * len(self._chunks(clips))
-        for chunk, chunk_keep in zip(self._chunks(clips), keeps, strict=True):
+        keeps = (None,) * len(chunks) if keep is None else keep.tensor_split(len(chunks))
+        for chunk, chunk_keep in zip(chunks, keeps, strict=True):
             tokens = self.vit.embed(chunk)
             for index in range(until):
                 tokens = self.vit.blocks[index](tokens, None if chunk_keep is None else chunk_keep[:, index])
@@ -125,7 +133,7 @@ class AdaptedBackbone(nn.Module):
             outputs.append(tokens)
         return torch.cat(outputs), [torch.cat(tap) for tap in taps]
 
-    def _segments(self, keep: Tensor | None, *, windows: int) -> Iterator[Segment]:
+    def _segments(self, keep: Tensor | None, *, windows: int, pieces: int) -> Iterator[Segment]:
         """From each adapted block's output to the next one's; the last one's reaches the top."""
         for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
             blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
@@ -139,16 +147,15 @@ class AdaptedBackbone(nn.Module):
             yield Segment(
                 adapt=lambda tokens, index=first: self._adapt(index, tokens, windows),
                 run=run if blocks else None,
-                clips=self.clips_per_chunk,
+                pieces=pieces,
             )
 
-    def _block(self, index: int, tokens: Tensor, keep: Tensor | None) -> Tensor:
+    def _block(self, index: int, tokens: Tensor, keep: Tensor | None, pieces: int) -> Tensor:
         """Block `index` over all clips, chunk by chunk: (B * n, N, C) to the same."""
         block = self.vit.blocks[index]
-        keeps = (None,) * len(self._chunks(tokens)) if keep is None else self._chunks(keep[:, index])
-        return torch.cat(
-            [self._stored_once(block, chunk, kept) for chunk, kept in zip(self._chunks(tokens), keeps, strict=True)]
-        )
+        chunks = tokens.tensor_split(pieces)
+        keeps = (None,) * pieces if keep is None else keep[:, index].tensor_split(pieces)
+        return torch.cat([self._stored_once(block, chunk, kept) for chunk, kept in zip(chunks, keeps, strict=True)])
 
     def _adapt(self, index: int, tokens: Tensor, windows: int) -> Tensor:
         """Add the adapter of block `index`, if it has one: (B * n, N, C) to the same."""
@@ -171,13 +178,17 @@ class AdaptedBackbone(nn.Module):
         steps = tokens.shape[0] // windows * (CLIP_FRAMES // TUBELET_FRAMES)
         return tokens.view(windows, steps, -1, tokens.shape[-1])
 
-    def _chunks(self, clips: Tensor) -> tuple[Tensor, ...]:
-        return clips.split(self.clips_per_chunk or len(clips))
+    def _pieces(self, *, windows: int, clips: int) -> int:
+        """In how many pieces the clips run through a block: as many on every rank, where ZeRO-3 may gather for each."""
+        _, _, most = self._window.clips(clips)
+        return -(-windows * most // self.clips_per_chunk) if self.clips_per_chunk else 1
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
-        """(B * n, depth, 2), drawn once a forward pass so that chunks and recomputation share them."""
+        """(B * n, depth, 2), drawn once a forward pass so that chunks, recomputation and ranks share them."""
         if noise is None or self.drop_path == 0:
             return None
         depth = self.vit.spec.depth
         rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
-        return noise.keep(clips, depth, 2, rate=rate).view(windows * clips, depth, 2)
+        first, total, _ = self._window.clips(clips)
+        factors = noise.keep(total, depth, 2, rate=rate)[:, first : first + clips]
+        return factors.reshape(windows * clips, depth, 2)

@@ -19,6 +19,7 @@ from adatad_ds.models.heads import DetectionHead
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.window import WholeWindow, Window
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ class Detector(nn.Module):
         return Predictions(class_logits, distances, torch.cat(masks, dim=1))
 
 
-def build_detector(config: Config, *, num_classes: int) -> Detector:
+def build_detector(config: Config, *, num_classes: int, window: Window | None = None) -> Detector:
     """Build the detector of a config, pretrained weights not yet loaded.
 
     A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
+
+    Args:
+        config: of the run.
+        num_classes: K.
+        window: this rank's share of a window in time; None: all of it.
 
     Raises:
         ConfigError: unknown backbone, or adapter blocks that it does not have.
@@ -73,17 +79,19 @@ def build_detector(config: Config, *, num_classes: int) -> Detector:
     except KeyError:
         known = ", ".join(VIT_SPECS)
         raise ConfigError(f"backbone.name={config.backbone.name!r} is unknown; there are {known}") from None
-    return assemble_detector(config, spec=spec, num_classes=num_classes)
+    return assemble_detector(config, spec=spec, num_classes=num_classes, window=window)
 
 
-def assemble_detector(config: Config, *, spec: ViTSpec, num_classes: int) -> Detector:
+def assemble_detector(config: Config, *, spec: ViTSpec, num_classes: int, window: Window | None = None) -> Detector:
     """Build the detector of a config around a transformer of any shape."""
     data, head = config.data, config.head
+    window = window or WholeWindow()
     with torch.device("meta") if config.backbone.weights is not None else contextlib.nullcontext():
         vit = VisionTransformer(spec=spec, resolution=data.resolution)
     backbone = AdaptedBackbone(
         vit=vit,
-        adapters=_adapters(config.backbone, spec),
+        adapters=_adapters(config.backbone, spec, window),
+        window=window,
         tuning=config.backbone.tuning,
         feature_steps=data.window_size,
         drop_path=config.backbone.drop_path,
@@ -128,7 +136,7 @@ def valid_points(valid: Tensor, config: Config) -> Tensor:
     return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)
 
 
-def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
+def _adapters(backbone: BackboneConfig, spec: ViTSpec, window: Window) -> dict[int, nn.Module]:
     if backbone.tuning in ("frozen", "full"):
         return {}
     blocks = backbone.adapter_blocks if backbone.adapter_blocks is not None else tuple(range(spec.depth))
@@ -147,6 +155,7 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
             ratio=backbone.adapter_ratio,
             kernel=backbone.adapter_kernel,
             dilation=backbone.adapter_dilation,
+            window=window,
         )
 
     return {block: adapter() for block in blocks}

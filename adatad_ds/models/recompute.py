@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ class Segment:
     Attributes:
         adapt: tokens of whole windows to adapted ones, (M, N, C) to (M, N, C).
         run: the frozen blocks that follow, on the clips from `start`: (m, N, C), start to (m, N, C); None: none follow.
-        clips: clips that run at once; 0: all.
+        pieces: in how many chunks the clips run; the same on all ranks, where ZeRO-3 gathers weights for each.
     """
 
     adapt: Callable[[Tensor], Tensor]
     run: Callable[[Tensor, int], Tensor] | None
-    clips: int
+    pieces: int
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """(M, N, C) to (M, N, C)."""
@@ -72,8 +73,8 @@ class Segment:
         return tokens.grad
 
     def _chunks(self, count: int) -> list[tuple[int, int]]:
-        step = self.clips or count
-        return [(start, min(start + step, count)) for start in range(0, count, step)]
+        edges = [count * piece // self.pieces for piece in range(self.pieces + 1)]
+        return list(pairwise(edges))
 
 
 class _Recomputed(torch.autograd.Function):

@@ -40,7 +40,7 @@ def main() -> None:
     frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
     learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     resolved = resolve_ds_config(
-        read_ds_config(f"ds_configs/{ds_config}.json"), config=config, data_ranks=world.size, cuda=False
+        read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
     resolved["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
     weights = find_weights(config.backbone, detector.backbone.vit)

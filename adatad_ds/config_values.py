@@ -1,0 +1,57 @@
+"""Values of a config as users write them, checked against type hints."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be run; the message says which key or file, and what would do."""
+
+
+def coerce(value: Any, hint: Any, key: str) -> Any:
+    """Check `value` against a type hint, turning lists into tuples and ints into floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return coerce(value, next(arg for arg in args if arg is not type(None)), key)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{key} must be one of {', '.join(map(repr, args))}; got {value!r}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{key} must be a list, e.g. {key}=[...]; got {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(coerce(item, args[0], key) for item in value)
+        if len(value) != len(args):
+            raise ConfigError(f"{key} must hold {len(args)} values; got {value!r}")
+        return tuple(coerce(item, arg, key) for item, arg in zip(value, args, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (hint is int and isinstance(value, bool)) or not isinstance(value, hint):
+        raise ConfigError(f"{key} must be {hint.__name__}; got {value!r} ({type(value).__name__})")
+    return value
+
+
+def literal(text: str) -> Any:
+    """A value as users write it after `--set section.key=`: a Python literal, or a bare word."""
+    aliases = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in aliases:
+        return aliases[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """What the user may have meant, for the end of a message."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,158 @@
+"""One window over several ranks: a data x temporal mesh, and the exchanges that a shared window needs.
+
+Ranks of one temporal group hold consecutive clips of the same windows. What crosses their borders is small: the time
+convolution's halo, and the pooled features for the head, which every rank of the group computes alike. Each exchange
+has its exact adjoint for the backward pass, so that averaging gradients over ALL ranks, as DeepSpeed does, is right.
+
+B windows, T tubelets here, S positions, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config, ConfigError
+from adatad_ds.data.dataset import Batch
+from adatad_ds.models.window import WholeWindow, Window
+from adatad_ds.parallel import RankGroup, World
+
+CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
+
+
+class Mesh:
+    """The world as data x temporal ranks; neighbours in time are neighbours in rank.
+
+    Args:
+        world: all ranks.
+        config: of the run.
+
+    Raises:
+        ConfigError: the ranks do not divide, or a rank would hold less of a window than the halo.
+    """
+
+    def __init__(self, *, world: World, config: Config) -> None:
+        self.world = world
+        self.temporal = config.parallel.temporal
+        self._clips = config.data.window_frames // CLIP_FRAMES
+        if world.size % self.temporal:
+            raise ConfigError(
+                f"parallel.temporal={self.temporal} does not divide the {world.size} ranks of this run; use a divisor"
+            )
+        self.data_ranks = world.size // self.temporal
+        self.data_rank, self.temporal_rank = divmod(world.rank, self.temporal)
+        backbone = config.backbone
+        reach = backbone.adapter_dilation * (backbone.adapter_kernel // 2)
+        least = CLIP_TUBELETS * (self._clips // self.temporal)
+        if self.temporal > 1 and least < max(reach, 1):
+            raise ConfigError(
+                f"parallel.temporal={self.temporal} leaves a rank {least} of a window's {CLIP_TUBELETS * self._clips} "
+                f"tubelets, fewer than the {reach} that its neighbours' adapters reach for; use fewer temporal ranks, "
+                "or longer windows"
+            )
+        self._group = world.groups(self.temporal) if self.temporal > 1 else None
+
+    @property
+    def frames(self) -> slice:
+        """Which of a window's frames this rank decodes."""
+        start, stop = _share(self._clips, self.temporal, self.temporal_rank)
+        return slice(start * CLIP_FRAMES, stop * CLIP_FRAMES)
+
+    def window(self) -> Window:
+        """This rank's share of a window, for the model."""
+        if self._group is None:
+            return WholeWindow()
+        return SharedWindow(group=self._group, clips=self._clips)
+
+    def sum_over_windows(self, *values: float | Tensor) -> list[float]:
+        """Sums over all data ranks of what each temporal group computes alike. A collective."""
+        return [value / self.temporal for value in self.world.sum(*values)]
+
+    def agree(self, batch: Batch) -> Batch:
+        """Blank the samples that some rank of the group could not read, on all of them. A collective."""
+        if self._group is None:
+            return batch
+        errors = [next(filter(None, each), None) for each in zip(*self._group.gather(batch.errors), strict=True)]
+        unread = torch.tensor([error is not None for error in errors])
+        if not unread.any():
+            return batch
+        return replace(
+            batch,
+            errors=errors,
+            valid=batch.valid & ~unread[:, None],
+            segments=[s[:0] if bad else s for s, bad in zip(batch.segments, unread.tolist(), strict=True)],
+            labels=[s[:0] if bad else s for s, bad in zip(batch.labels, unread.tolist(), strict=True)],
+        )
+
+
+class SharedWindow:
+    """A rank's consecutive clips of windows that its temporal group shares.
+
+    Args:
+        group: the ranks that share, in the order of time.
+        clips: of a whole window.
+    """
+
+    def __init__(self, *, group: RankGroup, clips: int) -> None:
+        self._group = group
+        self._shares = [_share(clips, group.size, rank) for rank in range(group.size)]
+
+    def clips(self, own: int) -> tuple[int, int, int]:
+        """First clip here, clips of the whole window, and the most that any rank holds."""
+        start, stop = self._shares[self._group.rank]
+        if own != stop - start:
+            raise ValueError(f"rank {self._group.rank} of a temporal group holds {stop - start} clips, was given {own}")
+        return start, self._shares[-1][1], max(stop - start for start, stop in self._shares)
+
+    def pad_time(self, tokens: Tensor, reach: int) -> Tensor:
+        """(B, T, S, C) to (B, reach + T + reach, S, C): the neighbours' nearest tubelets, zeros at the ends."""
+        return _Halo.apply(tokens, reach, self._group) if reach else tokens  # pyright: ignore[reportReturnType]
+
+    def gather_time(self, features: Tensor) -> Tensor:
+        """(B, C, T) to the whole window's (B, C, all T)."""
+        edges = [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in self._shares]
+        return _GatherTime.apply(features, edges, self._group)  # pyright: ignore[reportReturnType]
+
+
+class _Halo(torch.autograd.Function):
+    """Send both ends to the neighbours; backward, add what they send back to the ends."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, reach: int, group: RankGroup) -> Tensor:
+        ctx.reach, ctx.group = reach, group
+        before, after = group.exchange(tokens[:, :reach], tokens[:, -reach:])
+        return torch.cat([before, tokens, after], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        reach = ctx.reach
+        own = gradient[:, reach:-reach].clone()
+        before, after = ctx.group.exchange(gradient[:, :reach], gradient[:, -reach:])
+        own[:, :reach] += before
+        own[:, -reach:] += after
+        return own, None, None
+
+
+class _GatherTime(torch.autograd.Function):
+    """Concatenate over the group; backward, sum over the group and keep one's own part."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, edges: list[tuple[int, int]], group: RankGroup) -> Tensor:
+        ctx.edges, ctx.group = edges, group
+        start, stop = edges[group.rank]
+        whole = features.new_zeros(*features.shape[:-1], edges[-1][1])
+        whole[..., start:stop] = features
+        return group.sum(whole)  # each part has one rank that is not zero there: exact
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        start, stop = ctx.edges[ctx.group.rank]
+        return ctx.group.sum(gradient.contiguous())[..., start:stop], None, None
+
+
+def _share(clips: int, ranks: int, rank: int) -> tuple[int, int]:
+    """A rank's first clip and the one after its last; counts differ by one at most."""
+    return clips * rank // ranks, clips * (rank + 1) // ranks

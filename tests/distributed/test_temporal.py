@@ -1,0 +1,103 @@
+"""One window over several ranks gives the losses, gradient norms and detections of one rank. Real launches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.distributed.launch import finish, losses, start, train_command
+
+LEARNING = {
+    "train__lr_head": 1e-3,
+    "train__lr_adapter": 1e-3,
+    "train__stop_epoch": 2,
+    "train__schedule_epochs": 2,
+    "train__global_batch": 2,
+    "train__eval_from_epoch": 2,
+    "backbone__adapter_kernel": 5,
+    "backbone__adapter_dilation": 2,
+    "backbone__clips_per_chunk": 1,
+    "launcher": "torchrun",
+}
+CASES = {  # 4 clips a window, or 3, which 2 ranks share unevenly
+    "P=2, tia, recomputing": (2, 2, {"backbone__activation_checkpointing": True}),
+    "P=2, 3 clips": (2, 2, {"data__window_size": 24, "backbone__activation_checkpointing": True}),
+    "P=4, bare": (4, 4, {}),
+    "P=2 x 2 data ranks, side": (4, 2, {"backbone__tuning": "side", "backbone__drop_path": 0.0}),
+}
+STAGES = ["zero3_offload", "zero2", "zero3", "zero1"]
+
+
+def series(run, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "stage"), list(zip(CASES, STAGES, strict=True)))
+def test_same_as_one_rank(case, stage, small_videos, tmp_path):
+    ranks, temporal, changes = CASES[case]
+    settings = LEARNING | changes
+    alone = tmp_path / "alone"
+    finish(
+        train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **(settings | {"launcher": "python"}))
+    )
+    shared = tmp_path / "shared"
+    layout = {"ranks": ranks, "ds_config": stage, "parallel__temporal": temporal}
+    finish(train_command(data=small_videos, run=shared, **layout, **settings))
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    norms = [series(run, "train/gradient_norm") for run in (shared, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    metrics = [json.loads((run / "evaluations/epoch_0002/metrics.json").read_text()) for run in (shared, alone)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_resume_on_another_number_of_temporal_ranks(small_videos, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    settings = LEARNING | {"train__checkpoint_every_steps": 3}
+    finish(
+        train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **(settings | {"launcher": "python"}))
+    )
+    shutil.copytree(alone, shared)
+    shutil.rmtree(shared / "checkpoints" / "step_00000008")
+    shutil.rmtree(shared / "evaluations")
+    layout = {"ranks": 2, "ds_config": "zero3", "parallel__temporal": 2, "resume": True}
+    finish(train_command(data=small_videos, run=shared, **layout, **settings))
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ranks": 2, "parallel__temporal": 3}, "parallel.temporal=3 does not divide the 2 ranks"),
+        (
+            {"ranks": 2, "parallel__temporal": 2, "data__window_size": 16, "backbone__adapter_dilation": 5},
+            "leaves a rank 8 of a window's 16 tubelets, fewer than the 10",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_said(changes, said, small_videos, tmp_path):
+    done = start(train_command(data=small_videos, run=tmp_path / "run", ds_config="zero2", **(LEARNING | changes)))
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr.split("error: ")[0]
+
+
+@pytest.mark.slow
+def test_an_unreadable_video_is_blank_on_all_ranks_of_its_group(small_videos, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(small_videos, data)
+    victim = sorted((data / "videos").glob("training*"))[0]
+    victim.write_bytes(b"not a video")
+    layout = {"ranks": 2, "ds_config": "zero3", "parallel__temporal": 2}
+    annotations = json.loads((data / "annotations.json").read_text())
+    entry = annotations["database"][victim.stem]
+    entry.setdefault("frame", round(entry["duration"] * entry.get("fps", 25)))
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    output = finish(train_command(data=data, run=tmp_path / "run", **layout, **LEARNING))
+    assert victim.name in output
+    assert len(losses(tmp_path / "run")) == 8
