@@ -198,7 +198,7 @@ def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[in
         if _without_ones(tensors[key].shape) != _without_ones(shapes[key])
     ]
     problems = [
-        f"{len(keys)} {title}: {some(keys)}"
+        f"{len(keys)} {title}: {', '.join(keys)}"
         for title, keys in (
             ("missing", sorted(shapes.keys() - tensors.keys())),
             ("unexpected", sorted(tensors.keys() - shapes.keys())),

@@ -34,7 +34,14 @@ from adatad_ds.monitor import Monitor
 from adatad_ds.objective import Objective
 from adatad_ds.optim import parameter_table
 from adatad_ds.parallel import World, speaks
-from adatad_ds.pretrained import check_fingerprint, fill_backbone, find_weights, fingerprint, published_state
+from adatad_ds.pretrained import (
+    WHERE_FROM,
+    check_fingerprint,
+    fill_backbone,
+    find_weights,
+    fingerprint,
+    published_state,
+)
 from adatad_ds.recipes import find_recipe, recipe_table
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
@@ -141,6 +148,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         monitor.say(f"data: {line}")
     if weights is not None:
         monitor.say(f"weights: {weights.report()}")
+        if terms := WHERE_FROM.get(config.backbone.name):
+            monitor.say(f"weights: those of {config.backbone.name} come from {terms}")
         if learnt and checkpoint is None:
             anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
             monitor.say(

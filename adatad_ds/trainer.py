@@ -139,6 +139,7 @@ class Trainer:
         Raises:
             ConfigError: it cannot be written.
         """
+        began = time.perf_counter()
         self.progress.failed_videos = self.failed_videos.errors
         compact = self.config.train.compact_checkpoints
         learnt: dict[str, dict[str, torch.Tensor]] = {}
@@ -157,6 +158,7 @@ class Trainer:
         self.world.on_main(
             lambda: self.store.save(step=self.progress.step, learnt=learnt, compact=compact, state=state)
         )
+        self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
 
     def evaluate_if_due(self, epoch: int) -> None:
         """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -17,6 +18,8 @@ from adatad_ds.detection.points import assign_targets
 from adatad_ds.models.detector import Detector, assemble_detector, detector_points
 from adatad_ds.models.vit import ViTSpec
 from adatad_ds.pretrained import fill_backbone, find_weights, trained_tensors
+from adatad_ds.weight_layouts import ADATAD, open_weights
+from tests.distributed.launch import finish
 from tests.golden.reference import GOLDEN, needs_golden, published_name
 
 CASES = ("tia", "side")
@@ -63,6 +66,20 @@ def build(case: str, **backbone_changes) -> tuple[Config, Detector]:
         pretrained_side=settings["img"],
     )
     return config, load(case, config, spec, classes=settings["classes"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_public_command_converts_them(case, tmp_path):
+    """Both the last weights and the average come through `tools/convert_weights.py` unchanged."""
+    out = tmp_path / f"{case}.safetensors"
+    finish([sys.executable, "tools/convert_weights.py", str(GOLDEN / f"{case}.pth"), "--out", str(out)])
+    for averaged in (False, True):
+        published, converted = (open_weights(path, averaged=averaged) for path in (GOLDEN / f"{case}.pth", out))
+        assert converted.layout == ADATAD
+        assert converted.loss_normalizer == published.loss_normalizer
+        for theirs, ours in ((published.vit, converted.vit), (published.trained, converted.trained)):
+            assert theirs.keys() == ours.keys()
+            assert all(torch.equal(theirs[name].read(), ours[name].read()) for name in theirs)
 
 
 def load(case: str, config: Config, spec: ViTSpec, *, classes: int) -> Detector:
