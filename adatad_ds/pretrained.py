@@ -163,7 +163,7 @@ def trained_tensors(weights: Weights, detector: Detector, *, reset_classifier: b
         tensors = {key: tensor for key, tensor in tensors.items() if key not in classifier}
         shapes = {key: shape for key, shape in shapes.items() if key not in classifier}
     check_fit(tensors, shapes, source=weights.source)
-    return tensors
+    return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
 def published_state(weights: Weights, detector: Detector, *, config: Config) -> dict[str, Tensors]:
@@ -223,6 +223,11 @@ def tensor_hash(tensor: Tensor) -> str:
     """Hash of the values rounded to bf16: the same for a file and its copies in other types."""
     rounded = tensor.detach().to(torch.bfloat16).contiguous().view(torch.int16)
     return hashlib.blake2b(rounded.cpu().numpy().data, digest_size=8).hexdigest()
+
+
+def _shaped(stored: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """The same values in a shape that differs by axes of length 1."""
+    return StoredTensor(shape, lambda: stored.read().reshape(shape))
 
 
 def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:

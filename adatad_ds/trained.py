@@ -128,7 +128,7 @@ def load_detector(trained: Trained, *, num_classes: int) -> Detector:
     check_fit(learnt, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name)
     with torch.no_grad():
         for name, stored in learnt.items():
-            parameters[name].copy_(stored.read().reshape(parameters[name].shape))
+            parameters[name].copy_(stored.read())
     return detector.to(dtype).eval().requires_grad_(False)
 
 

@@ -90,7 +90,7 @@ def load(case: str, config: Config, spec: ViTSpec, *, classes: int) -> Detector:
     fill_backbone(detector.backbone.vit, weights.vit, dtype=torch.float32, read=True, host=lambda module: None)
     own = dict(detector.named_parameters())
     for name, stored in trained_tensors(weights, detector, reset_classifier=False).items():
-        own[name].data.copy_(stored.read().reshape(own[name].shape))
+        own[name].data.copy_(stored.read())
     return detector
 
 

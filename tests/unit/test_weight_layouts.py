@@ -258,6 +258,7 @@ def published(detector: torch.nn.Module, *, beside: bool) -> dict[str, torch.Ten
     for name, tensor in detector.state_dict().items():
         if name.startswith("backbone.adapters."):
             _, _, block, rest = name.split(".", 3)
+            tensor = tensor.unsqueeze(-1) if rest == "conv.weight" else tensor  # a 1x1 convolution
             place = f"ladders.adapters.{blocks.index(int(block))}" if beside else f"blocks.{block}.adapter"
             out[f"backbone.model.backbone.{place}.{rest}"] = tensor
         elif name.startswith("backbone.vit."):
