@@ -83,6 +83,7 @@ class BackboneConfig:
     drop_path: float = 0.0
     activation_checkpointing: bool = True
     clips_per_chunk: int = 8  # clips that run through a block at once; 0: all
+    stored_on_device_gb: float = 0.0  # of what cpu_checkpointing in the ds_config sends to host memory, stays this much
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +288,7 @@ def check(config: Config) -> None:
     need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
     need(backbone.adapter_kernel % 2 == 1, "backbone.adapter_kernel must be odd")
     need(backbone.clips_per_chunk >= 0, "backbone.clips_per_chunk must be >= 0 (0: all clips at once)")
+    need(backbone.stored_on_device_gb >= 0, "backbone.stored_on_device_gb must be >= 0")
     need(
         backbone.tuning != "full" or train.lr_backbone is not None,
         "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5",

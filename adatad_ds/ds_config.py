@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from adatad_ds.config import Config, ConfigError
+from adatad_ds.config_values import nearest
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import StoragePolicy
 from adatad_ds.parallel import split_batch
 
 STAGES = (1, 2, 3)
+ACTIVATION_KEYS = {  # of DeepSpeed's section activation_checkpointing; docs/scaling.md says what each does here
+    "partition_activations": bool,
+    "cpu_checkpointing": bool,
+    "contiguous_memory_optimization": bool,
+    "number_checkpoints": int,
+    "synchronize_checkpoint_boundary": bool,
+    "profile": bool,
+}
 
 
 def read_ds_config(path: str | Path) -> dict[str, Any]:
@@ -83,3 +94,42 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
+
+
+def activation_policy(
+    ds_config: Mapping[str, Any], *, config: Config, stored_tensors: int, cuda: bool
+) -> tuple[StoragePolicy, Stopwatch]:
+    """What a ds_config's section `activation_checkpointing` asks for, in terms of recompute.py.
+
+    Args:
+        ds_config: the ds_config.
+        config: of the run.
+        stored_tensors: that a forward pass keeps, one an adapted block.
+        cuda: whether the device's memory is not the host's.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, or room for too few tensors.
+    """
+    section = ds_config.get("activation_checkpointing", {})
+    problems = []
+    for key, value in section.items():
+        if key not in ACTIVATION_KEYS:
+            problems.append(f"there is no key {key!r}{nearest(key, ACTIVATION_KEYS)}")
+        elif type(value) is not ACTIVATION_KEYS[key] and not (key == "number_checkpoints" and value is None):
+            problems.append(f"{key} must be of type {ACTIVATION_KEYS[key].__name__}, not {value!r}")
+    room = section.get("number_checkpoints")
+    if isinstance(room, int) and room < stored_tensors:
+        problems.append(
+            f"number_checkpoints is {room}, but {stored_tensors} tensors are kept, one for each adapted block; use "
+            "null, or adapt fewer blocks with --set backbone.adapter_blocks"
+        )
+    if problems:
+        raise ConfigError("activation_checkpointing in the DeepSpeed config: " + "; ".join(problems))
+    policy = StoragePolicy(
+        offload=cuda and section.get("cpu_checkpointing", False),  # on a CPU they are in host memory as they are
+        device_bytes=int(config.backbone.stored_on_device_gb * 1e9),
+    )
+    stopwatch = Stopwatch(
+        profile=section.get("profile", False), synchronize=section.get("synchronize_checkpoint_boundary", False)
+    )
+    return policy, stopwatch

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config, ConfigError
 from adatad_ds.data.dataset import Batch
-from adatad_ds.models.window import WholeWindow, Window
+from adatad_ds.models.window import Share, WholeWindow, Window
 from adatad_ds.parallel import RankGroup, World
 
 CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
@@ -100,40 +100,33 @@ class SharedWindow:
         self._group = group
         self._shares = [_share(clips, group.size, rank) for rank in range(group.size)]
 
-    def clips(self, own: int) -> tuple[int, int, int]:
-        """First clip here, clips of the whole window, and the most that any rank holds."""
+    def share(self, own: int) -> Share:
+        """Which clips are here, where `own` of them are."""
         start, stop = self._shares[self._group.rank]
         if own != stop - start:
             raise ValueError(f"rank {self._group.rank} of a temporal group holds {stop - start} clips, was given {own}")
-        return start, self._shares[-1][1], max(stop - start for start, stop in self._shares)
+        return Share(start, self._shares[-1][1], max(stop - start for start, stop in self._shares))
 
-    def pad_time(self, tokens: Tensor, reach: int) -> Tensor:
-        """(B, T, S, C) to (B, reach + T + reach, S, C): the neighbours' nearest tubelets, zeros at the ends."""
-        return _Halo.apply(tokens, reach, self._group) if reach else tokens  # pyright: ignore[reportReturnType]
+    def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the first and last r tubelets to the neighbours, (B, r, S, C); theirs, none at the window's ends."""
+        before, after = self._group.exchange(first, last)
+        return before[:, : self._existing(before, -1)], after[:, : self._existing(after, 1)]
+
+    def neighbours_adjoint(self, before: Tensor, after: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        """Send gradients of what `neighbours` returned to where it came from; those of the own first and last."""
+        shape = (before.shape[0], reach, *before.shape[2:])
+        sent = (part if part.shape[1] else part.new_zeros(shape) for part in (before, after))
+        first, last = self._group.exchange(*sent)
+        return first[:, : self._existing(first, -1)], last[:, : self._existing(last, 1)]
+
+    def _existing(self, tubelets: Tensor, side: int) -> int:
+        """All of a neighbour's tubelets, or none where there is no neighbour."""
+        return tubelets.shape[1] if 0 <= self._group.rank + side < self._group.size else 0
 
     def gather_time(self, features: Tensor) -> Tensor:
         """(B, C, T) to the whole window's (B, C, all T)."""
         edges = [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in self._shares]
         return _GatherTime.apply(features, edges, self._group)  # pyright: ignore[reportReturnType]
-
-
-class _Halo(torch.autograd.Function):
-    """Send both ends to the neighbours; backward, add what they send back to the ends."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, reach: int, group: RankGroup) -> Tensor:
-        ctx.reach, ctx.group = reach, group
-        before, after = group.exchange(tokens[:, :reach], tokens[:, -reach:])
-        return torch.cat([before, tokens, after], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        reach = ctx.reach
-        own = gradient[:, reach:-reach].clone()
-        before, after = ctx.group.exchange(gradient[:, :reach], gradient[:, -reach:])
-        own[:, :reach] += before
-        own[:, -reach:] += after
-        return own, None, None
 
 
 class _GatherTime(torch.autograd.Function):

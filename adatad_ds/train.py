@@ -26,10 +26,11 @@ from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.detection.losses import LossNormalizer
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
 from adatad_ds.health import FailedVideos
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.detector import adapted_blocks, build_detector
+from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
 from adatad_ds.objective import Objective
 from adatad_ds.optim import parameter_table
@@ -94,6 +95,9 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     ds_config = resolve_ds_config(
         read_ds_config(arguments.deepspeed_config), config=config, ranks=world.size, cuda=on_gpu
     )
+    policy, stopwatch = activation_policy(
+        ds_config, config=config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
+    )
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
     checkpoint = run.start(store, resume=arguments.resume == "auto")
@@ -110,7 +114,13 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     )
 
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
-    detector = build_detector(config, num_classes=len(train_data.classes), window=mesh.window())
+    detector = build_detector(
+        config,
+        num_classes=len(train_data.classes),
+        window=mesh.window(),
+        storage=Storage(policy),
+        stopwatch=stopwatch,
+    )
     vit = detector.backbone.vit
     normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
     progress, learnt = Progress(), {}
@@ -177,6 +187,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         run_folder=run,
         store=store,
         monitor=monitor,
+        stopwatch=stopwatch,
         progress=progress,
         failed_videos=FailedVideos(
             known=progress.failed_videos, most=config.data.max_failed_videos, world=world, report=monitor.say

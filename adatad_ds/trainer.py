@@ -17,6 +17,7 @@ from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loa
 from adatad_ds.engine import Engine
 from adatad_ds.health import FailedVideos, check_finite
 from adatad_ds.inference import detect, measure
+from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.monitor import Monitor, peak_memory_bytes
 from adatad_ds.objective import Objective
 from adatad_ds.optim import schedule
@@ -48,6 +49,7 @@ class Trainer:
     run_folder: RunFolder
     store: CheckpointStore
     monitor: Monitor
+    stopwatch: Stopwatch
     progress: Progress
     failed_videos: FailedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
@@ -130,6 +132,7 @@ class Trainer:
                 "time/compute_sec": elapsed - data_sec,
                 "time/frames_per_sec": frames / elapsed,
                 "memory/peak_gb": peak_bytes / 1e9,
+                **{f"segment_sec/{name}": seconds for name, seconds in self.stopwatch.take().items()},
             },
         )
 

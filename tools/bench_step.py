@@ -1,171 +1,240 @@
-"""Measure a training step of an adapted backbone: time and peak memory of ways to run it, in one session.
+"""Measure a training step of an adapted backbone: time, throughput and peak memory of several ways to run it.
 
-    python tools/bench_step.py --backbone videomae_s --frames 1536 --resolution 64 --compare
+    python tools/bench_step.py --recipe thumos14_videomae_s --set data.window_size=1536 --compare
+    torchrun --nproc_per_node 2 tools/bench_step.py --recipe ... --compare --ways ours alone
 
-Ways: `plain` (autograd stores everything), `blocks` (each adapted block under torch.utils.checkpoint over the whole
-window, as published), `ours` (one stored tensor an adapted block, chunks; models/recompute.py). Each runs in a process
-of its own, forward and backward of the features' sum, all blocks adapted. Peak memory is that of the step alone: on a
-GPU the allocator's peak, on a CPU the kernel's (VmHWM), above what weights and frames take.
+Ways, run in turn in one process group:
+
+    plain      autograd stores everything
+    published  each adapted block under torch.utils.checkpoint over the whole window, explicit attention matrices
+    blocks     the same with fused attention, as everything else here has it
+    ours       models/recompute.py, all ranks sharing one window (parallel.temporal = ranks)
+    host       ours, stored tensors in host memory (GPU only)
+    alone      ours on the first rank, while the others wait
+
+A step is the forward pass, and the backward pass of the features' sum, with random weights; the head is not in it.
+FLOP/s count the useful work: forward, and gradients of the inputs where they are needed, no recomputation. MFU is their
+share of what a matrix product reaches on the same device. Peak memory is the allocator's, above weights and frames, on
+the first rank: on a GPU its statistics, on a CPU the profiler's record of one more step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import subprocess
+import os
+import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from adatad_ds.config import CLIP_FRAMES, BackboneConfig, Config, DataConfig
-from adatad_ds.models.adapters import TIA
+from adatad_ds import config as configuration
+from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.models.detector import build_detector
+from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
+from adatad_ds.parallel import World
+from adatad_ds.plan import step_flop, stored_tensor_bytes
+from adatad_ds.recipes import find_recipe
+from adatad_ds.temporal import Mesh
 
-WAYS = ("plain", "blocks", "ours")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WAYS = ("plain", "published", "blocks", "ours", "host", "alone")
+Row = dict[str, float | str]
 
 
 def main() -> int:
-    """Run one way here, or each in a process of its own and print the table."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=VIT_SPECS, default="videomae_s")
-    parser.add_argument("--frames", type=int, default=1536)
-    parser.add_argument("--resolution", type=int, default=64)
-    parser.add_argument("--clips-per-chunk", type=int, default=8)
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--recipe", default="thumos14_videomae_s")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours"])
+    parser.add_argument("--compare", action="store_true", help="plain, published, blocks and ours, or all of --ways")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
-    parser.add_argument("--way", choices=WAYS, default="ours")
-    parser.add_argument("--compare", action="store_true", help="all ways, each in a process of its own")
+    parser.add_argument("--threads", type=int, help="of each rank on a CPU")
     parser.add_argument("--json", type=Path, help="write the results here too")
     arguments = parser.parse_args()
-    if not arguments.compare:
-        print(json.dumps(measure(arguments)))
-        return 0
-    results = []
-    for way in WAYS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-        command.remove("--compare")
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results.append(json.loads(output.splitlines()[-1]))
-    print(f"{arguments.backbone}, {arguments.frames} frames, {arguments.resolution} px, {arguments.dtype}")
-    print(f"{'way':<8} {'peak GB':>9} {'of blocks':>10} {'median s':>9} {'of blocks':>10} {'TFLOP/s':>8}")
-    blocks = results[WAYS.index("blocks")]
-    for result in results:
-        size, seconds = result["peak_bytes"], result["median_sec"]
-        print(
-            f"{result['way']:<8} {size / 1e9:>9.3f} {size / blocks['peak_bytes']:>10.2f} {seconds:>9.2f} "
-            f"{seconds / blocks['median_sec']:>10.2f} {result['flop'] / seconds / 1e12:>8.3f}"
+    world = World.join()
+    try:
+        config = configuration.override(
+            find_recipe(arguments.recipe).config,
+            [*arguments.set, f"parallel.temporal={world.size}", "backbone.weights=None"],
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        ways = arguments.ways
+        if arguments.compare and ways == ["ours"]:
+            ways = ["plain", "published", "blocks", "ours"] + (["host"] if world.device.type == "cuda" else [])
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        bench = Bench(config, world=world, steps=arguments.steps)
+        rows = [bench.measure(way) for way in ways]
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        world.leave()
+    if world.is_main:
+        _print(rows, config=config, device=bench.device_name, ranks=world.size, roof=bench.roof)
+        if arguments.json:
+            result = {"device": bench.device_name, "torch": torch.__version__, "config": config.to_dict(), "ways": rows}
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, object]:
-    """Time and peak of one way."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    config = Config(
-        data=DataConfig(window_size=arguments.frames, resolution=arguments.resolution),
-        backbone=BackboneConfig(name=arguments.backbone),
-    )
-    spec, ways = VIT_SPECS[arguments.backbone], arguments.way
-    backbone = AdaptedBackbone(
-        vit=VisionTransformer(spec=spec, resolution=arguments.resolution),
-        adapters={
-            index: TIA(width=spec.width, ratio=0.25, kernel=3, dilation=1, window=WholeWindow())
-            for index in range(spec.depth)
-        },
-        tuning="tia",
-        feature_steps=arguments.frames,
-        drop_path=0.0,
-        activation_checkpointing=ways == "ours",
-        clips_per_chunk=arguments.clips_per_chunk if ways == "ours" else 0,
-        window=WholeWindow(),
-    ).to(device, DTYPES[arguments.dtype])
-    side = config.data.resolution
-    frames = torch.randint(256, (1, arguments.frames, side, side, 3), dtype=torch.uint8, device=device)
-    run: Callable[[Tensor], Tensor] = backbone if ways != "blocks" else lambda frames: published(backbone, frames)
-    before = start_counting(device)
-    seconds = []
-    for _ in range(1 + arguments.steps):
-        began = time.perf_counter()
-        run(frames).sum().backward()
+class Bench:
+    """One window of random frames through a recipe's backbone.
+
+    Args:
+        config: of the recipe; its micro batch is run.
+        world: all ranks; they share the window.
+        steps: timed ones.
+    """
+
+    def __init__(self, config: Config, *, world: World, steps: int) -> None:
+        self.world, self.config, self.steps = world, config, steps
+        self.mesh = Mesh(world=world, config=config)
+        side, windows = config.data.resolution, config.train.micro_batch or 1
+        generator = torch.Generator().manual_seed(0)
+        shape = (windows, config.data.window_frames, side, side, 3)
+        self.frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        on_gpu = world.device.type == "cuda"
+        self.device_name = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores {platform.machine()}"
+        self.roof = matmul_flop_per_sec(config.train.dtype, world.device)
+
+    def measure(self, way: str) -> Row:
+        """Time and peak memory of one way. A collective."""
+        alone = way == "alone"
+        sharing = self.world.size > 1 and not alone
+        row: Row = {}
+        if self.world.is_main or not alone:
+            backbone, run = self._prepare(way, sharing=sharing)
+            frames = (self.frames[:, self.mesh.frames] if sharing else self.frames).to(self.world.device)
+            with sdpa_kernel(SDPBackend.MATH) if way == "published" else contextlib.nullcontext():
+                row = self._run(lambda: run(frames).sum().backward(), backbone)
+            windows = len(frames)
+            flop = windows * step_flop(self.config)
+            tokens = windows * self.config.data.window_frames // 2 * backbone.vit.grid_side**2
+            ranks = self.world.size if sharing else 1
+            row |= {"way": way, "flop": flop, "tflop_per_sec": flop / float(row["median_sec"]) / 1e12}
+            row |= {"tokens_per_sec": tokens / float(row["median_sec"]), "roof_tflop_per_sec": ranks * self.roof / 1e12}
+            row |= {"stored_tensor_bytes": windows * stored_tensor_bytes(self.config)}
+        self.world.gather(None)  # those who wait, wait here
+        return row
+
+    def _prepare(self, way: str, *, sharing: bool) -> tuple[AdaptedBackbone, Callable[[Tensor], Tensor]]:
+        recomputes = way in ("ours", "host", "alone")
+        backbone = replace(self.config.backbone, activation_checkpointing=recomputes)
+        if not recomputes:
+            backbone = replace(backbone, clips_per_chunk=0)
+        torch.manual_seed(0)
+        model = build_detector(
+            replace(self.config, backbone=backbone),
+            num_classes=1,
+            window=self.mesh.window() if sharing else WholeWindow(),
+            storage=Storage(StoragePolicy(offload=way == "host")),
+        ).backbone.to(self.world.device, self.config.train.dtype)
+        if way in ("published", "blocks"):
+            return model, lambda frames: checkpointed_by_block(model, frames)
+        return model, model
+
+    def _run(self, step: Callable[[], None], backbone: AdaptedBackbone) -> Row:
+        device, seconds, before = self.world.device, [], 0
         if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-        backbone.zero_grad(set_to_none=True)
-    return {
-        "way": ways,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "peak_bytes": peak(device) - before,
-        "median_sec": median(seconds[1:]),
-        "stored_tensor_bytes": stored_tensor_bytes(backbone, arguments),
-        "flop": flop(backbone, arguments),
-    }
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        for _ in range(1 + self.steps):
+            began = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+            backbone.zero_grad(set_to_none=True)
+        peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else cpu_allocator_peak(step)
+        return {"median_sec": median(seconds[1:]), "peak_bytes": peak}
 
 
-def published(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:
-    """Features with each block and its adapter under one checkpoint, over the whole window."""
+def checkpointed_by_block(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:
+    """Features with each block and its adapter under one checkpoint, over the whole window (`tia`)."""
     clips = frames.reshape(-1, CLIP_FRAMES, *frames.shape[2:])
+    windows, steps = len(frames), frames.shape[1] // 2
     tokens = backbone.vit.embed(clips)
     for index, block in enumerate(backbone.vit.blocks):
+        if index not in backbone.adapted_blocks:
+            tokens = checkpoint(block, tokens, use_reentrant=False)
+            continue
         adapter = backbone.adapters[str(index)]
 
         def adapted(tokens: Tensor, block: torch.nn.Module = block, adapter: torch.nn.Module = adapter) -> Tensor:
             tokens = block(tokens)
-            whole = tokens.view(1, len(tokens) * CLIP_FRAMES // 2, -1, tokens.shape[-1])
+            whole = tokens.view(windows, steps, -1, tokens.shape[-1])
             return (whole + adapter(whole)).view_as(tokens)
 
         tokens = checkpoint(adapted, tokens, use_reentrant=False)
     return tokens.mean(dim=1, dtype=torch.float32)
 
 
-def flop(backbone: AdaptedBackbone, arguments: argparse.Namespace) -> float:
-    """Useful work of a step: forward once, and the gradient of the inputs, which costs as much; no recomputation."""
-    spec = backbone.vit.spec
-    tokens = arguments.frames // 2 * backbone.vit.grid_side**2
-    in_clip = CLIP_FRAMES // 2 * backbone.vit.grid_side**2
-    linear = 2 * tokens * sum(p.numel() for block in backbone.vit.blocks for p in block.parameters() if p.ndim > 1)
-    attention = 4 * tokens * in_clip * spec.width * spec.depth
-    return 2.0 * (linear + attention)
+def cpu_allocator_peak(step: Callable[[], None]) -> int:
+    """Most bytes that PyTorch's CPU allocator held during a step, above those from before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    recorded: Any = record.profiler  # its events are not typed
+    held = most = 0
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
 
 
-def stored_tensor_bytes(backbone: AdaptedBackbone, arguments: argparse.Namespace) -> int:
-    """One tensor of the whole window's tokens."""
-    tokens = arguments.frames // 2 * backbone.vit.grid_side**2
-    return tokens * backbone.vit.spec.width * torch.empty((), dtype=DTYPES[arguments.dtype]).element_size()
+def matmul_flop_per_sec(dtype: torch.dtype, device: torch.device) -> float:
+    """What a large matrix product reaches here."""
+    side = 8192 if device.type == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
 
 
-def start_counting(device: torch.device) -> int:
-    """Forget the peak so far; what is held now, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak(device: torch.device) -> int:
-    """Most bytes held since `start_counting`."""
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+def _print(rows: Sequence[Row], *, config: Config, device: str, ranks: int, roof: float) -> None:
+    data, first = config.data, rows[0]
+    print(
+        f"{config.backbone.name}, {config.backbone.tuning}, {data.window_frames} frames, {data.resolution} px, "
+        f"{config.train.precision}; {device}, {ranks} ranks, {torch.get_num_threads()} threads each; "
+        f"a matrix product reaches {roof / 1e12:.3f} TFLOP/s a rank"
+    )
+    against = next((row for row in rows if row["way"] == "blocks"), first)
+    name = against["way"]
+    print(
+        f"{'way':<10} {'median s':>9} {'/ ' + str(name):>11} {'peak GB':>9} {'/ ' + str(name):>11} {'ktokens/s':>10} "
+        f"{'TFLOP/s':>8} {'MFU %':>6} {'stored tensors':>15}"
+    )
+    for row in rows:
+        seconds, peak = float(row["median_sec"]), float(row["peak_bytes"])
+        print(
+            f"{row['way']:<10} {seconds:>9.2f} {seconds / float(against['median_sec']):>11.2f} {peak / 1e9:>9.3f} "
+            f"{peak / float(against['peak_bytes']):>11.2f} {float(row['tokens_per_sec']) / 1e3:>10.2f} "
+            f"{float(row['tflop_per_sec']):>8.3f} "
+            f"{100 * float(row['tflop_per_sec']) / float(row['roof_tflop_per_sec']):>6.1f} "
+            f"{peak / float(row['stored_tensor_bytes']):>15.1f}"
+        )
+    print("stored tensors: the peak, in tensors of the whole window's tokens")
 
 
 if __name__ == "__main__":

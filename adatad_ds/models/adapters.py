@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.models.window import Window
-
 
 class TIA(nn.Module):
     """Temporal-informative adapter: a bottleneck whose middle mixes time across the WHOLE window.
@@ -28,14 +26,13 @@ class TIA(nn.Module):
         ratio: hidden channels = int(width * ratio).
         kernel: taps of the time convolution, odd.
         dilation: tubelets between two taps.
-        window: what lies before and after the tokens that are here.
     """
 
-    def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int, window: Window) -> None:
+    def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int) -> None:
         super().__init__()
         hidden = int(width * ratio)
         self.down_proj = nn.Linear(width, hidden)
-        self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation, window=window)
+        self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation)
         self.conv = nn.Linear(hidden, hidden)
         self.up_proj = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))
@@ -43,15 +40,31 @@ class TIA(nn.Module):
         nn.init.normal_(self.conv.weight, std=math.sqrt(2.0 / hidden))
         nn.init.zeros_(self.conv.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What the adapter adds: (B, T, S, C) to (B, T, S, C)."""
+    @property
+    def reach(self) -> int:
+        """Tubelets to either side that a tubelet sees."""
+        return self.dwconv.reach
+
+    def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        """What the adapter adds to a span of the window.
+
+        Args:
+            tokens: (B, before + T + after, S, C): the span, and its context to both sides.
+            before: tubelets of context before the span; fewer than `reach` where the window begins.
+            after: tubelets of context after it; fewer than `reach` where the window ends.
+
+        Returns:
+            (B, T, S, C).
+        """
         bottleneck = F.gelu(self.down_proj(tokens))
-        bottleneck = bottleneck + self.conv(self.dwconv(bottleneck))
-        return self.gamma * self.up_proj(bottleneck)
+        mixed = self.conv(self.dwconv(bottleneck, before, after))
+        return self.gamma * self.up_proj(bottleneck[:, before : before + mixed.shape[1]] + mixed)
 
 
 class PlainAdapter(nn.Module):
     """The ablation without time: out = gamma * (W_up GELU(W_down x + b) + b)."""
+
+    reach = 0
 
     def __init__(self, *, width: int, ratio: float) -> None:
         super().__init__()
@@ -61,9 +74,10 @@ class PlainAdapter(nn.Module):
         self.gamma = nn.Parameter(torch.ones(1))
         _init_bottleneck(self.down_proj, self.up_proj)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """What the adapter adds: (B, T, S, C) to (B, T, S, C)."""
-        return self.gamma * self.up_proj(F.gelu(self.down_proj(tokens)))
+    def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        """What the adapter adds: (B, before + T + after, S, C) to (B, T, S, C); it looks at no context."""
+        own = tokens[:, before : tokens.shape[1] - after]
+        return self.gamma * self.up_proj(F.gelu(self.down_proj(own)))
 
 
 class DepthwiseTimeConv(nn.Module):
@@ -72,21 +86,20 @@ class DepthwiseTimeConv(nn.Module):
     A few shifted multiply-adds on the tokens where they lie; the published Conv1d needs two permuted copies.
     """
 
-    def __init__(self, *, width: int, kernel: int, dilation: int, window: Window) -> None:
+    def __init__(self, *, width: int, kernel: int, dilation: int) -> None:
         super().__init__()
         self.dilation = dilation
-        self._window = window
+        self.reach = dilation * (kernel // 2)
         self.weight = nn.Parameter(torch.empty(width, 1, kernel))
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.weight, std=math.sqrt(2.0 / kernel))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T, S, C) to (B, T, S, C)."""
-        steps, taps = tokens.shape[1], self.weight.shape[-1]
-        reach = self.dilation * (taps // 2)
-        padded = self._window.pad_time(tokens, reach)
-        out = self.bias.expand_as(tokens)
-        for tap in range(taps):
+    def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
+        """(B, before + T + after, S, C) to (B, T, S, C); the missing context up to `reach` is zero."""
+        steps = tokens.shape[1] - before - after
+        padded = F.pad(tokens, (0, 0, 0, 0, self.reach - before, self.reach - after))
+        out = self.bias.expand(*tokens.shape[:1], steps, *tokens.shape[2:])
+        for tap in range(self.weight.shape[-1]):
             start = tap * self.dilation
             out = torch.addcmul(out, padded[:, start : start + steps], self.weight[:, 0, tap])
         return out

@@ -1,12 +1,12 @@
 """The adapted backbone: a window of frames in, one feature a step out.
 
 B windows, F frames a window, n = F / 16 clips a window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens a
-clip, C channels, T feature steps.
+clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of the 8 tubelets of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,9 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Tuning
 from adatad_ds.models.noise import SampleNoise
-from adatad_ds.models.recompute import Segment
+from adatad_ds.models.recompute import Execution, Segment, pool, run_segments, sum_adapters
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import Span, Storage
 from adatad_ds.models.vit import VisionTransformer
-from adatad_ds.models.window import Window
+from adatad_ds.models.window import Window, with_context
+
+CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
 
 
 class AdaptedBackbone(nn.Module):
@@ -30,7 +34,7 @@ class AdaptedBackbone(nn.Module):
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
 
     Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
-    not grow with F. Adapters see the whole window.
+    not grow with F. Adapters see the whole window. With activation checkpointing recompute.py runs `tia` and `side`.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
@@ -38,9 +42,11 @@ class AdaptedBackbone(nn.Module):
         tuning: one of the four ways above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, falling linearly to 0 at the first.
-        activation_checkpointing: keep only the inputs of blocks and adapters for the backward pass.
-        clips_per_chunk: clips that run through a block at once, at most; 0: all.
+        activation_checkpointing: keep one tensor an adapted block for the backward pass, and recompute the rest.
+        clips_per_chunk: clips that run through a block at once, at most (but one of each window); 0: all.
         window: this rank's share of a window in time.
+        storage: where what is kept for the backward pass waits.
+        stopwatch: times the recomputed segments.
     """
 
     def __init__(
@@ -54,6 +60,8 @@ class AdaptedBackbone(nn.Module):
         activation_checkpointing: bool,
         clips_per_chunk: int,
         window: Window,
+        storage: Storage,
+        stopwatch: Stopwatch,
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(tuning == "full")
@@ -64,6 +72,8 @@ class AdaptedBackbone(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.clips_per_chunk = clips_per_chunk
         self.drop_path = drop_path
+        self.storage = storage
+        self.stopwatch = stopwatch
         self._window = window
 
     @property
@@ -83,112 +93,124 @@ class AdaptedBackbone(nn.Module):
         Returns:
             (B, C, T) float32, of the whole window.
         """
-        windows, count = frames.shape[0], frames.shape[1] // CLIP_FRAMES
-        clips = frames.reshape(windows * count, CLIP_FRAMES, *frames.shape[2:])
-        keep = self._drop_path_factors(noise, windows=windows, clips=count)
-        pieces = self._pieces(windows=windows, clips=count)
-
-        split = self.grad_free_blocks
-        if split:
-            with torch.no_grad():
-                tokens, taps = self._run_leading_blocks(clips.tensor_split(pieces), keep, until=split)
-        else:
-            tokens, taps = torch.cat([self.vit.embed(chunk) for chunk in clips.tensor_split(pieces)]), []
-
-        if self.tuning == "side":
-            tokens = self._window_view(tokens, windows)
-            for index, tap in zip(self.adapted_blocks, taps, strict=True):
-                tokens = tokens + self._stored_once(self.adapters[str(index)], self._window_view(tap, windows))
-        elif self.tuning == "tia" and self.activation_checkpointing:
-            for segment in self._segments(keep, windows=windows, pieces=pieces):
-                tokens = segment(tokens)
-            tokens = self._window_view(tokens, windows)
-        else:
-            tokens = self._adapt(split - 1, tokens, windows)
-            for index in range(split, self.vit.spec.depth):
-                tokens = self._adapt(index, self._block(index, tokens, keep, pieces), windows)
-            tokens = self._window_view(tokens, windows)
-
-        features = tokens.mean(dim=2, dtype=torch.float32).transpose(1, 2)  # (B, C, T') of the clips here
+        windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
+        keep = self._drop_path_factors(noise, windows=windows, clips=clips)
+        spans = self._spans(windows=windows, clips=clips)
+        recomputes = self.activation_checkpointing and self.tuning in ("tia", "side")
+        run = self._run_recomputing if recomputes else self._run_whole
+        features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of the clips here
         features = self._window.gather_time(features)
         return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
 
-    def _run_leading_blocks(
-        self, chunks: Sequence[Tensor], keep: Tensor | None, *, until: int
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Embed and run blocks 0 .. until - 1, a chunk of clips all the way up before the next.
+    def _run_recomputing(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """`tia` or `side` with one stored tensor an adapted block: (B, T', C)."""
+        execution = Execution(spans=spans, window=self._window, storage=self.storage, stopwatch=self.stopwatch)
+        shape = (frames.shape[0], frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width)
+        like = torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device)
+        leading, segments = self._leading(frames, spans, keep), self._segments(keep)
+        if self.tuning == "side":
+            return sum_adapters(leading, segments, execution, shape=shape, like=like)
+        first = (tokens for tokens, _ in leading)
+        return run_segments(first, segments, execution, shape=shape, like=like)
 
-        Returns the last block's tokens (B * n, N, C) and, for `side`, those of each adapted block.
-        """
+    def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """Each block over the whole window before the next, autograd doing the rest: (B, T', C)."""
+        if self.tuning == "full":
+            tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
+        else:
+            with torch.no_grad():
+                parts, taps_of_parts = zip(*self._leading(frames, spans, keep), strict=True)
+            tokens = torch.cat(parts, dim=1)
+            for index, taps in zip(self.adapted_blocks, zip(*taps_of_parts, strict=True), strict=False):
+                tokens = tokens + self._adapter(index, torch.cat(taps, dim=1))  # `side`: beside the transformer
+        if self.tuning == "tia":
+            tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
+        for index in range(self.grad_free_blocks, self.vit.spec.depth):
+            parts = [
+                self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
+            ]
+            tokens = torch.cat(parts, dim=1)
+            if index in self.adapted_blocks:
+                tokens = tokens + self._adapter(index, tokens)
+        return pool(tokens)
+
+    def _leading(
+        self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Span by span through the blocks that need no gradient: the tokens, and for `side` all adapted blocks'."""
         wanted = self.adapted_blocks if self.tuning == "side" else []
-        outputs: list[Tensor] = []
-        taps: list[list[Tensor]] = [[] for _ in wanted]
-        keeps = (None,) * len(chunks) if keep is None else keep.tensor_split(len(chunks))
-        for chunk, chunk_keep in zip(chunks, keeps, strict=True):
-            tokens = self.vit.embed(chunk)
-            for index in range(until):
-                tokens = self.vit.blocks[index](tokens, None if chunk_keep is None else chunk_keep[:, index])
+        for start, stop in spans:
+            tokens, taps = self._embed(frames, start, stop), []
+            for index in range(self.grad_free_blocks):
+                tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
-                    taps[wanted.index(index)].append(tokens)
-            outputs.append(tokens)
-        return torch.cat(outputs), [torch.cat(tap) for tap in taps]
+                    taps.append(tokens)
+            yield tokens, taps
 
-    def _segments(self, keep: Tensor | None, *, windows: int, pieces: int) -> Iterator[Segment]:
+    def _segments(self, keep: Tensor | None) -> list[Segment]:
         """From each adapted block's output to the next one's; the last one's reaches the top."""
+        segments = []
         for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
             blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
-
-            def run(tokens: Tensor, start: int, blocks: range = blocks) -> Tensor:
-                for index in blocks:
-                    kept = None if keep is None else keep[start : start + len(tokens), index]
-                    tokens = self.vit.blocks[index](tokens, kept)
-                return tokens
-
-            yield Segment(
-                adapt=lambda tokens, index=first: self._adapt(index, tokens, windows),
-                run=run if blocks else None,
-                pieces=pieces,
+            adapter = self.adapters[str(first)]
+            segments.append(
+                Segment(
+                    block=first,
+                    adapter=adapter,
+                    reach=_reach(adapter),
+                    run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
+                )
             )
+        return segments
 
-    def _block(self, index: int, tokens: Tensor, keep: Tensor | None, pieces: int) -> Tensor:
-        """Block `index` over all clips, chunk by chunk: (B * n, N, C) to the same."""
-        block = self.vit.blocks[index]
-        chunks = tokens.tensor_split(pieces)
-        keeps = (None,) * pieces if keep is None else keep[:, index].tensor_split(pieces)
-        return torch.cat([self._stored_once(block, chunk, kept) for chunk, kept in zip(chunks, keeps, strict=True)])
+    def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
+        """Frames of the tubelets `start` to `stop` to their tokens: (B, t, S, C)."""
+        span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
+        tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
+        return tokens.view(len(frames), stop - start, -1, tokens.shape[-1])
 
-    def _adapt(self, index: int, tokens: Tensor, windows: int) -> Tensor:
-        """Add the adapter of block `index`, if it has one: (B * n, N, C) to the same."""
-        if index not in self.adapted_blocks:
-            return tokens
-        whole = self._window_view(tokens, windows)
-        return (whole + self.adapters[str(index)](whole)).view_as(tokens)
+    def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """Consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
+        windows, steps, positions, width = tokens.shape
+        clips = tokens.reshape(windows * steps // CLIP_TUBELETS, CLIP_TUBELETS * positions, width)
+        if keep is not None:
+            keep = keep[:, start // CLIP_TUBELETS : (start + steps) // CLIP_TUBELETS].flatten(0, 1)
+        for index in blocks:
+            clips = self.vit.blocks[index](clips, None if keep is None else keep[:, index])
+        return clips.view(tokens.shape)
 
-    def _stored_once(self, module: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Run a module, keeping only its inputs for the backward pass when checkpointing is on.
+    def _adapter(self, index: int, tokens: Tensor) -> Tensor:
+        """What the adapter of block `index` adds to the whole window: (B, T', S, C) to the same."""
+        adapter = self.adapters[str(index)]
+        return adapter(*with_context(tokens, _reach(adapter), self._window))
+
+    def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """Run blocks, keeping only their input for the backward pass when checkpointing is on (`full`).
 
         Not the reentrant kind: it loses gradients silently where a block's input needs none.
         """
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return module(*inputs)
+            return checkpoint(self._blocks, blocks, tokens, start, keep, use_reentrant=False, preserve_rng_state=False)
+        return self._blocks(blocks, tokens, start, keep)
 
-    def _window_view(self, tokens: Tensor, windows: int) -> Tensor:
-        """(B * n, N, C) to (B, T', S, C): the clips of a window, end to end."""
-        steps = tokens.shape[0] // windows * (CLIP_FRAMES // TUBELET_FRAMES)
-        return tokens.view(windows, steps, -1, tokens.shape[-1])
-
-    def _pieces(self, *, windows: int, clips: int) -> int:
-        """In how many pieces the clips run through a block: as many on every rank, where ZeRO-3 may gather for each."""
-        _, _, most = self._window.clips(clips)
-        return -(-windows * most // self.clips_per_chunk) if self.clips_per_chunk else 1
+    def _spans(self, *, windows: int, clips: int) -> list[Span]:
+        """Pieces of time that run at once, in tubelets: as many on every rank, where ZeRO-3 may gather for each."""
+        most = self._window.share(clips).most
+        pieces = -(-most // max(1, self.clips_per_chunk // windows)) if self.clips_per_chunk else 1
+        edges = [clips * piece // pieces * CLIP_TUBELETS for piece in range(pieces + 1)]
+        return list(pairwise(edges))
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
-        """(B * n, depth, 2), drawn once a forward pass so that chunks, recomputation and ranks share them."""
+        """(B, n, depth, 2), drawn once a forward pass so that chunks, recomputation and ranks share them."""
         if noise is None or self.drop_path == 0:
             return None
         depth = self.vit.spec.depth
         rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
-        first, total, _ = self._window.clips(clips)
-        factors = noise.keep(total, depth, 2, rate=rate)[:, first : first + clips]
-        return factors.reshape(windows * clips, depth, 2)
+        share = self._window.share(clips)
+        return noise.keep(share.total, depth, 2, rate=rate)[:, share.first : share.first + clips]
+
+
+def _reach(adapter: nn.Module) -> int:
+    reach = adapter.reach
+    assert isinstance(reach, int)
+    return reach

@@ -18,6 +18,8 @@ from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.heads import DetectionHead
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import Pyramid
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.window import WholeWindow, Window
 
@@ -61,7 +63,14 @@ class Detector(nn.Module):
         return Predictions(class_logits, distances, torch.cat(masks, dim=1))
 
 
-def build_detector(config: Config, *, num_classes: int, window: Window | None = None) -> Detector:
+def build_detector(
+    config: Config,
+    *,
+    num_classes: int,
+    window: Window | None = None,
+    storage: Storage | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Detector:
     """Build the detector of a config, pretrained weights not yet loaded.
 
     A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
@@ -70,33 +79,42 @@ def build_detector(config: Config, *, num_classes: int, window: Window | None = 
         config: of the run.
         num_classes: K.
         window: this rank's share of a window in time; None: all of it.
+        storage: where activations wait for the backward pass; None: on the device.
+        stopwatch: times recomputed segments; None: nothing does.
 
     Raises:
         ConfigError: unknown backbone, or adapter blocks that it does not have.
     """
-    try:
-        spec = VIT_SPECS[config.backbone.name]
-    except KeyError:
-        known = ", ".join(VIT_SPECS)
-        raise ConfigError(f"backbone.name={config.backbone.name!r} is unknown; there are {known}") from None
-    return assemble_detector(config, spec=spec, num_classes=num_classes, window=window)
+    spec = backbone_spec(config.backbone.name)
+    return assemble_detector(
+        config, spec=spec, num_classes=num_classes, window=window, storage=storage, stopwatch=stopwatch
+    )
 
 
-def assemble_detector(config: Config, *, spec: ViTSpec, num_classes: int, window: Window | None = None) -> Detector:
+def assemble_detector(
+    config: Config,
+    *,
+    spec: ViTSpec,
+    num_classes: int,
+    window: Window | None = None,
+    storage: Storage | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> Detector:
     """Build the detector of a config around a transformer of any shape."""
     data, head = config.data, config.head
-    window = window or WholeWindow()
     with torch.device("meta") if config.backbone.weights is not None else contextlib.nullcontext():
         vit = VisionTransformer(spec=spec, resolution=data.resolution)
     backbone = AdaptedBackbone(
         vit=vit,
-        adapters=_adapters(config.backbone, spec, window),
-        window=window,
+        adapters=_adapters(config.backbone, spec),
+        window=window or WholeWindow(),
         tuning=config.backbone.tuning,
         feature_steps=data.window_size,
         drop_path=config.backbone.drop_path,
         activation_checkpointing=config.backbone.activation_checkpointing,
         clips_per_chunk=config.backbone.clips_per_chunk,
+        storage=storage or Storage(StoragePolicy()),
+        stopwatch=stopwatch or Stopwatch(),
     )
     pyramid = Pyramid(
         in_channels=spec.width,
@@ -136,9 +154,30 @@ def valid_points(valid: Tensor, config: Config) -> Tensor:
     return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)
 
 
-def _adapters(backbone: BackboneConfig, spec: ViTSpec, window: Window) -> dict[int, nn.Module]:
+def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
+    """Indices of the blocks that have an adapter.
+
+    Raises:
+        ConfigError: unknown backbone, or blocks that it does not have.
+    """
+    return _adapted_blocks(backbone, backbone_spec(backbone.name))
+
+
+def backbone_spec(name: str) -> ViTSpec:
+    """Shape of a backbone by name.
+
+    Raises:
+        ConfigError: unknown.
+    """
+    try:
+        return VIT_SPECS[name]
+    except KeyError:
+        raise ConfigError(f"backbone.name={name!r} is unknown; there are {', '.join(VIT_SPECS)}") from None
+
+
+def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:
     if backbone.tuning in ("frozen", "full"):
-        return {}
+        return ()
     blocks = backbone.adapter_blocks if backbone.adapter_blocks is not None else tuple(range(spec.depth))
     outside = [block for block in blocks if not 0 <= block < spec.depth]
     if outside or not blocks:
@@ -146,7 +185,10 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec, window: Window) -> dict[i
             f"backbone.adapter_blocks={list(blocks)} must name blocks 0..{spec.depth - 1} of {backbone.name}; "
             f"not there: {outside}"
         )
+    return blocks
 
+
+def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
     def adapter() -> nn.Module:
         if backbone.adapter == "plain":
             return PlainAdapter(width=spec.width, ratio=backbone.adapter_ratio)
@@ -155,7 +197,6 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec, window: Window) -> dict[i
             ratio=backbone.adapter_ratio,
             kernel=backbone.adapter_kernel,
             dilation=backbone.adapter_dilation,
-            window=window,
         )
 
-    return {block: adapter() for block in blocks}
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)}

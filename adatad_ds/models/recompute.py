@@ -1,24 +1,28 @@
-"""Recomputation for adapted transformers: one stored tensor an adapted block, whatever lies in between.
+"""Adapted transformers with bounded memory: one stored tensor an adapted block, whatever lies in between.
 
-A segment leads from one adapted block's output y (before its adapter) to the next one's: z = y + adapter(y), which
-needs the whole window, then the frozen blocks up to and with the next adapted one, which need no more than a clip.
-Forward keeps y alone. Backward recomputes z, then runs the blocks chunk by chunk, each chunk forward and at once
-backward, and last the adapter's backward pass: every block is recomputed once, and needs the memory of one chunk.
+A segment leads from one adapted block's output y (before its adapter) to the next one's: z = y + adapter(y), then the
+frozen blocks up to and with the next adapted one. Only y is stored. Both passes go span by span over time, a few clips
+at a time: the adapter needs no more of its neighbours than its time convolution reaches, the blocks nothing. Backward
+recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. So besides the stored
+tensors there are one gradient and one span's graph, however long the window is.
 
-`torch.utils.checkpoint` around a segment would hold the graphs of all its chunks together in the backward pass.
+`torch.utils.checkpoint` around a segment would hold the graphs of all its spans together in the backward pass.
 
-M clips, N tokens a clip, C channels.
+B windows, T tubelets here, S positions, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import DeviceTensor, Span, Storage, Stored
+from adatad_ds.models.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,65 +30,301 @@ class Segment:
     """What lies between two stored tensors.
 
     Attributes:
-        adapt: tokens of whole windows to adapted ones, (M, N, C) to (M, N, C).
-        run: the frozen blocks that follow, on the clips from `start`: (m, N, C), start to (m, N, C); None: none follow.
-        pieces: in how many chunks the clips run; the same on all ranks, where ZeRO-3 gathers weights for each.
+        block: the adapted block's index, for reports.
+        adapter: the module after it, called on a span with its context (see `adapters.py`).
+        reach: tubelets of context that it wants.
+        run: the frozen blocks that follow, on the span at a tubelet: (B, t, S, C), start to (B, t, S, C).
     """
 
-    adapt: Callable[[Tensor], Tensor]
-    run: Callable[[Tensor, int], Tensor] | None
-    pieces: int
+    block: int
+    adapter: nn.Module
+    reach: int
+    run: Callable[[Tensor, int], Tensor]
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """(M, N, C) to (M, N, C)."""
-        if not torch.is_grad_enabled():
-            return self.forward(tokens)
-        anchor = torch.zeros(
-            (), device=tokens.device, requires_grad=True
-        )  # the first segment's input needs no gradient
-        return _Recomputed.apply(tokens, anchor, self)  # pyright: ignore[reportReturnType]
+    def __call__(self, tokens: Tensor, context: Span, start: int) -> Tensor:
+        """(B, before + t + after, S, C) to (B, t, S, C)."""
+        before, after = context
+        own = tokens[:, before : tokens.shape[1] - after]
+        return self.run(own + self.adapter(tokens, before, after), start)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Without a graph."""
-        adapted = self.adapt(tokens)
-        if self.run is None:
-            return adapted
-        out = torch.empty_like(adapted)
-        for start, stop in self._chunks(len(tokens)):
-            out[start:stop] = self.run(adapted[start:stop], start)
-        return out
 
-    def backward(self, tokens: Tensor, gradient: Tensor, *, input_needs_gradient: bool) -> Tensor | None:
-        """Recompute and back-propagate; adapters' gradients are added where they belong."""
-        tokens = tokens.detach().requires_grad_(input_needs_gradient)
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How segments run here.
+
+    Attributes:
+        spans: of time, in order, from 0 to T; as many on all ranks, where ZeRO-3 gathers weights for each.
+        window: this rank's share of a window.
+        storage: where stored tensors wait.
+        stopwatch: times the segments.
+    """
+
+    spans: Sequence[Span]
+    window: Window
+    storage: Storage
+    stopwatch: Stopwatch
+
+
+def run_segments(
+    first: Iterator[Tensor],
+    segments: Sequence[Segment],
+    execution: Execution,
+    *,
+    shape: tuple[int, ...],
+    like: Tensor,
+) -> Tensor:
+    """The adapted transformer from the first adapted block's output to the top, averaged over positions (`tia`).
+
+    Args:
+        first: that output, span by span, without a graph: (B, t, S, C).
+        segments: from each adapted block to the next, the last one to the top.
+        execution: how they run.
+        shape: (B, T, S, C).
+        like: a tensor of the tokens' type and device.
+
+    Returns:
+        (B, T, C) float32, differentiable in the adapters' parameters.
+    """
+    if not torch.is_grad_enabled():
+        pair = [_Input(DeviceTensor(like.new_empty(shape))) for _ in range(min(2, len(segments)))]
+        return _forward(
+            first,
+            segments,
+            execution,
+            [pair[index % 2] for index in range(len(segments))],
+            shape=shape,
+            device=like.device,
+        )
+    anchor = torch.zeros((), device=like.device, requires_grad=True)  # the output needs a gradient, no input does
+    return _Segments.apply(anchor, first, segments, execution, shape, like)  # pyright: ignore[reportReturnType]
+
+
+def sum_adapters(
+    first: Iterator[tuple[Tensor, Sequence[Tensor]]],
+    segments: Sequence[Segment],
+    execution: Execution,
+    *,
+    shape: tuple[int, ...],
+    like: Tensor,
+) -> Tensor:
+    """The transformer's output plus what adapters beside it add, averaged over positions (`side`).
+
+    Args:
+        first: the output and the adapted blocks' outputs, span by span, without a graph: each (B, t, S, C).
+        segments: the adapters; what they `run` is not used.
+        execution: how they run.
+        shape: (B, T, S, C).
+        like: a tensor of the tokens' type and device.
+
+    Returns:
+        (B, T, C) float32, differentiable in the adapters' parameters.
+    """
+    anchor = torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
+    return _SideSum.apply(anchor, first, segments, execution, shape, like)  # pyright: ignore[reportReturnType]
+
+
+class _Segments(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        first: Iterator[Tensor],
+        segments: Sequence[Segment],
+        execution: Execution,
+        shape: tuple[int, ...],
+        like: Tensor,
+    ) -> Tensor:
+        inputs = [_Input(stored) for stored in execution.storage.reserve(len(segments), shape, like=like)]
+        ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
+        ctx.shape, ctx.dtype = shape, like.dtype
+        return _forward(first, segments, execution, inputs, shape=shape, device=like.device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore
+        inputs, execution = ctx.inputs, ctx.execution
+        share = gradient.to(ctx.dtype) / ctx.shape[2]
+        gradient = share[:, :, None].expand(ctx.shape).contiguous()  # overwritten from here on
+        for segment in reversed(ctx.segments):
+            with execution.stopwatch.around(f"block_{segment.block}/backward", gradient.device):
+                _backward(segment, inputs.pop(), gradient, execution)
+        return (None,) * 6
+
+
+class _SideSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        first: Iterator[tuple[Tensor, Sequence[Tensor]]],
+        segments: Sequence[Segment],
+        execution: Execution,
+        shape: tuple[int, ...],
+        like: Tensor,
+    ) -> Tensor:
+        inputs = [_Input(stored) for stored in execution.storage.reserve(len(segments), shape, like=like)]
+        pooled = Pooled(shape, like.device)
+        for (start, _), (top, taps) in zip(execution.spans, first, strict=True):
+            pooled.write(start, top)
+            for here, tap in zip(inputs, taps, strict=True):
+                here.stored.write(start, tap)
+        for segment, here in zip(segments, inputs, strict=True):
+            with execution.stopwatch.around(f"block_{segment.block}/forward", like.device):
+                here.meet_neighbours(segment.reach, execution.window)
+                for (start, _), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
+                    pooled.add(start, segment.adapter(tokens, before, after))
+        ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
+        ctx.dtype, ctx.positions = like.dtype, shape[2]
+        return pooled.values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore
+        inputs, execution = ctx.inputs, ctx.execution
+        share = (gradient.to(ctx.dtype) / ctx.positions)[:, :, None]
+        for segment in reversed(ctx.segments):
+            here, parameters = inputs.pop(), OnceAccumulated(segment.adapter)
+            with execution.stopwatch.around(f"block_{segment.block}/backward", gradient.device):
+                for (start, stop), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
+                    with torch.enable_grad():
+                        out = segment.adapter(tokens, before, after)
+                    parameters.differentiate(out, share[:, start:stop].expand_as(out), last=stop == here.steps)
+        return (None,) * 6
+
+
+def _forward(
+    first: Iterator[Tensor],
+    segments: Sequence[Segment],
+    execution: Execution,
+    inputs: Sequence[_Input],
+    *,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """All segments without a graph, (B, T, C) float32; each one's input is left in `inputs`."""
+    for (start, _), tokens in zip(execution.spans, first, strict=True):
+        inputs[0].stored.write(start, tokens)
+    pooled = Pooled(shape, device)
+    outputs = [*(each.stored for each in inputs[1:]), pooled]
+    for segment, here, output in zip(segments, inputs, outputs, strict=True):
+        with execution.stopwatch.around(f"block_{segment.block}/forward", device):
+            here.meet_neighbours(segment.reach, execution.window)
+            for (start, _), (tokens, context) in here.read(execution.spans, segment.reach):
+                output.write(start, segment(tokens, context, start))
+    return pooled.values
+
+
+def _backward(segment: Segment, here: _Input, gradient: Tensor, execution: Execution) -> None:
+    """From the gradient of a segment's output to that of its input, in place; adapters' gradients where they belong."""
+    parameters = OnceAccumulated(segment.adapter)
+    ends = here.ends(gradient)  # gradients of the neighbours' tubelets, before and after
+    overhang = gradient[:, :0]  # of what lies behind the span, from the spans done so far
+    for (start, stop), (tokens, context) in here.read(execution.spans, segment.reach):
+        tokens = tokens.detach().requires_grad_()
         with torch.enable_grad():
-            adapted = self.adapt(tokens)
-        if self.run is not None:
-            inner = torch.empty_like(gradient)
-            for start, stop in self._chunks(len(tokens)):
-                chunk = adapted[start:stop].detach().requires_grad_()
-                with torch.enable_grad():
-                    out = self.run(chunk, start)
-                torch.autograd.backward(out, gradient[start:stop])
-                assert chunk.grad is not None
-                inner[start:stop] = chunk.grad
-            gradient = inner
-        torch.autograd.backward(adapted, gradient)
-        return tokens.grad
-
-    def _chunks(self, count: int) -> list[tuple[int, int]]:
-        edges = [count * piece // self.pieces for piece in range(self.pieces + 1)]
-        return list(pairwise(edges))
+            out = segment(tokens, context, start)
+        (inner,) = parameters.differentiate(out, gradient[:, start:stop], tokens, last=stop == here.steps)
+        before, own = context[0], stop - start
+        inner[:, before : before + overhang.shape[1]] += overhang
+        _add_before(ends[0], gradient, start, inner[:, :before])
+        gradient[:, start:stop] = inner[:, before : before + own]
+        overhang = inner[:, before + own :]
+    if segment.reach:
+        ends[1].copy_(overhang)
+        first, last = execution.window.neighbours_adjoint(*ends, segment.reach)
+        gradient[:, : first.shape[1]] += first
+        gradient[:, gradient.shape[1] - last.shape[1] :] += last
 
 
-class _Recomputed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, anchor: Tensor, segment: Segment) -> Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.segment = segment
-        return segment.forward(tokens)
+def _add_before(end: Tensor, gradient: Tensor, start: int, values: Tensor) -> None:
+    """Add (B, l, S, C) to the l tubelets before `start`, some of which may be the rank before's."""
+    outside = max(0, values.shape[1] - start)
+    gradient[:, start - values.shape[1] + outside : start] += values[:, outside:]
+    end[:, end.shape[1] - outside :] += values[:, :outside]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore
-        (tokens,) = ctx.saved_tensors
-        return ctx.segment.backward(tokens, gradient, input_needs_gradient=ctx.needs_input_grad[0]), None, None
+
+class _Input:
+    """A segment's stored input and its neighbours' nearest tubelets."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        self._before: Tensor | None = None
+        self._after: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.stored.steps
+
+    def meet_neighbours(self, reach: int, window: Window) -> None:
+        """Exchange the ends. A collective."""
+        if reach:
+            first, last = self.stored.read([(0, reach), (self.steps - reach, self.steps)])
+            self._before, self._after = window.neighbours(first, last)
+
+    def ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros for the gradients of the neighbours' tubelets."""
+        if self._before is None or self._after is None:
+            return like[:, :0], like[:, :0]
+        return torch.zeros_like(self._before), torch.zeros_like(self._after)
+
+    def read(self, spans: Sequence[Span], reach: int) -> Iterator[tuple[Span, tuple[Tensor, Span]]]:
+        """Each span, with its tokens in context, (B, before + t + after, S, C), and (before, after)."""
+        inside = [(max(0, start - reach), min(self.steps, stop + reach)) for start, stop in spans]
+        for (start, stop), (left, right), tokens in zip(spans, inside, self.stored.read(inside), strict=True):
+            before, after = start - left, right - stop
+            if self._before is not None and (missing := min(reach - before, self._before.shape[1])):
+                tokens, before = torch.cat([self._before[:, -missing:], tokens], dim=1), before + missing
+            if self._after is not None and (missing := min(reach - after, self._after.shape[1])):
+                tokens, after = torch.cat([tokens, self._after[:, :missing]], dim=1), after + missing
+            yield (start, stop), (tokens, (before, after))
+
+
+class Pooled:
+    """The mean over positions, (B, T, C) float32, of tokens that come span by span."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        windows, steps, _, width = shape
+        self.values = torch.zeros(windows, steps, width, device=device)
+
+    def write(self, start: int, tokens: Tensor) -> None:
+        """Tokens (B, t, S, C) at tubelet `start`."""
+        self.values[:, start : start + tokens.shape[1]] = pool(tokens)
+
+    def add(self, start: int, tokens: Tensor) -> None:
+        """More of them."""
+        self.values[:, start : start + tokens.shape[1]] += pool(tokens)
+
+
+def pool(tokens: Tensor) -> Tensor:
+    """(B, t, S, C) to (B, t, C) float32: the mean over positions."""
+    return tokens.mean(dim=2, dtype=torch.float32)
+
+
+class OnceAccumulated:
+    """A module's gradients from several graphs, accumulated into its parameters once: ZeRO reduces at that moment.
+
+    Args:
+        module: whose parameters they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = list(module.parameters())
+        self._sums: list[Tensor] | None = None
+
+    def differentiate(self, out: Tensor, gradient: Tensor, *inputs: Tensor, last: bool) -> Sequence[Tensor]:
+        """The inputs' gradients; the parameters get theirs, of all graphs so far, with the `last` one."""
+        if last:
+            handles = [
+                parameter.register_hook(lambda own, total=total: (own.float() + total).to(own.dtype))
+                for parameter, total in zip(self._parameters, self._sums or (), strict=False)
+            ]
+            torch.autograd.backward(out, gradient)
+            for handle in handles:
+                handle.remove()
+            return [tensor.grad for tensor in inputs]  # pyright: ignore[reportReturnType]
+        gradients = torch.autograd.grad(out, (*inputs, *self._parameters), gradient)
+        own = gradients[len(inputs) :]
+        if self._sums is None:
+            self._sums = [each.float() for each in own]
+        else:
+            torch._foreach_add_(self._sums, [each.float() for each in own])
+        return gradients[: len(inputs)]

@@ -14,7 +14,6 @@ from adatad_ds.models.detector import Detector, assemble_detector, build_detecto
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.window import WholeWindow
 from adatad_ds.optim import parameter_groups
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
@@ -59,7 +58,7 @@ def test_published_sizes():
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2)])
 def test_time_convolution_is_conv1d_over_the_window(kernel, dilation):
-    convolution = DepthwiseTimeConv(width=6, kernel=kernel, dilation=dilation, window=WholeWindow())
+    convolution = DepthwiseTimeConv(width=6, kernel=kernel, dilation=dilation)
     torch.nn.init.normal_(convolution.bias)
     tokens = torch.randn(2, 11, 4, 6)
     series = tokens.permute(0, 2, 3, 1).flatten(0, 1)  # (B * S, C, T)
@@ -69,7 +68,7 @@ def test_time_convolution_is_conv1d_over_the_window(kernel, dilation):
 
 
 def test_untrained_adapter_adds_nothing():
-    tia = TIA(width=8, ratio=0.25, kernel=3, dilation=1, window=WholeWindow())
+    tia = TIA(width=8, ratio=0.25, kernel=3, dilation=1)
     assert tia(torch.randn(1, 6, 4, 8)).abs().max() == 0
 
 

@@ -1,0 +1,178 @@
+"""Where activations wait for the backward pass: on the device, in host memory, or on both by a byte budget.
+
+A stored tensor is written once and read span by span, so that of one in host memory only the spans at work are on the
+device. On a GPU copies run on a stream of their own, one span ahead of use, through page-locked memory.
+
+B windows, T tubelets, S positions, C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int]  # first tubelet, and the one after the last
+
+
+class Stored(Protocol):
+    """A tensor (B, T, S, C) that waits."""
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        ...
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Put (B, t, S, C) at tubelet `start`."""
+        ...
+
+    def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
+        """Each span in turn, (B, t, S, C) on the device; not to be written to."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoragePolicy:
+    """Which stored tensors go to host memory: as DeepSpeed's `cpu_checkpointing`, with a budget.
+
+    Attributes:
+        offload: to host memory, as far as the budget is spent.
+        device_bytes: of stored tensors that stay on the device all the same: the last ones, which are needed first.
+    """
+
+    offload: bool = False
+    device_bytes: int = 0
+
+
+class Storage:
+    """Makes stored tensors, and keeps the host memory and the stream from step to step."""
+
+    def __init__(self, policy: StoragePolicy) -> None:
+        self.policy = policy
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}  # host buffers by size and type, flat
+        self._stream: torch.cuda.Stream | None = None
+
+    def reserve(self, count: int, shape: tuple[int, ...], *, like: Tensor) -> list[Stored]:
+        """Room for `count` tensors (B, T, S, C) of a type and device like another's; read in reverse order."""
+        elements = torch.Size(shape).numel()
+        on_device = count
+        if self.policy.offload:
+            on_device = min(count, self.policy.device_bytes // (elements * like.element_size()))
+        if on_device < count and like.device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(like.device)
+        host = [HostTensor(self._host_buffer(elements, like), shape, self) for _ in range(count - on_device)]
+        return [*host, *(DeviceTensor(like.new_empty(shape)) for _ in range(on_device))]
+
+    def give_back(self, buffer: Tensor) -> None:
+        """A host buffer may be used again; copies are in the order of one stream, so at once."""
+        self._free.setdefault((buffer.numel(), buffer.dtype), []).append(buffer)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """On the copying stream, after what the computing one has been given so far."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark_used(self, tensor: Tensor, *, by_copies: bool) -> None:
+        """Memory of one stream's tensor is at work in the other one."""
+        if self._stream is not None:
+            tensor.record_stream(self._stream if by_copies else torch.cuda.current_stream(tensor.device))
+
+    def copied(self) -> torch.Event | None:
+        """A point in the copying stream."""
+        return None if self._stream is None else self._stream.record_event()  # pyright: ignore[reportReturnType]
+
+    def _host_buffer(self, elements: int, like: Tensor) -> Tensor:
+        if free := self._free.get((elements, like.dtype)):
+            return free.pop()
+        buffer = torch.empty(elements, dtype=like.dtype)
+        if like.device.type == "cuda":
+            _lock_pages(buffer)
+        return buffer
+
+
+class DeviceTensor:
+    """Stored where it is computed."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self._values.shape[1]
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Put (B, t, S, C) at tubelet `start`."""
+        self._values[:, start : start + values.shape[1]] = values
+
+    def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
+        """Each span in turn, a view."""
+        for start, stop in spans:
+            yield self._values[:, start:stop]
+
+
+class HostTensor:
+    """Stored in host memory, time first, so that any span is one piece; its buffer goes back when it is dropped."""
+
+    def __init__(self, buffer: Tensor, shape: tuple[int, ...], storage: Storage) -> None:
+        windows, steps, *rest = shape
+        self._buffer = buffer
+        self._values = buffer.view(steps, windows, *rest)
+        self._storage = storage
+        self._device = torch.device("cpu")
+
+    def __del__(self) -> None:
+        """Return the buffer."""
+        self._storage.give_back(self._buffer)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self._values.shape[0]
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Put (B, t, S, C) at tubelet `start`, in the background."""
+        self._device = values.device
+        values = values.transpose(0, 1).contiguous()
+        with self._storage.aside():
+            self._values[start : start + len(values)].copy_(values, non_blocking=True)
+            self._storage.mark_used(values, by_copies=True)
+
+    def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
+        """Each span in turn, on the device; the next one is on its way meanwhile."""
+        ahead = None
+        for span in spans:
+            coming = self._fetch(span)
+            if ahead is not None:
+                yield self._arrived(*ahead)
+            ahead = coming
+        if ahead is not None:
+            yield self._arrived(*ahead)
+
+    def _fetch(self, span: Span) -> tuple[Tensor, torch.Event | None]:
+        start, stop = span
+        with self._storage.aside():
+            values = self._values[start:stop].to(self._device, non_blocking=True)
+            return values, self._storage.copied()
+
+    def _arrived(self, values: Tensor, copied: torch.Event | None) -> Tensor:
+        if copied is not None:
+            torch.cuda.current_stream(self._device).wait_event(copied)  # pyright: ignore[reportArgumentType]
+            self._storage.mark_used(values, by_copies=False)
+        return values.transpose(0, 1)
+
+
+def _lock_pages(buffer: Tensor) -> None:
+    """Page-lock in place: torch's own pinned memory comes in powers of two, up to twice of what is asked for."""
+    runtime = torch.cuda.cudart()
+    runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel() * buffer.element_size(), 0)  # pyright: ignore

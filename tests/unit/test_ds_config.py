@@ -1,0 +1,52 @@
+"""A ds_config's section activation_checkpointing: what it means here, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from adatad_ds.config import BackboneConfig, Config, ConfigError
+from adatad_ds.ds_config import activation_policy, read_ds_config
+from adatad_ds.models.stored import StoragePolicy
+
+
+def policy(section: dict, *, cuda: bool = True, gb: float = 0.0):
+    config = replace(Config(), backbone=BackboneConfig(stored_on_device_gb=gb))
+    return activation_policy({"activation_checkpointing": section}, config=config, stored_tensors=12, cuda=cuda)
+
+
+def test_cpu_checkpointing_goes_to_host_memory_but_for_a_budget():
+    assert policy({"cpu_checkpointing": True}, gb=1.5)[0] == StoragePolicy(offload=True, device_bytes=1_500_000_000)
+    assert not policy({"cpu_checkpointing": True}, cuda=False)[0].offload
+    assert not policy({})[0].offload
+
+
+def test_profile_and_synchronize():
+    stopwatch = policy({"profile": True, "synchronize_checkpoint_boundary": True})[1]
+    assert stopwatch.profile
+    assert stopwatch.synchronize
+
+
+def test_the_repository_has_it_on():
+    section = read_ds_config("ds_configs/zero3_offload.json")["activation_checkpointing"]
+    assert section["partition_activations"]
+    assert policy(section)[0].offload
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"cpu_checkpoint": True}, "no key 'cpu_checkpoint'.*cpu_checkpointing"),
+        ({"profile": 1}, "profile must be of type bool, not 1"),
+        ({"number_checkpoints": 4}, "number_checkpoints is 4, but 12 tensors are kept"),
+        ({"number_checkpoints": "all"}, "number_checkpoints must be of type int"),
+    ],
+)
+def test_what_is_refused(section, said):
+    with pytest.raises(ConfigError, match=said):
+        policy(section)
+
+
+def test_room_enough_is_fine():
+    policy({"number_checkpoints": 12, "contiguous_memory_optimization": True, "partition_activations": True})

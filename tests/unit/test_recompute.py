@@ -1,0 +1,164 @@
+"""Recomputation over spans of time: plain autograd's numbers, one accumulation a parameter, few tensors alive."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+
+import pytest
+import torch
+
+from adatad_ds.models.adapters import TIA, PlainAdapter
+from adatad_ds.models.backbone import AdaptedBackbone
+from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import DeviceTensor, HostTensor, Storage, StoragePolicy
+from adatad_ds.models.vit import VisionTransformer, ViTSpec
+from adatad_ds.models.window import WholeWindow
+
+SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
+CLIPS, TUBELETS, POSITIONS = 5, 40, 4
+STORED_BYTES = 2 * TUBELETS * POSITIONS * SPEC.width * 4  # of two windows
+
+
+def backbone(
+    *,
+    tuning="tia",
+    blocks=(1, 2),
+    kernel=3,
+    dilation=1,
+    plain=False,
+    recompute=True,
+    chunk=2,
+    policy: StoragePolicy | None = None,
+    stopwatch: Stopwatch | None = None,
+) -> AdaptedBackbone:
+    torch.manual_seed(0)
+
+    def adapter() -> torch.nn.Module:
+        made = (
+            PlainAdapter(width=SPEC.width, ratio=0.25)
+            if plain
+            else TIA(width=SPEC.width, ratio=0.25, kernel=kernel, dilation=dilation)
+        )
+        torch.nn.init.normal_(made.up_proj.weight, std=0.3)
+        torch.nn.init.normal_(made.down_proj.bias)
+        return made
+
+    return AdaptedBackbone(
+        vit=VisionTransformer(spec=SPEC, resolution=32),
+        adapters={block: adapter() for block in blocks},
+        tuning=tuning,
+        feature_steps=32,
+        drop_path=0.4,
+        activation_checkpointing=recompute,
+        clips_per_chunk=chunk,
+        window=WholeWindow(),
+        storage=Storage(policy or StoragePolicy()),
+        stopwatch=stopwatch or Stopwatch(),
+    )
+
+
+def frames() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (2, CLIPS * 16, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+def learn(model: AdaptedBackbone) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    noise = SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
+    features = model(frames(), noise)
+    features.sin().sum().backward()
+    return features.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (1,), (3,), (0, 3)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"chunk": 0},
+        {"kernel": 5, "dilation": 3},
+        {"kernel": 5, "dilation": 9, "chunk": 1},  # reaches beyond the neighbouring span, and the window
+        {"plain": True},
+        {"policy": StoragePolicy(offload=True)},
+        {"policy": StoragePolicy(offload=True, device_bytes=STORED_BYTES), "kernel": 7, "chunk": 1},
+    ],
+    ids=str,
+)
+def test_same_as_plain_autograd(tuning, blocks, changes):
+    plain = {name: changes[name] for name in ("kernel", "dilation", "plain") if name in changes}
+    features, gradients = learn(backbone(tuning=tuning, blocks=blocks, recompute=False, chunk=0, **plain))
+    other_features, other_gradients = learn(backbone(tuning=tuning, blocks=blocks, **changes))
+    torch.testing.assert_close(other_features, features)
+    assert other_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-5, atol=1e-5 * max(scale, 1), msg=name)
+    with torch.no_grad():
+        noise = SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
+        torch.testing.assert_close(backbone(tuning=tuning, blocks=blocks, **changes)(frames(), noise), features)
+
+
+@pytest.mark.parametrize("tuning", ["tia", "side"])
+def test_each_gradient_is_accumulated_once(tuning):
+    """ZeRO reduces a gradient when it is accumulated; a second time would be an error, or count twice."""
+    model = backbone(tuning=tuning, chunk=1)
+    counts = dict.fromkeys((name for name, p in model.named_parameters() if p.requires_grad), 0)
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: count(name))
+    learn(model)
+    assert set(counts.values()) == {1}
+
+
+def test_one_tensor_an_adapted_block_is_alive_between_the_passes():
+    model = backbone(blocks=(0, 1, 2, 3))
+    features = model(frames())
+    gc.collect()
+    alive = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in gc.get_objects()
+        if type(tensor) is torch.Tensor and tensor.numel() * tensor.element_size() == STORED_BYTES
+    }
+    assert len(alive) == 4
+    features.sum().backward()
+
+
+def test_budget_keeps_the_last_ones_on_the_device():
+    storage = Storage(StoragePolicy(offload=True, device_bytes=2 * STORED_BYTES + 5))
+    shape = (2, TUBELETS, POSITIONS, SPEC.width)
+    made = storage.reserve(5, shape, like=torch.empty(0))
+    assert [type(each) for each in made] == [HostTensor] * 3 + [DeviceTensor] * 2
+    assert [type(each) for each in Storage(StoragePolicy()).reserve(2, shape, like=torch.empty(0))] == [
+        DeviceTensor
+    ] * 2
+
+
+def test_host_memory_is_used_again():
+    storage = Storage(StoragePolicy(offload=True))
+    shape, like = (2, 8, 4, 3), torch.empty(0)
+    addresses = []
+    for _ in range(2):
+        (stored,) = storage.reserve(1, shape, like=like)
+        values = torch.randn(shape)
+        for start, stop in pairwise((0, 3, 8)):
+            stored.write(start, values[:, start:stop])
+        read = torch.cat([piece.clone() for piece in stored.read([(0, 2), (2, 7), (7, 8)])], dim=1)
+        torch.testing.assert_close(read, values)
+        addresses.append(stored._values.data_ptr())
+        del stored
+    assert addresses[0] == addresses[1]
+
+
+def test_stopwatch_names_every_pass():
+    stopwatch = Stopwatch(profile=True)
+    learn(backbone(stopwatch=stopwatch))
+    taken = stopwatch.take()
+    assert taken.keys() == {f"block_{block}/{way}" for block in (1, 2) for way in ("forward", "backward")}
+    assert min(taken.values()) > 0
+    assert stopwatch.take() == {}
