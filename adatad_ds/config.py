@@ -23,6 +23,7 @@ CLIP_FRAMES = 16  # frames that attend to one another
 TUBELET_FRAMES = 2  # frames that one token spans
 
 Tuning = Literal["frozen", "full", "tia", "side"]
+Precision = Literal["bf16", "fp16", "fp32"]
 Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
 
 
@@ -127,7 +128,7 @@ class TrainConfig:
     """Optimisation. The batch is GLOBAL: results do not depend on how ranks and accumulation split it."""
 
     seed: int = 0
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     global_batch: int = 2
     micro_batch: int | None = None  # windows a rank and forward pass; None: as many as fit the batch over the ranks
     lr_head: float = 1e-4

@@ -11,17 +11,21 @@ from adatad_ds.parallel import World
 
 
 class FailedVideos:
-    """Videos that could not be read and were replaced by other samples.
+    """Videos that could not be read.
 
     Args:
+        fate: what becomes of their samples, in words.
         known: error lines from before a resume.
         most: videos that may fail before the run gives up.
         world: the ranks.
         report: told about each newly failed video.
     """
 
-    def __init__(self, *, known: Sequence[str], most: int, world: World, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, *, fate: str, known: Sequence[str], most: int, world: World, report: Callable[[str], None]
+    ) -> None:
         self.errors = list(known)
+        self._fate = fate
         self._most = most
         self._world = world
         self._report = report
@@ -35,7 +39,7 @@ class FailedVideos:
         for error in sorted({error for part in self._world.gather(list(errors)) for error in part}):
             if error not in self.errors:
                 self.errors.append(error)
-                self._report(f"replaced by other samples: {error}")
+                self._report(f"{self._fate}: {error}")
         if len(self.errors) > self._most:
             raise DataError(
                 f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "

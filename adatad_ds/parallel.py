@@ -194,6 +194,12 @@ def speaks(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get(name, "0") == "0"
 
 
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes the launcher has started, without joining them."""
+    name = "SLURM_NTASKS" if _in_slurm_step(environment) and "WORLD_SIZE" not in environment else "WORLD_SIZE"
+    return int(environment.get(name, "1"))
+
+
 def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
     """How a global batch is run: (windows a rank and forward pass, forward passes a step).
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config
+from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbone import CLIP_TUBELETS
 from adatad_ds.models.detector import Detector, adapted_blocks, assemble_detector, backbone_spec, build_detector
 from adatad_ds.models.recompute import OnceAccumulated
@@ -63,6 +64,19 @@ class Plan:
     def host_bytes(self) -> int:
         """In host memory, of one rank."""
         return sum(line.host for line in self.lines)
+
+    def table(self) -> str:
+        """All lines, for a person."""
+        rows = [f"{'GB of a rank':<45} {'device':>9} {'host':>9}"]
+        for line in self.lines:
+            name = f"({line.name})" if line.transient else line.name
+            rows.append(f"{name:<45} {line.device / 1e9:>9.3f} {line.host / 1e9:>9.3f}")
+        device, host = self.device_bytes / 1e9, self.host_bytes / 1e9
+        rows.append(f"{'peak, with the larger one in brackets':<45} {device:>9.3f} {host:>9.3f}")
+        rows.append(
+            f"a step of all ranks: {self.useful_flop / 1e12:.1f} TFLOP useful, {self.executed_flop / 1e12:.1f} executed"
+        )
+        return "\n".join(rows)
 
 
 def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_classes: int) -> Plan:
@@ -157,7 +171,9 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
     above = {"frozen": 0, "side": 0, "full": spec.depth, "tia": spec.depth - 1 - min(blocks, default=0)}[tuning]
     recomputed = executed and config.backbone.activation_checkpointing
     forward = embedding + spec.depth * (linear + attention) + len(blocks) * adapter
-    backward = above * ((2 if tuning == "full" else 1) * linear + 2 * attention) + len(blocks) * 2 * adapter
+    backward = above * (linear + 2 * attention) + len(blocks) * 2 * adapter
+    if tuning == "full":
+        backward += embedding + above * linear
     again = above * (linear + attention) + len(blocks) * adapter if recomputed else 0.0
     return forward + backward + again
 
@@ -168,28 +184,38 @@ def span_bytes(config: Config, *, windows: int) -> tuple[int, dict[int, int]]:
     Returns:
         To embed it and run a block; to recompute and back-propagate a segment, by its number of frozen blocks.
     """
-    backbone, spec = config.backbone, backbone_spec(config.backbone.name)
-    clips = config.data.window_frames // CLIP_FRAMES // config.parallel.temporal
-    at_once = max(1, backbone.clips_per_chunk // windows) if backbone.clips_per_chunk else clips
-    clips = -(-clips // -(-clips // at_once))
+    chunk = config.backbone.clips_per_chunk
+    clips = -(-config.data.window_frames // CLIP_FRAMES // config.parallel.temporal)
+    clips = -(-clips // -(-clips // max(1, chunk // windows))) if chunk else clips
+    lengths = tuple(sorted(set(_segments(config))))
+    return _span_bytes(config.backbone, config.train.precision, config.data.resolution, windows, clips, lengths)
+
+
+@cache
+def _span_bytes(
+    backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
+) -> tuple[int, dict[int, int]]:
+    data = DataConfig(resolution=resolution)
+    config = Config(data=data, backbone=backbone, train=TrainConfig(precision=precision))
+    spec, dtype = backbone_spec(backbone.name), config.train.dtype
     detector = _with_one_block(config, num_classes=1)
     with FakeTensorMode():
-        _fake(detector, config.train.dtype)
+        _fake(detector, dtype)
         vit = detector.backbone.vit
-        frames = torch.empty(windows * clips, CLIP_FRAMES, *(config.data.resolution,) * 2, 3, dtype=torch.uint8)
+        frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
                 vit.blocks[0](vit.embed(frames))
 
         forward = live_bytes(embed)
-        if not adapted_blocks(backbone):
+        if not lengths:
             return forward, {}
         adapter = detector.backbone.adapters["0"]
         reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
         steps, rest = clips * CLIP_TUBELETS, (positions(config, spec), spec.width)
-        context = torch.empty(windows, reach + steps + reach, *rest, dtype=config.train.dtype, requires_grad=True)
-        gradient = torch.empty(windows, steps, *rest, dtype=config.train.dtype)
+        context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
+        gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
         def differentiate(blocks: int) -> None:
             out = context[:, reach : reach + steps] + adapter(context, reach, reach)
@@ -197,9 +223,7 @@ def span_bytes(config: Config, *, windows: int) -> tuple[int, dict[int, int]]:
                 out = vit.blocks[0](out.view(windows * clips, -1, spec.width)).view_as(gradient)
             OnceAccumulated(adapter).differentiate(out, gradient, context, last=False)
 
-        return forward, {
-            blocks: live_bytes(lambda blocks=blocks: differentiate(blocks)) for blocks in set(_segments(config))
-        }
+        return forward, {blocks: live_bytes(lambda blocks=blocks: differentiate(blocks)) for blocks in lengths}
 
 
 def _working_bytes(config: Config, *, windows: int, tensor: int, on_device: int) -> int:
@@ -274,6 +298,7 @@ class _LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, lambda tensor: self._known.add(tensor.untyped_storage()), (args, kwargs))
         out = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._count, out)
         return out

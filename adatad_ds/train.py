@@ -34,7 +34,8 @@ from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
 from adatad_ds.objective import Objective
 from adatad_ds.optim import parameter_table
-from adatad_ds.parallel import World, speaks
+from adatad_ds.parallel import World, launched_ranks, speaks
+from adatad_ds.plan import make_plan
 from adatad_ds.pretrained import (
     WHERE_FROM,
     check_fingerprint,
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.print_config:
             return _show(json.dumps(config.to_dict(), indent=1))
         if arguments.dry_run:
-            with torch.device("meta"):
-                return _show(parameter_table(build_detector(config, num_classes=len(config.data.classes) or 1)))
+            return _show(dry_run(config, arguments.deepspeed_config))
         world = World.join()
         train(config, arguments=arguments, world=world)
     except (ConfigError, DataError) as error:
@@ -190,10 +190,25 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         stopwatch=stopwatch,
         progress=progress,
         failed_videos=FailedVideos(
-            known=progress.failed_videos, most=config.data.max_failed_videos, world=world, report=monitor.say
+            fate="replaced by other samples" if mesh.temporal == 1 else "left blank",
+            known=progress.failed_videos,
+            most=config.data.max_failed_videos,
+            world=world,
+            report=monitor.say,
         ),
         frozen_fingerprint=frozen,
     )
+
+
+def dry_run(config: Config, ds_config: Path | None) -> str:
+    """Parameters by group, and with a ds_config the memory that each of the launched ranks will need."""
+    classes = len(config.data.classes) or 1
+    with torch.device("meta"):
+        parameters = parameter_table(build_detector(config, num_classes=classes))
+    if ds_config is None:
+        return parameters
+    plan = make_plan(config, ds_config=read_ds_config(ds_config), ranks=launched_ranks(), num_classes=classes)
+    return f"{parameters}\n\n{plan.table()}"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -208,7 +223,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    parser.add_argument("--dry-run", action="store_true", help="print the parameters by group and exit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters and, with a ds_config, memory; exit",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     arguments = parser.parse_args(argv)
     if not arguments.list_recipes and arguments.recipe is None:

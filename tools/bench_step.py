@@ -1,7 +1,8 @@
 """Measure a training step of an adapted backbone: time, throughput and peak memory of several ways to run it.
 
     python tools/bench_step.py --recipe thumos14_videomae_s --set data.window_size=1536 --compare
-    torchrun --nproc_per_node 2 tools/bench_step.py --recipe ... --compare --ways ours alone
+    torchrun --nproc_per_node 2 tools/bench_step.py --recipe ... --ways alone ours --threads 1
+    python tools/bench_step.py --recipe ... --tia
 
 Ways, run in turn in one process group:
 
@@ -16,6 +17,9 @@ A step is the forward pass, and the backward pass of the features' sum, with ran
 FLOP/s count the useful work: forward, and gradients of the inputs where they are needed, no recomputation. MFU is their
 share of what a matrix product reaches on the same device. Peak memory is the allocator's, above weights and frames, on
 the first rank: on a GPU its statistics, on a CPU the profiler's record of one more step.
+
+`--tia` times one adapter's forward and backward pass by itself: as published, with Conv1d between two permutations, and
+as it is here, on tokens where they lie.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -43,12 +48,13 @@ from torch.utils.checkpoint import checkpoint
 
 from adatad_ds import config as configuration
 from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
+from adatad_ds.models.adapters import TIA
 from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.detector import backbone_spec, build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
 from adatad_ds.parallel import World
-from adatad_ds.plan import step_flop, stored_tensor_bytes
+from adatad_ds.plan import positions, step_flop, stored_tensor_bytes
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
 
@@ -64,6 +70,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours"])
     parser.add_argument("--compare", action="store_true", help="plain, published, blocks and ours, or all of --ways")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--tia", action="store_true", help="time an adapter alone, in two layouts")
     parser.add_argument("--threads", type=int, help="of each rank on a CPU")
     parser.add_argument("--json", type=Path, help="write the results here too")
     arguments = parser.parse_args()
@@ -78,6 +85,9 @@ def main() -> int:
             ways = ["plain", "published", "blocks", "ours"] + (["host"] if world.device.type == "cuda" else [])
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
+        if arguments.tia:
+            compare_tia(config, device=world.device, steps=arguments.steps)
+            return 0
         bench = Bench(config, world=world, steps=arguments.steps)
         rows = [bench.measure(way) for way in ways]
     except ConfigError as error:
@@ -183,6 +193,52 @@ def checkpointed_by_block(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:
 
         tokens = checkpoint(adapted, tokens, use_reentrant=False)
     return tokens.mean(dim=1, dtype=torch.float32)
+
+
+def compare_tia(config: Config, *, device: torch.device, steps: int) -> None:
+    """Print the times of one adapter over a chunk, in the published layout and in ours."""
+    spec, backbone = backbone_spec(config.backbone.name), config.backbone
+    tia = TIA(
+        width=spec.width,
+        ratio=backbone.adapter_ratio,
+        kernel=backbone.adapter_kernel,
+        dilation=backbone.adapter_dilation,
+    ).to(device, config.train.dtype)
+    torch.nn.init.normal_(tia.up_proj.weight, std=0.02)
+    shape = (1, 8 * (backbone.clips_per_chunk or 8), positions(config, spec), spec.width)
+    tokens = torch.randn(shape, device=device).to(config.train.dtype).requires_grad_()
+    torch.testing.assert_close(published_tia(tia, tokens), tia(tokens), rtol=2e-2, atol=2e-2)
+    medians = {}
+    for name, run in (("published", lambda: published_tia(tia, tokens)), ("ours", lambda: tia(tokens))):
+        seconds = []
+        for _ in range(2 + 5 * steps):
+            began = time.perf_counter()
+            run().sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        medians[name] = median(seconds[2:])
+    print(f"TIA of {backbone.name} on {shape} {config.train.precision}, forward and backward:")
+    for name, value in medians.items():
+        print(f"{name:<10} {1e3 * value:>8.2f} ms  {value / medians['published']:.2f}")
+
+
+def published_tia(tia: TIA, tokens: Tensor) -> Tensor:
+    """An adapter with its time convolution as Conv1d, (B, T, S, C) to the same."""
+    windows, steps, positions, _ = tokens.shape
+    bottleneck = F.gelu(tia.down_proj(tokens))
+    series = bottleneck.permute(0, 2, 3, 1).flatten(0, 1)  # (B * S, hidden, T)
+    convolution = tia.dwconv
+    mixed = F.conv1d(
+        series,
+        convolution.weight,
+        convolution.bias,
+        padding=convolution.reach,
+        dilation=convolution.dilation,
+        groups=series.shape[1],
+    )
+    mixed = tia.conv(mixed.view(windows, positions, -1, steps).permute(0, 3, 1, 2))
+    return tia.gamma * tia.up_proj(bottleneck + mixed)
 
 
 def cpu_allocator_peak(step: Callable[[], None]) -> int:

@@ -167,7 +167,7 @@ class AdaptedBackbone(nn.Module):
         """Frames of the tubelets `start` to `stop` to their tokens: (B, t, S, C)."""
         span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
         tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
-        return tokens.view(len(frames), stop - start, -1, tokens.shape[-1])
+        return tokens.view(len(frames), stop - start, self.vit.grid_side**2, tokens.shape[-1])
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""

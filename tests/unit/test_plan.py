@@ -1,0 +1,100 @@
+"""Plans against what really happens: FLOPs counted by PyTorch, bytes by its allocator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, ParallelConfig, TrainConfig
+from adatad_ds.models.detector import build_detector
+from adatad_ds.plan import make_plan, step_flop
+from tools.bench_step import cpu_allocator_peak
+
+CONFIG = Config(
+    data=DataConfig(window_size=256, resolution=64, short_side_before_crop=64),
+    backbone=BackboneConfig(name="tiny", clips_per_chunk=2),
+    head=HeadConfig(width=64, arch=(1, 1, 2), regression_range=((0, 4), (4, 8), (8, 99))),
+    train=TrainConfig(precision="fp32", global_batch=1, lr_backbone=1e-5),
+)
+ZERO2 = {"zero_optimization": {"stage": 2}}
+
+
+class Flop(TorchDispatchMode):
+    """PyTorch's own counts; its FlopCounterMode cannot be around autograd.grad of parameters."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def learn(config: Config) -> None:
+    torch.manual_seed(0)
+    model = build_detector(config, num_classes=3)
+    frames = torch.zeros(1, config.data.window_frames, 64, 64, 3, dtype=torch.uint8)
+    model.backbone(frames).sum().backward()
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
+@pytest.mark.parametrize("blocks", [None, (2, 4)])
+def test_flop_are_those_that_pytorch_counts(tuning, blocks):
+    backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=False)
+    config = replace(CONFIG, backbone=backbone)
+    if tuning == "frozen":
+        with Flop() as counter, torch.no_grad():
+            build_detector(config, num_classes=3).backbone(torch.zeros(1, 256, 64, 64, 3, dtype=torch.uint8))
+    else:
+        with Flop() as counter:
+            learn(config)
+    assert step_flop(config) == pytest.approx(counter.total, rel=0.02)
+
+
+@pytest.mark.parametrize("tuning", ["tia", "side"])
+def test_recomputation_is_counted(tuning):
+    config = replace(CONFIG, backbone=replace(CONFIG.backbone, tuning=tuning, adapter_blocks=(1, 3, 5)))
+    with Flop() as counter:
+        learn(config)
+    assert step_flop(config, executed=True) == pytest.approx(counter.total, rel=0.02)
+
+
+@pytest.mark.parametrize(("frames", "blocks"), [(128, (1, 4)), (512, None), (512, (0, 2))])
+def test_memory_is_what_the_allocator_gives(frames, blocks):
+    config = replace(
+        CONFIG,
+        data=replace(CONFIG.data, window_size=frames),
+        backbone=replace(CONFIG.backbone, adapter_blocks=blocks),
+    )
+    model = build_detector(config, num_classes=3)
+    window = torch.zeros(1, frames, 64, 64, 3, dtype=torch.uint8)
+
+    def step() -> None:
+        model.backbone(window).sum().backward()
+
+    step()  # gradients are there from now on
+    lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
+    planned = sum(line.device for line in lines if "stored tensors" in line.name or "one chunk" in line.name)
+    assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+
+
+def test_ranks_share():
+    config = replace(CONFIG, parallel=ParallelConfig(temporal=4), data=replace(CONFIG.data, window_size=1024))
+
+    def lines(ranks: int, ds_config: dict, config: Config) -> dict[str, tuple[int, int]]:
+        plan = make_plan(config, ds_config=ds_config, ranks=ranks, num_classes=3)
+        return {line.name.split(" of ")[0]: (line.device, line.host) for line in plan.lines}
+
+    offload = {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    checkpointing = {"activation_checkpointing": {"cpu_checkpointing": True}}
+    alone = lines(1, ZERO2, replace(config, parallel=ParallelConfig()))
+    shared = lines(4, {"zero_optimization": offload} | checkpointing, config)
+    assert shared["6 stored tensors"] == (0, alone["6 stored tensors"][0] // 4)
+    assert shared["frames"][0] == alone["frames"][0] // 4
+    assert shared["frozen weights"] == (0, alone["frozen weights"][0] // 4)
+    assert shared["masters, moments, average"] == (0, alone["masters, moments, average"][0] // 4)

@@ -1,0 +1,257 @@
+"""Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change where it does not.
+
+    python tools/plan_memory.py --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 \
+        --ds_config ds_configs/zero3.json --gpu H100-80
+    python tools/plan_memory.py --recipe thumos14_videomaev2_g_1536 --ds_config ds_configs/zero3.json --grid
+
+Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
+fragments) is held back when it is asked what fits: 1 GB and 5 %. The time is a floor: all executed FLOPs at the GPU's
+dense bf16 peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
+
+from adatad_ds import config as configuration
+from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
+from adatad_ds.ds_config import read_ds_config
+from adatad_ds.parallel import split_batch
+from adatad_ds.plan import Plan, make_plan
+from adatad_ds.recipes import find_recipe
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Memory in GB and dense bf16 peak in TFLOP/s, by the makers' data sheets."""
+
+    memory_gb: float
+    tflop_per_sec: float
+
+
+GPUS = {
+    "RTX4090-24": GPU(24, 165),
+    "A100-40": GPU(40, 312),
+    "A100-80": GPU(80, 312),
+    "H100-80": GPU(80, 989),
+    "H200-141": GPU(141, 989),
+}
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+GRID_COUNTS = (1, 8, 64, 512, 1024)
+GRID_FRAMES = (1536, 3072, 6144, 12288)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to run: ranks, ranks a window, clips a chunk, where stored tensors wait."""
+
+    gpus: int
+    temporal: int
+    chunk: int
+    host: bool
+
+    def __str__(self) -> str:
+        """As options and settings."""
+        wait = "in host memory (cpu_checkpointing)" if self.host else "on the device"
+        return (
+            f"--gpus {self.gpus} --set parallel.temporal={self.temporal} --set backbone.clips_per_chunk={self.chunk}, "
+            f"stored tensors {wait}"
+        )
+
+
+class Planner:
+    """Plans a recipe in other layouts and with other windows.
+
+    Args:
+        config: of the recipe; a micro batch of one window, the rest of the batch by accumulation.
+        ds_config: ZeRO stage, offload, buckets.
+        num_classes: K.
+    """
+
+    def __init__(self, config: Config, ds_config: Mapping[str, Any], *, num_classes: int) -> None:
+        self.config, self._num_classes = config, num_classes
+        self._ds_config = copy.deepcopy(dict(ds_config))
+
+    def plan(self, layout: Layout, *, frames: int | None = None) -> Plan:
+        """One layout, with windows of another length if wanted.
+
+        Raises:
+            ConfigError: it cannot be run so.
+        """
+        config = self.config if frames is None else self._with_frames(frames)
+        split_batch(
+            global_batch=config.train.global_batch,
+            data_ranks=layout.gpus // layout.temporal,
+            micro_batch=config.train.micro_batch,
+        )
+        if layout.gpus % layout.temporal or layout.temporal > config.data.window_frames // CLIP_FRAMES:
+            raise ConfigError(f"{layout.gpus} ranks cannot share windows by {layout.temporal}")
+        config = replace(
+            config,
+            parallel=replace(config.parallel, temporal=layout.temporal),
+            backbone=replace(config.backbone, clips_per_chunk=layout.chunk),
+        )
+        ds_config = self._ds_config | {"activation_checkpointing": {"cpu_checkpointing": layout.host}}
+        return make_plan(config, ds_config=ds_config, ranks=layout.gpus, num_classes=self._num_classes)
+
+    def first_fit(self, gpus: int, memory_gb: float, *, frames: int | None = None) -> tuple[Layout, Plan] | None:
+        """The layout for so many GPUs that fits, the fastest first: on the device, then in host memory, then chunks."""
+        for chunk, host, temporal in self._choices(gpus, frames):
+            layout = Layout(gpus, temporal, chunk, host)
+            plan = self.plan(layout, frames=frames)
+            if fits(plan, memory_gb):
+                return layout, plan
+        return None
+
+    def most_frames(self, layout: Layout, memory_gb: float) -> int:
+        """The longest window, in frames, that fits a layout; 0: none does."""
+        step = self.frame_step()
+        low, high = 0, 1
+        while high < 4096 and self._fits_frames(layout, memory_gb, high * step):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits_frames(layout, memory_gb, middle * step) else (low, middle)
+        return low * step
+
+    def frame_step(self) -> int:
+        """Windows are multiples of so many frames: whole clips, and halvings of the pyramid."""
+        step = self.config.head.strides[-1] * self.config.data.frames_per_feature
+        while step % CLIP_FRAMES:
+            step *= 2
+        return step
+
+    def _fits_frames(self, layout: Layout, memory_gb: float, frames: int) -> bool:
+        try:
+            return fits(self.plan(layout, frames=frames), memory_gb)
+        except ConfigError:
+            return frames // CLIP_FRAMES < layout.temporal  # too short for its ranks: look at longer ones
+
+    def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
+        """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
+        clips = (frames or self.config.data.window_frames) // CLIP_FRAMES
+        batch = self.config.train.global_batch
+        return [count for count in range(1, min(gpus, clips) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
+
+    def _choices(self, gpus: int, frames: int | None) -> Iterator[tuple[int, bool, int]]:
+        temporal = self.temporal_choices(gpus, frames)
+        chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= max(1, self.config.backbone.clips_per_chunk)]
+        for chunk in chunks:
+            for host in (False, True):
+                for count in temporal:
+                    yield chunk, host, count
+
+    def _with_frames(self, frames: int) -> Config:
+        data = replace(self.config.data, window_size=frames // self.config.data.frames_per_feature)
+        return replace(self.config, data=data)
+
+
+def fits(plan: Plan, memory_gb: float) -> bool:
+    """Whether a plan fits a GPU of so many GB, with 1 GB and 5 % held back."""
+    return plan.device_bytes <= (0.95 * memory_gb - 1.0) * 1e9
+
+
+def main() -> int:
+    """Print a plan, or the grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
+    parser.add_argument("--ds_config", required=True, type=Path)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
+    parser.add_argument("--gpu", choices=GPUS, default="A100-80")
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
+    arguments = parser.parse_args()
+    try:
+        config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
+        if config.train.micro_batch is None:
+            config = replace(config, train=replace(config.train, micro_batch=1))
+        ds_config = read_ds_config(arguments.ds_config)
+        planner = Planner(config, ds_config, num_classes=arguments.classes)
+        if arguments.grid:
+            print_grid(planner)
+            return 0
+        host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
+        temporal = arguments.temporal or config.parallel.temporal
+        layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
+        print_plan(planner, layout, GPUS[arguments.gpu], name=arguments.gpu)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def print_plan(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> None:
+    """One layout, what fits, and what to change."""
+    config = planner.config
+    plan = planner.plan(layout)
+    print(
+        f"{config.backbone.name}, {config.backbone.tuning}, {config.data.window_frames} frames, "
+        f"{config.data.resolution} px, {config.train.precision}, global batch {config.train.global_batch}, "
+        f"micro batch {config.train.micro_batch}\n{layout}\n"
+    )
+    print(plan.table())
+    print(f"time floor of a step on {layout.gpus} x {name}: {floor_sec(plan, layout.gpus, gpu):.2f} s\n")
+    print(f"{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}")
+    print(f"most frames in this layout: {planner.most_frames(layout, gpu.memory_gb)}")
+    for gpus in COUNTS:
+        found = planner.first_fit(gpus, gpu.memory_gb)
+        if found:
+            print(f"fewest GPUs: {gpus} ({found[0]})")
+            break
+    else:
+        print(f"fewest GPUs: more than {COUNTS[-1]}, or another global batch")
+    found = planner.first_fit(layout.gpus, gpu.memory_gb)
+    print(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
+
+
+def print_grid(planner: Planner) -> None:
+    """What fits where: D stored tensors on the device, H in host memory, with the layout's P."""
+    memories = (24, 40, 80, 141)
+    print(
+        "| frames | GPUs | P | device GB | with host GB | host GB | " + " | ".join(f"{m} GB" for m in memories) + " |"
+    )
+    print("|---" * (6 + len(memories)) + "|")
+    gpu = GPUS["H100-80"]
+    for frames in GRID_FRAMES:
+        for gpus in GRID_COUNTS:
+            layouts = [planner.first_fit(gpus, memory, frames=frames) for memory in memories]
+            most = max(planner.temporal_choices(gpus, frames), default=None)
+            if most is None:
+                print(f"| {frames} | {gpus} | - | | | |" + " |" * len(memories))
+                continue
+            chunk = planner.config.backbone.clips_per_chunk
+            here = planner.plan(Layout(gpus, most, chunk, host=False), frames=frames)
+            away = planner.plan(Layout(gpus, most, chunk, host=True), frames=frames)
+            marks = [_mark(found) for found in layouts]
+            print(
+                f"| {frames} | {gpus} | {most} | {here.device_bytes / 1e9:.1f} | {away.device_bytes / 1e9:.1f} | "
+                f"{away.host_bytes / 1e9:.1f} | {' | '.join(marks)} |"
+            )
+    print(f"\n(the floor of a step, H100: {floor_sec(planner.plan(Layout(1, 1, 8, True)), 1, gpu):.2f} s on one GPU)")
+
+
+def _mark(found: tuple[Layout, Plan] | None) -> str:
+    if found is None:
+        return "-"
+    layout = found[0]
+    chunk = f", chunk {layout.chunk}" if layout.chunk < 8 else ""
+    return f"{'H' if layout.host else 'D'}, P={layout.temporal}{chunk}"
+
+
+def floor_sec(plan: Plan, gpus: int, gpu: GPU) -> float:
+    """Seconds that a step's executed FLOPs take at least."""
+    return plan.executed_flop / (gpus * gpu.tflop_per_sec * 1e12)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
