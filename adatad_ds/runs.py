@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -24,6 +25,8 @@ CLASSES_FILE = "classes.json"
 VERSIONS_FILE = "versions.json"
 RESULTS_FILE = "detections.json"
 METRICS_FILE = "metrics.json"
+INTERRUPTED_FILE = "interrupted"  # there while a run that was asked to stop waits to go on
+_ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "timm", "numpy", "decord", "av")
 
 
@@ -58,6 +61,11 @@ class RunFolder:
         self._write(DS_CONFIG_FILE, ds_config)
         self._write(CLASSES_FILE, list(classes))
         self._write(VERSIONS_FILE, versions())
+        (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
+
+    def mark_interrupted(self) -> None:
+        """Leave the file that asks for this run to be started again."""
+        (self.path / INTERRUPTED_FILE).touch()
 
     def read(self) -> tuple[Config, tuple[str, ...]]:
         """The run's config and class names.
@@ -108,6 +116,8 @@ def versions() -> dict[str, Any]:
         "git": _git("rev-parse", "HEAD"),
         "git_changes": _git("status", "--porcelain"),
         "packages": packages,
+        "host": platform.node(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
     }
 
 

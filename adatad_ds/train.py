@@ -36,6 +36,7 @@ from adatad_ds.objective import Objective
 from adatad_ds.optim import parameter_table
 from adatad_ds.parallel import World, launched_ranks, speaks
 from adatad_ds.plan import make_plan
+from adatad_ds.preemption import StopRequest
 from adatad_ds.pretrained import (
     WHERE_FROM,
     check_fingerprint,
@@ -76,13 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
     """Build and run; nothing of it is left when this returns."""
-    trainer = build_trainer(config, arguments=arguments, world=world)
-    trainer.run()
+    stop = StopRequest()
+    with stop.listening():
+        trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
+        trainer.run()
     trainer.report_memory()
     trainer.close()
 
 
-def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World) -> Trainer:
+def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:
     """Put a run together: data, detector, weights or checkpoint, engine.
 
     Raises:
@@ -197,6 +200,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
             report=monitor.say,
         ),
         frozen_fingerprint=frozen,
+        stop=stop,
     )
 
 

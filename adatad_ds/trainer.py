@@ -22,6 +22,7 @@ from adatad_ds.monitor import Monitor, peak_memory_bytes
 from adatad_ds.objective import Objective
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
+from adatad_ds.preemption import StopRequest
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 
@@ -53,9 +54,10 @@ class Trainer:
     progress: Progress
     failed_videos: FailedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
+    stop: StopRequest
 
     def run(self) -> None:
-        """From the step reached to the last epoch's evaluation."""
+        """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
         epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
         total_steps = settings.stop_epoch * epoch_steps
         if self.progress.step and self.progress.step % epoch_steps == 0:
@@ -74,22 +76,27 @@ class Trainer:
             fetched = time.perf_counter()
             warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
             self.engine.set_learning_rate(schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end))
-            classification, regression = self.step(accumulated)
+            classification, regression, stops = self.step(accumulated)
             self.progress.step = step + 1
             self.monitor.advance(step, f"loss {classification + regression:.4f}")
             if step % settings.log_every_steps == 0 or step + 1 == total_steps:
                 self.log(step, classification, regression, data_sec=fetched - began, began=began)
             epoch, inside_epoch = divmod(step + 1, epoch_steps)
-            if inside_epoch == 0 or (
-                settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
-            ):
+            regular = settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
+            if inside_epoch == 0 or regular or stops:
                 self.save()
+            if stops:
+                self.leave_early()
+                return
             if inside_epoch == 0:
                 self.evaluate_if_due(epoch)
                 self.engine.train()
 
-    def step(self, micro_batches: Sequence[Batch]) -> tuple[float, float]:
-        """One optimizer step on a global batch; its classification and regression loss, the same on all ranks.
+    def step(self, micro_batches: Sequence[Batch]) -> tuple[float, float, bool]:
+        """One optimizer step on a global batch.
+
+        Returns:
+            Its classification and regression loss, and whether any rank has been asked to stop: the same on all.
 
         Raises:
             DataError: too many videos could not be read.
@@ -106,11 +113,19 @@ class Trainer:
             self.engine.step()
             sums += torch.stack([classification.detach(), regression.detach()])
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
-        classification, regression, failed = self.mesh.sum_over_windows(sums[0], sums[1], len(errors))
+        classification, regression, failed, stops = self.mesh.sum_over_windows(
+            sums[0], sums[1], len(errors), self.stop.asked
+        )
         if failed:
             self.failed_videos.add(errors)
         check_finite(step=self.progress.step, classification=classification, regression=regression)
-        return classification, regression
+        return classification, regression, stops > 0
+
+    def leave_early(self) -> None:
+        """Say that this run is to go on later: to the user, and by a file to whoever started it."""
+        if self.world.is_main:
+            self.run_folder.mark_interrupted()
+        self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
 
     def log(self, step: int, classification: float, regression: float, *, data_sec: float, began: float) -> None:
         """Record a step's numbers. A collective."""

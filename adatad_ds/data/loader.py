@@ -6,9 +6,11 @@ A global batch is the same set of samples however it is split over data ranks, m
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 import numpy as np
@@ -199,6 +201,10 @@ def make_test_loader(
 def _processes() -> BaseContext:
     context = multiprocessing.get_context(START_METHOD)
     context.set_forkserver_preload(PRELOADED)
+    # A scheduler's warning reaches all processes of a rank; workers and their server leave it to the trainer.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGUSR1, before)
     return context
 
 

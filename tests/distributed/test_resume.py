@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 
@@ -25,8 +26,8 @@ SETTINGS = {
 }
 
 
-def kill_after_step(command: list[str], run, step: int) -> None:
-    """Start a training and kill -9 all of it once a step is logged."""
+def start_until(command: list[str], run, step: int) -> subprocess.Popen[bytes]:
+    """Start a training and return once a step is logged."""
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -41,7 +42,13 @@ def kill_after_step(command: list[str], run, step: int) -> None:
         if log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
             break
         time.sleep(0.01)
-    assert process.poll() is None, "the run ended before it could be killed"
+    assert process.poll() is None, "the run ended before that step"
+    return process
+
+
+def kill_after_step(command: list[str], run, step: int) -> None:
+    """Start a training and kill -9 all of it once a step is logged."""
+    process = start_until(command, run, step)
     launcher = psutil.Process(process.pid)
     for victim in [launcher, *launcher.children(recursive=True)]:
         victim.kill()
@@ -110,3 +117,29 @@ def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
         )
     )
     assert losses(two) == pytest.approx(losses(whole), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_and_ends_all(small_videos, tmp_path):
+    """The scheduler's warning: the run goes on at the very step, bit by bit."""
+
+    def command(run, **more):
+        settings = SETTINGS | {"train__checkpoint_every_steps": 0}
+        return train_command(
+            data=small_videos, run=run, ranks=2, ds_config="zero3", launcher="torchrun", **settings, **more
+        )
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(command(whole))
+    process = start_until(command(stopped), stopped, step=2)
+    ranks = [child for child in psutil.Process(process.pid).children() if "adatad_ds/train.py" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=120) == 0
+    assert (stopped / "interrupted").exists()
+    saved = max(losses(stopped)) + 1
+    assert saved < len(losses(whole))
+    output = finish(command(stopped, resume=True))
+    assert f"{saved} steps done" in output
+    assert not (stopped / "interrupted").exists()
+    assert losses(stopped) == losses(whole)
