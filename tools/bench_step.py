@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours"])
     parser.add_argument("--compare", action="store_true", help="plain, published, blocks and ours, or all of --ways")
-    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not; 0: that one")
     parser.add_argument("--tia", action="store_true", help="time an adapter alone, in two layouts")
     parser.add_argument("--threads", type=int, help="of each rank on a CPU")
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -172,7 +172,7 @@ class Bench:
             seconds.append(time.perf_counter() - began)
             backbone.zero_grad(set_to_none=True)
         peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else cpu_allocator_peak(step)
-        return {"median_sec": median(seconds[1:]), "peak_bytes": peak}
+        return {"median_sec": median(seconds[1:] or seconds), "peak_bytes": peak}
 
 
 def checkpointed_by_block(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Generate a data set of untrimmed H.264 videos with annotations: the quickstart's data.
 
-python tools/make_videos.py --out data/quickstart --train 80 --test 32 --seed 1
+python tools/make_videos.py --out data/quickstart --train 160 --test 32 --seed 1
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> int:
     """Make the data set, unless the same one is there already."""
     parser = argparse.ArgumentParser(description="Generate untrimmed videos with annotated actions.")
     parser.add_argument("--out", type=Path, required=True, help="folder for annotations.json and videos/")
-    parser.add_argument("--train", type=int, default=80, help="training videos")
+    parser.add_argument("--train", type=int, default=160, help="training videos")
     parser.add_argument("--test", type=int, default=32, help="test videos")
     parser.add_argument("--seed", type=int, default=1, help="another seed, another data set")
     parser.add_argument("--workers", type=int, default=2, help="processes")

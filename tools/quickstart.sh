@@ -19,7 +19,7 @@ stage() {
 done_in() { printf -- '--- %s s\n' "$((SECONDS - stage_began))"; }
 
 stage "videos with actions that differ in motion"
-python tools/make_videos.py --out data/quickstart --train 80 --test 32 --seed 1 --workers "$cores"
+python tools/make_videos.py --out data/quickstart --train 160 --test 32 --seed 1 --workers "$cores"
 done_in
 
 for recipe in quickstart quickstart_frozen; do
