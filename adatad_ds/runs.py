@@ -25,6 +25,7 @@ CLASSES_FILE = "classes.json"
 VERSIONS_FILE = "versions.json"
 RESULTS_FILE = "detections.json"
 METRICS_FILE = "metrics.json"
+REVISION_FILE = "revision.json"  # in a snapshot of the code, which is no clone
 INTERRUPTED_FILE = "interrupted"  # there while a run that was asked to stop waits to go on
 _ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "timm", "numpy", "decord", "av")
@@ -113,12 +114,19 @@ def versions() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "git": _git("rev-parse", "HEAD"),
-        "git_changes": _git("status", "--porcelain"),
+        **revision(),
         "packages": packages,
         "host": platform.node(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
     }
+
+
+def revision() -> dict[str, str | None]:
+    """The commit of this code and what was changed since; as noted in a snapshot, or asked of git."""
+    noted = Path(__file__).resolve().parents[1] / REVISION_FILE
+    if noted.exists():
+        return json.loads(noted.read_text())
+    return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}
 
 
 def _git(*arguments: str) -> str | None:

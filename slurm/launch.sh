@@ -1,0 +1,14 @@
+# Sourced in the clone by what submits: site settings into the environment, python with our packages.
+[[ -f adatad_ds/train.py ]] || {
+    echo "error: submit from the clone's folder (here: $PWD)" >&2
+    exit 2
+}
+set -a
+source slurm/site.env
+set +a
+activate || {
+    echo "error: 'activate' in slurm/site.env failed; set it to what makes adatad_ds' packages available" >&2
+    exit 2
+}
+# What this small job was given must not leak into the jobs that it submits.
+while read -r name; do unset "$name"; done < <(compgen -v | grep -E '^(SLURM|SBATCH)_(JOB|CPU|MEM|NTASKS|NNODES|NPROCS|TASK|STEP|TRES|GPU)' || true)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=adatad-submit
+#SBATCH --ntasks=1
+#SBATCH --time=00:30:00
+#SBATCH --output=slurm-%x-%j.out
+# Train one recipe on any number of nodes:
+#   NODES=2 sbatch slurm/train.sh --name my_run --recipe thumos14_videomaev2_g_1536 --set parallel.temporal=8
+# This small job (or `bash slurm/train.sh ...` on a login node) checks the settings, takes a snapshot of the code and
+# submits the real one. --dry-run prints what it would submit.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+source slurm/launch.sh
+exec python tools/submit.py run "$@"
