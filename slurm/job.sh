@@ -7,6 +7,7 @@ set -uo pipefail
 grid=$1
 index=${SLURM_ARRAY_TASK_ID:-${2:-0}}
 set -a
+# shellcheck disable=SC1091
 source "$grid/code/slurm/site.env"
 set +a
 activate

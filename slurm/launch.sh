@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Sourced in the clone by what submits: site settings into the environment, python with our packages.
 [[ -f adatad_ds/train.py ]] || {
     echo "error: submit from the clone's folder (here: $PWD)" >&2

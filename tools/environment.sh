@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Make and activate .venv with the given requirements file; sourced by the other scripts.
 # Nothing is installed again while the requirements stay the same.
 

@@ -115,7 +115,7 @@ def main() -> int:
         if arguments.command == "run":
             name = arguments.name or arguments.recipe
             assignments = (*os.environ.get("SET", "").split(), *arguments.set)
-            cells = [Cell(name=name, recipe=arguments.recipe, assignments=assignments, nodes=_number("NODES") or 1)]
+            cells = [Cell(name="run", recipe=arguments.recipe, assignments=assignments, nodes=_number("NODES") or 1)]
             only = None
         else:
             name, cells = read_grid(arguments.file, site)
