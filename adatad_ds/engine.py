@@ -237,6 +237,8 @@ class Engine:
 
     def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
         """Replace the compute-type weights of what learns, one parameter at a time."""
+        if self.stage == 3:
+            self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
         for parameter in self._learnt.values():
             value = full_value(parameter)
             if self.stage == 3:

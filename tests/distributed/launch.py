@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def train_command(
         "python": [sys.executable],
     }[launcher]
     command = [*launch, "adatad_ds/train.py", "--recipe", "quickstart", "--run-dir", str(run)]
-    command += ["--deepspeed_config", f"ds_configs/{ds_config}.json"]
+    command += ["--deepspeed_config", ds_config if ds_config.endswith(".json") else f"ds_configs/{ds_config}.json"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
     return [*command, "--resume", "auto"] if resume else command
@@ -86,6 +87,26 @@ def finish(command: list[str]) -> str:
     done = start(command)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return done.stdout
+
+
+def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[bytes]:
+    """Start a training and return once a step is logged."""
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before that step"
+    return process
 
 
 def losses(run: Path) -> dict[int, float]:

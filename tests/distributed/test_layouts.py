@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.distributed.launch import finish, losses, train_command
@@ -38,3 +41,24 @@ def test_same_losses(layout, reference, small_videos, tmp_path):
     run = tmp_path / "run"
     finish(train_command(data=small_videos, run=run, **LAYOUTS[layout], **LEARNING))
     assert losses(run) == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_that_do_not_stay(checkpointing, reference, small_videos, tmp_path):
+    """As a giant's: every weight is gathered when needed, some are in flight when averaged weights are written."""
+    ds_config = json.loads(Path("ds_configs/zero3_offload.json").read_text())
+    ds_config["zero_optimization"] |= {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 200_000,
+        "stage3_max_live_parameters": 500_000,
+        "stage3_max_reuse_distance": 500_000,
+    }
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps(ds_config))
+    run = tmp_path / "run"
+    layout = {"ranks": 2, "ds_config": str(path), "train__eval_from_epoch": 1, "train__compact_checkpoints": False}
+    execution = {"backbone__activation_checkpointing": checkpointing, "backbone__clips_per_chunk": 1}
+    finish(train_command(data=small_videos, run=run, **layout, **execution, **LEARNING))
+    assert losses(run) == pytest.approx(reference, rel=1e-5)
+    assert len(list((run / "evaluations").iterdir())) == 3

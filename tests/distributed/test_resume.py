@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 
 import psutil
 import pytest
 
 from adatad_ds.checkpoint import CheckpointStore
-from tests.distributed.launch import REPOSITORY, environment, finish, losses, train_command
+from tests.distributed.launch import finish, losses, start_until, train_command
 
 SETTINGS = {
     "data__workers": 1,
@@ -24,26 +23,6 @@ SETTINGS = {
     "train__eval_from_epoch": 2,
     "train__eval_every": 2,
 }
-
-
-def start_until(command: list[str], run, step: int) -> subprocess.Popen[bytes]:
-    """Start a training and return once a step is logged."""
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    log = run / "log.jsonl"
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines()):
-            break
-        time.sleep(0.01)
-    assert process.poll() is None, "the run ended before that step"
-    return process
 
 
 def kill_after_step(command: list[str], run, step: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
+import psutil
 import pytest
 
-from tests.distributed.launch import finish, losses, start, train_command
+from tests.distributed.launch import finish, losses, start, start_until, train_command
 
 LEARNING = {
     "train__lr_head": 1e-3,
@@ -101,3 +103,18 @@ def test_an_unreadable_video_is_blank_on_all_ranks_of_its_group(small_videos, tm
     output = finish(train_command(data=data, run=tmp_path / "run", **layout, **LEARNING))
     assert victim.name in output
     assert len(losses(tmp_path / "run")) == 4
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
+    layout = {"ranks": 2, "ds_config": "zero3", "parallel__temporal": 2}
+    settings = LEARNING | {"train__stop_epoch": 50, "train__schedule_epochs": 50, "train__eval_from_epoch": 50}
+    run = tmp_path / "run"
+    process = start_until(train_command(data=small_videos, run=run, **layout, **settings), run, step=1)
+    ranks = [child for child in psutil.Process(process.pid).children() if "adatad_ds/train.py" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    began = time.monotonic()
+    assert process.wait(timeout=90) != 0
+    assert time.monotonic() - began < 60
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
