@@ -37,6 +37,11 @@ if [[ -e $run/interrupted ]]; then
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # until Slurm has taken this job down
 elif ((code != 0)); then
+    if ! timeout 90 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 true; then
+        echo "a node is gone: queued again, to go on from the last checkpoint"
+        scontrol requeue "$SLURM_JOB_ID"
+        sleep 60
+    fi
     echo "$code" >"$run/failed"
 fi
 exit "$code"

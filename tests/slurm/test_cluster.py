@@ -148,7 +148,7 @@ def test_a_grid_finishes_and_is_reported(cluster, small_videos):
 
 
 def test_preempted_goes_on_bit_by_bit(cluster, small_videos):
-    settings = small(small_videos, train__stop_epoch=8, train__schedule_epochs=8)
+    settings = small(small_videos, train__stop_epoch=40, train__schedule_epochs=40)
     jobs = {}
     for grid in ("whole", "preempted"):
         code, output = cluster.sbatch("slurm/scale_frames.sh", SET=settings, FRAMES="64", GRID=grid)
@@ -171,21 +171,26 @@ def test_preempted_goes_on_bit_by_bit(cluster, small_videos):
     )
     run = cluster.run("crash", "quickstart_64f_32px")
     until(lambda: logged(run, 3))
+    job = job_of(output)
     cluster.call("crash", "node2")
-    time.sleep(2)
+    until(lambda: "Restarts=0" not in cluster.call("exec", "scontrol", "show", "job", job).stdout)
     cluster.call("revive", "node2")
-    done = cluster.wait(job_of(output))
+    done = cluster.wait(job)
     assert done.returncode == 0, done.stdout
     assert losses(run) == losses(cluster.run("whole", "quickstart_64f_32px"))
 
 
 def test_a_failed_cell_alone_is_submitted_again(cluster, small_videos, tmp_path):
-    videos = tmp_path / "videos"
-    shutil.copytree(small_videos / "videos", videos)
-    settings = small(small_videos, data__videos=videos, data__max_failed_videos=0)
-    victim = sorted(videos.glob("training*"))[0]
+    data = tmp_path / "data"
+    shutil.copytree(small_videos, data)
+    victim = sorted((data / "videos").glob("training*"))[0]
+    annotations = json.loads((data / "annotations.json").read_text())
+    entry = annotations["database"][victim.stem]
+    entry.setdefault("frame", round(entry["duration"] * entry.get("fps", 25)))  # not asked of the file
+    (data / "annotations.json").write_text(json.dumps(annotations))
     kept = victim.read_bytes()
     victim.write_bytes(b"broken")
+    settings = small(data, data__max_failed_videos=0)
     code, output = cluster.sbatch("slurm/scale_frames.sh", SET=settings, FRAMES="32", GRID="again")
     assert code == 0, output
     assert cluster.wait(job_of(output)).returncode != 0
