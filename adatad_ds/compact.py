@@ -28,11 +28,10 @@ def encode(kind: str, value: Tensor, master: Tensor) -> Tensor:
         (*shape, 3) uint8 for a master, else bf16 of the value's shape.
     """
     if kind == MASTER:
-        bits = value.float().contiguous().view(torch.int32)
-        rounded = torch.where((bits & 0x7FFFFF00) < 0x7F7FFF00, bits + 0x80, bits)  # not the largest: it would overflow
-        return rounded.unsqueeze(-1).view(torch.uint8)[..., 1:].contiguous()  # little-endian: the first byte is lowest
+        bytes_ = _rounded_master(value).unsqueeze(-1).view(torch.uint8)
+        return bytes_[..., 1:].contiguous()  # little-endian: the first byte is lowest, and zero
     if kind == AVERAGE:
-        return (value - decode(MASTER, encode(MASTER, master, master), master)).to(torch.bfloat16)
+        return (value - _rounded_master(master)).to(torch.bfloat16)
     return value.to(torch.bfloat16)
 
 
@@ -53,4 +52,16 @@ def decode(kind: str, stored: Tensor, master: Tensor) -> Tensor:
 
 def rounded(kind: str, value: Tensor, master: Tensor) -> Tensor:
     """What `decode` gives back of `encode`; `master` not rounded."""
-    return decode(kind, encode(kind, value, master), decode(MASTER, encode(MASTER, master, master), master))
+    if kind == MASTER:
+        return _rounded_master(value)
+    if kind == AVERAGE:
+        master = _rounded_master(master)
+        return master + (value - master).to(torch.bfloat16).float()
+    return value.to(torch.bfloat16).float()
+
+
+def _rounded_master(value: Tensor) -> Tensor:
+    """fp32 rounded to its highest 24 bits; the largest ones are cut, for they would overflow."""
+    bits = value.float().contiguous().view(torch.int32)
+    largest = (bits & 0x7FFFFF00) >= 0x7F7FFF00
+    return torch.where(largest, bits, bits + 0x80).bitwise_and_(-0x100).view(torch.float32)

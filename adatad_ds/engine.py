@@ -40,6 +40,7 @@ from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimize
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
 # AVERAGE is our key in the optimizer's state: the EMA is partitioned exactly as the moments are.
 
 
@@ -153,10 +154,11 @@ class Engine:
     def round_learnt_state(self) -> None:
         """Round masters, moments and average as compact checkpoints do, so that a resume goes on with the same bits."""
         for flat in self._flat_masters():
-            state, master = self._adam.state[flat], flat.detach().clone()
-            for key in self._state_keys():
-                state[key].copy_(rounded(key, state[key], master))
-            flat.detach().copy_(rounded(MASTER, master, master))
+            states = {key: self._adam.state[flat][key].split(ROUNDED_AT_ONCE) for key in self._state_keys()}
+            for index, part in enumerate(flat.detach().split(ROUNDED_AT_ONCE)):
+                for key, parts in states.items():
+                    parts[index].copy_(rounded(key, parts[index], part))
+                part.copy_(rounded(MASTER, part, part))
         self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
 
     @contextlib.contextmanager
