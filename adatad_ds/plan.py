@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbone import CLIP_TUBELETS
-from adatad_ds.models.detector import Detector, adapted_blocks, assemble_detector, backbone_spec, build_detector
+from adatad_ds.models.detector import Detector, adapted_blocks, backbone_spec, build_detector
 from adatad_ds.models.recompute import OnceAccumulated
 from adatad_ds.models.vit import ViTSpec
 
@@ -270,7 +270,7 @@ def _with_one_block(config: Config, *, num_classes: int) -> Detector:
     adapts = config.backbone.tuning in ("tia", "side")
     backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
     with torch.device("meta"):  # initialisation looks at values, which fake tensors do not have
-        return assemble_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
+        return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
 
 
 def _fake(model: nn.Module, dtype: torch.dtype) -> None:
