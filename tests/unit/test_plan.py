@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, ParallelConfig, TrainConfig
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import make_plan, step_flop
+from adatad_ds.train import main
 from tools.bench_step import cpu_allocator_peak
 
 CONFIG = Config(
@@ -113,3 +114,12 @@ def test_what_cannot_be_run_has_no_plan():
     config = replace(CONFIG, parallel=ParallelConfig(temporal=3))
     with pytest.raises(ConfigError, match="must divide 4 ranks"):
         make_plan(config, ds_config=ZERO2, ranks=4, num_classes=3)
+
+
+def test_dry_run_prints_the_plan(capsys):
+    options = ["--recipe", "thumos14_videomae_s", "--set", "backbone.weights=null", "--dry-run"]
+    assert main([*options, "--deepspeed_config", "ds_configs/zero3_offload.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "adapter, learns" in printed
+    assert "12 stored tensors of" in printed
+    assert "TFLOP useful" in printed
