@@ -54,7 +54,7 @@ from adatad_ds.models.detector import backbone_spec, build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
 from adatad_ds.parallel import World
-from adatad_ds.plan import positions, step_flop, stored_tensor_bytes
+from adatad_ds.plan import step_flop, stored_tensor_bytes
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
 
@@ -205,7 +205,7 @@ def compare_tia(config: Config, *, device: torch.device, steps: int) -> None:
         dilation=backbone.adapter_dilation,
     ).to(device, config.train.dtype)
     torch.nn.init.normal_(tia.up_proj.weight, std=0.02)
-    shape = (1, 8 * (backbone.clips_per_chunk or 8), positions(config, spec), spec.width)
+    shape = (1, 8 * (backbone.clips_per_chunk or 8), spec.positions(config.data.resolution), spec.width)
     tokens = torch.randn(shape, device=device).to(config.train.dtype).requires_grad_()
     torch.testing.assert_close(published_tia(tia, tokens), tia(tokens), rtol=2e-2, atol=2e-2)
     medians = {}

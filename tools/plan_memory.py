@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from adatad_ds import config as configuration
 from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.ds_config import read_ds_config
-from adatad_ds.parallel import split_batch
 from adatad_ds.plan import Plan, make_plan
 from adatad_ds.recipes import find_recipe
 
@@ -87,19 +86,13 @@ class Planner:
             ConfigError: it cannot be run so.
         """
         config = self.config if frames is None else self._with_frames(frames)
-        split_batch(
-            global_batch=config.train.global_batch,
-            data_ranks=layout.gpus // layout.temporal,
-            micro_batch=config.train.micro_batch,
-        )
-        if layout.gpus % layout.temporal or layout.temporal > config.data.window_frames // CLIP_FRAMES:
-            raise ConfigError(f"{layout.gpus} ranks cannot share windows by {layout.temporal}")
         config = replace(
             config,
             parallel=replace(config.parallel, temporal=layout.temporal),
             backbone=replace(config.backbone, clips_per_chunk=layout.chunk),
         )
-        ds_config = self._ds_config | {"activation_checkpointing": {"cpu_checkpointing": layout.host}}
+        section = self._ds_config.get("activation_checkpointing", {}) | {"cpu_checkpointing": layout.host}
+        ds_config = self._ds_config | {"activation_checkpointing": section}
         return make_plan(config, ds_config=ds_config, ranks=layout.gpus, num_classes=self._num_classes)
 
     def first_fit(self, gpus: int, memory_gb: float, *, frames: int | None = None) -> tuple[Layout, Plan] | None:

@@ -104,14 +104,18 @@ class AdaptedBackbone(nn.Module):
 
     def _run_recomputing(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """`tia` or `side` with one stored tensor an adapted block: (B, T', C)."""
-        execution = Execution(spans=spans, window=self._window, storage=self.storage, stopwatch=self.stopwatch)
-        shape = (frames.shape[0], frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width)
-        like = torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device)
+        execution = Execution(
+            spans=spans,
+            window=self._window,
+            storage=self.storage,
+            stopwatch=self.stopwatch,
+            shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
+            like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
+        )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
         if self.tuning == "side":
-            return sum_adapters(leading, segments, execution, shape=shape, like=like)
-        first = (tokens for tokens, _ in leading)
-        return run_segments(first, segments, execution, shape=shape, like=like)
+            return sum_adapters(leading, segments, execution)
+        return run_segments((tokens for tokens, _ in leading), segments, execution)
 
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Each block over the whole window before the next, autograd doing the rest: (B, T', C)."""

@@ -67,6 +67,7 @@ def build_detector(
     config: Config,
     *,
     num_classes: int,
+    spec: ViTSpec | None = None,
     window: Window | None = None,
     storage: Storage | None = None,
     stopwatch: Stopwatch | None = None,
@@ -78,6 +79,7 @@ def build_detector(
     Args:
         config: of the run.
         num_classes: K.
+        spec: shape of the transformer; None: that of `backbone.name`.
         window: this rank's share of a window in time; None: all of it.
         storage: where activations wait for the backward pass; None: on the device.
         stopwatch: times recomputed segments; None: nothing does.
@@ -85,22 +87,7 @@ def build_detector(
     Raises:
         ConfigError: unknown backbone, or adapter blocks that it does not have.
     """
-    spec = backbone_spec(config.backbone.name)
-    return assemble_detector(
-        config, spec=spec, num_classes=num_classes, window=window, storage=storage, stopwatch=stopwatch
-    )
-
-
-def assemble_detector(
-    config: Config,
-    *,
-    spec: ViTSpec,
-    num_classes: int,
-    window: Window | None = None,
-    storage: Storage | None = None,
-    stopwatch: Stopwatch | None = None,
-) -> Detector:
-    """Build the detector of a config around a transformer of any shape."""
+    spec = spec or backbone_spec(config.backbone.name)
     data, head = config.data, config.head
     with torch.device("meta") if config.backbone.weights is not None else contextlib.nullcontext():
         vit = VisionTransformer(spec=spec, resolution=data.resolution)

@@ -14,6 +14,7 @@ B windows, T tubelets here, S positions, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,55 +58,45 @@ class Execution:
         window: this rank's share of a window.
         storage: where stored tensors wait.
         stopwatch: times the segments.
+        shape: of the window's tokens here, (B, T, S, C).
+        like: a tensor of the tokens' type and device.
     """
 
     spans: Sequence[Span]
     window: Window
     storage: Storage
     stopwatch: Stopwatch
+    shape: tuple[int, ...]
+    like: Tensor
+
+    def reserve(self, count: int) -> list[_Input]:
+        """Room for the inputs of so many segments, read in reverse order."""
+        return [_Input(stored) for stored in self.storage.reserve(count, self.shape, like=self.like)]
+
+    def timed(self, segment: Segment, name: str) -> AbstractContextManager[None]:
+        """Around one pass through a segment."""
+        return self.stopwatch.around(f"block_{segment.block}/{name}", self.like.device)
 
 
-def run_segments(
-    first: Iterator[Tensor],
-    segments: Sequence[Segment],
-    execution: Execution,
-    *,
-    shape: tuple[int, ...],
-    like: Tensor,
-) -> Tensor:
+def run_segments(first: Iterator[Tensor], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """The adapted transformer from the first adapted block's output to the top, averaged over positions (`tia`).
 
     Args:
         first: that output, span by span, without a graph: (B, t, S, C).
         segments: from each adapted block to the next, the last one to the top.
         execution: how they run.
-        shape: (B, T, S, C).
-        like: a tensor of the tokens' type and device.
 
     Returns:
         (B, T, C) float32, differentiable in the adapters' parameters.
     """
     if not torch.is_grad_enabled():
-        pair = [_Input(DeviceTensor(like.new_empty(shape))) for _ in range(min(2, len(segments)))]
-        return _forward(
-            first,
-            segments,
-            execution,
-            [pair[index % 2] for index in range(len(segments))],
-            shape=shape,
-            device=like.device,
-        )
-    anchor = torch.zeros((), device=like.device, requires_grad=True)  # the output needs a gradient, no input does
-    return _Segments.apply(anchor, first, segments, execution, shape, like)  # pyright: ignore[reportReturnType]
+        pair = [_Input(DeviceTensor(execution.like.new_empty(execution.shape))) for _ in segments[:2]]
+        return _forward(first, segments, execution, [pair[index % 2] for index in range(len(segments))])
+    return _Segments.apply(_anchor(execution), first, segments, execution)  # pyright: ignore[reportReturnType]
 
 
 def sum_adapters(
-    first: Iterator[tuple[Tensor, Sequence[Tensor]]],
-    segments: Sequence[Segment],
-    execution: Execution,
-    *,
-    shape: tuple[int, ...],
-    like: Tensor,
+    first: Iterator[tuple[Tensor, Sequence[Tensor]]], segments: Sequence[Segment], execution: Execution
 ) -> Tensor:
     """The transformer's output plus what adapters beside it add, averaged over positions (`side`).
 
@@ -113,14 +104,16 @@ def sum_adapters(
         first: the output and the adapted blocks' outputs, span by span, without a graph: each (B, t, S, C).
         segments: the adapters; what they `run` is not used.
         execution: how they run.
-        shape: (B, T, S, C).
-        like: a tensor of the tokens' type and device.
 
     Returns:
         (B, T, C) float32, differentiable in the adapters' parameters.
     """
-    anchor = torch.zeros((), device=like.device, requires_grad=torch.is_grad_enabled())
-    return _SideSum.apply(anchor, first, segments, execution, shape, like)  # pyright: ignore[reportReturnType]
+    return _SideSum.apply(_anchor(execution), first, segments, execution)  # pyright: ignore[reportReturnType]
+
+
+def _anchor(execution: Execution) -> Tensor:
+    """An input that asks for the gradient which the output needs, since no other input does."""
+    return torch.zeros((), device=execution.like.device, requires_grad=torch.is_grad_enabled())
 
 
 class _Segments(torch.autograd.Function):
@@ -131,23 +124,18 @@ class _Segments(torch.autograd.Function):
         first: Iterator[Tensor],
         segments: Sequence[Segment],
         execution: Execution,
-        shape: tuple[int, ...],
-        like: Tensor,
     ) -> Tensor:
-        inputs = [_Input(stored) for stored in execution.storage.reserve(len(segments), shape, like=like)]
-        ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
-        ctx.shape, ctx.dtype = shape, like.dtype
-        return _forward(first, segments, execution, inputs, shape=shape, device=like.device)
+        ctx.inputs, ctx.segments, ctx.execution = execution.reserve(len(segments)), segments, execution
+        return _forward(first, segments, execution, ctx.inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore
         inputs, execution = ctx.inputs, ctx.execution
-        share = gradient.to(ctx.dtype) / ctx.shape[2]
-        gradient = share[:, :, None].expand(ctx.shape).contiguous()  # overwritten from here on
+        gradient = _unpooled(gradient, execution).contiguous()  # overwritten from here on
         for segment in reversed(ctx.segments):
-            with execution.stopwatch.around(f"block_{segment.block}/backward", gradient.device):
+            with execution.timed(segment, "backward"):
                 _backward(segment, inputs.pop(), gradient, execution)
-        return (None,) * 6
+        return (None,) * 4
 
 
 class _SideSum(torch.autograd.Function):
@@ -158,54 +146,44 @@ class _SideSum(torch.autograd.Function):
         first: Iterator[tuple[Tensor, Sequence[Tensor]]],
         segments: Sequence[Segment],
         execution: Execution,
-        shape: tuple[int, ...],
-        like: Tensor,
     ) -> Tensor:
-        inputs = [_Input(stored) for stored in execution.storage.reserve(len(segments), shape, like=like)]
-        pooled = Pooled(shape, like.device)
+        inputs, pooled = execution.reserve(len(segments)), Pooled(execution)
         for (start, _), (top, taps) in zip(execution.spans, first, strict=True):
             pooled.write(start, top)
             for here, tap in zip(inputs, taps, strict=True):
                 here.stored.write(start, tap)
         for segment, here in zip(segments, inputs, strict=True):
-            with execution.stopwatch.around(f"block_{segment.block}/forward", like.device):
+            with execution.timed(segment, "forward"):
                 here.meet_neighbours(segment.reach, execution.window)
                 for (start, _), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
                     pooled.add(start, segment.adapter(tokens, before, after))
         ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
-        ctx.dtype, ctx.positions = like.dtype, shape[2]
         return pooled.values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore
         inputs, execution = ctx.inputs, ctx.execution
-        share = (gradient.to(ctx.dtype) / ctx.positions)[:, :, None]
+        gradient = _unpooled(gradient, execution)
         for segment in reversed(ctx.segments):
             here, parameters = inputs.pop(), OnceAccumulated(segment.adapter)
-            with execution.stopwatch.around(f"block_{segment.block}/backward", gradient.device):
+            with execution.timed(segment, "backward"):
                 for (start, stop), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
                     with torch.enable_grad():
                         out = segment.adapter(tokens, before, after)
-                    parameters.differentiate(out, share[:, start:stop].expand_as(out), last=stop == here.steps)
-        return (None,) * 6
+                    parameters.differentiate(out, gradient[:, start:stop], last=stop == here.steps)
+        return (None,) * 4
 
 
 def _forward(
-    first: Iterator[Tensor],
-    segments: Sequence[Segment],
-    execution: Execution,
-    inputs: Sequence[_Input],
-    *,
-    shape: tuple[int, ...],
-    device: torch.device,
+    first: Iterator[Tensor], segments: Sequence[Segment], execution: Execution, inputs: Sequence[_Input]
 ) -> Tensor:
     """All segments without a graph, (B, T, C) float32; each one's input is left in `inputs`."""
     for (start, _), tokens in zip(execution.spans, first, strict=True):
         inputs[0].stored.write(start, tokens)
-    pooled = Pooled(shape, device)
+    pooled = Pooled(execution)
     outputs = [*(each.stored for each in inputs[1:]), pooled]
     for segment, here, output in zip(segments, inputs, outputs, strict=True):
-        with execution.stopwatch.around(f"block_{segment.block}/forward", device):
+        with execution.timed(segment, "forward"):
             here.meet_neighbours(segment.reach, execution.window)
             for (start, _), (tokens, context) in here.read(execution.spans, segment.reach):
                 output.write(start, segment(tokens, context, start))
@@ -281,9 +259,9 @@ class _Input:
 class Pooled:
     """The mean over positions, (B, T, C) float32, of tokens that come span by span."""
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        windows, steps, _, width = shape
-        self.values = torch.zeros(windows, steps, width, device=device)
+    def __init__(self, execution: Execution) -> None:
+        windows, steps, _, width = execution.shape
+        self.values = torch.zeros(windows, steps, width, device=execution.like.device)
 
     def write(self, start: int, tokens: Tensor) -> None:
         """Tokens (B, t, S, C) at tubelet `start`."""
@@ -328,3 +306,9 @@ class OnceAccumulated:
         else:
             torch._foreach_add_(self._sums, [each.float() for each in own])
         return gradients[: len(inputs)]
+
+
+def _unpooled(gradient: Tensor, execution: Execution) -> Tensor:
+    """The gradient of tokens, (B, T, S, C) without memory of its own, from that of their mean, (B, T, C)."""
+    share = gradient.to(execution.like.dtype) / execution.shape[2]
+    return share[:, :, None].expand(execution.shape)

@@ -48,6 +48,10 @@ class StoragePolicy:
     offload: bool = False
     device_bytes: int = 0
 
+    def on_device(self, count: int, tensor_bytes: int) -> int:
+        """How many of `count` tensors of that size stay on the device."""
+        return min(count, self.device_bytes // tensor_bytes) if self.offload else count
+
 
 class Storage:
     """Makes stored tensors, and keeps the host memory and the stream from step to step."""
@@ -60,9 +64,7 @@ class Storage:
     def reserve(self, count: int, shape: tuple[int, ...], *, like: Tensor) -> list[Stored]:
         """Room for `count` tensors (B, T, S, C) of a type and device like another's; read in reverse order."""
         elements = torch.Size(shape).numel()
-        on_device = count
-        if self.policy.offload:
-            on_device = min(count, self.policy.device_bytes // (elements * like.element_size()))
+        on_device = self.policy.on_device(count, elements * like.element_size())
         if on_device < count and like.device.type == "cuda" and self._stream is None:
             self._stream = torch.cuda.Stream(like.device)
         host = [HostTensor(self._host_buffer(elements, like), shape, self) for _ in range(count - on_device)]

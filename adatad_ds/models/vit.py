@@ -42,6 +42,10 @@ class ViTSpec:
     patch: int = 16
     pretrained_side: int = 224
 
+    def positions(self, resolution: int) -> int:
+        """S, the patches of a frame of that side in pixels."""
+        return (resolution // self.patch) ** 2
+
 
 VIT_SPECS: dict[str, ViTSpec] = {
     "tiny": ViTSpec(width=192, depth=6, heads=3, mlp_hidden=768, pretrained_side=64),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
-from adatad_ds.models.detector import assemble_detector
+from adatad_ds.models.detector import build_detector
 from adatad_ds.models.vit import VisionTransformer, ViTSpec
 from adatad_ds.parallel import World
 from adatad_ds.pretrained import fill_backbone, find_weights
@@ -36,7 +36,7 @@ def main() -> None:
     )
     spec = ViTSpec(width=WIDTH, depth=DEPTH, heads=4, mlp_hidden=4 * WIDTH, pretrained_side=32)
     world.on_main(lambda: save_file(VisionTransformer(spec=spec, resolution=32).state_dict(), file))
-    detector = assemble_detector(config, spec=spec, num_classes=3)
+    detector = build_detector(config, spec=spec, num_classes=3)
     frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
     learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     resolved = resolve_ds_config(

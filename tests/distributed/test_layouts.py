@@ -54,6 +54,7 @@ def test_weights_that_do_not_stay(checkpointing, reference, small_videos, tmp_pa
         "stage3_max_live_parameters": 500_000,
         "stage3_max_reuse_distance": 500_000,
     }
+    ds_config["activation_checkpointing"]["profile"] = checkpointing
     path = tmp_path / "ds_config.json"
     path.write_text(json.dumps(ds_config))
     run = tmp_path / "run"
@@ -62,3 +63,6 @@ def test_weights_that_do_not_stay(checkpointing, reference, small_videos, tmp_pa
     finish(train_command(data=small_videos, run=run, **layout, **execution, **LEARNING))
     assert losses(run) == pytest.approx(reference, rel=1e-5)
     assert len(list((run / "evaluations").iterdir())) == 3
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timed = {name for line in lines for name in line if name.startswith("segment_sec/")}
+    assert ({"segment_sec/block_0/forward", "segment_sec/block_0/backward"} <= timed) == checkpointing

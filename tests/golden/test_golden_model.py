@@ -15,7 +15,7 @@ from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, Tes
 from adatad_ds.detection.decoding import decode_segments
 from adatad_ds.detection.losses import detection_losses
 from adatad_ds.detection.points import assign_targets
-from adatad_ds.models.detector import Detector, assemble_detector, detector_points
+from adatad_ds.models.detector import Detector, build_detector, detector_points
 from adatad_ds.models.vit import ViTSpec
 from adatad_ds.pretrained import fill_backbone, find_weights, trained_tensors
 from adatad_ds.weight_layouts import ADATAD, open_weights
@@ -83,7 +83,7 @@ def test_the_public_command_converts_them(case, tmp_path):
 
 
 def load(case: str, config: Config, spec: ViTSpec, *, classes: int) -> Detector:
-    detector = assemble_detector(config, spec=spec, num_classes=classes)
+    detector = build_detector(config, spec=spec, num_classes=classes)
     weights = find_weights(config.backbone, detector.backbone.vit, averaged=True)
     assert weights is not None
     assert weights.loss_normalizer == 100

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig
 from adatad_ds.models.adapters import TIA, DepthwiseTimeConv
-from adatad_ds.models.detector import Detector, assemble_detector, build_detector
+from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
@@ -27,7 +27,7 @@ CONFIG = Config(
 def detector(seed: int = 0, **backbone) -> Detector:
     torch.manual_seed(seed)
     config = replace(CONFIG, backbone=replace(CONFIG.backbone, **backbone))
-    model = assemble_detector(config, spec=SPEC, num_classes=3)
+    model = build_detector(config, spec=SPEC, num_classes=3)
     for adapter in model.backbone.adapters.values():  # leave the identity of the start
         torch.nn.init.normal_(adapter.up_proj.weight, std=0.1)
     return model

@@ -9,9 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, ParallelConfig, TrainConfig
+from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, ParallelConfig, TrainConfig
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import make_plan, step_flop
+from adatad_ds.train import main
 from tools.bench_step import cpu_allocator_peak
 
 CONFIG = Config(
@@ -64,13 +65,22 @@ def test_recomputation_is_counted(tuning):
     assert step_flop(config, executed=True) == pytest.approx(counter.total, rel=0.02)
 
 
-@pytest.mark.parametrize(("frames", "blocks"), [(128, (1, 4)), (512, None), (512, (0, 2))])
-def test_memory_is_what_the_allocator_gives(frames, blocks):
-    config = replace(
-        CONFIG,
-        data=replace(CONFIG.data, window_size=frames),
-        backbone=replace(CONFIG.backbone, adapter_blocks=blocks),
-    )
+@pytest.mark.parametrize(
+    ("frames", "tuning", "blocks", "checkpointing"),
+    [
+        (128, "tia", (1, 4), True),
+        (512, "tia", None, True),
+        (512, "tia", (0, 2), True),
+        (256, "tia", None, False),
+        (256, "full", None, True),
+        (256, "full", None, False),
+        (256, "side", None, True),
+        (256, "side", None, False),
+    ],
+)
+def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointing):
+    backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=checkpointing)
+    config = replace(CONFIG, data=replace(CONFIG.data, window_size=frames), backbone=backbone)
     model = build_detector(config, num_classes=3)
     window = torch.zeros(1, frames, 64, 64, 3, dtype=torch.uint8)
 
@@ -79,7 +89,7 @@ def test_memory_is_what_the_allocator_gives(frames, blocks):
 
     step()  # gradients are there from now on
     lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
-    planned = sum(line.device for line in lines if "stored tensors" in line.name or "one chunk" in line.name)
+    planned = sum(line.device for line in lines if "stored tensors" in line.name or "backbone" in line.name)
     assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
 
 
@@ -98,3 +108,18 @@ def test_ranks_share():
     assert shared["frames"][0] == alone["frames"][0] // 4
     assert shared["frozen weights"] == (0, alone["frozen weights"][0] // 4)
     assert shared["masters, moments, average"] == (0, alone["masters, moments, average"][0] // 4)
+
+
+def test_what_cannot_be_run_has_no_plan():
+    config = replace(CONFIG, parallel=ParallelConfig(temporal=3))
+    with pytest.raises(ConfigError, match="must divide 4 ranks"):
+        make_plan(config, ds_config=ZERO2, ranks=4, num_classes=3)
+
+
+def test_dry_run_prints_the_plan(capsys):
+    options = ["--recipe", "thumos14_videomae_s", "--set", "backbone.weights=null", "--dry-run"]
+    assert main([*options, "--deepspeed_config", "ds_configs/zero3_offload.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "adapter, learns" in printed
+    assert "12 stored tensors of" in printed
+    assert "TFLOP useful" in printed
