@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,10 +51,14 @@ def cluster(tmp_path_factory):
     for part in ("adatad_ds", "ds_configs", "slurm", "tools"):  # as it is here, committed or not
         shutil.copytree(REPOSITORY / part, clone / part, dirs_exist_ok=True)
     (clone / ".venv").symlink_to(Path(sys.prefix))
-    lab = Cluster(folder / "lab", clone)
-    lab.call("start")
+    place = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # munged wants a path that all may enter, pytest's are private
+    place.chmod(0o755)
+    lab = Cluster(place, clone)
+    started = lab.call("start")
+    assert started.returncode == 0, started.stdout + started.stderr
     yield lab
     lab.call("stop")
+    shutil.rmtree(place)
 
 
 class Cluster:
