@@ -1,15 +1,12 @@
 #!/usr/bin/env bash
-# One cell of a grid, as a job or an array task; submitted by tools/submit.py in the clone's folder:
-#   job.sh GRID [INDEX]
+# One cell of a grid, as an array task; submitted by tools/submit.py in the clone's folder: job.sh GRID
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
-# this job is queued again. So it is after a node's crash, by Slurm itself. What failed is marked, and stays.
+# this job is queued again. So it is after a node's crash. What failed is marked, and stays.
 set -uo pipefail
 grid=$1
-index=${SLURM_ARRAY_TASK_ID:-${2:-0}}
-set -a
+index=$SLURM_ARRAY_TASK_ID
 # shellcheck disable=SC1091
 source "$grid/code/slurm/site.env"
-set +a
 activate
 mapfile -t arguments <"$grid/cells/$index.args"
 run=$(<"$grid/cells/$index.run")
@@ -18,30 +15,36 @@ rm -f "$run/failed"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=$CPUS_PER_RANK
-((GPUS_PER_NODE > 0)) || export DS_ACCELERATOR=cpu
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+((${SLURM_GPUS_ON_NODE:-0} > 0)) || export DS_ACCELERATOR=cpu
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
+scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start
 
-srun --kill-on-bad-exit=1 --cpus-per-task="$CPUS_PER_RANK" \
-    python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" --run-dir "$run" --resume auto &
+queue_again() {
+    echo "$1: queued again, to go on where it saved"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm has taken this job down
+    echo "error: Slurm did not queue it again; submit it with --only" >&2
+    exit 1
+}
+
+# shellcheck disable=SC2086 # of options and a command in front, each word counts
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" $SRUN_OPTIONS \
+    $CONTAINER python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" &
 step=$!
-trap 'kill -USR1 "$step"' USR1 TERM
+terminated=0
+trap 'kill -USR1 "$step" 2>/dev/null' USR1
+trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
 while :; do
     wait "$step"
     code=$?
     kill -0 "$step" 2>/dev/null || break # a trapped signal ends `wait`, too
 done
 
-if [[ -e $run/interrupted ]]; then
-    echo "asked to stop: queued again, to go on where it saved"
-    scontrol requeue "$SLURM_JOB_ID"
-    sleep 60 # until Slurm has taken this job down
-elif ((code != 0)); then
-    if ! timeout 90 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 true; then
-        echo "a node is gone: queued again, to go on from the last checkpoint"
-        scontrol requeue "$SLURM_JOB_ID"
-        sleep 60
-    fi
+((terminated)) && exit "$code"
+[[ -e $run/interrupted ]] && queue_again "asked to stop"
+if ((code != 0)); then
+    timeout 90 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 true ||
+        ((terminated)) || queue_again "a node is gone"
     echo "$code" >"$run/failed"
 fi
 exit "$code"

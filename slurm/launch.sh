@@ -8,7 +8,8 @@ set -a
 source slurm/site.env
 set +a
 activate || {
-    echo "error: 'activate' in slurm/site.env failed; set it to what makes adatad_ds' packages available" >&2
+    echo "error: no python environment: run 'bash tools/environment.sh requirements.txt' in the clone," \
+        "or change activate() in slurm/site.env" >&2
     exit 2
 }
 # What this small job was given must not leak into the jobs that it submits.

@@ -6,7 +6,7 @@
 # Frames x resolution for one model: the grid of slurm/frames.json as a job array. Overrides:
 #   FRAMES="768 1536" RESOLUTIONS=160 RECIPE=thumos14_videomae_b sbatch slurm/scale_frames.sh
 # This small job (or `bash slurm/scale_frames.sh` on a login node) checks everything, takes a snapshot of the code and
-# submits the cells. --dry-run prints what it would submit; --only CELL submits one again, e.g. one that failed.
+# submits the cells. --dry-run prints what it would submit. slurm/again.sh submits what failed again.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/launch.sh

@@ -28,12 +28,22 @@ from adatad_ds.models.detector import build_detector
 from adatad_ds.monitor import LOG_FILE
 from adatad_ds.plan import step_flop
 from adatad_ds.runs import INTERRUPTED_FILE, RunFolder
+from tools.grid import Grid
 from tools.plan_memory import GPUS
-from tools.submit import Cell, read_grid_folder
 
 WATCH_SEC = 30
-SILENT_SEC = 900  # a log older than this belongs to no running job
-FAILED_FILE = "failed"  # written by slurm/job.sh
+SILENT_SEC = 900  # where Slurm cannot be asked: a log older than this belongs to no running job
+WORDS = ("cell", "state", "steps", "frames", "px", "ranks")
+NUMBERS = {  # column: of a row, in what units, digits
+    "params M": ("parameters", 1e-6, 1),
+    "tunable M": ("tunable", 1e-6, 2),
+    "GB a rank": ("memory_gb", 1, 2),
+    "s/step": ("sec_per_step", 1, 2),
+    "frames/s": ("frames_per_sec", 1, 0),
+    "MFU %": ("mfu", 100, 1),
+    "mAP %": ("map", 100, 2),
+}
+ENDED = ("finished", "failed", "gone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ def main() -> int:
         while True:
             rows = read_rows(arguments.grid)
             print(table(rows), flush=True)
-            if not arguments.watch or all(row.state in ("finished", "failed") for row in rows):
+            if not arguments.watch or all(row.state in ENDED for row in rows):
                 break
             time.sleep(WATCH_SEC)
             print()
@@ -84,25 +94,26 @@ def read_rows(grid: Path) -> list[Row]:
     Raises:
         ConfigError: this is no grid's folder.
     """
-    site, cells = read_grid_folder(grid)
-    return [_row(cell, grid / cell.name, site) for cell in cells]
+    found = Grid.read(grid)
+    states = found.slurm_states()
+    return [_row(found, index, states) for index in range(len(found.cells))]
 
 
-def _row(cell: Cell, run: Path, site: dict[str, Any]) -> Row:
-    config, ranks = cell.config(), cell.nodes * int(site["ranks_per_node"])
-    log = _log(run)
-    steps = [line for line in log if "time/step_sec" in line]
+def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
+    cell, site = grid.cells[index], grid.site
+    run = grid.folder / cell.name
+    config, ranks = cell.config(), cell.nodes * site.ranks_per_node
+    steps = _log(run)
     seconds = median([line["time/step_sec"] for line in steps[1:] or steps]) if steps else None
     evaluations = RunFolder(run).evaluations()
-    total, tunable = _parameters(config)
+    total, tunable = _parameters(run, config)
     mfu = None
-    if seconds and site["gpus_per_node"]:
-        peak = ranks * GPUS[site["gpu"]].tflop_per_sec * 1e12
+    if seconds and site.gpus_per_node:
+        peak = ranks * GPUS[site.gpu].tflop_per_sec * 1e12
         mfu = config.train.global_batch * step_flop(config) / seconds / peak
-    last = max((line["train/epoch"] for line in steps), default=0.0)
     return Row(
         cell=cell.name,
-        state=_state(run, config, evaluations, bool(log)),
+        state=_state(grid, index, config.train.stop_epoch in evaluations, states),
         model=config.backbone.name,
         tuning=config.backbone.tuning,
         frames=config.data.window_frames,
@@ -110,7 +121,9 @@ def _row(cell: Cell, run: Path, site: dict[str, Any]) -> Row:
         ranks=ranks,
         parameters=total,
         tunable=tunable,
-        steps=f"{steps[-1]['step'] + 1}, epoch {last:.1f} of {config.train.stop_epoch}" if steps else "",
+        steps=f"{steps[-1]['step'] + 1}, epoch {steps[-1]['train/epoch']:.1f} of {config.train.stop_epoch}"
+        if steps
+        else "",
         memory_gb=max((line["memory/peak_gb"] for line in steps), default=None),
         sec_per_step=seconds,
         frames_per_sec=config.train.global_batch * config.data.window_frames / seconds if seconds else None,
@@ -119,20 +132,27 @@ def _row(cell: Cell, run: Path, site: dict[str, Any]) -> Row:
     )
 
 
-def _state(run: Path, config: Config, evaluations: dict[int, dict[str, float]], started: bool) -> str:
-    if (run / FAILED_FILE).exists():
+def _state(grid: Grid, index: int, finished: bool, states: dict[int, str] | None) -> str:
+    """By what lies in the run's folder, then by what Slurm says ("gone": nothing), else by the log's age."""
+    run = grid.folder / grid.cells[index].name
+    if grid.failed(index):
         return "failed"
-    if config.train.stop_epoch in evaluations:
+    if finished:
         return "finished"
-    if (run / INTERRUPTED_FILE).exists():
+    interrupted = (run / INTERRUPTED_FILE).exists()
+    if states is not None:
+        state = states.get(index, "gone").lower()
+        return "interrupted, pending" if interrupted and state == "pending" else state
+    if interrupted:
         return "interrupted"
-    if not started:
-        return "queued"
+    if not (run / LOG_FILE).exists():
+        return "pending"
     silent = time.time() - (run / LOG_FILE).stat().st_mtime
     return "running" if silent < SILENT_SEC else f"silent for {silent / 60:.0f} min"
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
+    """The logged steps."""
     lines = []
     if (run / LOG_FILE).exists():
         for text in (run / LOG_FILE).read_text().splitlines():
@@ -140,30 +160,26 @@ def _log(run: Path) -> list[dict[str, Any]]:
                 lines.append(json.loads(text))
             except ValueError:
                 continue  # being written
-    return lines
+    return [line for line in lines if "time/step_sec" in line]
 
 
-def _parameters(config: Config) -> tuple[int, int]:
+def _parameters(run: Path, config: Config) -> tuple[int, int]:
+    """All, and those that learn; of the run's classes where it has begun, else of the recipe's."""
+    try:
+        classes = RunFolder(run).read()[1]
+    except ConfigError:
+        classes = config.data.classes
     with torch.device("meta"):
-        model = build_detector(config, num_classes=max(1, len(config.data.classes)))
+        model = build_detector(config, num_classes=max(1, len(classes)))
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def table(rows: Sequence[Row]) -> str:
     """As Markdown."""
-    head = ("cell", "state", "steps", "params M", "tunable M", "GB a rank", "s/step", "frames/s", "MFU %", "mAP %")
-    lines = [head, ("---",) * len(head)]
+    lines = [(*WORDS, *NUMBERS), ("---",) * (len(WORDS) + len(NUMBERS))]
     for row in rows:
-        numbers = (
-            _show(row.parameters, 1e-6, 1),
-            _show(row.tunable, 1e-6, 2),
-            _show(row.memory_gb, 1, 2),
-            _show(row.sec_per_step, 1, 2),
-            _show(row.frames_per_sec, 1, 0),
-            _show(row.mfu, 100, 1),
-            _show(row.map, 100, 2),
-        )
-        lines.append((row.cell, row.state, row.steps, *numbers))
+        numbers = [_show(getattr(row, name), scale, digits) for name, scale, digits in NUMBERS.values()]
+        lines.append((row.cell, row.state, row.steps, str(row.frames), str(row.resolution), str(row.ranks), *numbers))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines

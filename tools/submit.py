@@ -1,314 +1,265 @@
 """Submit training to Slurm: one run, or a grid of them as job arrays. Called by the scripts in slurm/.
 
-    python tools/submit.py run --name NAME [--dry-run] --recipe R [--set ...]
-    python tools/submit.py grid slurm/frames.json [--dry-run] [--only CELL ...]
+    python tools/submit.py run --recipe R [--name NAME] [--set ...] [--deepspeed_config FILE] [options of train.py]
+    python tools/submit.py grid slurm/frames.json
+    python tools/submit.py again runs/GRID [CELL ...]
 
-Site settings come from the environment (slurm/site.env); so do overrides of a grid: RECIPE or RECIPES, FRAMES,
-RESOLUTIONS, SET (assignments for every cell), NODES, TEMPORAL, GRID (its name). Without NODES the memory planner
-chooses nodes, temporal ranks and chunks for GPUs. All is checked before anything is submitted.
-
-A grid is a folder, runs/GRID: `cells.json`, `code/` (a snapshot: what is queued does not change with the clone), a
-run's folder for each cell.
+Each with `--dry-run`, which prints what would be submitted. Site settings come from the environment (slurm/site.env),
+and so do overrides of a grid: RECIPE or RECIPES, FRAMES, RESOLUTIONS, SET (assignments for every cell), NODES,
+TEMPORAL, GRID (its name). What NODES and TEMPORAL leave open, the memory planner chooses for GPUs. All is checked
+before it is submitted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-CLONE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CLONE))  # runs from a fresh clone, without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds import config as configuration
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.recipes import find_recipe
-from adatad_ds.runs import REVISION_FILE, revision
-from tools.plan_memory import GPUS, Layout, Planner
+from adatad_ds.train import parse_arguments
+from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpus_in, read_cells
+from tools.plan_memory import GPUS
 
-SNAPSHOT = ("adatad_ds", "ds_configs", "slurm", "tools")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A cluster, by slurm/site.env."""
-
-    gpus_per_node: int
-    ranks_per_node: int
-    cpus_per_rank: int
-    gpu: str
-    ds_config: str
-    sbatch: tuple[str, ...]
-
-    @classmethod
-    def from_environment(cls) -> Site:
-        """Read what slurm/site.env has set.
-
-        Raises:
-            ConfigError: something is missing or no number.
-        """
-        value = os.environ.get
-        try:
-            gpus, ranks = int(os.environ["GPUS_PER_NODE"]), int(os.environ["RANKS_PER_NODE"])
-            cpus, warning = int(os.environ["CPUS_PER_RANK"]), int(os.environ["WARNING_SEC"])
-        except (KeyError, ValueError) as error:
-            raise ConfigError(f"slurm/site.env must set numbers of GPUs, ranks, CPUs and seconds: {error}") from error
-        options = [f"--time={value('TIME_LIMIT', '24:00:00')}", f"--signal=B:USR1@{warning}", "--requeue"]
-        for name in ("PARTITION", "ACCOUNT", "QOS"):
-            options += [f"--{name.lower()}={value(name)}"] if value(name) else []
-        options += [f"--mem={value('MEM_PER_NODE')}"] if value("MEM_PER_NODE") else []
-        options += [f"--gpus-per-node={gpus}"] if gpus else []
-        gpu = value("GPU", "A100-80")
-        if gpu not in GPUS:
-            raise ConfigError(
-                f"GPU={gpu} in slurm/site.env is unknown to the memory planner; there are {', '.join(GPUS)}"
-            )
-        return cls(gpus, ranks, cpus, gpu, value("DS_CONFIG", "ds_configs/zero3.json"), tuple(options))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a grid: its name, command line and nodes."""
-
-    name: str
-    recipe: str
-    assignments: tuple[str, ...]
-    nodes: int
-
-    def config(self) -> Config:
-        """As train.py will see it.
-
-        Raises:
-            ConfigError: unknown recipe or key, impossible value.
-        """
-        return configuration.override(find_recipe(self.recipe).config, self.assignments)
+RUN_CELL = "run"  # the only cell of what slurm/train.sh submits
 
 
 def main() -> int:
     """Check, then submit or print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="one run")
-    run.add_argument("--name", help="of its folder in runs/; default: the recipe's name")
+    run = commands.add_parser("run", help="one run", allow_abbrev=False)
     run.add_argument("--recipe", required=True)
+    run.add_argument("--name", help="of its folder in runs/; default: the recipe's name")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    grid = commands.add_parser("grid", help="many")
+    run.add_argument("--deepspeed_config", help="default: DS_CONFIG of slurm/site.env")
+    grid = commands.add_parser("grid", help="many", allow_abbrev=False)
     grid.add_argument("file", type=Path)
-    grid.add_argument("--only", nargs="+", metavar="CELL", help="submit these again, with the grid's own code")
-    for each in (run, grid):
+    again = commands.add_parser("again", help="cells of a grid, with its own code", allow_abbrev=False)
+    again.add_argument("grid", type=Path)
+    again.add_argument("cells", nargs="*", help="names; default: all that failed")
+    for each in (run, grid, again):
         each.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    arguments = parser.parse_args()
+    arguments, extra = parser.parse_known_args()
+    if extra and arguments.command != "run":
+        parser.error(f"unknown: {' '.join(extra)}")
     os.chdir(CLONE)
     try:
-        site = Site.from_environment()
-        if arguments.command == "run":
-            name = arguments.name or arguments.recipe
-            assignments = (*os.environ.get("SET", "").split(), *arguments.set)
-            cells = [Cell(name="run", recipe=arguments.recipe, assignments=assignments, nodes=_number("NODES") or 1)]
-            only = None
-        else:
-            name, cells = read_grid(arguments.file, site)
-            only = arguments.only
-        submit(Path("runs") / name, cells, site, only=only, dry_run=arguments.dry_run)
+        if arguments.command == "again":
+            found = Grid.read(arguments.grid)
+            submit(found, chosen=cells_again(found, arguments.cells), dry_run=arguments.dry_run)
+            return 0
+        made = one_run(arguments, extra) if arguments.command == "run" else many_runs(arguments.file)
+        if (made.folder / "cells.json").exists():
+            raise ConfigError(
+                f"{made.folder} is there already; slurm/again.sh submits cells of it, "
+                f"{'--name' if arguments.command == 'run' else 'GRID='}NAME makes another"
+            )
+        submit(made, chosen=range(len(made.cells)), dry_run=arguments.dry_run)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def read_grid(file: Path, site: Site) -> tuple[str, list[Cell]]:
-    """A grid's name and cells, overrides applied, nodes chosen.
+def one_run(arguments: argparse.Namespace, extra: Sequence[str]) -> Grid:
+    """What slurm/train.sh submits: a grid of one cell."""
+    site = read_site([arguments.recipe])
+    if arguments.deepspeed_config:
+        site = replace(site, ds_config=arguments.deepspeed_config)
+    assignments = (*_words("SET"), *arguments.set)
+    nodes = _number("NODES") or 1
+    cell = Cell(name=RUN_CELL, recipe=arguments.recipe, assignments=assignments, nodes=nodes, extra=tuple(extra))
+    return Grid(Path("runs") / (arguments.name or arguments.recipe), site, (cell,))
+
+
+def many_runs(file: Path) -> Grid:
+    """A grid file's cells, with what the environment changes."""
+    overrides = Overrides(
+        recipes=_words("RECIPES") or _words("RECIPE"),
+        frames=_numbers("FRAMES"),
+        resolutions=_numbers("RESOLUTIONS"),
+        assignments=_words("SET"),
+        nodes=_number("NODES"),
+        temporal=_number("TEMPORAL"),
+    )
+    site = read_site(overrides.recipes)
+    cells = read_cells(file, overrides, site)
+    recipes = dict.fromkeys(cell.recipe for cell in cells)
+    name = os.environ.get("GRID") or "_".join([file.stem, *(recipes if len(recipes) < 3 else ())])
+    return Grid(Path("runs") / name, site, tuple(cells))
+
+
+def cells_again(grid: Grid, names: Sequence[str]) -> list[int]:
+    """The cells to submit again.
 
     Raises:
-        ConfigError: a cell cannot be, or fits nowhere.
+        ConfigError: there are none, they are unknown, or Slurm still has them.
     """
-    grid = json.loads(file.read_text())
+    known = {cell.name: index for index, cell in enumerate(grid.cells)}
+    if unknown := set(names) - set(known):
+        raise ConfigError(f"{grid.folder} has no cell {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    chosen = [known[name] for name in names] or [index for index in known.values() if grid.failed(index)]
+    if not chosen:
+        raise ConfigError(f"no cell of {grid.folder} has failed; name those that you want")
+    states = grid.slurm_states() or {}
+    if held := [f"{grid.cells[index].name} ({states[index]})" for index in chosen if index in states]:
+        raise ConfigError(f"Slurm still has {', '.join(held)}; scancel them first")
+    return chosen
+
+
+def read_site(recipes: Sequence[str]) -> Site:
+    """What slurm/site.env has set; the rest, what sinfo says. The quickstart's recipes train on CPUs.
+
+    Raises:
+        ConfigError: no number where there should be one, no GPUs.
+    """
     value = os.environ.get
-    recipes = (value("RECIPES") or value("RECIPE") or " ".join(grid["recipes"])).split()
-    frames = [int(word) for word in (value("FRAMES") or " ".join(map(str, grid["frames"]))).split()]
-    resolutions = [int(word) for word in (value("RESOLUTIONS") or " ".join(map(str, grid["resolutions"]))).split()]
-    extra = tuple(value("SET", "").split())
-    cells = []
-    for recipe, count, side in product(recipes, frames, resolutions):
-        data = find_recipe(recipe).config.data
-        cell = Cell(
-            name=f"{recipe}_{count}f_{side}px",
-            recipe=recipe,
-            assignments=(
-                f"data.window_size={count // data.frames_per_feature}",
-                f"data.resolution={side}",
-                f"data.short_side_before_crop={round(side * data.short_side_before_crop / data.resolution)}",
-                *extra,
-            ),
-            nodes=_number("NODES") or 0,
+    gpus, ranks, cpus = (_number(name) for name in ("GPUS_PER_NODE", "RANKS_PER_NODE", "CPUS_PER_RANK"))
+    on_cpus = bool(recipes) and all(recipe.split("_")[0] == "quickstart" for recipe in recipes)
+    if gpus is None and on_cpus:
+        gpus = 0
+    if gpus is None or gpus > 0 or cpus is None:
+        there_gpus, there_cpus = _ask_sinfo(value("PARTITION", ""))
+        if gpus != 0 and not there_gpus:
+            raise ConfigError(
+                f"the nodes of {value('PARTITION') or 'the default partition'} have no GPUs, says sinfo; set PARTITION "
+                "(slurm/site.env) to one with GPUs, or GPUS_PER_NODE=0 to train on CPUs. RECIPE=quickstart does so"
+            )
+        gpus = there_gpus if gpus is None else gpus
+        cpus = cpus or max(1, min(8, there_cpus // (ranks or gpus or 2)))
+    gpu = value("GPU", "A100-80")
+    if gpu not in GPUS:
+        raise ConfigError(f"GPU={gpu} in slurm/site.env is unknown to the memory planner; there are {', '.join(GPUS)}")
+    options = [f"--time={value('TIME_LIMIT') or '24:00:00'}", f"--signal=B:USR1@{_number('WARNING_SEC') or 180}"]
+    wanted = {"PARTITION": "partition", "ACCOUNT": "account", "QOS": "qos", "CONSTRAINT": "constraint"}
+    options += [f"--{option}={value(name)}" for name, option in wanted.items() if value(name)]
+    options += [f"--mem={value('MEM_PER_NODE')}"] if value("MEM_PER_NODE") else []
+    options += [f"--gpus-per-node={gpus}"] if gpus else []
+    return Site(
+        gpus_per_node=gpus,
+        ranks_per_node=ranks or gpus or 2,
+        cpus_per_rank=cpus,
+        gpu=gpu,
+        ds_config=value("DS_CONFIG") or "ds_configs/zero3.json",
+        options=tuple(options),
+        cells_at_once=_number("CELLS_AT_ONCE"),
+    )
+
+
+def _ask_sinfo(partition: str) -> tuple[int, int]:
+    """GPUs and CPUs of a partition's nodes; of the default one for an empty name."""
+    lines = _slurm(["sinfo", "--noheader", "--format=%P|%c|%G"]).split()
+    asked = [line.split("|") for line in lines]
+    nodes = [line for line in asked if (line[0].rstrip("*") == partition if partition else line[0].endswith("*"))]
+    if not nodes:
+        raise ConfigError(
+            f"there is no partition {partition or 'that is the default'}; set PARTITION in slurm/site.env"
         )
-        cells.append(cell if cell.nodes else choose_nodes(cell, site))
-        if temporal := _number("TEMPORAL"):
-            cells[-1] = replace(cells[-1], assignments=(*cells[-1].assignments, f"parallel.temporal={temporal}"))
-    return value("GRID") or f"{file.stem}_{'_'.join(recipes)}", cells
+    gpus = max(gpus_in(gres) for _, _, gres in nodes)
+    return gpus, min(int(cpus.rstrip("+")) for _, cpus, gres in nodes if gpus_in(gres) == gpus)
 
 
-def choose_nodes(cell: Cell, site: Site) -> Cell:
-    """The fewest nodes that a cell fits, by the memory planner; on CPUs one."""
-    if not site.gpus_per_node:
-        return replace(cell, nodes=1)
-    config = cell.config()
-    single = replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
-    planner = Planner(single, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
-    for nodes in (1, 2, 4, 8, 16, 32, 64, 128):
-        found = planner.first_fit(nodes * site.ranks_per_node, GPUS[site.gpu].memory_gb)
-        if found:
-            return replace(cell, nodes=nodes, assignments=(*cell.assignments, *_as_assignments(found[0])))
-    raise ConfigError(
-        f"{cell.name} fits no number of nodes up to 128 with {site.gpu}; set NODES, or a larger global batch"
-    )
-
-
-def _as_assignments(layout: Layout) -> tuple[str, ...]:
-    return (
-        f"parallel.temporal={layout.temporal}",
-        f"backbone.clips_per_chunk={layout.chunk}",
-        "train.micro_batch=1",
-    )
-
-
-def check(cells: Sequence[Cell], site: Site) -> None:
+def check(grid: Grid, chosen: Iterable[int]) -> None:
     """Find out now what would fail later.
 
     Raises:
-        ConfigError: settings that cannot run on that many ranks.
+        ConfigError: settings that cannot run on that many ranks, weights that are not there.
         DataError: data that are not there.
     """
-    checked = set()
-    for cell in cells:
-        config = cell.config()
-        ranks = cell.nodes * site.ranks_per_node
+    site, seen = grid.site, set()
+    for cell in (grid.cells[index] for index in chosen):
+        config, ranks = cell.config(), cell.nodes * grid.site.ranks_per_node
+        parse_arguments(cell.arguments(grid.folder, site.ds_config))
         if ranks % config.parallel.temporal:
             raise ConfigError(
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
             )
         resolve_ds_config(read_ds_config(site.ds_config), config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
-        weights = config.backbone.weights
-        if weights is not None and "/" in weights and not Path(weights).exists():
-            raise ConfigError(f"{cell.name}: backbone.weights={weights} is not there; set SET='backbone.weights=...'")
         where = (config.data.annotations, config.data.videos)
-        if where not in checked:
+        if where not in seen:
             WindowDataset.for_training(config.data, seed=0, repeats=1)
-            checked.add(where)
-    if site.gpus_per_node and shutil.which("sinfo"):
-        found = subprocess.run(["sinfo", "-h", "-o", "%G"], capture_output=True, text=True, check=False).stdout
-        if "gpu" not in found:
-            raise ConfigError(
-                f"GPUS_PER_NODE={site.gpus_per_node}, but this cluster has no GPUs; set GPUS_PER_NODE in "
-                "slurm/site.env, to 0 for CPUs"
-            )
+            seen.add(where)
+        weights = config.backbone.weights
+        if weights is not None and re.search(r"^[./]|\.(pth|pt|safetensors)$", weights) and not Path(weights).exists():
+            raise ConfigError(f"{cell.name}: backbone.weights={weights} is not there (docs/weights.md); set it in SET")
 
 
-def submit(folder: Path, cells: Sequence[Cell], site: Site, *, only: Sequence[str] | None, dry_run: bool) -> None:
-    """Write the grid's folder and queue its cells, one array for each number of nodes.
+def make_quickstart_videos(configs: Iterable[Config]) -> None:
+    """The quickstart's generated videos, where a cell wants them and they are not there."""
+    place = Path(find_recipe("quickstart").config.data.annotations)
+    if not place.exists() and any(config.data.annotations == str(place) for config in configs):
+        command = [sys.executable, "tools/make_videos.py", "--out", str(place.parent)]
+        subprocess.run(command, check=True)
+
+
+def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool) -> None:
+    """Queue cells, one array for each number of nodes; a new grid's folder is made first.
 
     Raises:
-        ConfigError: the grid is there already, a cell is unknown, Slurm refuses.
+        ConfigError: something cannot run, or Slurm refuses.
+        DataError: data that are not there.
     """
-    if only is not None:
-        _, known = read_grid_folder(folder)
-        unknown = set(only) - {cell.name for cell in known}
-        if unknown:
-            raise ConfigError(f"{folder} has no cell {sorted(unknown)}; it has {[cell.name for cell in known]}")
-        cells = known
-    elif (folder / "cells.json").exists():
-        raise ConfigError(f"{folder} is there already; --only CELL submits some of it again, GRID=NAME makes another")
-    chosen = [index for index, cell in enumerate(cells) if only is None or cell.name in only]
-    check([cells[index] for index in chosen], site)
+    make_quickstart_videos(grid.cells[index].config() for index in chosen)
+    check(grid, chosen)
     by_nodes: dict[int, list[int]] = {}
     for index in chosen:
-        by_nodes.setdefault(cells[index].nodes, []).append(index)
-    orders = [(nodes, indices, _sbatch(folder, nodes, indices, site)) for nodes, indices in by_nodes.items()]
-    for nodes, indices, command in orders:
-        print(f"{nodes} nodes x {site.ranks_per_node} ranks: {', '.join(cells[index].name for index in indices)}")
-        print(f"    {' '.join(command)}")
+        by_nodes.setdefault(grid.cells[index].nodes, []).append(index)
+    orders = [(indices, sbatch(grid, nodes, indices)) for nodes, indices in by_nodes.items()]
+    for indices, command in orders:
+        print(" ".join(command))
         for index in indices:
-            print(f"    {index}: {' '.join(_arguments(cells[index], folder, site))}")
+            words = grid.cells[index].arguments(grid.folder, grid.site.ds_config)
+            print(f"    {index}: {grid.cells[index].name}: train.py {' '.join(words)}")
     if dry_run:
         return
-    for _, _, command in orders:
+    for _, command in orders:  # of the script in the clone: the snapshot is not there yet
         _slurm(["sbatch", "--test-only", *command[1:-2], "slurm/job.sh"])
-    if only is None:
-        write_grid(folder, cells, site)
-    for number, (_, indices, command) in enumerate(orders):
+    new = not (grid.folder / "cells.json").exists()
+    if new:
+        grid.write()
+    for number, (indices, command) in enumerate(orders):
         try:
-            job = _slurm(command).strip()
+            job = _slurm(command).strip().split(";")[0]
         except ConfigError:
-            if only is None and number == 0:
-                shutil.rmtree(folder)  # nothing of it is queued
+            if new and number == 0:
+                shutil.rmtree(grid.folder)  # nothing of it is queued
             raise
         for index in indices:
-            (folder / cells[index].name / "failed").unlink(missing_ok=True)
+            grid.submitted(index, job)
         print(f"submitted as job {job}")
-    print(f"watch: python tools/scaling_report.py {folder} --watch")
+    print(f"watch: python tools/scaling_report.py {grid.folder} --watch")
 
 
-def write_grid(folder: Path, cells: Sequence[Cell], site: Site) -> None:
-    """A grid's folder: cells, their command lines, a snapshot of the code."""
-    folder = folder.resolve()
-    (folder / "cells").mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for part in SNAPSHOT:
-        shutil.copytree(CLONE / part, folder / "code" / part, ignore=ignored)
-    (folder / "code" / REVISION_FILE).write_text(json.dumps(revision(), indent=1) + "\n")
-    for index, cell in enumerate(cells):
-        (folder / "cells" / f"{index}.args").write_text("\n".join(_arguments(cell, folder, site)) + "\n")
-        (folder / "cells" / f"{index}.run").write_text(f"{folder / cell.name}\n")
-    content = {"site": asdict(site), "cells": [asdict(cell) for cell in cells]}
-    (folder / "cells.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def read_grid_folder(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
-    """The site and the cells of a grid, as they were submitted.
-
-    Raises:
-        ConfigError: this is no grid's folder.
-    """
-    try:
-        content = json.loads((folder / "cells.json").read_text())
-        cells = [Cell(**{**cell, "assignments": tuple(cell["assignments"])}) for cell in content["cells"]]
-        return content["site"], cells
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder} is no grid's folder: {error}") from error
-
-
-def _arguments(cell: Cell, folder: Path, site: Site) -> list[str]:
-    arguments = ["--recipe", cell.recipe, "--deepspeed_config", str(folder.resolve() / "code" / site.ds_config)]
-    for assignment in cell.assignments:
-        arguments += ["--set", assignment]
-    return arguments
-
-
-def _sbatch(folder: Path, nodes: int, indices: Sequence[int], site: Site) -> list[str]:
-    folder = folder.resolve()
+def sbatch(grid: Grid, nodes: int, indices: Sequence[int]) -> list[str]:
+    """The command that queues these cells."""
+    folder, site = grid.folder.resolve(), grid.site
+    at_once = f"%{site.cells_at_once}" if site.cells_at_once else ""
     return [
         "sbatch",
         "--parsable",
         f"--job-name={folder.name}",
-        f"--array={','.join(map(str, indices))}",
+        f"--array={','.join(map(str, indices))}{at_once}",
         f"--nodes={nodes}",
         f"--ntasks-per-node={site.ranks_per_node}",
         f"--cpus-per-task={site.cpus_per_rank}",
         f"--output={folder}/cells/%a.out",
         "--open-mode=append",
+        "--requeue",
         f"--chdir={CLONE}",
-        *site.sbatch,
+        *site.options,
         str(folder / "code/slurm/job.sh"),
         str(folder),
     ]
@@ -323,11 +274,21 @@ def _slurm(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(os.environ.get(name, "").split())
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    if not all(word.isdigit() for word in _words(name)):
+        raise ConfigError(f"{name}={os.environ[name]} must be whole numbers")
+    return tuple(int(word) for word in _words(name))
+
+
 def _number(name: str) -> int | None:
-    text = os.environ.get(name, "")
-    if text and not text.isdigit():
-        raise ConfigError(f"{name}={text} must be a number")
-    return int(text) if text else None
+    numbers = _numbers(name)
+    if len(numbers) > 1:
+        raise ConfigError(f"{name}={os.environ[name]} must be one number")
+    return numbers[0] if numbers else None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Cells of a grid: the windows they see, the nodes they get, what is written for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adatad_ds.config import ConfigError, DataConfig, override
+from adatad_ds.recipes import find_recipe
+from tools.grid import Cell, Grid, Overrides, Site, gpus_in, read_cells, resolution_settings, window_settings
+
+THUMOS = find_recipe("thumos14_videomae_b").config
+SITE = Site(
+    gpus_per_node=8,
+    ranks_per_node=8,
+    cpus_per_rank=8,
+    gpu="A100-80",
+    ds_config="ds_configs/zero3.json",
+    options=(),
+    cells_at_once=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("frames", "features", "per_feature", "stride"),
+    [(192, 192, 1, 16), (384, 384, 1, 8), (768, 768, 1, 4), (1536, 768, 2, 4), (3072, 768, 4, 4), (6144, 1536, 4, 4)],
+)
+def test_more_frames_of_the_same_stretch(frames, features, per_feature, stride):
+    data = override(THUMOS, window_settings(THUMOS.data, frames)).data
+    assert (data.window_size, data.frames_per_feature, data.feature_stride_frames) == (features, per_feature, stride)
+    assert data.window_frames == frames
+    if frames <= 3072:
+        assert features * stride == 768 * 4  # file frames of a window
+
+
+def test_published_windows_are_among_them():
+    giant, published = (find_recipe(f"thumos14_videomaev2_g{longer}").config for longer in ("", "_1536"))
+    settings = (*window_settings(giant.data, 1536), *resolution_settings(giant.data, 224))
+    assert override(giant, settings).data == published.data
+
+
+def test_whole_videos_are_sampled_more_densely():
+    data = DataConfig(window_size=192, frames_per_feature=4, feature_stride_frames=None, sampling="resize")
+    for frames, per_feature in ((192, 1), (384, 2), (3072, 16)):
+        assert window_settings(data, frames)[:2] == (
+            "data.window_size=192",
+            f"data.frames_per_feature={per_feature}",
+        )
+    assert window_settings(data, 96)[0] == "data.window_size=96"
+    assert window_settings(data, 96)[2] == "data.feature_stride_frames=null"
+
+
+@pytest.mark.parametrize("frames", [500, 769, 2304])
+def test_odd_windows_are_refused(frames):
+    with pytest.raises(ConfigError, match=f"cannot be seen in {frames} frames"):
+        window_settings(THUMOS.data, frames)
+
+
+def test_the_planner_chooses():
+    cells = read_cells(Path("slurm/models.json"), Overrides(frames=(3072,)), replace(SITE, gpu="RTX4090-24"))
+    small, *_, giant = cells
+    assert small.nodes == 1
+    assert giant.name == "thumos14_videomaev2_g_3072f_160px"
+    assert giant.config().parallel.temporal * giant.config().train.global_batch % 8 == 0
+    lone = replace(SITE, ranks_per_node=1, gpu="RTX4090-24")
+    (giant,) = read_cells(Path("slurm/models.json"), Overrides(recipes=(giant.recipe,), frames=(6144,)), lone)
+    assert giant.nodes > 1 or giant.on_host or giant.config().backbone.clips_per_chunk < 8
+
+
+def test_what_fits_nowhere_is_said():
+    lone = replace(SITE, ranks_per_node=1, gpu="RTX4090-24")
+    with pytest.raises(ConfigError, match="fits on no 1 nodes of 1 x RTX4090-24"):
+        read_cells(Path("slurm/frames.json"), Overrides(frames=(786432,), nodes=1), lone)
+
+
+def test_the_quickstart_has_a_grid_of_its_own():
+    cells = read_cells(Path("slurm/frames.json"), Overrides(recipes=("quickstart",)), replace(SITE, gpus_per_node=0))
+    assert [cell.config().data.window_frames for cell in cells] == [64, 128, 256]
+    assert {cell.config().data.resolution for cell in cells} == {64}
+
+
+def test_written_and_read(tmp_path):
+    cells = (
+        Cell(name="a", recipe="quickstart", assignments=("data.resolution=32",), nodes=1),
+        Cell(name="b", recipe="quickstart", assignments=(), nodes=2, on_host=True, extra=("--resume", "never")),
+    )
+    grid = Grid(tmp_path / "grid", SITE, cells)
+    grid.write()
+    grid.submitted(0, "17")
+    assert Grid.read(tmp_path / "grid") == grid
+    assert (tmp_path / "grid/cells/0.job").read_text() == "17_0\n"
+    words = (tmp_path / "grid/cells/1.args").read_text().splitlines()
+    ds_config = json.loads(Path(words[words.index("--deepspeed_config") + 1]).read_text())
+    assert ds_config["activation_checkpointing"]["cpu_checkpointing"] is True
+    assert "activation_checkpointing" not in json.loads((tmp_path / "grid/code/ds_configs/zero3.json").read_text())
+    assert (tmp_path / "grid/code/adatad_ds/train.py").exists()
+    assert json.loads((tmp_path / "grid/code/revision.json").read_text()).keys() == {"git", "git_changes"}
+    with pytest.raises(ConfigError, match="is no grid's folder"):
+        Grid.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"), [("(null)", 0), ("gpu:8", 8), ("gpu:a100:4(S:0-1)", 4), ("gpu:a:2,gpu:b:1,nic:3", 3)]
+)
+def test_gpus_of_a_node(gres, count):
+    assert gpus_in(gres) == count
