@@ -11,7 +11,7 @@ activate
 mapfile -t arguments <"$grid/cells/$index.args"
 run=$(<"$grid/cells/$index.run")
 mkdir -p "$run"
-rm -f "$run/failed"
+rm -f "$run/failed" "$run/interrupted"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
@@ -22,8 +22,11 @@ scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start
 
 queue_again() {
     echo "$1: queued again, to go on where it saved"
-    scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until Slurm has taken this job down
-    echo "error: Slurm did not queue it again; submit it with --only" >&2
+    scontrol requeue "$SLURM_JOB_ID" || {
+        echo "error: Slurm does not queue it again; slurm/again.sh does" >&2
+        exit 1
+    }
+    sleep 60 # until Slurm has taken this job down
     exit 1
 }
 
@@ -31,8 +34,8 @@ queue_again() {
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" $SRUN_OPTIONS \
     $CONTAINER python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" &
 step=$!
-terminated=0
-trap 'kill -USR1 "$step" 2>/dev/null' USR1
+asked=0 terminated=0
+trap 'asked=1; kill -USR1 "$step" 2>/dev/null' USR1
 trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
 while :; do
     wait "$step"
@@ -41,7 +44,9 @@ while :; do
 done
 
 ((terminated)) && exit "$code"
-[[ -e $run/interrupted ]] && queue_again "asked to stop"
+if [[ -e $run/interrupted ]] || ((asked && code != 0)); then # before the ranks listen, the signal ends them
+    queue_again "asked to stop"
+fi
 if ((code != 0)); then
     timeout 90 srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 true ||
         ((terminated)) || queue_again "a node is gone"

@@ -163,7 +163,7 @@ def test_a_grid_finishes_and_is_reported(cluster, small_videos):
     assert "node[1-2]" in hosts
 
 
-LONG = {"train__stop_epoch": 15, "train__schedule_epochs": 15}  # 30 steps, time enough to be disturbed
+LONG = {"train__stop_epoch": 10, "train__schedule_epochs": 10}  # 20 steps, time enough to be disturbed
 LONG_CELL = "quickstart_64f_32px"
 
 
@@ -202,6 +202,7 @@ def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, sm
     until(lambda: logged(run, 3))
     cluster.call("crash", "node2")
     until(lambda: "Restarts=0" not in cluster.call("exec", "scontrol", "show", "job", job).stdout)
+    time.sleep(15)  # until Slurm stops trying to end the old job there; it would end the new one
     cluster.call("revive", "node2")
     done = cluster.wait(job)
     assert done.returncode == 0, done.stdout
