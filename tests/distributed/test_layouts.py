@@ -13,7 +13,7 @@ STEPS = 6  # three epochs of two global batches
 LAYOUTS = {
     "1 rank, ZeRO-3": {"ranks": 1, "ds_config": "zero3"},
     "1 rank, ZeRO-2, accumulating": {"ranks": 1, "ds_config": "zero2", "train__micro_batch": 1},
-    "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3"},
+    "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3", "launcher": "deepspeed"},
     "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2"},
     "2 ranks, ZeRO-1": {"ranks": 2, "ds_config": "zero1"},
     "2 ranks, ZeRO-3 + offload, accumulating": {"ranks": 2, "ds_config": "zero3_offload", "train__micro_batch": 1},
@@ -39,7 +39,8 @@ def reference(small_videos, tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_losses(layout, reference, small_videos, tmp_path):
     run = tmp_path / "run"
-    finish(train_command(data=small_videos, run=run, **LAYOUTS[layout], **LEARNING))
+    launcher = "python" if LAYOUTS[layout]["ranks"] == 1 else "torchrun"
+    finish(train_command(data=small_videos, run=run, **({"launcher": launcher} | LAYOUTS[layout]), **LEARNING))
     assert losses(run) == pytest.approx(reference, rel=1e-5)
 
 
@@ -58,7 +59,13 @@ def test_weights_that_do_not_stay(checkpointing, reference, small_videos, tmp_pa
     path = tmp_path / "ds_config.json"
     path.write_text(json.dumps(ds_config))
     run = tmp_path / "run"
-    layout = {"ranks": 2, "ds_config": str(path), "train__eval_from_epoch": 1, "train__compact_checkpoints": False}
+    layout = {
+        "ranks": 2,
+        "launcher": "torchrun",
+        "ds_config": str(path),
+        "train__eval_from_epoch": 1,
+        "train__compact_checkpoints": False,
+    }
     execution = {"backbone__activation_checkpointing": checkpointing, "backbone__clips_per_chunk": 1}
     finish(train_command(data=small_videos, run=run, **layout, **execution, **LEARNING))
     assert losses(run) == pytest.approx(reference, rel=1e-5)
