@@ -15,7 +15,9 @@ rm -f "$run/failed" "$run/interrupted"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+cores=$(getconf _NPROCESSORS_ONLN)
+OMP_NUM_THREADS=$((cores < SLURM_CPUS_PER_TASK ? cores : SLURM_CPUS_PER_TASK))
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
 ((${SLURM_GPUS_ON_NODE:-0} > 0)) || export DS_ACCELERATOR=cpu
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
 scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start

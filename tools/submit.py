@@ -29,7 +29,6 @@ from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.recipes import find_recipe
-from adatad_ds.train import parse_arguments
 from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpus_in, read_cells
 from tools.plan_memory import GPUS
 
@@ -182,7 +181,12 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
     site, seen = grid.site, set()
     for cell in (grid.cells[index] for index in chosen):
         config, ranks = cell.config(), cell.nodes * grid.site.ranks_per_node
-        parse_arguments(cell.arguments(grid.folder, site.ds_config))
+        if cell.extra:
+            words = cell.arguments(grid.folder, site.ds_config)
+            asked = [sys.executable, "adatad_ds/train.py", *words, "--print-config"]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ConfigError(f"train.py does not take that: {done.stderr.strip().splitlines()[-1]}")
         if ranks % config.parallel.temporal:
             raise ConfigError(
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
@@ -190,7 +194,13 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
         resolve_ds_config(read_ds_config(site.ds_config), config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
         where = (config.data.annotations, config.data.videos)
         if where not in seen:
-            WindowDataset.for_training(config.data, seed=0, repeats=1)
+            try:
+                WindowDataset.for_training(config.data, seed=0, repeats=1)
+            except DataError as error:
+                hint = (
+                    'SET="data.annotations=FILE data.videos=FOLDER" says where yours are; RECIPE=quickstart needs none'
+                )
+                raise DataError(f"{cell.name}: {error}\n{hint}") from error
             seen.add(where)
         weights = config.backbone.weights
         if weights is not None and re.search(r"^[./]|\.(pth|pt|safetensors)$", weights) and not Path(weights).exists():
