@@ -37,12 +37,14 @@ class DataConfig:
     test_subset: str = "validation"
     classes: tuple[str, ...] = ()  # empty: the annotation file's labels, sorted
     exclude: tuple[str, ...] = ()  # video names left out on purpose
+    class_agnostic: bool = False  # one class, any action; which one it is, a video classifier says (test.external_*)
     reader: Literal["decord", "pyav"] = "decord"
 
     window_size: int = 768  # feature steps T of one window
     frames_per_feature: int = 1
     feature_stride_frames: int | None = 4  # file frames between two feature steps; None with sampling=resize
     sampling: Literal["random_trunc", "resize"] = "random_trunc"
+    fixed_fps: float | None = None  # strides count frames at this rate, whatever the file's; None: the file's own
     offset_frames: int = 0  # added to every window's start when grid positions become seconds
     trunc_thresh: float = 0.75  # keep a segment when at least this share of it lies in the window
     crop_ratio: tuple[float, float] | None = (0.9, 1.0)  # random length of videos shorter than the window
@@ -94,7 +96,8 @@ class HeadConfig:
     width: int = 512
     arch: tuple[int, int, int] = (2, 2, 5)  # convolutions, transformer blocks, halving blocks
     heads: int = 4
-    attn_window: int = -1  # -1: full attention
+    max_len: int | None = None  # steps that windows are padded to, for pyramids that do not divide them; None: none
+    attn_window: int | tuple[int, ...] = -1  # steps that one attends to, of all levels or level by level; -1: all
     abs_pos_embed: bool = False
     drop_path: float = 0.1
     input_dropout: float = 0.0
@@ -116,6 +119,11 @@ class HeadConfig:
     def levels(self) -> int:
         """Pyramid levels: one at full rate and one for each halving block."""
         return self.arch[2] + 1
+
+    @property
+    def attn_windows(self) -> tuple[int, ...]:
+        """The attention window of each level."""
+        return (self.attn_window,) * self.levels if isinstance(self.attn_window, int) else self.attn_window
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -191,6 +199,11 @@ class Config:
     test: TestConfig = field(default_factory=TestConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
+    @property
+    def pyramid_steps(self) -> int:
+        """Feature steps that the pyramid sees: the window's, and padding."""
+        return self.head.max_len or self.data.window_size
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, JSON-ready."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -263,11 +276,14 @@ def check(config: Config) -> None:
         "the frames of a clip",
     )
     coarsest = head.strides[-1]
+    steps = config.pyramid_steps
     need(
-        data.window_size % coarsest == 0,
-        f"data.window_size = {data.window_size} is no multiple of {coarsest}, the stride of the last pyramid level "
-        f"(head.arch[2] = {head.arch[2]} halvings)",
+        steps % coarsest == 0,
+        f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is no multiple of {coarsest}, the stride "
+        f"of the last pyramid level (head.arch[2] = {head.arch[2]} halvings); head.max_len can pad windows",
     )
+    need(steps >= data.window_size, f"head.max_len = {head.max_len} is less than data.window_size")
+    need(data.fixed_fps is None or data.fixed_fps > 0, "data.fixed_fps must be > 0 or None")
     if data.sampling == "random_trunc":
         stride = data.feature_stride_frames
         need(
@@ -285,6 +301,10 @@ def check(config: Config) -> None:
     need(
         len(head.regression_range) == head.levels,
         f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)",
+    )
+    need(
+        len(head.attn_windows) == head.levels,
+        f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)",
     )
     need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
     need(backbone.adapter_kernel % 2 == 1, "backbone.adapter_kernel must be odd")

@@ -20,7 +20,10 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return coerce(value, next(arg for arg in args if arg is not type(None)), key)
+        others = [arg for arg in args if arg is not type(None)]
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        fitting = [arg for arg in others if (typing.get_origin(arg) is tuple) == is_list]
+        return coerce(value, (fitting or others)[0], key)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{key} must be one of {', '.join(map(repr, args))}; got {value!r}")

@@ -94,8 +94,8 @@ def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
     with FakeTensorMode():
         _fake(detector, config.train.dtype)
         width = detector.backbone.vit.spec.width
-        features = torch.empty(windows, config.data.window_size, width, dtype=config.train.dtype, requires_grad=True)
-        valid = torch.ones(windows, config.data.window_size, dtype=torch.bool)
+        features = torch.empty(windows, config.pyramid_steps, width, dtype=config.train.dtype, requires_grad=True)
+        valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
 
         def run() -> None:
             levels, masks = detector.pyramid(features, valid, None)

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, DataError, listed, load_annotations
 from adatad_ds.data.transforms import augment, center_crop
-from adatad_ds.data.video import VideoError, VideoInfo, find_videos, probe, read_frames
+from adatad_ds.data.video import VideoError, VideoInfo, find_videos, frames_at, probe, read_frames
 from adatad_ds.data.windows import Window, random_trunc_window, resize_window, sliding_windows
 from adatad_ds.detection.timegrid import TimeGrid
 
+ANY_ACTION = "action"  # the only class of a class-agnostic detector
 REPLACEMENTS = 20  # videos tried in place of an unreadable one
 RATE_TOLERANCE = 0.05  # between a file and its annotation
 PROBING_THREADS = 4
@@ -124,13 +125,16 @@ class WindowDataset(Dataset[Sample]):
         reports: Sequence[str] = (),
         frames: slice | None = None,
     ) -> None:
-        self.videos, self.classes = annotations.videos, annotations.classes
+        self.videos = annotations.videos
+        self.classes = (ANY_ACTION,) if config.class_agnostic else annotations.classes
         self.reports = list(reports)
         self._config, self._paths, self._training = config, dict(paths), training
         self._seed, self._repeats = seed, repeats
         self._frames = frames or slice(None)
         self._replacements = REPLACEMENTS if frames is None else 0
-        self._label_ids = {label: index for index, label in enumerate(annotations.classes)}
+        self._label_ids = {
+            label: 0 if config.class_agnostic else index for index, label in enumerate(annotations.classes)
+        }
         # Windows of random or resized videos are made as they are asked for: no need to open thousands of files now.
         self._windows: list[Window] | None = None
         if not training and config.sampling == "random_trunc":
@@ -175,9 +179,8 @@ class WindowDataset(Dataset[Sample]):
         Raises:
             DataError: annotations or files that cannot be used.
         """
-        annotations, reports = _load(
-            config, subset=config.test_subset, classes=classes or config.classes, as_published=True
-        )
+        known = config.classes if config.class_agnostic else classes or config.classes
+        annotations, reports = _load(config, subset=config.test_subset, classes=known, as_published=True)
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
 
@@ -301,7 +304,9 @@ class WindowDataset(Dataset[Sample]):
 
     def _timing(self, index: int) -> tuple[int, float]:
         """Frames and frames a second of a video; the annotation knows best, as its times were made with them."""
-        video = self.videos[index]
+        video, fixed_fps = self.videos[index], self._config.fixed_fps
+        if fixed_fps is not None:
+            return max(1, round(video.duration_sec * fixed_fps)), fixed_fps
         if video.num_frames is not None:
             return video.num_frames, video.num_frames / video.duration_sec
         info = probe(self._paths[video.name])
@@ -311,8 +316,12 @@ class WindowDataset(Dataset[Sample]):
         video = self.videos[window.video_index]
         path = self._paths[video.name]
         _, fps = self._timing(window.video_index)
-        _check_rate(path, probe(path), fps=fps, duration_sec=video.duration_sec)
-        return read_frames(path, window.frame_indices[self._frames], short_side=short_side, backend=self._config.reader)
+        indices, info = window.frame_indices[self._frames], probe(path)
+        if self._config.fixed_fps is None:
+            _check_rate(path, info, fps=fps, duration_sec=video.duration_sec)
+        if self._config.fixed_fps is not None or not info.even:
+            indices = frames_at(path, indices / fps)
+        return read_frames(path, indices, short_side=short_side, backend=self._config.reader)
 
 
 def _load(

@@ -41,11 +41,13 @@ class VideoInfo:
     width: int
     height: int
     duration_sec: float
+    even: bool  # frame i is shown at i / fps seconds, to a frame
 
 
 @dataclass(frozen=True, eq=False)
 class _Index:
     info: VideoInfo
+    seconds: NDArray[np.float64] | None  # when each frame is shown, the first at 0; None where the file does not tell
     times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None where the file lacks them
     key_times: NDArray[np.int64]  # those of the keyframes
     plain: bool  # nothing about the file is unusual
@@ -60,6 +62,19 @@ def probe(path: str | Path) -> VideoInfo:
         VideoError: no video that can be decoded.
     """
     return _index(Path(path)).info
+
+
+def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frames (n,) nearest in time, by the file's own presentation times: right for variable frame rates, too.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    index = _index(Path(path))
+    if index.seconds is None:
+        return np.clip(np.rint(seconds * index.info.fps), 0, index.info.num_frames - 1).astype(np.int64)
+    borders = (index.seconds[:-1] + index.seconds[1:]) / 2
+    return np.searchsorted(borders, seconds, side="right").astype(np.int64)
 
 
 def read_frames(
@@ -153,21 +168,25 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
                 first = next(iter(_decoded(stream, packet)), None)
         first = first or next(iter(_decoded(stream, None)), None)
         header_frames, rate = stream.frames, stream.average_rate or stream.guessed_rate
+        time_base = float(stream.time_base or 0)
     if first is None:
         raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
     fps = float(rate) if rate else 25.0
     turned = first.rotation % 180 != 0
     known = sorted(time for time in times if time is not None)
     usable = len(known) == len(times) and all(a < b for a, b in pairwise(known))
+    seconds = (np.array(known) - known[0]) * time_base if usable and time_base else None
     info = VideoInfo(
         num_frames=len(times),
         fps=fps,
         width=first.height if turned else first.width,
         height=first.width if turned else first.height,
         duration_sec=len(times) / fps,
+        even=seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1),
     )
     return _Index(
         info=info,
+        seconds=seconds,
         times=np.array(known, dtype=np.int64) if usable else None,
         key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
         plain=usable

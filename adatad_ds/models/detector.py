@@ -9,6 +9,7 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatad_ds.config import BackboneConfig, Config, ConfigError
@@ -108,8 +109,8 @@ def build_detector(
         width=head.width,
         arch=head.arch,
         heads=head.heads,
-        attn_window=head.attn_window,
-        steps=data.window_size,
+        attn_windows=head.attn_windows,
+        steps=config.pyramid_steps,
         abs_pos_embed=head.abs_pos_embed,
         drop_path=head.drop_path,
         input_dropout=head.input_dropout,
@@ -128,7 +129,7 @@ def detector_points(config: Config, *, device: torch.device) -> Tensor:
     """The points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride."""
     head = config.head
     return make_points(
-        level_lengths=[config.data.window_size // stride for stride in head.strides],
+        level_lengths=[config.pyramid_steps // stride for stride in head.strides],
         strides=head.strides,
         regression_ranges=head.regression_range,
         point_offset=head.point_offset,
@@ -137,7 +138,8 @@ def detector_points(config: Config, *, device: torch.device) -> Tensor:
 
 
 def valid_points(valid: Tensor, config: Config) -> Tensor:
-    """Which points lie inside the video: (B, T) bool to (B, P) bool."""
+    """Which points lie inside the video: (B, window's steps) bool to (B, P) bool."""
+    valid = F.pad(valid, (0, config.pyramid_steps - valid.shape[1]))
     return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)
 
 

@@ -25,8 +25,8 @@ class Pyramid(nn.Module):
         width: channels C of every level.
         arch: numbers of convolutions, of transformer blocks, and of halving blocks (= levels - 1).
         heads: attention heads.
-        attn_window: steps that a step attends to, centred on it; -1: all.
-        steps: T, the window's feature steps.
+        attn_windows: steps that a step attends to, centred on it, level by level; -1: all.
+        steps: T, the window's feature steps and padding.
         abs_pos_embed: add a fixed sine-cosine position after the convolutions.
         drop_path: stochastic depth rate of both branches of each block.
         input_dropout: share of input channels dropped in training.
@@ -39,7 +39,7 @@ class Pyramid(nn.Module):
         width: int,
         arch: tuple[int, int, int],
         heads: int,
-        attn_window: int,
+        attn_windows: tuple[int, ...],
         steps: int,
         abs_pos_embed: bool,
         drop_path: float,
@@ -48,6 +48,7 @@ class Pyramid(nn.Module):
         super().__init__()
         convolutions, full_rate, halving = arch
         self.input_dropout = input_dropout
+        self.steps = steps
         self.embed = nn.ModuleList(
             MaskedConv(in_channels=width if i else in_channels, out_channels=width) for i in range(convolutions)
         )
@@ -55,11 +56,11 @@ class Pyramid(nn.Module):
         self.position: Tensor | None
         self.register_buffer("position", position, persistent=False)
 
-        def block(stride: int) -> PyramidBlock:
-            return PyramidBlock(width=width, heads=heads, attn_window=attn_window, stride=stride, drop_path=drop_path)
+        def block(stride: int, window: int) -> PyramidBlock:
+            return PyramidBlock(width=width, heads=heads, attn_window=window, stride=stride, drop_path=drop_path)
 
-        self.stem = nn.ModuleList(block(1) for _ in range(full_rate))
-        self.branch = nn.ModuleList(block(HALVING) for _ in range(halving))
+        self.stem = nn.ModuleList(block(1, attn_windows[0]) for _ in range(full_rate))
+        self.branch = nn.ModuleList(block(HALVING, attn_windows[level + 1]) for level in range(halving))
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=CONV_NORM_EPS) for _ in range(halving + 1))
 
     def forward(
@@ -68,14 +69,15 @@ class Pyramid(nn.Module):
         """Levels from fine to coarse.
 
         Args:
-            features: (B, T, in_channels).
-            valid: (B, T) bool, False beyond the video's end.
+            features: (B, T or fewer steps, in_channels).
+            valid: (B, as many) bool, False beyond the video's end.
             noise: per-sample randomness in training; None: nothing is dropped.
 
         Returns:
             Features (B, T / 2^l, C) and masks (B, T / 2^l) of each level l.
         """
-        x = features
+        padding = self.steps - features.shape[1]
+        x, valid = F.pad(features, (0, 0, 0, padding)), F.pad(valid, (0, padding))
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
         for convolution in self.embed:
