@@ -320,7 +320,7 @@ class WindowDataset(Dataset[Sample]):
         if self._config.fixed_fps is None:
             _check_rate(path, info, fps=fps, duration_sec=video.duration_sec)
         if self._config.fixed_fps is not None or not info.even:
-            indices = frames_at(path, indices / fps)
+            indices = frames_at(path, window.frame_sec[self._frames])
         return read_frames(path, indices, short_side=short_side, backend=self._config.reader)
 
 

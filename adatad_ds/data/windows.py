@@ -25,7 +25,8 @@ class Window:
 
     Attributes:
         video_index: which video, in the caller's list.
-        frame_indices: file frames (F,) int64, padded by repeating the last.
+        frame_indices: file frames (F,) int64, padded by repeating the last; counted at `data.fixed_fps` if that is set.
+        frame_sec: when those are shown (F,), for files whose frames are not evenly spaced.
         valid_steps: feature steps that see at least one frame that is not padding.
         grid: seconds of the feature steps.
         segments_grid: actions (G, 2) float32 in feature steps.
@@ -34,6 +35,7 @@ class Window:
 
     video_index: int
     frame_indices: NDArray[np.int64]
+    frame_sec: NDArray[np.float64]
     valid_steps: int
     grid: TimeGrid
     segments_grid: NDArray[np.float32]
@@ -133,6 +135,7 @@ def resize_window(
     return Window(
         video_index=video_index,
         frame_indices=np.clip(np.rint(centres), 0, num_frames - 1).astype(np.int64),
+        frame_sec=centres * video.duration_sec / num_frames,
         valid_steps=config.window_size,
         grid=grid,
         segments_grid=np.clip(segments_grid, 0, config.window_size).astype(np.float32),
@@ -157,9 +160,11 @@ def _cut(
     segments_grid, labels = _actions(video, grid, label_ids)
     end_grid = length / config.frames_per_feature
     kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
+    frame_indices = np.minimum(slots * config.frame_stride, num_frames - 1).astype(np.int64)
     return Window(
         video_index=video_index,
-        frame_indices=np.minimum(slots * config.frame_stride, num_frames - 1).astype(np.int64),
+        frame_indices=frame_indices,
+        frame_sec=frame_indices / fps,
         # differs: a last step that is only partly real counts (the reference rounds down): its frames would be lost.
         valid_steps=-(-length // config.frames_per_feature),
         grid=grid,

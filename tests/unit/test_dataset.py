@@ -344,3 +344,57 @@ def test_collate_keeps_everything(config: DataConfig):
     assert batch.padding == [False, False]
     assert torch.equal(batch.frames[1], samples[1].frames)
     assert torch.equal(batch.valid[0], samples[0].valid)
+
+
+def numbers_shown(data: WindowDataset, sample_id: int) -> tuple[np.ndarray, Sample]:
+    """The number that each frame of a test window carries, and the window; the crop shows the middle of a frame."""
+    sample = data[0, sample_id]
+    window = data._windows[sample_id] if data._windows is not None else data._resized(sample_id)
+    return frame_numbers(data._read(window, short_side=48), width=88), sample
+
+
+@pytest.mark.parametrize("fixed_fps", [None, 4.0, 5.0, 20.0, 30.0])
+def test_strides_count_frames_at_a_fixed_rate(config: DataConfig, fixed_fps: float | None):
+    data = WindowDataset.for_testing(changed(config, fixed_fps=fixed_fps))
+    rate = fixed_fps or FPS
+    for sample_id in range(len(data)):
+        numbers, sample = numbers_shown(data, sample_id)
+        assert sample.grid.step_sec == pytest.approx(2 / rate)
+        seconds = sample.grid.to_sec(np.arange(16.0))[: int(sample.valid.sum())]
+        exact = seconds * FPS
+        low, high = (np.floor(exact), np.ceil(exact)) if fixed_fps else (exact, exact)
+        last = LENGTHS[sample.video] - 1
+        either = [np.minimum(np.rint(frames), last).astype(int) & 31 for frames in (low, high)]
+        shown = numbers[: len(seconds)]
+        assert np.all((shown == either[0]) | (shown == either[1]))
+        assert np.abs(np.minimum(exact, last) - last).min() < FPS / rate * 2 or sample_id + 1 < len(data)
+
+
+@pytest.mark.parametrize("sampling", ["random_trunc", "resize"])
+def test_uneven_frames_are_read_by_their_times(config: DataConfig, tmp_path: Path, sampling: str):
+    """Variable frame rate: what is shown at a step's time, not the frame of that number."""
+    times = [*(0.1 * i for i in range(20)), *(2.0 + 0.4 * i for i in range(10))]
+    write_video(tmp_path / "c.mkv", frames=30, width=88, height=48, times=times)
+    entry = {"subset": "validation", "duration": 6.0, "annotations": [{"segment": [1.0, 3.0], "label": "run"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {"c": entry}}))
+    changes = {"sampling": "resize", "feature_stride_frames": None} if sampling == "resize" else {}
+    places = {"annotations": str(tmp_path / "annotations.json"), "videos": str(tmp_path)}
+    data = WindowDataset.for_testing(changed(config, **places, **changes))
+    numbers, sample = numbers_shown(data, 0)
+    middle = 0.5 if sampling == "resize" else 0.0
+    seconds = sample.grid.to_sec(np.arange(16.0) + middle)
+    half_frame = 0.5 / 5 if sampling == "resize" else 0.0  # 30 frames in 6 s; frames stand at their part's centre
+    nearest = np.abs((seconds - half_frame)[:, None] - np.array(times)).argmin(axis=1)
+    valid = sample.valid.numpy()
+    assert numbers[valid].tolist() == (nearest & 31)[valid].tolist()
+
+
+def test_class_agnostic(config: DataConfig):
+    agnostic = changed(config, class_agnostic=True)
+    data = WindowDataset.for_training(agnostic, seed=0)
+    assert data.classes == ("action",)
+    sample = data[0, 0]
+    assert set(sample.labels.tolist()) == {0}
+    testing = WindowDataset.for_testing(agnostic, classes=("action",))
+    assert testing.classes == ("action",)
+    assert {action.label for video in testing.videos for action in video.actions} == {"run", "jump"}

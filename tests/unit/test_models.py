@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig
+from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, override
 from adatad_ds.models.adapters import TIA, DepthwiseTimeConv
-from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.detector import Detector, build_detector, detector_points, valid_points
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
@@ -206,3 +206,39 @@ def test_wrong_names_and_blocks():
         build_detector(replace(CONFIG, backbone=BackboneConfig(name="videomae_xl")), num_classes=2)
     with pytest.raises(ConfigError, match=r"must name blocks 0\.\.3"):
         detector(adapter_blocks=(2, 4))
+
+
+def test_padded_windows_see_what_unpadded_ones_see():
+    """Windows that the pyramid's strides do not divide: padding changes nothing where there is video."""
+    config = replace(CONFIG, head=replace(CONFIG.head, abs_pos_embed=True))
+    padded = replace(config, head=replace(config.head, max_len=64))
+    assert padded.pyramid_steps == 64
+    torch.manual_seed(0)
+    model = build_detector(config, spec=SPEC, num_classes=3).eval()
+    longer = build_detector(padded, spec=SPEC, num_classes=3).eval()
+    longer.load_state_dict(model.state_dict())
+    frames = torch.randint(0, 256, (2, config.data.window_frames, 32, 32, 3), dtype=torch.uint8)
+    valid = torch.arange(32) < torch.tensor([[32], [20]])
+    with torch.no_grad():
+        short, long = model(frames, valid), longer(frames, valid)
+    inside = valid_points(valid, padded)
+    assert inside.sum() == valid_points(valid, config).sum()
+    assert torch.equal(long.valid, inside)
+    times = [detector_points(each, device=torch.device("cpu")) for each in (config, padded)]
+    for item in range(2):
+        ours, theirs = valid_points(valid, config)[item], inside[item]
+        assert torch.equal(times[0][ours], times[1][theirs])
+        assert torch.allclose(short.class_logits[item][ours], long.class_logits[item][theirs], atol=1e-5)
+        assert torch.allclose(short.distances[item][ours], long.distances[item][theirs], atol=1e-5)
+
+
+def test_attention_windows_level_by_level():
+    levels = CONFIG.head.levels
+    config = replace(CONFIG, head=replace(CONFIG.head, attn_window=(5,) * (levels - 1) + (-1,)))
+    pyramid = build_detector(config, spec=SPEC, num_classes=3).pyramid
+    assert {block.attn.window for block in pyramid.stem} == {5}
+    assert [block.attn.window for block in pyramid.branch] == [5] * (levels - 2) + [-1]
+    assert override(CONFIG, [f"head.attn_window={list(config.head.attn_window)}"]) == config
+    assert override(CONFIG, ["head.attn_window=9"]).head.attn_windows == (9,) * levels
+    with pytest.raises(ConfigError, match=f"has 2 windows for {levels} levels"):
+        override(CONFIG, ["head.attn_window=[5,-1]"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adatad_ds.data.annotations import DataError
-from adatad_ds.data.video import VideoError, find_videos, probe, read_frames
+from adatad_ds.data.video import VideoError, find_videos, frames_at, probe, read_frames
 from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
 
 BACKENDS = ("decord", "pyav")
@@ -235,3 +235,27 @@ def test_find_videos(tmp_path: Path):
     for part in ("12 of 13", str(tmp_path), "m0, m1", "m9, and 2 more", "data.exclude="):
         assert part in str(caught.value)
     assert "m10" not in str(caught.value)
+
+
+UNEVEN = [*(0.1 * i for i in range(20)), *(2.0 + 0.25 * i for i in range(20)), *(7.0 + 0.04 * i for i in range(20))]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_variable_frame_rate(folder: Path, suffix: str, b_frames: int):
+    path = write_video(folder / f"uneven{b_frames}{suffix}", frames=60, times=UNEVEN, b_frames=b_frames)
+    assert not probe(path).even
+    seconds = np.linspace(0, 7.8, 157) + 1e-4  # no ties
+    nearest = np.abs(seconds[:, None] - np.array(UNEVEN)).argmin(axis=1)
+    assert frames_at(path, seconds).tolist() == nearest.tolist()
+    shown = read_frames(path, frames_at(path, seconds), short_side=96, backend="decord")
+    assert frame_numbers(shown).tolist() == nearest.tolist()
+
+
+def test_even_frames_are_where_they_are_counted(h264: Path, mpeg4: Path):
+    for path in (h264, mpeg4):
+        info = probe(path)
+        assert info.even
+        counted = np.arange(info.num_frames)
+        assert frames_at(path, counted / info.fps).tolist() == counted.tolist()
+        assert frames_at(path, np.array([-1.0, 1e6])).tolist() == [0, info.num_frames - 1]

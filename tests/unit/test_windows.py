@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import Action, Video
 from adatad_ds.data.windows import random_trunc_window, resize_window, sliding_windows
+from adatad_ds.detection.timegrid import TimeGrid
 
 LABELS = {"run": 0, "jump": 1}
 
@@ -167,3 +168,15 @@ def test_resize_of_any_length(num_frames: int):
     assert (np.diff(window.frame_indices) >= 0).all()
     assert 0 <= window.frame_indices[0] <= window.frame_indices[-1] <= num_frames - 1
     assert abs(window.frame_indices[0] + window.frame_indices[-1] - (num_frames - 1)) <= 1  # symmetric
+
+
+@given(
+    start=st.floats(-1e4, 1e4),
+    step=st.floats(1e-3, 1e3),
+    times=st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5),
+)
+def test_seconds_and_grid_are_exact_both_ways(start: float, step: float, times: list[float]):
+    grid = TimeGrid(origin_sec=start, step_sec=step, duration_sec=1.0)
+    values = np.array(times)
+    assert np.allclose(grid.to_sec(grid.to_grid(values)), values, rtol=1e-9, atol=1e-9)
+    assert np.allclose(grid.to_grid(grid.to_sec(values)), values, rtol=1e-9, atol=1e-9 + 1e-11 * abs(start) / step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,6 +11,7 @@ import numpy as np
 
 CELL = 16  # pixels of one square
 BITS = 10
+MILLISECOND = Fraction(1, 1000)
 
 
 def numbered_frame(index: int, *, width: int = 176, height: int = 96) -> np.ndarray:
@@ -38,8 +41,12 @@ def write_video(
     height: int = 96,
     gop: int = 12,
     b_frames: int = 2,
+    times: Sequence[float] | None = None,
 ) -> Path:
-    """Write a numbered video; mp4 has its index at the front, so that a cut file still opens."""
+    """Write a numbered video; mp4 has its index at the front, so that a cut file still opens.
+
+    With `times`, frame i is shown at times[i] seconds: a variable frame rate.
+    """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -47,8 +54,12 @@ def write_video(
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = b_frames
         stream.codec_context.bit_rate = 4_000_000
+        if times is not None:
+            stream.codec_context.time_base = MILLISECOND
         for index in range(frames):
             picture = av.VideoFrame.from_ndarray(numbered_frame(index, width=width, height=height), format="rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = round(1000 * times[index]), MILLISECOND
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
