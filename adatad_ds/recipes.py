@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from adatad_ds.config import (
     BackboneConfig,
     Config,
@@ -14,7 +16,7 @@ from adatad_ds.config import (
 )
 from adatad_ds.published import Recipe, published_recipes
 
-__all__ = ["Recipe", "all_recipes", "find_recipe", "recipe_table"]
+__all__ = ["Recipe", "all_recipes", "config_diff", "find_recipe", "recipe_table"]
 
 
 def find_recipe(name: str) -> Recipe:
@@ -59,6 +61,19 @@ def recipe_table() -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def config_diff(config: Config, other: Config) -> str:
+    """The keys in which two configs differ, one line each."""
+    ours, theirs = config.to_dict(), other.to_dict()
+    rows = [
+        (f"{section}.{key}", json.dumps(value), json.dumps(theirs[section][key]))
+        for section, values in ours.items()
+        for key, value in values.items()
+        if value != theirs[section][key]
+    ]
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join(f"{key.ljust(width)}  {ours}  ->  {theirs}" for key, ours, theirs in rows)
 
 
 def _quickstart(tuning: Tuning) -> Recipe:

@@ -45,7 +45,7 @@ from adatad_ds.pretrained import (
     fingerprint,
     published_state,
 )
-from adatad_ds.recipes import find_recipe, recipe_table
+from adatad_ds.recipes import config_diff, find_recipe, recipe_table
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
         if arguments.print_config:
             return _show(json.dumps(config.to_dict(), indent=1))
+        if arguments.diff:
+            return _show(config_diff(config, find_recipe(arguments.diff).config))
         if arguments.dry_run:
             return _show(dry_run(config, arguments.deepspeed_config))
         world = World.join()
@@ -227,6 +229,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--diff", metavar="RECIPE", help="print what differs from another recipe and exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -236,7 +239,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not arguments.list_recipes and arguments.recipe is None:
         parser.error("--recipe NAME is missing; --list-recipes shows all")
-    informs = arguments.list_recipes or arguments.print_config or arguments.dry_run
+    informs = arguments.list_recipes or arguments.print_config or arguments.dry_run or arguments.diff
     if not informs and arguments.deepspeed_config is None:
         parser.error("--deepspeed_config FILE is missing, e.g. ds_configs/zero3_offload.json")
     return arguments

@@ -218,19 +218,23 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     by_size = len({row.model for row in rows}) > 1
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name, label in zip(
-        figure.subplots(1, 2), ("map", "memory_gb"), ("average mAP", "GB a rank"), strict=True
+        figure.subplots(1, 2), ("map", "memory_gb"), ("average mAP (%)", "peak GB a rank"), strict=True
     ):
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if (value := getattr(row, name)) is not None:
                 along = (row.parameters or 0) / 1e6 if by_size else row.frames
                 key = f"{row.resolution} px" if by_size else f"{row.model}, {row.resolution} px"
-                curves.setdefault(key, []).append((along, value))
+                curves.setdefault(key, []).append((along, 100 * value if name == "map" else value))
         for key, points in sorted(curves.items()):
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=key)
         axes.set_xlabel("parameters (M)" if by_size else "frames")
         axes.set_ylabel(label)
         axes.set_xscale("log")
+        along_all = sorted({along for points in curves.values() for along, _ in points})
+        axes.set_xticks(along_all, [f"{along:.0f}" for along in along_all])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
         if curves:
             axes.legend()
     figure.savefig(path, dpi=120)

@@ -17,6 +17,7 @@ import pytest
 from adatad_ds.config import Config, HeadConfig, from_dict
 from adatad_ds.models.detector import adapted_blocks
 from adatad_ds.recipes import Recipe, all_recipes, find_recipe, recipe_table
+from adatad_ds.train import main
 
 FACTS = Path(__file__).with_name("published.json")
 SETTINGS = Path(__file__).resolve().parents[2].parent / "shared/reference/published_settings.json"
@@ -152,6 +153,15 @@ def test_recipes_can_be_saved_and_read(name):
 def test_the_list_names_all():
     lines = recipe_table().splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(all_recipes())
+
+
+def test_recipes_are_diffed(capsys):
+    assert main(["--recipe", "thumos14_videomaev2_g_1536", "--diff", "thumos14_videomaev2_g"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys = ["data.frames_per_feature", "data.resolution", "data.short_side_before_crop", "backbone.adapter_blocks"]
+    keys += ["train.lr_adapter", "train.stop_epoch", "train.eval_from_epoch"]
+    assert [line.split()[0] for line in lines] == keys
+    assert lines[0].split()[1:] == ["2", "->", "1"]
 
 
 def write_facts() -> None:
