@@ -234,7 +234,8 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         along_all = sorted({along for points in curves.values() for along, _ in points})
         axes.set_xticks(along_all, [f"{along:.0f}" for along in along_all])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if name == "memory_gb":
+            axes.set_ylim(bottom=0)
         if curves:
             axes.legend()
     figure.savefig(path, dpi=120)
