@@ -1,0 +1,140 @@
+"""What is known of each data set: who publishes it and how, customary exclusions, published counts.
+
+A count stands here only where a publication, or a file of the owners, was found to say so; `None` otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools import dataset_formats as formats
+from tools.dataset_formats import TRAINING, VALIDATION, Annotations
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one subset; `classes` are those that occur in it. None: no published count known."""
+
+    videos: int | None = None
+    instances: int | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set."""
+
+    title: str
+    read: Callable[[Sequence[Path]], Annotations]
+    num_classes: int  # of both subsets together
+    published: Mapping[str, Counts]  # after the exclusions
+    counts_from: str
+    annotations_from: str
+    videos_from: str
+    terms: str
+    exclusions: Mapping[str, str] = field(default_factory=dict)  # video: why the field leaves it out
+
+
+EPIC_VIDEOS = "https://github.com/epic-kitchens/epic-kitchens-download-scripts"
+EPIC_TERMS = "Creative Commons BY-NC 4.0: with credit, not for commercial purposes."
+THUMOS_VIDEOS = "https://www.crcv.ucf.edu/THUMOS14/download.html (validation set, test set)"
+
+DATASETS: Mapping[str, Dataset] = {
+    "thumos14": Dataset(
+        title="THUMOS14",
+        read=formats.thumos14,
+        num_classes=20,
+        published={TRAINING: Counts(200, 3007, 20), VALIDATION: Counts(210, 3311, 20)},
+        counts_from="the community's JSON, which results are published on; 213 test videos before the exclusions",
+        annotations_from="https://www.crcv.ucf.edu/THUMOS14/download.html (temporal annotations, both archives)",
+        videos_from=THUMOS_VIDEOS,
+        terms="the owners' page states them; the videos are from YouTube.",
+        exclusions={
+            "video_test_0000270": "wrong annotations",
+            "video_test_0001292": "no annotations",
+            "video_test_0001496": "wrong annotations",
+        },
+    ),
+    "activitynet": Dataset(
+        title="ActivityNet 1.3",
+        read=formats.activitynet,
+        num_classes=200,
+        published={TRAINING: Counts(10024, 15410), VALIDATION: Counts(4926, 7654)},
+        counts_from="http://activity-net.org/download.html",
+        annotations_from="http://activity-net.org/download.html (activity_net.v1-3.min.json)",
+        videos_from="http://activity-net.org/download.html (a form asks for access, which lasts seven days)",
+        terms="those of the owners' form; the videos are from YouTube.",
+    ),
+    "epic_verb": Dataset(
+        title="EPIC-Kitchens-100, verbs",
+        read=formats.epic_verb,
+        num_classes=97,
+        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 78)},
+        counts_from="the literature; those of validation, and 97 classes, also counted in the owners' files",
+        annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
+        videos_from=EPIC_VIDEOS,
+        terms=EPIC_TERMS,
+    ),
+    "epic_noun": Dataset(
+        title="EPIC-Kitchens-100, nouns",
+        read=formats.epic_noun,
+        num_classes=300,
+        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 211)},
+        counts_from="the literature; those of validation, and 300 classes, also counted in the owners' files",
+        annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
+        videos_from=EPIC_VIDEOS,
+        terms=EPIC_TERMS,
+    ),
+    "ego4d_mq": Dataset(
+        title="Ego4D moment queries",
+        read=formats.ego4d_mq,
+        num_classes=110,
+        published={TRAINING: Counts(), VALIDATION: Counts()},
+        counts_from="the literature, which counts classes and (with the test clips) 2,488 clips of version 1",
+        annotations_from="https://ego4d-data.org/docs/start-here (moments_train.json, moments_val.json)",
+        videos_from="https://ego4d-data.org/docs/start-here (the clips of the episodic memory benchmark)",
+        terms="a licence agreement to be signed with the owners before the download.",
+    ),
+    "multithumos": Dataset(
+        title="MultiTHUMOS",
+        read=formats.multithumos,
+        num_classes=65,
+        published={TRAINING: Counts(200, 18482, 65), VALIDATION: Counts(213, 20208, 65)},
+        counts_from="counted in a public conversion of the owners' files, whose 38,690 instances it keeps",
+        annotations_from="https://ai.stanford.edu/~syyeung/everymoment.html (multithumos.zip)",
+        videos_from=f"THUMOS14's: {THUMOS_VIDEOS}",
+        terms="the owners' page states none for the annotations; for the videos, THUMOS14's.",
+    ),
+    "charades": Dataset(
+        title="Charades",
+        read=formats.charades,
+        num_classes=157,
+        published={TRAINING: Counts(7985, 49809, 157), VALIDATION: Counts(1863, 16691, 157)},
+        counts_from="counted in a public conversion, whose sums are those of the owners' paper: 9,848 and 66,500",
+        annotations_from="https://prior.allenai.org/projects/charades (Charades.zip)",
+        videos_from="https://prior.allenai.org/projects/charades (Charades_v1_480.zip, or the original size)",
+        terms="the owners' license.txt, which comes with the files: non-commercial use.",
+    ),
+    "hacs": Dataset(
+        title="HACS Segments 1.1.1",
+        read=formats.hacs,
+        num_classes=200,
+        published={TRAINING: Counts(videos=37613), VALIDATION: Counts(videos=5981)},
+        counts_from="https://github.com/hangzhaomit/HACS-dataset (of instances only a sum: 139 thousand)",
+        annotations_from="https://github.com/hangzhaomit/HACS-dataset (HACS_v1.1.1.zip)",
+        videos_from="https://github.com/hangzhaomit/HACS-dataset (download_videos.py; a form for videos that are gone)",
+        terms="those of the owners' form; the videos are from YouTube.",
+    ),
+    "fineaction": Dataset(
+        title="FineAction",
+        read=formats.fineaction,
+        num_classes=106,
+        published={TRAINING: Counts(8440, 57752), VALIDATION: Counts(4174, 24236)},
+        counts_from="the literature",
+        annotations_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/annotations_gt.json)",
+        videos_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/video)",
+        terms="the owners' page there; https://github.com/Richard-61/FineAction states none.",
+    ),
+}

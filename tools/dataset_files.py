@@ -1,0 +1,118 @@
+"""Reading the files of data sets' owners: JSON, CSV, lines of text; numbers and times in them.
+
+All raise `DataError`, which names the file and the place in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.data.annotations import DataError, listed
+
+TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")  # hours:minutes:seconds
+
+
+def items(tree: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
+    """A list of mappings in a tree that was read from JSON; `where` is for the message, as below."""
+    found = tree.get(key)
+    if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
+        raise DataError(f"{where}: {key} is {found!r:.60}, expected a list of mappings")
+    return found
+
+
+def decimal(tree: Mapping[str, Any], key: str, where: str) -> Decimal:
+    """An exact number of a tree that was read from JSON."""
+    value = tree.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise DataError(f"{where}: {key} is {value!r}, expected a number")
+    return Decimal(value)
+
+
+def seconds(value: Any, place: str) -> float:
+    """A finite number, or the text of one."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{place}: {value!r}, expected a number of seconds")
+    return number
+
+
+def timestamp(text: str, place: str) -> float:
+    """Seconds of hours:minutes:seconds, without an error of rounding."""
+    match = TIMESTAMP.fullmatch(text.strip())
+    if match is None:
+        raise DataError(f"{place}: {text!r}, expected a time as 00:00:01.089")
+    return float(3600 * int(match[1]) + 60 * int(match[2]) + Decimal(match[3]))
+
+
+def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
+    """A JSON object; fractions as `Decimal` where `exact`."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal if exact else None)
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(tree, Mapping):
+        raise DataError(f"{path} must hold an object at its top level")
+    return tree
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Lines that are not empty, with their places for messages."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    yield from ((f"{path}, line {index}", line.strip()) for index, line in enumerate(lines, 1) if line.strip())
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file that must have these columns, with their places for messages."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            for column in columns:
+                if column not in (reader.fieldnames or ()):
+                    raise DataError(f"{path}, line 1: there is no column {column!r}")
+            for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                for column in columns:
+                    if row[column] is None:
+                        raise DataError(f"{place}: the line ends before column {column!r}")
+                yield place, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def find(sources: Sequence[Path], pattern: str) -> list[Path]:
+    """Files of this name among the sources, and in those that are folders."""
+    paths = []
+    for source in sources:
+        if not source.exists():
+            raise DataError(f"--source: there is no {str(source)!r}")
+        paths += sorted(source.rglob(pattern)) if source.is_dir() else [source] * source.match(pattern)
+    return list(dict.fromkeys(path for path in paths if path.is_file() and not path.name.startswith(".")))
+
+
+def find_one(sources: Sequence[Path], pattern: str, otherwise: str = "") -> Path:
+    """The only file of this name among the sources; `otherwise` tells what else would do."""
+    paths = find(sources, pattern)
+    if len(paths) != 1:
+        found = f"hold {listed([str(path) for path in paths], separator=', ')}" if paths else "do not hold it"
+        raise DataError(
+            f"--source: exactly one {pattern} is needed {otherwise}".rstrip() + f"; {shown(sources)} {found}"
+        )
+    return paths[0]
+
+
+def shown(sources: Sequence[Path]) -> str:
+    """The sources, for messages."""
+    return ", ".join(str(source) for source in sources)

@@ -1,0 +1,194 @@
+"""Turn a data set's published annotation files into the community's JSON, which this project reads.
+
+    python tools/prepare_data.py thumos14 --source downloads/thumos14 --out data/thumos14/annotations.json \\
+        --videos data/thumos14/videos
+
+What was found is compared with published counts. With --videos, videos that are not there end it with code 1, unless
+--exclude-missing leaves them out and lists them in OUT's .excluded.txt. Each data set: docs/datasets.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
+
+from tqdm import tqdm
+
+from adatad_ds.data.annotations import DataError, listed, load_annotations
+from adatad_ds.data.video import EXTENSIONS, VideoError, probe
+from tools.dataset_facts import DATASETS, Counts, Dataset
+from tools.dataset_formats import SUBSETS, Entry
+
+LISTED_MISSING = 10
+PROBING_THREADS = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert and report; 1 where videos are missing, 2 where the input cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("--source", type=Path, nargs="+", required=True, help="the owners' files, or their folders")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
+    parser.add_argument("--exclude-missing", action="store_true", help="leave out videos that are not there")
+    options = parser.parse_args(arguments)
+    try:
+        return prepare(
+            DATASETS[options.dataset],
+            sources=options.source,
+            out=options.out,
+            videos=options.videos,
+            exclude_missing=options.exclude_missing,
+        )
+    except (DataError, OSError) as error:
+        print(f"prepare_data: {error}", file=sys.stderr)
+        return 2
+
+
+def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Path | None, exclude_missing: bool) -> int:
+    """Read, report, write.
+
+    Args:
+        dataset: which one.
+        sources: the owners' files, and folders that hold them.
+        out: the JSON file to write.
+        videos: folder of the videos; None: not looked at.
+        exclude_missing: leave out videos that are missing or have no duration, instead of writing nothing.
+
+    Returns:
+        The exit code: 1 where videos are missing and nothing was written.
+
+    Raises:
+        DataError: files that cannot be used.
+    """
+    annotations = dataset.read(sources)
+    print(f"{dataset.title}: annotations from {dataset.annotations_from}")
+    for note in annotations.notes:
+        print(note)
+    names = {entry.name for entry in annotations.entries}
+    for name, reason in dataset.exclusions.items():
+        print(f"left out, as is customary: {name} ({reason}{'' if name in names else '; not in these files'})")
+    entries = [entry for entry in annotations.entries if entry.name not in dataset.exclusions]
+    print("\n".join(report(dataset, entries)))
+    print(f"videos: {dataset.videos_from}\nterms: {dataset.terms}")
+
+    missing: dict[str, str] = {}
+    if videos is not None:
+        files = _files(videos)
+        missing = {entry.name: "no file" for entry in entries if _file(files, entry.name) is None}
+        entries, unreadable = _probed(entries, files)
+        missing |= unreadable
+    missing |= {e.name: "no duration known" for e in entries if e.duration_sec is None and e.name not in missing}
+    if missing:
+        print(f"{len(missing)} of {len(entries)} videos cannot be used{f' from {videos}' if videos else ''}:")
+        print("\n".join(f"  {name}: {reason}" for name, reason in list(missing.items())[:LISTED_MISSING]))
+        if len(missing) > LISTED_MISSING:
+            print(f"  and {len(missing) - LISTED_MISSING} more")
+        if not exclude_missing:
+            durations = "" if videos else " Durations come from the videos: name their folder with --videos."
+            print(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
+            return 1
+        entries = [entry for entry in entries if entry.name not in missing]
+    _write(entries, out, excluded=missing)
+    return 0
+
+
+def report(dataset: Dataset, entries: Sequence[Entry]) -> list[str]:
+    """What was found beside what was published, as the lines of a table."""
+    rows = [("", "", "found", "published", "")]
+    for subset in SUBSETS:
+        chosen = [entry for entry in entries if entry.subset == subset]
+        published = dataset.published.get(subset, Counts())
+        found = len(chosen), sum(len(entry.actions) for entry in chosen), _classes(chosen)
+        expected = published.videos, published.instances, published.classes
+        for index, what in enumerate(("videos", "instances", "classes")):
+            rows.append((subset if index == 0 else "", what, *_compared(found[index], expected[index])))
+    rows.append(("together", "classes", *_compared(_classes(entries), dataset.num_classes)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}".rstrip()
+        for row in rows
+    ]
+    return [*lines, f"published: {dataset.counts_from}"]
+
+
+def _compared(found: int, published: int | None) -> tuple[str, str, str]:
+    if published is None:
+        return str(found), "-", "no published count known"
+    return str(found), str(published), "as published" if found == published else f"differs by {found - published:+}"
+
+
+def _classes(entries: Sequence[Entry]) -> int:
+    return len({action.label for entry in entries for action in entry.actions})
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Video files by name without extension."""
+    if not folder.is_dir():
+        raise DataError(f"--videos: there is no folder {str(folder)!r}")
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS}
+
+
+def _file(files: Mapping[str, Path], name: str) -> Path | None:
+    return files.get(name) or files.get(f"v_{name}")
+
+
+def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[Entry], dict[str, str]]:
+    """Entries, with durations and frames by their files where annotations tell none; and files that cannot be read."""
+    paths = {e.name: path for e in entries if e.duration_sec is None and (path := _file(files, e.name)) is not None}
+
+    def measured(path: Path) -> tuple[float, int] | str:
+        try:
+            info = probe(path)
+        except VideoError as error:
+            return str(error)
+        return info.duration_sec, info.num_frames
+
+    with ThreadPoolExecutor(PROBING_THREADS) as pool:
+        results = tqdm(pool.map(measured, paths.values()), total=len(paths), unit="video", disable=not paths)
+        found = dict(zip(paths, results, strict=True))
+    unreadable = {name: result for name, result in found.items() if isinstance(result, str)}
+    timings = {name: result for name, result in found.items() if not isinstance(result, str)}
+    return [
+        replace(entry, duration_sec=timings[entry.name][0], num_frames=timings[entry.name][1])
+        if entry.name in timings
+        else entry
+        for entry in entries
+    ], unreadable
+
+
+def _write(entries: Sequence[Entry], out: Path, *, excluded: Mapping[str, str]) -> None:
+    """Write the JSON, and the names of excluded videos; then read it as the trainer does."""
+    for subset in SUBSETS:
+        if not any(entry.subset == subset for entry in entries):
+            raise DataError(f"no video of subset {subset!r} is left; nothing was written")
+    database = {}
+    for entry in entries:
+        frames = {} if entry.num_frames is None else {"frame": entry.num_frames}
+        actions = [{"segment": [a.start_sec, a.end_sec], "label": a.label} for a in entry.actions]
+        timing = {"duration": entry.duration_sec} | frames
+        database[entry.name] = {"subset": entry.subset} | timing | {"annotations": actions}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    partial.write_text(json.dumps({"database": database}), encoding="utf-8")
+    partial.replace(out)
+    print(f"{out}: {len(entries)} videos, {sum(len(entry.actions) for entry in entries)} instances")
+    names = out.with_suffix(".excluded.txt")
+    names.unlink(missing_ok=True)
+    if excluded:
+        names.write_text("".join(f"{name}\n" for name in excluded), encoding="utf-8")
+        print(f"{names}: the {len(excluded)} videos that were left out: {listed(list(excluded), separator=', ')}")
+    for subset in SUBSETS:
+        for note in load_annotations(out, subset=subset)[1]:
+            print(f"the trainer will say of {subset}: {note}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
