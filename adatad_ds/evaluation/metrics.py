@@ -45,22 +45,28 @@ class Metrics:
         """Mean over classes and thresholds."""
         return float(self.map_by_tiou.mean())
 
+    def instance_recall(self, k: int) -> np.ndarray:
+        """Recall@kx over all ground-truth segments alike, as Ego4D's server averages it, (thresholds,)."""
+        return self.recall[k] @ self.truths / self.truths.sum()
+
     def to_dict(self) -> dict[str, float]:
-        """`average_mAP`, `mAP@T`, and `recall@T@k` for each threshold T and k."""
+        """`average_mAP`, `mAP@T`, and for each k `recall@T@k`, the mean of classes, and `instance_recall@T@k`."""
         values = {"average_mAP": self.average_map}
         values |= {f"mAP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.map_by_tiou, strict=True)}
         for k, recall in self.recall.items():
             means = recall.mean(axis=1)
             values |= {f"recall@{tiou:g}@{k}": float(v) for tiou, v in zip(self.tiou, means, strict=True)}
+            alike = zip(self.tiou, self.instance_recall(k), strict=True)
+            values |= {f"instance_recall@{tiou:g}@{k}": float(v) for tiou, v in alike}
         return values
 
     def table(self) -> str:
-        """The thresholds and their mAP in %, aligned; then recall, if it was asked for."""
+        """The thresholds and their mAP in %, aligned; then recall, of classes and of segments, if it was asked for."""
         rows = [("tIoU", *(f"{tiou:.2f}" for tiou in self.tiou), "average")]
         rows.append(("mAP %", *(f"{100 * value:.2f}" for value in self.map_by_tiou), f"{100 * self.average_map:.2f}"))
         for k, recall in self.recall.items():
-            means = recall.mean(axis=1)
-            rows.append((f"R@{k}x %", *(f"{100 * value:.2f}" for value in means), f"{100 * means.mean():.2f}"))
+            for name, values in ((f"R@{k}x %", recall.mean(axis=1)), (f"by segment R@{k}x %", self.instance_recall(k))):
+                rows.append((name, *(f"{100 * value:.2f}" for value in values), f"{100 * values.mean():.2f}"))
         return _aligned(rows)
 
     def per_class(self) -> list[dict[str, str | float]]:
@@ -78,7 +84,7 @@ class Metrics:
 
     def per_class_table(self) -> str:
         """Each class's AP in %, aligned, the best class first."""
-        rows = [("class", "ground truth", *(f"{tiou:.2f}" for tiou in self.tiou), "average AP %")]
+        rows: list[Sequence[str]] = [("class", "ground truth", *(f"{tiou:.2f}" for tiou in self.tiou), "average AP %")]
         average = self.ap.mean(axis=0)
         for column in np.argsort(-average, kind="stable"):
             cells = (f"{100 * value:.2f}" for value in (*self.ap[:, column], average[column]))

@@ -28,9 +28,9 @@ def average_precision(results: Results, truth: Truth, *, label: str, threshold: 
     total = len(free)
     rows = [
         (record["score"], video, record["segment"])
-        for video in truth  # videos without ground truth are not evaluated
-        for record in results.get(video, ())
-        if record["label"] == label
+        for video, records in results.items()
+        for record in records
+        if video in truth and record["label"] == label
     ]
     hits = []
     for _, video, segment in sorted(rows, key=lambda row: -row[0]):  # stable

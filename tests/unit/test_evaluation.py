@@ -68,14 +68,11 @@ def test_as_row_by_row(case):
     results, truth = case
     metrics = evaluate_detections(results, truth, tiou=(0.1, 0.25, 0.5, 1.0), recall_topk=(1, 5))
     assert metrics.classes == tuple(sorted({label for segments in truth.values() for *_, label in segments}))
-    # the order of equal scores is that of the file; row by row it is that of the ground truth's videos
-    ordered = {video: results.get(video, []) for video in truth}
-    metrics_ordered = evaluate_detections(ordered, truth, tiou=(0.1, 0.25, 0.5, 1.0), recall_topk=(1, 5))
     for column, label in enumerate(metrics.classes):
         assert metrics.truths[column] == sum(segment[2] == label for of in truth.values() for segment in of)
         for line, threshold in enumerate(metrics.tiou):
             expected = oracles.average_precision(results, truth, label=label, threshold=threshold)
-            assert metrics_ordered.ap[line, column] == pytest.approx(expected), (label, threshold)
+            assert metrics.ap[line, column] == pytest.approx(expected), (label, threshold)
             for k in (1, 5):
                 expected = oracles.recall_at(results, truth, label=label, threshold=threshold, k=k)
                 assert metrics.recall[k][line, column] == pytest.approx(expected), (label, threshold, k)
@@ -128,9 +125,12 @@ def test_what_epic_and_ego4d_report():
     reported = evaluate_detections(results, truth, tiou=tiou, recall_topk=(1, 5)).to_dict()
     assert reported["average_mAP"] == pytest.approx((1 + 1 + 1 + 0.5 + 0.5) / 5)
     assert reported["recall@0.5@1"] == 0.5
-    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | {
-        f"recall@{t}@{k}" for t in tiou for k in (1, 5)
-    }
+    names = {f"{kind}@{t}@{k}" for kind in ("recall", "instance_recall") for t in tiou for k in (1, 5)}
+    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | names
+    truth["v"].append((50.0, 51.0, "b"))  # of classes alike 1 in 4, of segments alike 1 in 3
+    reported = evaluate_detections(results, truth, tiou=tiou, recall_topk=(1,)).to_dict()
+    assert reported["recall@0.5@1"] == 0.25
+    assert reported["instance_recall@0.5@1"] == pytest.approx(1 / 3)
 
 
 def test_recall_by_hand():
