@@ -179,6 +179,9 @@ class TestConfig:
     voting_thresh: float = 0.7  # tIoU of the neighbours that vote; class-agnostic suppression only; 0: off
     tiou: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     recall_topk: tuple[int, ...] = ()
+    external_scores: str = ""  # video-level class scores that a class-agnostic detector's segments take; "": none
+    external_layout: Literal["cuhk", "plain", "tcanet"] = "cuhk"  # of that file, and with it how scores are fused
+    external_topk: int = 2  # classes that each segment takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +317,7 @@ def check(config: Config) -> None:
         backbone.tuning != "full" or train.lr_backbone is not None,
         "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5",
     )
+    need(config.test.external_topk > 0, "test.external_topk must be > 0")
     need(config.parallel.temporal > 0, "parallel.temporal must be > 0")
     need(train.global_batch > 0, "train.global_batch must be > 0")
     need(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch must be > 0 or None")

@@ -3,6 +3,7 @@
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
     python adatad_ds/evaluate.py EXPORT.safetensors
     python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
+    python adatad_ds/evaluate.py RAW.npz --set test.sigma=0.5   (what --save-raw kept: suppression and metrics again)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -21,19 +22,24 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 
 from tqdm import tqdm
 
-from adatad_ds.config import ConfigError, ParallelConfig
-from adatad_ds.data.annotations import DataError
+from adatad_ds import config as configuration
+from adatad_ds.config import Config, ConfigError, ParallelConfig
+from adatad_ds.data.annotations import DataError, Video, load_annotations
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
-from adatad_ds.evaluation.results import write_results
-from adatad_ds.inference import Results, detect, measure
+from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
+from adatad_ds.evaluation.results import write_per_class, write_results
+from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, speaks
 from adatad_ds.runs import METRICS_FILE, RESULTS_FILE
 from adatad_ds.temporal import Mesh
 from adatad_ds.trained import Trained, find_trained, load_detector
 
 PICTURE_FILE = "detections.png"
+PER_CLASS_FILE = "per_class.csv"
+RAW_FILE = "raw.npz"
+FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # had their effect before the file was kept
 PICTURE_VIDEOS = 6
 PICTURE_SCORE = 0.3
 
@@ -43,9 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     world = None
     try:
+        if arguments.path.suffix == ".npz":
+            raw = read_raw(arguments.path)
+            world = World.join()
+            evaluate_again(
+                raw,
+                overrides=arguments.set,
+                output=arguments.output or arguments.path.parent,
+                world=world,
+                per_class=arguments.per_class,
+            )
+            return 0
         trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
         world = World.join()
-        evaluate(trained, output=arguments.output or trained.folder / "evaluate", world=world)
+        evaluate(
+            trained,
+            output=arguments.output or trained.folder / "evaluate",
+            world=world,
+            save_raw=arguments.save_raw,
+            per_class=arguments.per_class,
+        )
     except (ConfigError, DataError) as error:
         if speaks():
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
@@ -56,10 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(trained: Trained, *, output: Path, world: World) -> None:
-    """Detect in all test videos, then print and save detections, metrics and a picture."""
+def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = False, per_class: bool = False) -> None:
+    """Detect in all test videos, then print and save detections, metrics and a picture.
+
+    Args:
+        trained: the detector.
+        output: the folder for files.
+        world: the ranks.
+        save_raw: keep the candidates before suppression too.
+        per_class: print every class's AP; they are saved in any case.
+    """
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
     data = WindowDataset.for_testing(config.data, classes=trained.classes)
+    external = external_scores(config, videos=data.videos, classes=data.classes)
     detector = world.attempt(lambda: load_detector(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
         data,
@@ -69,43 +101,100 @@ def evaluate(trained: Trained, *, output: Path, world: World) -> None:
         ranks=world.size,
         pin_memory=world.device.type == "cuda",
     )
-
-    def say(message: str) -> None:
-        if world.is_main:
-            tqdm.write(message)
-
-    results = detect(
+    candidates = find_candidates(
         forward=detector,
         batches=tqdm(loader, desc="windows", unit="batch", disable=not world.is_main, dynamic_ncols=True),
+        config=config,
+        mesh=Mesh(world=world, config=config),
+        report=tqdm.write if world.is_main else lambda message: None,
+    )
+    results = finish(
+        candidates,
         videos=[video.name for video in data.videos],
         classes=data.classes,
         config=config,
-        mesh=Mesh(world=world, config=config),
-        report=say,
+        world=world,
+        external=external,
     )
     if not world.is_main:
         return
-    metrics = measure(results, videos=data.videos, config=config)
+    if save_raw:
+        output.mkdir(parents=True, exist_ok=True)
+        write_raw(
+            output / RAW_FILE,
+            RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates),
+        )
+        tqdm.write(f"written: {output / RAW_FILE}")
+    report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+
+
+def evaluate_again(
+    raw: RawDetections, *, overrides: Sequence[str], output: Path, world: World, per_class: bool = False
+) -> None:
+    """As `evaluate`, from candidates that it kept, without the detector and the videos' files.
+
+    Args:
+        raw: what was kept.
+        overrides: `section.key=value` changes of its config.
+        output: the folder for files.
+        world: the ranks.
+        per_class: print every class's AP.
+
+    Raises:
+        ConfigError: overrides that would need the detector.
+    """
+    for assignment in overrides:
+        name = assignment.partition("=")[0].strip()
+        if name in FIXED_IN_RAW or not name.startswith(("test.", "data.annotations")):
+            raise ConfigError(
+                f"--set {assignment}: the candidates were found under another setting, which only the detector could "
+                f"change; of kept ones, data.annotations and test.* but for {', '.join(FIXED_IN_RAW)} can be"
+            )
+    config = configuration.override(configuration.from_dict(raw.config), overrides)
+    data = config.data
+    annotations, _ = load_annotations(
+        data.annotations, subset=data.test_subset, classes=data.classes, exclude=data.exclude, as_published=True
+    )
+    results = finish(
+        raw.videos,
+        videos=[video.name for video in annotations.videos],
+        classes=raw.classes,
+        config=config,
+        world=world,
+        external=external_scores(config, videos=annotations.videos, classes=raw.classes),
+    )
+    if world.is_main:
+        report(results, videos=annotations.videos, config=config, name=raw.name, output=output, per_class=per_class)
+
+
+def report(
+    results: Results, *, videos: Sequence[Video], config: Config, name: str, output: Path, per_class: bool
+) -> None:
+    """Print the metrics; save detections, metrics and a picture."""
+    metrics = measure(results, videos=videos, config=config)
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / RESULTS_FILE, results)
     (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
-    draw(results, data=data, path=output / PICTURE_FILE, title=trained.name)
-    say(f"{trained.name} on {len(data.videos)} videos of subset {config.data.test_subset}\n{metrics.table()}")
-    say(f"written: {output}/{RESULTS_FILE}, {METRICS_FILE}, {PICTURE_FILE}")
+    write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+    draw(results, videos=videos, path=output / PICTURE_FILE, title=name)
+    tqdm.write(f"{name} on {len(videos)} videos of subset {config.data.test_subset}\n{metrics.table()}")
+    if per_class:
+        tqdm.write(metrics.per_class_table())
+    tqdm.write(f"written: {output}/{RESULTS_FILE}, {METRICS_FILE}, {PER_CLASS_FILE}, {PICTURE_FILE}")
 
 
-def draw(results: Results, *, data: WindowDataset, path: Path, title: str) -> None:
+def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str) -> None:
     """A picture of ground truth and confident detections of the first few videos."""
-    videos = [
+    first = [
         TimelineVideo(
             name=video.name,
             duration_sec=video.duration_sec,
             ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
             detections=[record for record in results[video.name] if record["score"] >= PICTURE_SCORE],
         )
-        for video in data.videos[:PICTURE_VIDEOS]
+        for video in videos[:PICTURE_VIDEOS]
     ]
-    draw_timeline(path, videos=videos, title=f"{title}, scores from {PICTURE_SCORE}")
+    draw_timeline(path, videos=first, title=f"{title}, scores from {PICTURE_SCORE}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -114,11 +203,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "path",
         type=Path,
-        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth",
+        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz",
     )
     parser.add_argument("--recipe", help="what a published checkpoint was trained by; see train.py --list-recipes")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
     parser.add_argument("--output", type=Path, help="where results go; default: evaluate/ beside what is evaluated")
+    parser.add_argument("--per-class", action="store_true", help="print every class's AP, too")
+    parser.add_argument(
+        "--save-raw", action="store_true", help=f"keep the candidates before suppression in {RAW_FILE}, to evaluate it"
+    )
     parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(argv)

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config import Config
-from adatad_ds.data.annotations import Video
+from adatad_ds.data.annotations import DataError, Video
 from adatad_ds.data.dataset import Batch
 from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.suppression import suppress
+from adatad_ds.evaluation.classifiers import VideoScores, fuse, read_video_scores
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
+from adatad_ds.evaluation.raw import VideoCandidates
 from adatad_ds.evaluation.results import to_records
 from adatad_ds.models.detector import Predictions, detector_points
+from adatad_ds.parallel import World
 from adatad_ds.temporal import Mesh
 
 Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
 
 
-@torch.no_grad()
 def detect(
     *,
     forward: Callable[[Tensor, Tensor], Predictions],
@@ -31,6 +33,7 @@ def detect(
     config: Config,
     mesh: Mesh,
     report: Callable[[str], None],
+    external: VideoScores | None = None,
 ) -> Results:
     """Detect in every video. A collective; every rank must have the same number of batches.
 
@@ -42,10 +45,25 @@ def detect(
         config: the run's config.
         mesh: the ranks.
         report: told about videos that could not be read.
+        external: classes for a class-agnostic detector's segments, see `external_scores`.
 
     Returns:
         Detections of all videos, on every rank.
     """
+    candidates = find_candidates(forward=forward, batches=batches, config=config, mesh=mesh, report=report)
+    return finish(candidates, videos=videos, classes=classes, config=config, world=mesh.world, external=external)
+
+
+@torch.no_grad()
+def find_candidates(
+    *,
+    forward: Callable[[Tensor, Tensor], Predictions],
+    batches: Iterable[Batch],
+    config: Config,
+    mesh: Mesh,
+    report: Callable[[str], None],
+) -> dict[str, VideoCandidates]:
+    """Candidates of every video with readable windows, by name, on every rank; the first half of `detect`."""
     world = mesh.world
     points = detector_points(config, device=world.device)
     own: dict[str, list[Candidates]] = {}
@@ -79,12 +97,59 @@ def detect(
         durations |= part_durations
         for video, candidates in part.items():
             by_video.setdefault(video, []).extend(candidates)
+    return {
+        video: VideoCandidates(merge_candidates(by_video[video]), duration_sec=durations[video])
+        for video in sorted(by_video)
+    }
+
+
+def finish(
+    candidates: Mapping[str, VideoCandidates],
+    *,
+    videos: Sequence[str],
+    classes: Sequence[str],
+    config: Config,
+    world: World,
+    external: VideoScores | None = None,
+) -> Results:
+    """From candidates to detections, the second half of `detect`: suppressed, clipped, given external classes.
+
+    A collective: each rank does its share of the videos.
+    """
     mine = {
-        video: _finish(by_video[video], duration_sec=durations[video], config=config, classes=classes)
-        for video in sorted(by_video)[world.rank :: world.size]
+        video: _finish(candidates[video], video=video, classes=classes, config=config, external=external)
+        for video in sorted(candidates)[world.rank :: world.size]
     }
     found = {video: records for part in world.gather(mine) for video, records in part.items()}
     return {video: found.get(video, []) for video in videos}
+
+
+def external_scores(config: Config, *, videos: Sequence[Video], classes: Sequence[str]) -> VideoScores | None:
+    """The video-level class scores that `test.external_scores` names, for these videos; None without.
+
+    Args:
+        config: the run's config.
+        videos: those evaluated, with their annotated labels.
+        classes: of the detector; there must be only one.
+
+    Raises:
+        DataError: the file does not fit, or the detector tells classes apart itself.
+    """
+    test = config.test
+    if not test.external_scores:
+        return None
+    if len(classes) != 1:
+        raise DataError(
+            f"test.external_scores gives a class-agnostic detector its classes, but this one has {len(classes)} of its "
+            "own; leave it empty"
+        )
+    return read_video_scores(
+        test.external_scores,
+        layout=test.external_layout,
+        topk=test.external_topk,
+        videos=[video.name for video in videos],
+        labels=sorted({action.label for video in videos for action in video.actions}),
+    )
 
 
 def measure(results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video], config: Config) -> Metrics:
@@ -96,12 +161,12 @@ def measure(results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Seque
 
 
 def _finish(
-    candidates: list[Candidates], *, duration_sec: float, config: Config, classes: Sequence[str]
+    found: VideoCandidates, *, video: str, classes: Sequence[str], config: Config, external: VideoScores | None
 ) -> list[dict[str, Any]]:
-    """All windows' candidates of one video to its detections."""
+    """One video's candidates to its detections."""
     test = config.test
     kept = suppress(
-        merge_candidates(candidates),
+        found.candidates,
         method=test.suppression,
         sigma=test.sigma,
         tiou=test.tiou_suppression,
@@ -110,4 +175,7 @@ def _finish(
         per_class=test.per_class,
         voting_thresh=test.voting_thresh,
     )
-    return to_records(clip_to_video(kept, duration_sec=duration_sec), classes)
+    kept = clip_to_video(kept, duration_sec=found.duration_sec)
+    if external is not None:
+        return to_records(fuse(kept, video, external), external.classes)
+    return to_records(kept, classes)

@@ -99,6 +99,19 @@ class RunFolder:
         scores = {epoch: metrics["average_mAP"] for epoch, metrics in self.evaluations().items()}
         return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
 
+    def summary(self) -> str | None:
+        """Average mAP of the last and of the best evaluated epoch, and which is which; None without evaluations."""
+        scores = {epoch: metrics["average_mAP"] for epoch, metrics in self.evaluations().items()}
+        last, best = max(scores, default=None), self.best_epoch()
+        if last is None or best is None:
+            return None
+        if last == best:
+            return f"average mAP: {100 * scores[last]:.2f} % at epoch {last}, the last evaluated and the best"
+        return (
+            f"average mAP: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
+            f"{100 * scores[best]:.2f} % at the best epoch {best}"
+        )
+
     def _write(self, name: str, content: Any) -> None:
         (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
 

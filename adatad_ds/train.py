@@ -29,6 +29,7 @@ from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
 from adatad_ds.health import FailedVideos
+from adatad_ds.inference import external_scores
 from adatad_ds.models.detector import adapted_blocks, build_detector
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
@@ -83,6 +84,7 @@ def train(config: Config, *, arguments: argparse.Namespace, world: World) -> Non
     with stop.listening():
         trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
         trainer.run()
+        trainer.report_evaluations()
         trainer.report_memory()
         trainer.close()
 
@@ -109,6 +111,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     frames = mesh.frames if mesh.temporal > 1 else None
     train_data = WindowDataset.for_training(config.data, seed=settings.seed, repeats=settings.repeats, frames=frames)
     test_data = WindowDataset.for_testing(config.data, frames=frames)
+    external = external_scores(config, videos=test_data.videos, classes=train_data.classes)  # faults show up now
     batches = TrainBatches(
         num_samples=len(train_data),
         global_batch=settings.global_batch,
@@ -203,6 +206,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         frozen_fingerprint=frozen,
         stop=stop,
+        external=external,
     )
 
 

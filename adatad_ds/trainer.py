@@ -15,6 +15,7 @@ from adatad_ds.config import Config
 from adatad_ds.data.dataset import Batch, WindowDataset
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.engine import Engine
+from adatad_ds.evaluation.classifiers import VideoScores
 from adatad_ds.health import FailedVideos, check_finite
 from adatad_ds.inference import detect, measure
 from adatad_ds.models.stopwatch import Stopwatch
@@ -55,6 +56,7 @@ class Trainer:
     failed_videos: FailedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
     stop: StopRequest
+    external: VideoScores | None = None  # classes for a class-agnostic detector's segments
 
     def run(self) -> None:
         """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
@@ -205,17 +207,26 @@ class Trainer:
                 config=self.config,
                 mesh=self.mesh,
                 report=self.monitor.say,
+                external=self.external,
             )
         if not self.world.is_main:
             return
         metrics = measure(results, videos=videos, config=self.config)
         self.run_folder.add_evaluation(epoch, results=results, metrics=metrics)
-        step = self.progress.step - 1
-        self.monitor.scalars(step, {f"evaluation/{name}": value for name, value in metrics.to_dict().items()})
         best = self.run_folder.best_epoch()
+        assert best is not None
+        best_map = self.run_folder.evaluations()[best]["average_mAP"]
+        values = {f"evaluation/{name}": value for name, value in metrics.to_dict().items()}
+        values |= {"evaluation/epoch": epoch, "best/epoch": best, "best/average_mAP": best_map}
+        self.monitor.scalars(self.progress.step - 1, values)
         if best == epoch:
             self.store.mark_best(step=self.progress.step)
         self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{metrics.table()}")
+
+    def report_evaluations(self) -> None:
+        """Say what the last and the best evaluated epoch reached."""
+        if self.world.is_main and (summary := self.run_folder.summary()):
+            self.monitor.say(summary)
 
     def report_memory(self) -> None:
         """Say what each rank holds and held at most. A collective."""

@@ -24,12 +24,14 @@ class Metrics:
     Attributes:
         tiou: thresholds.
         classes: those that occur in the ground truth.
+        truths: (K,) ground-truth segments of each class.
         ap: (thresholds, K) average precision.
         recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
     """
 
     tiou: tuple[float, ...]
     classes: tuple[str, ...]
+    truths: np.ndarray
     ap: np.ndarray
     recall: dict[int, np.ndarray]
 
@@ -43,24 +45,51 @@ class Metrics:
         """Mean over classes and thresholds."""
         return float(self.map_by_tiou.mean())
 
+    def instance_recall(self, k: int) -> np.ndarray:
+        """Recall@kx over all ground-truth segments alike, as Ego4D's server averages it, (thresholds,)."""
+        return self.recall[k] @ self.truths / self.truths.sum()
+
     def to_dict(self) -> dict[str, float]:
-        """`average_mAP`, `mAP@T`, and `recall@T@k` for each threshold T and k."""
+        """`average_mAP`, `mAP@T`, and for each k `recall@T@k`, the mean of classes, and `instance_recall@T@k`."""
         values = {"average_mAP": self.average_map}
         values |= {f"mAP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.map_by_tiou, strict=True)}
         for k, recall in self.recall.items():
             means = recall.mean(axis=1)
             values |= {f"recall@{tiou:g}@{k}": float(v) for tiou, v in zip(self.tiou, means, strict=True)}
+            alike = zip(self.tiou, self.instance_recall(k), strict=True)
+            values |= {f"instance_recall@{tiou:g}@{k}": float(v) for tiou, v in alike}
         return values
 
     def table(self) -> str:
-        """The thresholds and their mAP in %, aligned; then recall, if it was asked for."""
+        """The thresholds and their mAP in %, aligned; then recall, of classes and of segments, if it was asked for."""
         rows = [("tIoU", *(f"{tiou:.2f}" for tiou in self.tiou), "average")]
         rows.append(("mAP %", *(f"{100 * value:.2f}" for value in self.map_by_tiou), f"{100 * self.average_map:.2f}"))
         for k, recall in self.recall.items():
-            means = recall.mean(axis=1)
-            rows.append((f"R@{k}x %", *(f"{100 * value:.2f}" for value in means), f"{100 * means.mean():.2f}"))
-        width = max(len(cell) for row in rows for cell in row)
-        return "\n".join("  ".join(cell.rjust(width) for cell in row) for row in rows)
+            for name, values in ((f"R@{k}x %", recall.mean(axis=1)), (f"by segment R@{k}x %", self.instance_recall(k))):
+                rows.append((name, *(f"{100 * value:.2f}" for value in values), f"{100 * values.mean():.2f}"))
+        return _aligned(rows)
+
+    def per_class(self) -> list[dict[str, str | float]]:
+        """For each class `class`, `ground_truth`, `AP@T` for each threshold T, `average_AP`, `recall@T@k`."""
+        rows = []
+        for column, name in enumerate(self.classes):
+            row: dict[str, str | float] = {"class": name, "ground_truth": int(self.truths[column])}
+            row |= {f"AP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.ap[:, column], strict=True)}
+            row["average_AP"] = float(self.ap[:, column].mean())
+            for k, recall in self.recall.items():
+                values = zip(self.tiou, recall[:, column], strict=True)
+                row |= {f"recall@{tiou:g}@{k}": float(value) for tiou, value in values}
+            rows.append(row)
+        return rows
+
+    def per_class_table(self) -> str:
+        """Each class's AP in %, aligned, the best class first."""
+        rows: list[Sequence[str]] = [("class", "ground truth", *(f"{tiou:.2f}" for tiou in self.tiou), "average AP %")]
+        average = self.ap.mean(axis=0)
+        for column in np.argsort(-average, kind="stable"):
+            cells = (f"{100 * value:.2f}" for value in (*self.ap[:, column], average[column]))
+            rows.append((self.classes[column], str(self.truths[column]), *cells))
+        return _aligned(rows)
 
 
 def evaluate_detections(
@@ -89,6 +118,7 @@ def evaluate_detections(
         )
     detections = _detections_by_class(results, classes, videos=list(truth))
     ap = np.zeros((len(tiou), len(classes)))
+    truths = np.zeros(len(classes), dtype=np.int64)
     recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}
     for column, name in enumerate(classes):
         segments = {
@@ -96,11 +126,11 @@ def evaluate_detections(
             for index, video in enumerate(truth)
             if any(label == name for _, _, label in truth[video])
         }
-        total = sum(map(len, segments.values()))
+        truths[column] = total = sum(map(len, segments.values()))
         ap[:, column] = _average_precision(detections[column], segments, total, tiou)
         for k, values in recall.items():
             values[:, column] = _recall(detections[column], segments, total, tiou, k)
-    return Metrics(tiou=tuple(tiou), classes=classes, ap=ap, recall=recall)
+    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, recall=recall)
 
 
 @dataclass(frozen=True)
@@ -159,7 +189,8 @@ def _greedy_matches(overlap: np.ndarray, threshold: float) -> list[int]:
             break
         row += int(ahead.argmax())
         matched.append(row)
-        enough[:, enough[row].argmax()] = -1
+        best = enough.shape[1] - 1 - int(enough[row, ::-1].argmax())  # of equals the last, as the devkits take it
+        enough[:, best] = -1
         row += 1
     return matched
 
@@ -183,3 +214,9 @@ def _tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     overlap = overlap.clip(min=0)
     union = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :] - overlap
     return overlap / union.clip(min=1e-8)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as text; each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

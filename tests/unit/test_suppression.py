@@ -10,6 +10,7 @@ import torch
 
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
+from tests.unit.oracles import suppress as suppress_by_loops
 
 SETTINGS = {
     "method": "gaussian",
@@ -38,37 +39,6 @@ def rows_of(kept: Candidates) -> list[tuple[float, float, float, int]]:
 
 def run(rows: list[tuple[float, float, float, int]], **settings) -> list[tuple[float, float, float, int]]:
     return rows_of(suppress(candidates(rows), **(SETTINGS | settings)))
-
-
-def tiou(first: tuple, second: tuple) -> float:
-    overlap = max(0.0, min(first[1], second[1]) - max(first[0], second[0]))
-    return overlap / (first[1] - first[0] + second[1] - second[0] - overlap + 2e-6)
-
-
-def by_loops(rows: list[tuple], *, method: str, sigma: float, threshold: float, min_score: float, per_class: bool):
-    """Greedy suppression, one candidate and one pair at a time: kept rows, by falling score."""
-    left = [list(row) for row in rows if row[2] >= min_score]
-    kept = []
-    while left:
-        best = max(left, key=lambda row: row[2])  # the first of equals
-        left.remove(best)
-        kept.append(tuple(best))
-        survivors = []
-        for row in left:
-            overlap = tiou(best, row)
-            if per_class and row[3] != best[3]:
-                weight = 1.0
-            elif method == "gaussian":
-                weight = math.exp(-(overlap**2) / sigma)
-            elif overlap < threshold:
-                weight = 1.0
-            else:
-                weight = 1 - overlap if method == "linear" else None
-            if weight is not None and row[2] * weight >= min_score:
-                row[2] *= weight
-                survivors.append(row)
-        left = survivors
-    return kept
 
 
 def test_gaussian_by_hand():
@@ -169,7 +139,9 @@ def test_as_candidate_by_candidate(seed, method, per_class, min_score):
     rows = rows_of(candidates(rows))  # as float32 has them
 
     most = 60
-    expected = by_loops(rows, method=method, sigma=0.5, threshold=0.4, min_score=min_score, per_class=per_class)
+    expected = suppress_by_loops(
+        rows, method=method, sigma=0.5, threshold=0.4, min_score=min_score, per_class=per_class
+    )
     kept = run(rows, method=method, sigma=0.5, tiou=0.4, min_score=min_score, per_class=per_class, max_per_video=most)
     assert len(kept) == min(most, len(expected))
     np.testing.assert_allclose([row[2] for row in kept], [row[2] for row in expected[:most]], rtol=1e-4)

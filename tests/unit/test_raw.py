@@ -1,0 +1,108 @@
+"""Kept candidates: the same ones come back, and the same detections come of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from adatad_ds.config import Config, ConfigError, DataConfig, from_dict
+from adatad_ds.data.annotations import DataError
+from adatad_ds.detection.decoding import Candidates
+from adatad_ds.evaluate import evaluate_again, main
+from adatad_ds.evaluation.raw import RawDetections, VideoCandidates, read_raw, write_raw
+from adatad_ds.inference import finish
+from adatad_ds.parallel import World
+
+WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def video(count: int, *, seed: int) -> VideoCandidates:
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(-1, 50, count)
+    segments = np.stack([start, start + rng.uniform(0, 9, count)], axis=1)
+    return VideoCandidates(
+        Candidates(
+            segments_sec=torch.from_numpy(segments).float(),
+            scores=torch.from_numpy(rng.random(count)).float(),
+            labels=torch.from_numpy(rng.integers(2, size=count)),
+        ),
+        duration_sec=50.0 + seed / 3,
+    )
+
+
+@pytest.fixture
+def raw(tmp_path):
+    database = {
+        name: {
+            "subset": "validation",
+            "duration": 55,
+            "annotations": [{"segment": [3, 9], "label": "run"}, {"segment": [20, 29], "label": "a, b"}],
+        }
+        for name in ("two words", "v", "silent", "w")
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    config = Config(data=DataConfig(annotations=str(tmp_path / "annotations.json")))
+    return RawDetections(
+        name="a run, step 3",
+        config=config.to_dict(),
+        classes=("run", "a, b"),
+        videos={"two words": video(80, seed=1), "v": video(0, seed=2), "w": video(33, seed=3)},
+    )
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_what_was_written_is_read(raw, count, tmp_path):
+    raw = RawDetections(
+        name=raw.name, config=raw.config, classes=raw.classes, videos=dict(list(raw.videos.items())[:count])
+    )
+    write_raw(tmp_path / "raw.npz", raw)
+    again = read_raw(tmp_path / "raw.npz")
+    assert (again.name, again.config, again.classes) == (raw.name, raw.config, raw.classes)
+    assert list(again.videos) == list(raw.videos)
+    for name, found in raw.videos.items():
+        other = again.videos[name]
+        assert other.duration_sec == found.duration_sec
+        for field in ("segments_sec", "scores", "labels"):
+            ours, theirs = getattr(found.candidates, field), getattr(other.candidates, field)
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs)
+
+
+def test_the_same_settings_give_the_same_detections(raw, tmp_path):
+    names = ["two words", "v", "silent", "w"]
+    config = from_dict(raw.config)
+    expected = finish(raw.videos, videos=names, classes=raw.classes, config=config, world=WORLD)
+    write_raw(tmp_path / "raw.npz", raw)
+    evaluate_again(read_raw(tmp_path / "raw.npz"), overrides=(), output=tmp_path / "out", world=WORLD)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["results"]
+    assert written == expected
+    assert written["silent"] == []
+    assert (tmp_path / "out" / "per_class.csv").read_text().startswith("class,ground_truth,AP@0.3")
+
+    overrides = ["test.sigma=0.1", "test.max_per_video=7", "test.tiou=(0.1,)"]
+    evaluate_again(read_raw(tmp_path / "raw.npz"), overrides=overrides, output=tmp_path / "other", world=WORLD)
+    written = json.loads((tmp_path / "other" / "detections.json").read_text())["results"]
+    assert len(written["two words"]) == 7
+    assert set(json.loads((tmp_path / "other" / "metrics.json").read_text())) == {"average_mAP", "mAP@0.1"}
+
+
+@pytest.mark.parametrize("assignment", ["test.pre_nms_topk=9", "data.window_size=64", "train.seed=1"])
+def test_what_needs_the_detector_cannot_be_changed(raw, assignment, tmp_path):
+    with pytest.raises(ConfigError, match="only the detector could change"):
+        evaluate_again(raw, overrides=[assignment], output=tmp_path, world=WORLD)
+
+
+def test_other_files(tmp_path, capsys):
+    path = tmp_path / "raw.npz"
+    np.savez(path, about=np.array(json.dumps({"format": "another"})))
+    with pytest.raises(DataError, match="format is 'another'"):
+        read_raw(path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(DataError, match="holds no candidates"):
+        read_raw(path)
+    path.write_text("no archive")
+    assert main([str(path)]) == 2
+    assert "error: " in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""Submissions against hand-made ones and against pairs joined in loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from adatad_ds.data.annotations import DataError
+from adatad_ds.evaluation.results import write_results
+from adatad_ds.evaluation.submissions import ActionPairing, ego4d_submission, epic_submission, read_class_ids
+from tests.unit.oracles import suppress, tiou
+
+LEVELS = {"sls_pt": 2, "sls_tl": 3, "sls_td": 3}
+
+
+def record(start: float, end: float, score: float, label: str) -> dict:
+    return {"segment": [start, end], "label": label, "score": score}
+
+
+def epic(verbs: dict, nouns: dict, *, verb_ids=(), noun_ids=(), levels=LEVELS, **pairing) -> dict:
+    return epic_submission(
+        verbs,
+        nouns,
+        verb_ids=dict(verb_ids),
+        noun_ids=dict(noun_ids),
+        pairing=ActionPairing(**pairing),
+        **levels,
+    )
+
+
+def test_epic_by_hand():
+    verbs = {"P01_11": [record(0, 10, 0.64, "verb_3"), record(50, 60, 0.9, "verb_96")], "P01_12": []}
+    nouns = {
+        "P01_11": [record(0, 8, 0.25, "id_012"), record(1, 10, 0.36, "299"), record(48, 50, 0.9, "noun_0")],
+        "P01_12": [record(0, 8, 0.5, "1")],
+    }
+    submission = epic(verbs, nouns)
+    assert {name: submission[name] for name in submission if name != "results"} == {
+        "version": "0.2",
+        "challenge": "action_detection",
+        **LEVELS,
+    }
+    assert submission["results"] == {
+        "P01_11": [
+            {"verb": 3, "noun": 299, "action": "3,299", "score": 0.48, "segment": [0.5, 10.0]},
+            {"verb": 3, "noun": 12, "action": "3,12", "score": 0.4, "segment": [0.0, 9.0]},
+        ],
+        "P01_12": [],
+    }
+    json.dumps(submission)
+    assert len(epic(verbs, nouns, nouns_per_verb=1)["results"]["P01_11"]) == 1
+    assert epic(verbs, nouns, verb_weight=1.0)["results"]["P01_11"][0]["score"] == 0.64
+
+
+def test_epic_pair_by_pair():
+    rng = np.random.default_rng(0)
+
+    def detections(classes: int) -> list[dict]:
+        starts = rng.uniform(0, 40, 30)
+        return [
+            record(float(s), float(s + rng.uniform(1, 10)), float(rng.random()), str(rng.integers(classes)))
+            for s in starts
+        ]
+
+    verbs, nouns = detections(4), detections(5)
+    rows = []
+    for verb in verbs:
+        near = [noun for noun in nouns if tiou(verb["segment"], noun["segment"]) >= 0.3]
+        for noun in sorted(near, key=lambda record: -record["score"])[:3]:
+            segment = [(a + b) / 2 for a, b in zip(verb["segment"], noun["segment"], strict=True)]
+            label = int(verb["label"]) * 300 + int(noun["label"])
+            rows.append((*segment, math.sqrt(verb["score"] * noun["score"]), label))
+    expected = suppress(rows, method="gaussian", sigma=0.4, threshold=0, min_score=0.001, per_class=True)
+    actual = epic({"v": verbs}, {"v": nouns}, tiou=0.3, nouns_per_verb=3)["results"]["v"]
+    assert [entry["verb"] * 300 + entry["noun"] for entry in actual] == [row[3] for row in expected]
+    np.testing.assert_allclose([entry["score"] for entry in actual], [row[2] for row in expected], atol=1e-4)
+    np.testing.assert_allclose([entry["segment"] for entry in actual], [row[:2] for row in expected], atol=6e-3)
+
+
+def test_epic_class_names(tmp_path):
+    path = tmp_path / "EPIC_100_verb_classes.csv"
+    path.write_text("id,key,instances\n0,take,\"['collect', 'take']\"\n7,put-on,[]\n")
+    assert read_class_ids(path) == {"take": 0, "put-on": 7}
+    submission = epic(
+        {"v": [record(0, 1, 0.5, "put-on")]}, {"v": [record(0, 1, 0.5, "2")]}, verb_ids=read_class_ids(path)
+    )
+    assert submission["results"]["v"][0]["action"] == "7,2"
+    path.write_text("name\ntake\n")
+    with pytest.raises(DataError, match="columns id and key"):
+        read_class_ids(path)
+
+
+@pytest.mark.parametrize(
+    ("verbs", "nouns", "levels", "message"),
+    [
+        ({"v": []}, {"w": []}, LEVELS, "different videos; only one has v; w"),
+        (
+            {"v": [record(0, 1, 1, "wash")]},
+            {"v": []},
+            LEVELS,
+            "1 labels of the verb .* 0 to 96: wash. .*--verb-classes",
+        ),
+        ({"v": []}, {"v": [record(0, 1, 1, "300")]}, LEVELS, "noun detections are no class ids from 0 to 299: 300"),
+        ({"v": []}, {"v": []}, LEVELS | {"sls_td": 6}, "levels must be 0 to 5, not sls_td = 6"),
+    ],
+)
+def test_epic_faults(verbs, nouns, levels, message):
+    with pytest.raises(DataError, match=message):
+        epic(verbs, nouns, levels=levels)
+
+
+def test_ego4d_by_hand():
+    detections = {"clip": [record(0, 1, 0.2, "wash_hands"), record(2, 3, 0.7, "cook")]}
+    retrievals = {"clip": [record(0, 1, 0.1, "wash_hands")]}
+    submission = ego4d_submission(detections, retrievals)
+    assert submission == {
+        "version": "1.0",
+        "challenge": "ego4d_moment_queries",
+        "detect_results": {"clip": detections["clip"][::-1]},  # the best first
+        "retrieve_results": retrievals,
+    }
+    with pytest.raises(DataError, match="only one has other"):
+        ego4d_submission(detections, retrievals | {"other": []})
+
+
+def test_command_line(tmp_path):
+    for kind, label in (("verb", "1"), ("noun", "22"), ("both", "cook")):
+        write_results(tmp_path / f"{kind}.json", {"v": [record(0, 1, 0.5, label)]})
+    command = [sys.executable, "tools/make_submission.py"]
+    epic_files = ["--verb", tmp_path / "verb.json", "--noun", tmp_path / "noun.json"]
+    done = subprocess.run(
+        [*command, "epic", *epic_files, "--output", tmp_path / "sub" / "my.zip"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 records of 1 videos" in done.stdout
+    with zipfile.ZipFile(tmp_path / "sub" / "my.zip") as archive:
+        assert archive.namelist() == ["test.json"]
+        assert json.loads(archive.read("test.json"))["results"]["v"][0]["action"] == "1,22"
+    ego4d = [*command, "ego4d", "--detections", tmp_path / "both.json", "--output", tmp_path / "ego4d.json"]
+    assert subprocess.run(ego4d).returncode == 0
+    content = json.loads((tmp_path / "ego4d.json").read_text())
+    assert content["detect_results"] == content["retrieve_results"] == {"v": [record(0, 1, 0.5, "cook")]}
+    done = subprocess.run(
+        [*command, "ego4d", "--detections", tmp_path / "none.json", "--output", tmp_path / "x"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: cannot read the detections" in done.stderr
