@@ -50,7 +50,11 @@ Writer = Callable[[Path, Sequence[Source]], list[str]]  # owners' files into a f
 def thumos14(folder: Path, sources: Sequence[Source]) -> list[str]:
     names = [f"video_{'validation' if one.training else 'test'}_{index:07}" for index, one in enumerate(sources)]
     for ending, training in (("val", True), ("test", False)):
-        _class_files(folder, [(name, one) for name, one in zip(names, sources, strict=True) if one.training == training], f"_{ending}")
+        _class_files(
+            folder,
+            [(name, one) for name, one in zip(names, sources, strict=True) if one.training == training],
+            f"_{ending}",
+        )
     return names
 
 
@@ -114,7 +118,12 @@ def ego4d(folder: Path, sources: Sequence[Source]) -> list[str]:
                 "annotations": [
                     {
                         "labels": [
-                            {"primary": True, "label": label, "video_start_time": 10 + start, "video_end_time": 10 + end}
+                            {
+                                "primary": True,
+                                "label": label,
+                                "video_start_time": 10 + start,
+                                "video_end_time": 10 + end,
+                            }
                             for start, end, label in one.actions
                         ]
                     }
