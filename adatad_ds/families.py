@@ -62,6 +62,7 @@ def activitynet_config(backbone: str, *, lr_adapter: float) -> Config:
             per_class=False,
             voting_thresh=0.9,
             tiou=ACTIVITYNET_TIOU,
+            external_scores="data/activitynet/classifier.json",
         ),
     )
 

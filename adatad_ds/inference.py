@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatad_ds.config import Config
 from adatad_ds.data.annotations import DataError, Video
-from adatad_ds.data.dataset import Batch
+from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.evaluation.classifiers import VideoScores, fuse, read_video_scores
@@ -153,9 +153,16 @@ def external_scores(config: Config, *, videos: Sequence[Video], classes: Sequenc
 
 
 def measure(results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video], config: Config) -> Metrics:
-    """Mean average precision and recall of results against the videos' annotations."""
+    """Mean average precision and recall of results against the videos' annotations.
+
+    Without an external classifier, a class-agnostic detector is measured on any action.
+    """
+    any_action = config.data.class_agnostic and not config.test.external_scores
     truth = {
-        video.name: [(action.start_sec, action.end_sec, action.label) for action in video.actions] for video in videos
+        video.name: [
+            (action.start_sec, action.end_sec, ANY_ACTION if any_action else action.label) for action in video.actions
+        ]
+        for video in videos
     }
     return evaluate_detections(results, truth, tiou=config.test.tiou, recall_topk=config.test.recall_topk)
 

@@ -74,9 +74,13 @@ def published_recipes() -> Iterator[tuple[str, Recipe]]:
     yield from _charades()
     yield from _epic()
     yield from _ego4d()
-    for dataset in ("hacs", "fineaction"):
+    for dataset, external in (("hacs", "data/hacs/classifier.json"), ("fineaction", "")):
         config = placed(activitynet_config("videomae_b", lr_adapter=1e-4), dataset)
-        config = replace(config, data=replace(config.data, class_agnostic=dataset == "hacs"))
+        config = replace(
+            config,
+            data=replace(config.data, class_agnostic=bool(external)),
+            test=replace(config.test, per_class=not external, external_scores=external, external_layout="tcanet"),
+        )
         yield f"{dataset}_videomae_b", Recipe(config=config, dataset=dataset, summary="ActivityNet's settings")
 
 
@@ -148,7 +152,7 @@ def _activitynet() -> Iterator[tuple[str, Recipe]]:
         data=replace(large.data, class_agnostic=False),
         head=replace(large.head, width=512, reg_loss_weight=1.0),
         train=replace(large.train, schedule_epochs=20, eval_from_epoch=10),
-        test=replace(large.test, sigma=0.75, per_class=True),
+        test=replace(large.test, sigma=0.75, per_class=True, external_scores=""),
     )
     yield (
         "activitynet_videomae_l_224_classes",
@@ -162,10 +166,12 @@ def _activitynet() -> Iterator[tuple[str, Recipe]]:
     giant = at_224(activitynet_config(GIANT, lr_adapter=1e-4))
     giant = replace(giant, backbone=replace(giant.backbone, adapter_blocks=tuple(range(20, 40))))
     for classifier, score in {"": None, "_internvideo": None, "_internvideo2": 42.90}.items():
+        layout = "plain" if classifier else "cuhk"
+        config = replace(giant, test=replace(giant.test, external_layout=layout))
         yield (
             f"activitynet_videomaev2_g_224{classifier}",
             Recipe(
-                config=giant,
+                config=config,
                 dataset="activitynet",
                 summary=f"class-agnostic{', classes by ' + classifier[1:] if classifier else ''}",
                 published_map=score,

@@ -127,7 +127,10 @@ def _read(path: str | Path) -> Mapping[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"test.external_scores: cannot read {str(path)!r}: {error}") from error
+        raise DataError(
+            f"test.external_scores: cannot read {str(path)!r}: {error}. It gives segments their classes; without "
+            "(--set test.external_scores=) segments of any action are measured"
+        ) from error
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping) or not all(isinstance(entry, list) for entry in results.values()):
         raise DataError(f'test.external_scores: {path} must hold {{"results": {{VIDEO: [scores]}}, "class": [names]}}')

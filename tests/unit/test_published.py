@@ -68,6 +68,7 @@ def facts_of(config: Config) -> dict[str, Any]:
         "train.ema": train["ema_decay"] == 0.999,
         "test.suppression": test["suppression"],
         "test.recall_topk": test["recall_topk"],
+        "test.external_layout": test["external_layout"] if test["external_scores"] else None,
     }
 
 
@@ -83,7 +84,7 @@ def facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
     facts |= {f"test.{key}": test.pop(key) for key in TEST}
     assert len(head["strides"]) == head.pop("levels")
     assert train.pop("optimizer") == "adamw"
-    assert (test.pop("external_classifier") is not None) == (head["num_classes"] == 1)
+    layouts = {None: None, "CUHKANETClassifier": "cuhk", "StandardClassifier": "plain"}
     kinds = [AUGMENTATIONS[name] for name in row.pop("augment") if name in AUGMENTATIONS]
     facts |= {
         "frames": row.pop("frames"),
@@ -110,6 +111,7 @@ def facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
         "train.ema": train.pop("ema"),
         "test.suppression": "gaussian" if test.pop("soft_nms") else "hard",
         "test.recall_topk": test.pop("recall_topk") or [],
+        "test.external_layout": layouts[test.pop("external_classifier")],
     }
     assert not row, row
     assert not head, head
