@@ -434,6 +434,12 @@ def test_faults_name_their_place(
     assert not (tmp_path / "out.json").exists()
 
 
+def test_sources_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = community(tmp_path, "a.json", {})
+    assert run("activitynet", source, out=tmp_path / "x" / ".." / "a.json") == 2
+    assert "is one of the sources, which are not overwritten" in capsys.readouterr().err
+
+
 def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run("charades", tmp_path / "nowhere", out=tmp_path / "out.json") == 2
     assert f"--source: there is no '{tmp_path / 'nowhere'}'" in capsys.readouterr().err
