@@ -50,7 +50,7 @@ DATASETS: Mapping[str, Dataset] = {
         counts_from="the community's JSON, which results are published on; 213 test videos before the exclusions",
         annotations_from="https://www.crcv.ucf.edu/THUMOS14/download.html (temporal annotations, both archives)",
         videos_from=THUMOS_VIDEOS,
-        terms="the owners' page states them; the videos are from YouTube.",
+        terms="read them on the owners' page; the videos are from YouTube.",
         exclusions={
             "video_test_0000270": "wrong annotations",
             "video_test_0001292": "no annotations",
@@ -65,7 +65,7 @@ DATASETS: Mapping[str, Dataset] = {
         counts_from="http://activity-net.org/download.html",
         annotations_from="http://activity-net.org/download.html (activity_net.v1-3.min.json)",
         videos_from="http://activity-net.org/download.html (a form asks for access, which lasts seven days)",
-        terms="those of the owners' form; the videos are from YouTube.",
+        terms="read them in the owners' form; the videos are from YouTube.",
     ),
     "epic_verb": Dataset(
         title="EPIC-Kitchens-100, verbs",
@@ -125,7 +125,7 @@ DATASETS: Mapping[str, Dataset] = {
         counts_from="https://github.com/hangzhaomit/HACS-dataset (of instances only a sum: 139 thousand)",
         annotations_from="https://github.com/hangzhaomit/HACS-dataset (HACS_v1.1.1.zip)",
         videos_from="https://github.com/hangzhaomit/HACS-dataset (download_videos.py; a form for videos that are gone)",
-        terms="those of the owners' form; the videos are from YouTube.",
+        terms="read them in the owners' form; the videos are from YouTube.",
     ),
     "fineaction": Dataset(
         title="FineAction",
@@ -135,6 +135,6 @@ DATASETS: Mapping[str, Dataset] = {
         counts_from="the literature",
         annotations_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/annotations_gt.json)",
         videos_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/video)",
-        terms="the owners' page there; https://github.com/Richard-61/FineAction states none.",
+        terms="read them on that page; https://github.com/Richard-61/FineAction states none.",
     ),
 }

@@ -107,9 +107,7 @@ def find_one(sources: Sequence[Path], pattern: str, otherwise: str = "") -> Path
     paths = find(sources, pattern)
     if len(paths) != 1:
         found = f"hold {listed([str(path) for path in paths], separator=', ')}" if paths else "do not hold it"
-        raise DataError(
-            f"--source: exactly one {pattern} is needed {otherwise}".rstrip() + f"; {shown(sources)} {found}"
-        )
+        raise DataError(f"--source: exactly one {pattern} is needed{otherwise}; {shown(sources)} {found}")
     return paths[0]
 
 

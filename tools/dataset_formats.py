@@ -72,7 +72,7 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
     texts = {ending: find(sources, f"*_{ending}.txt") for ending in ("val", "test")}
     files = find(sources, "*.json")
     if not any(texts.values()):
-        path = find_one(sources, "*.json", "or the owners' CLASS_val.txt and CLASS_test.txt")
+        path = find_one(sources, "*.json", ", or the owners' CLASS_val.txt and CLASS_test.txt")
         timings = _timings(path)
         return Annotations(
             tuple(
@@ -129,7 +129,11 @@ def ego4d_mq(sources: Sequence[Path]) -> Annotations:
                     unlabelled.append(entry.name)
     what = {f"whose rate is not {EGO4D_RATES[0]} to {EGO4D_RATES[1]} frames a second": faulty}
     what["without a primary label"] = unlabelled
-    notes = [f"left out: {len(names)} clips {why} ({listed(names, limit=3)})" for why, names in what.items() if names]
+    notes = [
+        f"left out: clips {why}: {len(names)} ({listed(names, limit=3, separator=', ')})"
+        for why, names in what.items()
+        if names
+    ]
     return Annotations(_distinct(entries), tuple(notes))
 
 
@@ -169,7 +173,7 @@ def _activitynet_form(sources: Sequence[Path], name: str) -> Annotations:
             entries.append(Entry(name, subset, _duration(video, f"{path}, {name}"), actions))
         else:
             others[str(subset)] = others.get(str(subset), 0) + 1
-    notes = [f"left out: {count} videos of subset {subset!r}" for subset, count in others.items()]
+    notes = [f"left out: videos of subset {subset!r}: {count}" for subset, count in others.items()]
     return Annotations(tuple(entries), tuple(notes))
 
 

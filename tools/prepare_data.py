@@ -68,6 +68,8 @@ def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Pat
     Raises:
         DataError: files that cannot be used.
     """
+    if any(source.is_file() and source.resolve() == out.resolve() for source in sources):
+        raise DataError(f"--out: {out} is one of the sources, which are not overwritten")
     annotations = dataset.read(sources)
     print(f"{dataset.title}: annotations from {dataset.annotations_from}")
     for note in annotations.notes:
