@@ -112,7 +112,7 @@ def test_faults_of_files(path, content, layout, message):
 
 
 def test_missing_videos_are_named(path):
-    with pytest.raises(DataError, match="no scores of 12 of 14 videos: v_0; .*; v_9; and 2 more"):
+    with pytest.raises(DataError, match=r"no scores of 12 of 14 videos: v_0; .*; v_9; and 2 more"):
         read(path, PLAIN, videos=[*VIDEOS, *(f"v_{i}" for i in range(12))])
     with pytest.raises(DataError, match="cannot read"):
         read_video_scores("nowhere.json", layout="cuhk", topk=2, videos=VIDEOS, labels=())
