@@ -8,18 +8,22 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adatad_ds.runs import RunFolder
 from adatad_ds.trained import find_trained, load_detector
 from tests.distributed.launch import finish, start, train_command
 from tests.unit.test_weight_layouts import published
 
 SETTINGS = {"ranks": 1, "ds_config": "zero2", "launcher": "python", "train__ema_decay": 0.5}
+OUTPUT = "output.txt"  # what the training printed
 
 
 @pytest.fixture(scope="module")
 def run(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
-    finish(train_command(data=small_videos, run=run, **SETTINGS))
+    output = finish(train_command(data=small_videos, run=run, train__eval_from_epoch=1, **SETTINGS))
+    (run / OUTPUT).write_text(output)
     return run
 
 
@@ -39,6 +43,32 @@ def test_an_export_evaluates_as_its_run_does(run, tmp_path):
     description = json.loads(export.with_suffix(".json").read_text())
     assert description["backbone"] == {"name": "tiny", "weights": "adatad_ds/weights/tiny.safetensors"}
     assert not any(".vit." in name for name in load_file(export))
+
+
+@pytest.mark.slow
+def test_the_last_and_the_best_epoch_are_named(run):
+    folder = RunFolder(run)
+    scores = {epoch: metrics["average_mAP"] for epoch, metrics in folder.evaluations().items()}
+    assert set(scores) == {1, 2}
+    summary = folder.summary()
+    assert summary is not None
+    assert summary in (run / OUTPUT).read_text().splitlines()
+    events = EventAccumulator(str(run)).Reload()
+    evaluated = [event.value for event in events.Scalars("evaluation/epoch")]
+    assert evaluated == [1, 2]
+    assert [event.value for event in events.Scalars("evaluation/average_mAP")] == pytest.approx(list(scores.values()))
+    assert [event.value for event in events.Scalars("best/epoch")] == [1, folder.best_epoch()]
+    assert events.Scalars("best/average_mAP")[-1].value == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.slow
+def test_kept_candidates_evaluate_as_their_run_does(run, tmp_path):
+    output = finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path, "--save-raw", "--per-class"))
+    assert "ground truth" in output
+    output = finish(tool("adatad_ds/evaluate.py", tmp_path / "raw.npz", "--output", tmp_path / "again"))
+    assert "on 3 videos of subset validation" in output
+    for name in ("detections.json", "metrics.json", "per_class.csv"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 @pytest.mark.slow

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -15,6 +13,7 @@ from adatad_ds.data.annotations import DataError
 from adatad_ds.evaluation.results import write_results
 from adatad_ds.evaluation.submissions import ActionPairing, ego4d_submission, epic_submission, read_class_ids
 from tests.unit.oracles import suppress, tiou
+from tools.make_submission import main
 
 LEVELS = {"sls_pt": 2, "sls_tl": 3, "sls_td": 3}
 
@@ -129,27 +128,17 @@ def test_ego4d_by_hand():
         ego4d_submission(detections, retrievals | {"other": []})
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     for kind, label in (("verb", "1"), ("noun", "22"), ("both", "cook")):
         write_results(tmp_path / f"{kind}.json", {"v": [record(0, 1, 0.5, label)]})
-    command = [sys.executable, "tools/make_submission.py"]
-    epic_files = ["--verb", tmp_path / "verb.json", "--noun", tmp_path / "noun.json"]
-    done = subprocess.run(
-        [*command, "epic", *epic_files, "--output", tmp_path / "sub" / "my.zip"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 records of 1 videos" in done.stdout
+    files = [f"--verb={tmp_path}/verb.json", f"--noun={tmp_path}/noun.json", f"--output={tmp_path}/sub/my.zip"]
+    assert main(["epic", *files]) == 0
+    assert "1 records of 1 videos" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "sub" / "my.zip") as archive:
         assert archive.namelist() == ["test.json"]
         assert json.loads(archive.read("test.json"))["results"]["v"][0]["action"] == "1,22"
-    ego4d = [*command, "ego4d", "--detections", tmp_path / "both.json", "--output", tmp_path / "ego4d.json"]
-    assert subprocess.run(ego4d).returncode == 0
+    assert main(["ego4d", f"--detections={tmp_path}/both.json", f"--output={tmp_path}/ego4d.json"]) == 0
     content = json.loads((tmp_path / "ego4d.json").read_text())
     assert content["detect_results"] == content["retrieve_results"] == {"v": [record(0, 1, 0.5, "cook")]}
-    done = subprocess.run(
-        [*command, "ego4d", "--detections", tmp_path / "none.json", "--output", tmp_path / "x"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "error: cannot read the detections" in done.stderr
+    assert main(["ego4d", f"--detections={tmp_path}/none.json", f"--output={tmp_path}/x"]) == 2
+    assert "error: cannot read the detections" in capsys.readouterr().err

@@ -1,0 +1,28 @@
+"""What a run's folder tells of its evaluations."""
+
+from __future__ import annotations
+
+import pytest
+
+from adatad_ds.evaluation.metrics import evaluate_detections
+from adatad_ds.runs import RunFolder
+
+TRUTH = {"v": [(0.0, 10.0, "a")]}
+
+
+@pytest.mark.parametrize(
+    ("reached", "summary"),
+    [
+        ({}, None),
+        ({4: 1}, "average mAP: 100.00 % at epoch 4, the last evaluated and the best"),
+        ({4: 1, 6: 1}, "average mAP: 100.00 % at the last evaluated epoch 6; 100.00 % at the best epoch 4"),
+        ({4: 0, 6: 1, 8: 0}, "average mAP: 0.00 % at the last evaluated epoch 8; 100.00 % at the best epoch 6"),
+        ({4: 0, 10: 1}, "average mAP: 100.00 % at epoch 10, the last evaluated and the best"),
+    ],
+)
+def test_last_and_best_epoch(reached, summary, tmp_path):
+    run = RunFolder(tmp_path)
+    for epoch, score in reached.items():
+        results = {"v": [{"segment": [0, 10 * score], "label": "a", "score": 1.0}]}
+        run.add_evaluation(epoch, results=results, metrics=evaluate_detections(results, TRUTH, tiou=(0.5,)))
+    assert run.summary() == summary
