@@ -19,8 +19,9 @@ from adatad_ds.models.detector import adapted_blocks
 from adatad_ds.recipes import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = Path(__file__).with_name("published.json")
-SETTINGS = Path(__file__).resolve().parents[2].parent / "shared/reference/published_settings.json"
+SETTINGS = REPOSITORY.parent / "shared/reference/published_settings.json"
 PUBLISHED = {recipe.published_id: name for name, recipe in all_recipes().items() if recipe.published_id}
 AUGMENTATIONS = {"RandomResizedCrop": "random_resized_crop", "Flip": "flip", "ImgAug": "rand_augment"}
 AUGMENTATIONS |= {"ColorJitter": "color_jitter"}
@@ -155,6 +156,7 @@ def test_recipes_can_be_saved_and_read(name):
 def test_the_list_names_all():
     lines = recipe_table().splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(all_recipes())
+    assert recipe_table() in (REPOSITORY / "docs/datasets.md").read_text()
 
 
 def test_recipes_are_diffed(capsys):
