@@ -170,17 +170,25 @@ def evaluate_again(
 def report(
     results: Results, *, videos: Sequence[Video], config: Config, name: str, output: Path, per_class: bool
 ) -> None:
-    """Print the metrics; save detections, metrics and a picture."""
-    metrics = measure(results, videos=videos, config=config)
+    """Save detections and a picture; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / RESULTS_FILE, results)
-    (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
-    write_per_class(output / PER_CLASS_FILE, metrics.per_class())
     draw(results, videos=videos, path=output / PICTURE_FILE, title=name)
-    tqdm.write(f"{name} on {len(videos)} videos of subset {config.data.test_subset}\n{metrics.table()}")
-    if per_class:
-        tqdm.write(metrics.per_class_table())
-    tqdm.write(f"written: {output}/{RESULTS_FILE}, {METRICS_FILE}, {PER_CLASS_FILE}, {PICTURE_FILE}")
+    written = [RESULTS_FILE, PICTURE_FILE]
+    what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
+    if any(video.actions for video in videos):
+        metrics = measure(results, videos=videos, config=config)
+        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
+        write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+        written += [METRICS_FILE, PER_CLASS_FILE]
+        tqdm.write(f"{what}\n{metrics.table()}")
+        if per_class:
+            tqdm.write(metrics.per_class_table())
+    else:
+        for stale in (METRICS_FILE, PER_CLASS_FILE):
+            (output / stale).unlink(missing_ok=True)
+        tqdm.write(f"{what}: no action is annotated, so detections are not measured")
+    tqdm.write(f"written: {output}/{', '.join(written)}")
 
 
 def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str) -> None:

@@ -114,11 +114,11 @@ def finish(
 ) -> Results:
     """From candidates to detections, the second half of `detect`: suppressed, clipped, given external classes.
 
-    A collective: each rank does its share of the videos.
+    A collective: each rank does its share of the videos. Candidates of other videos are left out.
     """
     mine = {
         video: _finish(candidates[video], video=video, classes=classes, config=config, external=external)
-        for video in sorted(candidates)[world.rank :: world.size]
+        for video in sorted(candidates.keys() & set(videos))[world.rank :: world.size]
     }
     found = {video: records for part in world.gather(mine) for video, records in part.items()}
     return {video: found.get(video, []) for video in videos}

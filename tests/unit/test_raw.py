@@ -89,6 +89,19 @@ def test_the_same_settings_give_the_same_detections(raw, tmp_path):
     assert set(json.loads((tmp_path / "other" / "metrics.json").read_text())) == {"average_mAP", "mAP@0.1"}
 
 
+def test_videos_without_annotations_are_detected_in(raw, tmp_path, capsys):
+    """As those of a challenge; and of a part of the videos."""
+    database = {name: {"subset": "validation", "duration": 55, "annotations": []} for name in ("w", "new")}
+    path = tmp_path / "unlabelled.json"
+    path.write_text(json.dumps({"database": database}))
+    evaluate_again(raw, overrides=[f"data.annotations={path}"], output=tmp_path / "out", world=WORLD)
+    assert "no action is annotated" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["results"]
+    assert len(written["w"]) == 33
+    assert written["new"] == []
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("assignment", ["test.pre_nms_topk=9", "data.window_size=64", "train.seed=1"])
 def test_what_needs_the_detector_cannot_be_changed(raw, assignment, tmp_path):
     with pytest.raises(ConfigError, match="only the detector could change"):
