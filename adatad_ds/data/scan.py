@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from adatad_ds.data.video import VideoError, _decoded, _opened, _packets
 
 SLACK_SHARE, SLACK_FRAMES = 0.02, 3  # a stream may end this much before its header says
+CACHE_VERSION = 1
+SAVE_EVERY = 200  # files
 LOOSE_SHARE, LOOSE_SEC = 0.05, 1.0  # where the header tells the whole file's length only: sound may go on
 
 
@@ -56,6 +63,81 @@ def scan(path: Path) -> Scan:
         return Scan(error=str(error))
     except OSError as error:
         return Scan(error=f"{path}: {error.strerror}")
+
+
+class Cache:
+    """Results by path, as long as a file's time of change and size stay; errors are found anew each time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, dict[str, object]] = {}
+        try:
+            tree = json.loads(path.read_text())
+            if tree["version"] == CACHE_VERSION:
+                self._files = dict(tree["files"])
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or no use
+            pass
+
+    def get(self, path: Path) -> Scan | None:
+        """What is known about a file in its present state."""
+        entry = self._files.get(str(path.resolve()))
+        if entry is None or [entry.get("mtime_ns"), entry.get("size")] != _state(path):
+            return None
+        return Scan(**entry["scan"])  # type: ignore[arg-type]
+
+    def add(self, path: Path, result: Scan, state: list[int]) -> None:
+        """Keep a result for the state (`_state`) that the file had before it was read."""
+        if result.error is None and state:
+            self._files[str(path.resolve())] = {"mtime_ns": state[0], "size": state[1], "scan": asdict(result)}
+
+    def save(self) -> None:
+        """Write all, or nothing."""
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps({"version": CACHE_VERSION, "files": self._files}))
+        part.replace(self._path)
+
+
+def scan_all(paths: Sequence[Path], *, workers: int, cache: Cache) -> dict[Path, Scan]:
+    """Decode what is not in the cache, in parallel; a decoder that crashes is that file's problem alone."""
+    known = {path: cache.get(path) for path in paths}
+    results = {path: result for path, result in known.items() if result is not None}
+    todo = [path for path in paths if path not in results]
+    print(f"{len(paths)} videos, {len(results)} of them known from an earlier check", flush=True)
+    with tqdm(total=len(todo), desc="decoding", unit="video", dynamic_ncols=True, disable=not todo) as bar:
+
+        def finished(path: Path, result: Scan, state: list[int]) -> None:
+            results[path] = result
+            cache.add(path, result, state)
+            if bar.update() and len(results) % SAVE_EVERY == 0:
+                cache.save()
+
+        try:
+            crashed = _decode(todo, workers=workers, finished=finished)
+            for path in crashed:  # the pool broke under one of these
+                if _decode([path], workers=1, finished=finished):
+                    finished(path, Scan(error=f"{path}: the decoder crashes on it"), _state(path))
+        finally:
+            cache.save()
+    return results
+
+
+def _decode(paths: Sequence[Path], *, workers: int, finished: Callable[[Path, Scan, list[int]], None]) -> list[Path]:
+    """Scan files in processes of their own; those that were left when one of these died."""
+    left = []
+    pool = ProcessPoolExecutor(workers)
+    try:
+        futures = {pool.submit(scan, path): (path, _state(path)) for path in paths}
+        for future in as_completed(futures):
+            path, state = futures[future]
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                left.append(path)
+            else:
+                finished(path, result, state)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return left
 
 
 def _scan(path: Path) -> Scan:
@@ -113,3 +195,12 @@ def _drift_sec(seconds: NDArray[np.float64]) -> float:
     if len(seconds) < 3:
         return 0.0
     return float(np.abs(seconds - np.linspace(seconds[0], seconds[-1], len(seconds))).max())
+
+
+def _state(path: Path) -> list[int]:
+    """Time of change (ns) and size (bytes); empty where there is no file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_mtime_ns, state.st_size]

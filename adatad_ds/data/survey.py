@@ -27,7 +27,7 @@ SHORTEST_QUANTILE, LONGEST_QUANTILE = 0.05, 0.99  # what "short" and "long" segm
 WISHES = ((4.0, 2.0), (2.0, 2.0), (2.0, 1.0))
 FEWEST_STEPS = 64  # a shorter window shows too little of what is no action
 FIRST_RANGE_STEPS = 4  # where the first level's regression range ends
-MOST_LEVELS = 8
+FEWEST_LEVELS, MOST_LEVELS = 4, 8
 UNBOUNDED_STEPS = 10000  # end of the last level's range, as published
 FRAME_GAP_SEC = 0.16  # between two frames that the backbone sees; pretrained on about 0.13
 LEAST_MAX_FRAMES = 4 * CLIP_FRAMES
@@ -90,6 +90,34 @@ class Suggestion:
         ]
 
 
+def choose_subsets(segments: Mapping[str, int], *, train: str | None, test: str | None) -> tuple[str, str]:
+    """Which subset to train on and which to test on: what was asked for, else what names and sizes tell.
+
+    Args:
+        segments: their number by subset, in the file's order.
+        train: asked for, or None.
+        test: asked for, or None.
+
+    Raises:
+        DataError: there is no such subset, or no segment to learn.
+    """
+    for option, asked in (("--train-subset", train), ("--test-subset", test)):
+        if asked is not None and asked not in segments:
+            raise DataError(f"{option} {asked}: there is no such subset; there are {', '.join(segments)}")
+    filled = [name for name, count in segments.items() if count and name != test] or list(segments)
+    if train is None:
+        train = next(
+            (name for name in filled if name.lower().startswith("train")), max(filled, key=segments.__getitem__)
+        )
+    if not segments[train]:
+        raise DataError(f"no video of subset {train!r} has an action to learn; choose another with --train-subset")
+    if test is None:
+        others = [name for name in filled if name != train]
+        known = [name for name in others if name.lower().startswith(("val", "test"))]
+        test = (known or others or [train])[0]
+    return train, test
+
+
 def file_faults(scan: Scan) -> list[str]:
     """What is wrong with a file that can be opened; a phrase each."""
     faults = []
@@ -127,14 +155,9 @@ def disagreements(video: Video, scan: Scan) -> list[str]:
         if annotated is not None and real and abs(annotated / real - 1) > TOLERANCE:
             found.append(f"{field}: annotated {annotated:.5g}, the file has {real:.5g} {unit}")
     beyond = sum(action.start_sec >= scan.duration_sec for action in video.actions)
-    if beyond and real_length(scan):
+    if beyond and scan.duration_sec:
         found.append(f"{beyond} of its {len(video.actions)} actions begin after the file's end")
     return found
-
-
-def real_length(scan: Scan) -> bool:
-    """Whether a file says how long it is."""
-    return scan.error is None and scan.duration_sec > 0
 
 
 def frame_rate(video: Video, scan: Scan | None) -> float | None:
@@ -208,10 +231,12 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
             break
     else:
         # The longest segments go first: a window that cuts them loses them, a coarse stride only blurs the short ones.
-        stride = max(1, math.ceil(long / max_frames))
+        stride = math.ceil(long / max_frames)
+        unit = 2 ** max(0, stride.bit_length() - 3)  # of multiples, which have divisors to sample frames by
+        stride = -(-stride // unit) * unit
         size, levels = _window_size(long, stride, long)
         while size > max_frames:
-            stride += 1
+            stride += unit
             size, levels = _window_size(long, stride, long)
     rate = float(np.median(lengths.frames / lengths.sec))
     per_feature = _frames_per_feature(stride, size, rate=rate, max_frames=max_frames)
@@ -222,19 +247,20 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
         feature_stride_frames=stride,
         levels=levels,
         regression_range=tuple(zip([0, *ends], [*ends, UNBOUNDED_STEPS], strict=True)),
-        reasons=_reasons(
-            short=short, long=long, stride=stride, size=size, per_feature=per_feature, levels=levels, rate=rate
-        ),
+        reasons=_reasons(lengths, stride=stride, size=size, per_feature=per_feature, levels=levels, rate=rate),
     )
 
 
-def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion) -> list[str]:
+def section(
+    config: Config, settings: Mapping[str, str], suggestion: Suggestion, *, exclude: Sequence[str] = ()
+) -> list[str]:
     """Assignments for `--set`: a user's data and the suggested window, checked with the recipe.
 
     Args:
         config: the recipe's.
         settings: values by key, e.g. `data.videos`; taken as they are.
         suggestion: what to change the window and the pyramid to.
+        exclude: videos to leave out.
 
     Raises:
         ConfigError: the recipe cannot be run with them.
@@ -243,6 +269,8 @@ def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion)
         f"{key}={value}" if literal(value) == value and value == value.strip() else f"{key}={value!r}"
         for key, value in settings.items()
     ]
+    if exclude:
+        written.append(f"data.exclude={list(exclude)!r}")
     assignments = written + suggestion.assignments(config)
     override(config, assignments)
     return assignments
@@ -256,10 +284,9 @@ def _nice(stride: float) -> int:
 
 def _window_size(window: float, stride: int, long: float) -> tuple[int, int]:
     """Feature steps that hold `window` frames, and pyramid levels for segments up to `long` frames."""
-    # The last two levels share the ranges from 2**(levels - 2) * 4 on: half of a long segment lies at their boundary
-    # at most, so that the open range of the last one is not all the pyramid there is for it.
+    # the last range begins at FIRST_RANGE_STEPS * 2**(levels - 2) steps; half of a long segment is at most twice that
     halvings = math.ceil(math.log2(max(long / stride / 2 / FIRST_RANGE_STEPS, 1)))
-    levels = min(MOST_LEVELS, max(2, halvings + 1))
+    levels = min(MOST_LEVELS, max(FEWEST_LEVELS, halvings + 1))
     # steps * frames_per_feature must be whole clips, and steps whole strides of the last level
     multiple = math.lcm(CLIP_FRAMES, 2 ** (levels - 1))
     steps = max(FEWEST_STEPS, math.ceil(window / stride))
@@ -274,24 +301,27 @@ def _frames_per_feature(stride: int, size: int, *, rate: float, max_frames: int)
 
 
 def _reasons(
-    *, short: float, long: float, stride: int, size: int, per_feature: int, levels: int, rate: float
+    lengths: Lengths, *, stride: int, size: int, per_feature: int, levels: int, rate: float
 ) -> tuple[str, ...]:
-    steps_of_short = short / stride
-    resolved = f"{steps_of_short:.1f} steps"
-    if steps_of_short < 2:
-        resolved += " (fewer than 2: blurred; a greater --max-frames would help)" if stride > 1 else " (every frame)"
-    first = FIRST_RANGE_STEPS * 2 ** (levels - 2) * stride / rate
+    """A line for each setting; `rate` is frames a second of the usual video."""
+    short_sec, long_sec = np.quantile(lengths.sec, (SHORTEST_QUANTILE, LONGEST_QUANTILE))
+    step_sec = stride / rate
+    steps_of_short = np.quantile(lengths.frames, SHORTEST_QUANTILE) / stride
+    advice = ""
+    if steps_of_short < WISHES[-1][0]:
+        advice = "; few: their ends will be blurred" + ("; --max-frames allows longer windows" if stride > 1 else "")
     return (
-        f"data.window_size={size}: {size * stride / rate:.1f} s; the 99th percentile of segments is {long / rate:.1f} "
-        f"s; a multiple of {2 ** (levels - 1)}, the stride of the last pyramid level, and of {CLIP_FRAMES}",
-        f"data.feature_stride_frames={stride}: a step is {stride / rate:.3g} s, so that the 5th percentile of segments, "
-        f"{short / rate:.2f} s, has {resolved}",
+        f"data.window_size={size}: {size * step_sec:.1f} s (at {rate:.4g} frames a second), where 99 % of the segments "
+        f"are at most {long_sec:.1f} s; a multiple of {2 ** (levels - 1)}, the last pyramid level's stride, and of "
+        f"{CLIP_FRAMES}",
+        f"data.feature_stride_frames={stride}: a step is {step_sec:.3g} s, where 95 % of the segments have at least "
+        f"{short_sec:.2f} s, {steps_of_short:.1f} steps{advice}",
         f"data.frames_per_feature={per_feature}: the backbone sees {size * per_feature} frames (whole clips of "
-        f"{CLIP_FRAMES}), one every {stride / per_feature / rate:.3g} s; memory and time go with their number",
-        f"head.arch=[.., .., {levels - 1}]: {levels} pyramid levels; each halves the rate and takes segments twice as "
-        "long, up to the 99th percentile",
-        f"head.regression_range: half-lengths in steps, from {FIRST_RANGE_STEPS} on doubling; the last level takes "
-        f"those above {first:.1f} s",
+        f"{CLIP_FRAMES}), one every {step_sec / per_feature:.3g} s; memory and time go with their number",
+        f"head.arch, third number={levels - 1}: {levels} pyramid levels; each halves the rate and takes segments "
+        "twice as long",
+        f"head.regression_range: half-lengths in steps, doubling from {FIRST_RANGE_STEPS} on; the last level takes "
+        f"segments above {2 * FIRST_RANGE_STEPS * 2 ** (levels - 2) * step_sec:.1f} s",
     )
 
 
