@@ -66,9 +66,9 @@ class DataSet:
     mended: tuple[str, ...]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Check; what cannot be checked at all ends in one paragraph and exit code 2."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     try:
         problems = check(arguments)
     except (ConfigError, DataError, OSError) as error:
@@ -77,7 +77,7 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--annotations", type=Path, required=True, help="the community's JSON; see docs/own_data.md")
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train-subset", help="default: the one whose name begins with train, or the largest")
     parser.add_argument("--test-subset", help="default: another one, first of all val... or test...")
     parser.add_argument("--max-frames", type=int, default=768, help="most frames of a suggested window; default 768")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def cores() -> int:

@@ -5,6 +5,7 @@ Lengths in frames are those of a video's file, at its own rate; "steps" are feat
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -270,7 +271,7 @@ def section(
         for key, value in settings.items()
     ]
     if exclude:
-        written.append(f"data.exclude={list(exclude)!r}")
+        written.append(f"data.exclude={json.dumps(list(exclude), ensure_ascii=False)}")
     assignments = written + suggestion.assignments(config)
     override(config, assignments)
     return assignments
