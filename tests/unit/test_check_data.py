@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -157,6 +158,23 @@ def test_cache_knows_a_file_until_it_changes(tmp_path: Path, whole: Path):
     assert changed.packets < found.packets
     path.write_text("{half a fi")
     assert Cache(path).get(file) is None
+
+
+def crashing(path: Path) -> Scan:
+    """Stands for `scan` where a decoder takes its process down."""
+    if "bad" in path.name:
+        os._exit(11)
+    return scan(path)
+
+
+def test_a_crash_of_the_decoder_costs_one_file(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("adatad_ds.data.scan.scan", crashing)
+    paths = [tmp_path / name for name in ("a.mp4", "bad.mp4", "b.mp4", "c.mp4")]
+    for path in paths:
+        path.write_bytes(whole.read_bytes())
+    found = scan_all(paths, workers=2, cache=Cache(tmp_path / "cache.json"))
+    assert {path.name for path, result in found.items() if result.error} == {"bad.mp4"}
+    assert found[paths[1]].error == f"{paths[1]}: the decoder crashes on it"
 
 
 # --- annotations
