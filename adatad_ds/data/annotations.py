@@ -103,6 +103,16 @@ def load_annotations(
     return AnnotationSet(videos=tuple(v for v in videos if v is not None), classes=known_classes), notes.lines()
 
 
+def subset_names(path: str | Path) -> list[str]:
+    """The subsets that an annotation file names, in its order.
+
+    Raises:
+        DataError: unreadable file.
+    """
+    entries = [entry for entry in _read_database(Path(path)).values() if isinstance(entry, Mapping)]
+    return list(dict.fromkeys(entry["subset"] for entry in entries if isinstance(entry.get("subset"), str)))
+
+
 def listed(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:
     """The first few items of a list, and how many there are besides."""
     more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
