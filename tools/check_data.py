@@ -144,10 +144,11 @@ def check(arguments: argparse.Namespace) -> int:
     (arguments.out / "settings.txt").write_text("\n".join(pasted) + "\n")
     command = command_line(arguments.recipe or DEFAULT_RECIPE, pasted)
     about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=None)]
-    report = [*about, *lines, "", *list_problems(problems, limit=None), "", command]
+    report = [*about, *lines, "", *list_uneven(data, limit=None), *list_problems(problems, limit=None), "", command]
     (arguments.out / "report.txt").write_text("\n".join(report) + "\n")
     about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=SHOWN)]
-    print("\n".join([*about, *lines, "", *list_problems(problems, limit=SHOWN), "", "to train:", command]))
+    found = [*list_uneven(data, limit=SHOWN), *list_problems(problems, limit=SHOWN)]
+    print("\n".join([*about, *lines, "", *found, "", "to train:", command]))
     print(f"\nin {arguments.out}: report.txt, settings.txt, distributions.png")
     return sum(map(len, problems.values()))
 
@@ -212,14 +213,20 @@ def find_problems(data: DataSet, *, train: str, test: str) -> dict[str, list[str
         "annotations that contradict their file": [
             f"{name}: {text}" for name, result in readable.items() for text in disagreements(videos[name], result)
         ],
-        "files of variable frame rate": [
-            f"{name}: {text}" for name, result in readable.items() if (text := uneven_rate(result)) is not None
-        ],
         "annotations mended or dropped": list(data.mended),
         "classes absent from a subset": absent,
         "subsets": [f"{train} is the only one with actions: nothing to test on"] if train == test else [],
     }
     return {kind: lines for kind, lines in found.items() if lines}
+
+
+def list_uneven(data: DataSet, *, limit: int | None) -> list[str]:
+    """Files of variable frame rate: no problem, but worth knowing."""
+    found = [f"{name}: {text}" for name, result in data.scans.items() if (text := uneven_rate(result)) is not None]
+    if not found:
+        return []
+    shown = listed(found, limit=limit or len(found), separator="\n  ")
+    return [f"note: {len(found)} files whose frames are read by their own times\n  {shown}"]
 
 
 def list_problems(problems: Mapping[str, Sequence[str]], *, limit: int | None) -> list[str]:

@@ -135,7 +135,7 @@ def file_faults(scan: Scan) -> list[str]:
 
 
 def uneven_rate(scan: Scan) -> str | None:
-    """What is wrong with a file whose frame rate varies: annotated seconds are turned into frames at its mean rate."""
+    """How a file's frame rate varies, if it does: such files are read by their frames' own times."""
     if not scan.fps or scan.drift_sec * scan.fps <= EVEN_INTERVALS:
         return None
     return (

@@ -365,7 +365,7 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
         "files without a video stream (1)",
         "truncated or damaged files",
         "rate: fps: annotated 25, the file has 10 frames a second",
-        "files of variable frame rate (1)\n  uneven: ",
+        "note: 1 files whose frames are read by their own times\n  uneven: variable frame rate",
         "training: 1 annotation dropped: end <= start (good #1)",
         "jump: no instance in validation",
         "run: no instance in training",
@@ -397,6 +397,7 @@ def test_nothing_to_check(tmp_path: Path, whole: Path, capsys: pytest.CaptureFix
     assert "no recipe" in fails(annotations, whole.parent, "--recipe", "thumos15")
 
 
+@pytest.mark.slow
 def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words]
