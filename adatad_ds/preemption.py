@@ -18,13 +18,17 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals inside. Only the main thread of a process can."""
-        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        """Take signals inside, and none afterwards: a late one must not make a finished run a failed one.
+
+        Only the main thread of a process can.
+        """
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # unlike a handler of ours, this outlives the interpreter
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

