@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ from adatad_ds.weight_files import StoredTensor
 os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
-import deepspeed  # noqa: E402  (reads its environment and logger at import)
+with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now on; stdout is for what was asked for
+    import deepspeed  # (reads its environment and logger at import)
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
