@@ -3,6 +3,9 @@
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
 # this job is queued again. So it is after a node's crash. What failed is marked, and stays.
 set -uo pipefail
+asked=0 terminated=0 step=
+trap 'asked=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null' USR1
+trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
 grid=$1
 index=$SLURM_ARRAY_TASK_ID
 # shellcheck disable=SC1091
@@ -32,13 +35,11 @@ queue_again() {
     exit 1
 }
 
+((asked)) && queue_again "asked to stop before the start"
 # shellcheck disable=SC2086 # of options and a command in front, each word counts
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" $SRUN_OPTIONS \
     $CONTAINER python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" &
 step=$!
-asked=0 terminated=0
-trap 'asked=1; kill -USR1 "$step" 2>/dev/null' USR1
-trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
 while :; do
     wait "$step"
     code=$?
