@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
         return x + out if self.skip else out
 
 
-class AdaptedBlock(nn.Module):
+class BlockAdapters(nn.Module):
     """The adapters of one block, and how the frozen block is run with them.
 
         z = z + keep * Adapter_T(MSA over the t frames of each position(LN1(z)))      with "temporal" only
@@ -77,8 +77,10 @@ class AdaptedBlock(nn.Module):
         self.spatial = bottleneck("spatial" in adapt, skip=True)
         self.joint = bottleneck("joint" in adapt, skip=False)
 
-    def forward(self, block: nn.Module, tokens: Tensor, keep: Tensor | None) -> Tensor:
+    def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None) -> Tensor:
         """Clips through the block: (n, t, N, C) to the same.
+
+        Not this module's call, which ZeRO-3 would search for tensors and find a block.
 
         Args:
             block: the image transformer's.
@@ -113,7 +115,7 @@ class AIMTransformer(nn.Module):
         clip_frames: t, over which attention over time goes.
         adapt: which adapters there are; attention over time and its embedding come with "temporal".
         tuning: one of the three ways above.
-        adapter_before_time: the variant for strongly temporal data (see `AdaptedBlock`).
+        adapter_before_time: the variant for strongly temporal data (see `BlockAdapters`).
         drop_path: stochastic depth rate of the last block's temporal and joint branch, falling linearly to 0 at the
             first block's; without those adapters there is nothing to drop.
         activation_checkpointing: keep each block's input for the backward pass, and recompute the rest.
@@ -143,7 +145,7 @@ class AIMTransformer(nn.Module):
         self.drop_path = drop_path
         self.activation_checkpointing = activation_checkpointing
         self.adapters = nn.ModuleList(
-            AdaptedBlock(width=vit.width, adapt=chosen, adapter_before_time=adapter_before_time) for _ in vit.blocks
+            BlockAdapters(width=vit.width, adapt=chosen, adapter_before_time=adapter_before_time) for _ in vit.blocks
         )
         self.temporal_embedding = nn.Parameter(torch.zeros(1, clip_frames, vit.width)) if "temporal" in chosen else None
         for norm in (vit.norm, vit.fc_norm):
@@ -204,10 +206,11 @@ class AIMTransformer(nn.Module):
 
         Not the reentrant kind of checkpoint: it loses gradients silently where a block's input needs none.
         """
-        adapted, block = self.adapters[index], self.vit.blocks[index]
+        adapters, block = self.adapters[index], self.vit.blocks[index]
+        assert isinstance(adapters, BlockAdapters)
         if self.activation_checkpointing and self.tuning != "frozen" and torch.is_grad_enabled():
-            return checkpoint(adapted, block, tokens, keep, use_reentrant=False, preserve_rng_state=False)
-        return adapted(block, tokens, keep)
+            return checkpoint(adapters.run, block, tokens, keep, use_reentrant=False, preserve_rng_state=False)
+        return adapters.run(block, tokens, keep)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
         """(B * n, depth, 2), drawn once a forward pass so that recomputation shares them."""
