@@ -115,6 +115,18 @@ def test_each_adapter_does_something_and_learns(adapt):
     assert all(gradient.abs().max() > 0 for gradient in gradients(model, video()).values())
 
 
+def test_learning_gets_under_way_from_the_zeros():
+    """At the first step W_2 has a gradient; W_1 has none yet, but is not zero."""
+    model = build(awake=False)
+    found = gradients(model, video())
+    for block in range(3):
+        for adapter in ALL_ADAPTERS:
+            name = f"adapters.{block}.{adapter}"
+            assert found[f"{name}.fc2.weight"].abs().max() > 0
+            assert model.get_parameter(f"{name}.fc1.weight").std().item() == pytest.approx(0.02, rel=0.2)
+            assert not model.get_parameter(f"{name}.fc2.weight").any()
+
+
 def test_full_tuning_learns_everything():
     for adapt in ((), ALL_ADAPTERS):
         model = build(adapt=adapt, tuning="full")
