@@ -22,9 +22,10 @@ CLASSES = tuple(sorted(name for pair in TWINS for name in pair))
 
 _STREAMS = {"train": 11, "test": 12}  # the first word of every seed; synthetic.py's begin with others
 _STROKE_FRAMES = (15.0, 24.0)  # long enough that 8 of 32 frames still show which way it goes
-_REACH = (22.0, 30.0)  # pixels of a stroke's way
-_GROWTH = (0.7, 1.0)  # logarithm of the largest to the smallest size of a stroke
+_REACH = (28.0, 38.0)  # pixels of a stroke's way
+_GROWTH = (0.8, 1.2)  # logarithm of the largest to the smallest size of a stroke
 _PAN = 6.0  # pixels that the background moves at most
+_DIMMED = 0.6  # brightness of all but the acting object
 _GRAIN = 3.5  # standard deviation of the sensor noise
 
 
@@ -50,7 +51,8 @@ def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The first of two twins."""
     time = np.arange(FRAMES)
     stroke = (time / rng.uniform(*_STROKE_FRAMES) + rng.random()) % 1 - 0.5  # -0.5 to 0.5 in each stroke
-    actor, bystander = _poses(rng), _poses(rng)
+    actor, bystander = _poses(rng, scale=(1.0, 1.4)), _poses(rng, scale=(0.6, 0.9))
+    bystander[:, LIGHT] = _DIMMED
     opacity = np.ones(FRAMES)
     if kind == "right":
         actor[:, X] += rng.uniform(*_REACH) * stroke
@@ -62,7 +64,7 @@ def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
         assert kind == "appear", kind
         opacity = stroke + 0.5
     looks = [random_look(rng), random_look(rng)]
-    canvas = random_background(rng, height=SIDE + int(_PAN) + 2, width=SIDE + int(_PAN) + 2)
+    canvas = random_background(rng, height=SIDE + int(_PAN) + 2, width=SIDE + int(_PAN) + 2) * _DIMMED
     pan = _PAN / 2 * (1 + np.sin(2 * np.pi * (time[:, None] / rng.uniform(60, 200, size=2) + rng.random(2))))
     corners = np.rint(pan).astype(int)  # x, y
     frames = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8)
@@ -77,11 +79,11 @@ def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     return frames
 
 
-def _poses(rng: np.random.Generator) -> NDArray[np.floating]:
-    """An object at rest in the middle half of the frame, (FRAMES, 5)."""
+def _poses(rng: np.random.Generator, *, scale: tuple[float, float]) -> NDArray[np.floating]:
+    """An object at rest about the middle of the frame, (FRAMES, 5)."""
     pose = np.zeros((FRAMES, 5), np.float32)
-    pose[:, [X, Y]] = rng.uniform(0.3, 0.7, size=2) * SIDE
-    pose[:, SCALE] = rng.uniform(0.7, 1.1)
+    pose[:, [X, Y]] = rng.uniform(0.35, 0.65, size=2) * SIDE
+    pose[:, SCALE] = rng.uniform(*scale)
     pose[:, ANGLE] = rng.uniform(0, 2 * np.pi)
     pose[:, LIGHT] = 1.0
     return pose
