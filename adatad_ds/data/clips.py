@@ -166,6 +166,8 @@ class ClipDataset(Dataset[ClipSample]):
         ValueError: a count below 1, or another number of crops.
     """
 
+    collate = staticmethod(collate_clips)
+
     def __init__(
         self,
         *,
