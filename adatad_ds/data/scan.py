@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adatad_ds.data.video import VideoError, _decoded, _opened, _packets
+from adatad_ds.data.video import VideoError, decoded_frames, opened, packets_of
 
 SLACK_SHARE, SLACK_FRAMES = 0.02, 3  # a stream may end this much before its header says
 CACHE_VERSION = 1
@@ -145,11 +145,11 @@ def _scan(path: Path) -> Scan:
         raise VideoError(f"{path}: the file is empty")
     times: list[int | None] = []
     decoded = damaged = 0
-    with _opened(path, num_threads=1) as (container, stream):
-        for packet in chain(_packets(container, stream), (None,)):  # None: give out what the decoder holds back
+    with opened(path, num_threads=1) as (container, stream):
+        for packet in chain(packets_of(container, stream), (None,)):  # None: give out what the decoder holds back
             if packet is not None and not packet.is_discard:
                 times.append(packet.pts)
-            for frame in _decoded(stream, packet):
+            for frame in decoded_frames(stream, packet):
                 decoded += 1
                 damaged += bool(frame.is_corrupt)
         rate = stream.average_rate or stream.guessed_rate

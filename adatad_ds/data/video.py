@@ -157,16 +157,16 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
     times: list[int | None] = []
     keys: list[int | None] = []
     first, hidden = None, False
-    with _opened(path, num_threads=1) as (container, stream):
-        for packet in _packets(container, stream):
+    with opened(path, num_threads=1) as (container, stream):
+        for packet in packets_of(container, stream):
             hidden |= packet.is_discard
             if not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
                     keys.append(packet.pts)
             if first is None:
-                first = next(iter(_decoded(stream, packet)), None)
-        first = first or next(iter(_decoded(stream, None)), None)
+                first = next(iter(decoded_frames(stream, packet)), None)
+        first = first or next(iter(decoded_frames(stream, None)), None)
         header_frames, rate = stream.frames, stream.average_rate or stream.guessed_rate
         time_base = float(stream.time_base or 0)
     if first is None:
@@ -198,7 +198,7 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
 
 
 @contextmanager
-def _opened(path: Path, *, num_threads: int) -> Iterator[tuple[Any, Any]]:
+def opened(path: Path, *, num_threads: int) -> Iterator[tuple[Any, Any]]:
     """A file's container and video stream; any failure is a `VideoError`."""
     try:
         container = av.open(str(path))
@@ -219,7 +219,7 @@ def _cause(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """A stream's packets up to its end, or to where a damaged file can be read no further."""
     packets = container.demux(stream)
     while True:
@@ -231,7 +231,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
             yield packet
 
 
-def _decoded(stream: Any, packet: Any) -> Sequence[Any]:
+def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
     """Frames that a packet completes; a damaged one completes none."""
     try:
         return stream.decode(packet)
@@ -264,10 +264,10 @@ def _read_pyav(
     if index.times is not None and len(wanted):
         earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
         if len(earlier) and earlier[-1] > index.times[0]:
-            with _opened(path, num_threads=num_threads) as (container, stream):
+            with opened(path, num_threads=num_threads) as (container, stream):
                 if _fill(out, wanted, container, stream, times=index.times, seek_to=int(earlier[-1])):
                     return out
-    with _opened(path, num_threads=num_threads) as (container, stream):
+    with opened(path, num_threads=num_threads) as (container, stream):
         if not _fill(out, wanted, container, stream, times=index.times, seek_to=None):
             raise VideoError(f"{path}: no frame can be decoded")
     return out
@@ -309,8 +309,8 @@ def _fill(
 def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
     """Decoded frames with their index in display order: looked up by time, or counted where times are missing."""
     count = 0
-    for packet in chain(_packets(container, stream), (None,)):  # None: give out what the decoder holds back
-        for frame in _decoded(stream, packet):
+    for packet in chain(packets_of(container, stream), (None,)):  # None: give out what the decoder holds back
+        for frame in decoded_frames(stream, packet):
             if times is not None and frame.pts is not None:
                 count = int(np.searchsorted(times, frame.pts, side="right")) - 1
             yield count, frame
