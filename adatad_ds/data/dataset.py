@@ -113,6 +113,8 @@ class WindowDataset(Dataset[Sample]):
             who read its other frames would not know.
     """
 
+    collate = staticmethod(collate)
+
     def __init__(
         self,
         *,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,29 @@ from torch.utils.data import DataLoader
 
 from adatad_ds.config import ConfigError, DataConfig
 from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import Batch, SampleKey, WindowDataset, collate
+from adatad_ds.data.dataset import SampleKey
 
 # Workers are forked from a small server process, not from the trainer: the trainer has CUDA contexts, NCCL and engine
 # threads, whose locks a plain fork would copy in whatever state they are. The server imports this once for all.
 START_METHOD = "forkserver"
-PRELOADED = ["torch", "adatad_ds.data.dataset"]
+PRELOADED = ["torch", "adatad_ds.data.dataset", "adatad_ds.data.clips"]
 LOOK_AFTER_WORKERS_SEC = 5.0  # between two checks that they live, while a batch is awaited
+
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class Samples(Protocol[BatchT_co]):
+    """What is loaded: samples by key, None for padding, and how they make a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: SampleKey | None) -> Any: ...
+
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], BatchT_co]:
+        """Samples to a batch; a function that worker processes can import."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +140,12 @@ def test_shard(num_windows: int, *, batch: int, rank: int, ranks: int) -> list[l
     return [ids[first : first + batch] for first in range(0, share, batch)]
 
 
-class BatchLoader:
+class BatchLoader(Generic[BatchT]):
     """A DataLoader whose dead or stuck workers end in a `DataError` that says what to do."""
 
     def __init__(
         self,
-        dataset: WindowDataset,
+        dataset: Samples[BatchT],
         *,
         keys: StepRange | Sequence[Sequence[SampleKey | None]],
         config: DataConfig,
@@ -139,7 +156,7 @@ class BatchLoader:
         self._loader = DataLoader(
             dataset,  # pyright: ignore[reportArgumentType]  keys are tuples, which the DataLoader does not mind
             batch_sampler=keys,  # pyright: ignore[reportArgumentType]
-            collate_fn=collate,
+            collate_fn=dataset.collate,
             num_workers=config.workers,
             prefetch_factor=max(1, config.prefetch) if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
@@ -152,7 +169,7 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchT]:
         batches, asked = iter(self._loader), time.monotonic()
         while True:
             try:
@@ -183,16 +200,16 @@ class BatchLoader:
 
 
 def make_train_loader(
-    dataset: WindowDataset, *, batches: StepRange, config: DataConfig, pin_memory: bool
-) -> BatchLoader:
+    dataset: Samples[BatchT], *, batches: StepRange, config: DataConfig, pin_memory: bool
+) -> BatchLoader[BatchT]:
     """Micro batches of the coming optimizer steps, read ahead by worker processes."""
     return BatchLoader(dataset, keys=batches, config=config, pin_memory=pin_memory)
 
 
 def make_test_loader(
-    dataset: WindowDataset, *, config: DataConfig, batch: int, rank: int, ranks: int, pin_memory: bool
-) -> BatchLoader:
-    """This rank's share of all test windows, padded so that every rank has the same number of batches."""
+    dataset: Samples[BatchT], *, config: DataConfig, batch: int, rank: int, ranks: int, pin_memory: bool
+) -> BatchLoader[BatchT]:
+    """This rank's share of all test samples, padded so that every rank has the same number of batches."""
     shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
     keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)

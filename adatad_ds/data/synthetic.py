@@ -9,7 +9,7 @@ F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -235,13 +235,18 @@ def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.
 
 
 def write_video(video: SyntheticVideo, path: Path) -> None:
-    """Encode as H.264 (yuv420p, B-frames, a key frame every 48 at the latest)."""
+    """Encode a video's pictures."""
+    encode(video.frames(), path, fps=video.fps, width=WIDTH, height=HEIGHT)
+
+
+def encode(pictures: Iterable[NDArray[np.uint8]], path: Path, *, fps: int, width: int, height: int) -> None:
+    """Encode RGB pictures (height, width, 3) as H.264 (yuv420p, B-frames, a key frame every 48 at the latest)."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=video.fps)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # videos are encoded side by side
         stream.options = {"crf": "23", "preset": "veryfast", "bf": "2", "g": "48"}
-        for picture in video.frames():
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,6 +64,20 @@ def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int) -> Tenso
     """The largest centred square of frames (F, h, w, 3), scaled to (F, S, S, 3) where it is not S already."""
     height, width = frames.shape[1:3]
     return _apply(frames, [_center_crop(height, width, resolution)], resolution)
+
+
+def square_crops(frames: Tensor | NDArray[np.uint8], *, resolution: int, crops: Literal[1, 3]) -> Tensor:
+    """The largest squares of frames (F, h, w, 3) along their longer side, scaled: (crops, F, S, S, 3).
+
+    One crop is the centre; three are the left (or top), the centre and the right (or bottom).
+    """
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    views = []
+    for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # halves of what is left over
+        step = _crop_and_resize((height - side) * place // 2, (width - side) * place // 2, side, side, resolution)
+        views.append(_apply(frames, [step], resolution))
+    return torch.stack(views)
 
 
 def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: int) -> Tensor:

@@ -1,0 +1,270 @@
+"""Weights for AIM: of image transformers, and of trained AIM models, brought under our names and checked.
+
+- `timm`: the state dict of one of its VisionTransformers, whose names are ours;
+- `transformers`: CLIPVisionModel, alone or within a CLIPModel;
+- `CLIP`: OpenAI's and OpenCLIP's `visual.*`, alone or with the text model;
+- `AIM`: checkpoints of the authors' models, trained from CLIP or from ImageNet weights.
+
+A file cannot tell QuickGELU from GELU: OpenAI's weights, and those of `openai/clip-vit-*` on the Hugging Face hub,
+want timm's `*_clip_quickgelu_*` models.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from adatad_ds.config import ConfigError
+from adatad_ds.models.aim import AIMTransformer
+from adatad_ds.models.image_vit import ImageTransformer
+from adatad_ds.pretrained import check_fit
+from adatad_ds.weight_files import StoredTensor, Tensors, find_source, open_tensors
+from adatad_ds.weight_layouts import some
+
+TIMM, TRANSFORMERS, CLIP, AIM = "timm", "transformers", "CLIP", "AIM"
+_SIGNATURES = {  # a key that tells, its wrappers taken off; the first that is there counts
+    AIM: r"(backbone\.)?temporal_embedding",
+    CLIP: r"(visual\.)?conv1\.weight",
+    TRANSFORMERS: r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+    TIMM: r"(visual\.trunk\.)?patch_embed\.proj\.weight",
+}
+_CLIP_RENAMES = (
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+_RENAMES = {  # to timm's names
+    TIMM: ((r"^visual\.trunk\.", ""),),
+    CLIP: ((r"^visual\.", ""), *_CLIP_RENAMES),
+    AIM: ((r"^backbone\.", ""), *_CLIP_RENAMES),
+    TRANSFORMERS: (
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"^embeddings\.class_embedding$", "cls_token"),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^pre_layrnorm\.", "norm_pre."),  # so spelt there
+        (r"^post_layernorm\.", "norm."),
+        (r"^encoder\.layers\.", "blocks."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+        (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    ),
+}
+_LEFT_OUT = {  # by the file's names
+    "text model": r"(text_model\.|token_embedding\.|ln_final\.|text\.)",
+    "projection to the text's space": r"((text|visual)_projection(\.weight)?|(visual\.)?proj|logit_(scale|bias))$",
+    "counter": r"(input_resolution|context_length|vocab_size|(.*\.)?embeddings\.position_ids)$",
+    "classifier or pooling of images": r"(visual\.trunk\.)?(head|attn_pool|fc)\.",
+}
+_TEXT_BESIDE_VISUAL = r"(transformer\.|positional_embedding$)"  # as OpenAI's CLIP names its text model
+_ADAPTERS = {"T_Adapter_in": "temporal_in", "T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "joint"}
+_CLASSIFIER = r"cls_head\.fc_cls\.(weight|bias)"
+_TEMPORAL = "temporal_embedding"
+_VIT = "vit."  # where a model has its image transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIMWeights:
+    """A file of weights, recognised but not read.
+
+    Attributes:
+        source: path or hub name.
+        layout: one of those at the head of this module.
+        image: the image transformer's tensors, by timm's names.
+        trained: adapters and temporal embedding of a trained model, by our names; empty for an image transformer.
+        classifier: "weight" and "bias" of a trained model's classes, where the file has them.
+        left_out: keys without use here, by what they are.
+    """
+
+    source: str
+    layout: str
+    image: Tensors
+    trained: Tensors = field(default_factory=dict)
+    classifier: Tensors = field(default_factory=dict)
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def report(self) -> str:
+        """One line: what was found and what was left out."""
+        left = "; ".join(f"{what} ({len(keys)}: {some(keys, most=2)})" for what, keys in self.left_out.items())
+        return f"{self.source}: {self.layout}, {_describe(self.image)}" + (f"; left out: {left}" if left else "")
+
+
+def open_aim_weights(source: str | Path) -> AIMWeights:
+    """Recognise a file of weights.
+
+    Args:
+        source: file, Hugging Face folder or hub name.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ConfigError: unreadable, unsafe, or of no known layout.
+    """
+    path = find_source(source)
+    if path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", name) for name in archive.namelist()):
+                raise ConfigError(
+                    f"{path} is a TorchScript program, as OpenAI publishes CLIP; reading it would load its code. The "
+                    "same weights are openai/clip-vit-base-patch16 and openai/clip-vit-large-patch14 on the Hugging "
+                    "Face hub; or save its state_dict() where you trust it"
+                )
+    return recognise_aim(open_tensors(path, entries=("state_dict", "model", "module")), source=str(source))
+
+
+def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
+    """Recognise a layout by its keys, and bring it under our names.
+
+    Args:
+        stored: tensors by their names in the file.
+        source: for messages.
+
+    Raises:
+        ConfigError: it is none of the known ones.
+    """
+    tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", key): tensor for key, tensor in stored.items()}
+    layout = next((name for name, key in _SIGNATURES.items() if any(re.fullmatch(key, k) for k in tensors)), None)
+    if layout is None:
+        raise ConfigError(
+            f"{source} is of no known layout: no patch embedding of an image transformer among its {len(tensors)} "
+            f"tensors ({some(tensors)}). Known: {', '.join((TIMM, TRANSFORMERS, CLIP, AIM))}"
+        )
+    unused = dict(_LEFT_OUT)
+    if any(key.startswith("visual.") for key in tensors):
+        unused["text model"] += f"|{_TEXT_BESIDE_VISUAL}"
+    left_out = {what: tuple(key for key in tensors if re.match(keys, key)) for what, keys in unused.items()}
+    gone = {key for keys in left_out.values() for key in keys}
+    image, trained, classifier = {}, {}, {}
+    for key, tensor in tensors.items():
+        in_head = re.fullmatch(_CLASSIFIER, key)
+        if in_head:
+            classifier[in_head[1]] = tensor
+        elif key not in gone:
+            name = _rename(key, layout)
+            ours = _adapter_name(name)
+            (image if ours is None else trained)[ours or name] = tensor
+    return AIMWeights(
+        source=source,
+        layout=layout,
+        image=_join_attention(image),
+        trained=trained,
+        classifier=classifier,
+        left_out={what: keys for what, keys in left_out.items() if keys},
+    )
+
+
+def load_aim_weights(weights: AIMWeights, model: AIMTransformer) -> None:
+    """Give a model its weights; adapters keep their start where the file holds none.
+
+    Positions of another resolution are resized bicubically.
+
+    Args:
+        weights: recognised.
+        model: not on the meta device.
+
+    Raises:
+        ConfigError: weights of another transformer, patch or clip length, or keys missing, unexpected or misshaped.
+    """
+    image = dict(weights.image)
+    found, wanted = _describe(image), _describe_model(model.vit)
+    if found != wanted:
+        raise ConfigError(
+            f"the weights in {weights.source} are of another transformer: {found}; the model has {wanted}"
+        )
+    if "pos_embed" in image and model.vit.pos_embed is not None:
+        image["pos_embed"] = _fitting_positions(image["pos_embed"], model.vit, source=weights.source)
+    embedding = weights.trained.get(_TEMPORAL)
+    if embedding is not None and model.temporal_embedding is not None and embedding.shape[-2] != model.clip_frames:
+        raise ConfigError(
+            f"{weights.source} was trained on clips of {embedding.shape[-2]} frames, the model has {model.clip_frames}"
+        )
+    tensors = {f"{_VIT}{name}": tensor for name, tensor in image.items()} | weights.trained
+    parameters = {name: p for name, p in model.named_parameters() if weights.trained or name.startswith(_VIT)}
+    check_fit(tensors, {name: tuple(p.shape) for name, p in parameters.items()}, source=weights.source)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name].read().reshape(parameter.shape))
+
+
+def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: str) -> StoredTensor:
+    """Positions for the model's grid: (1, prefix + patches, C), from those of a square one."""
+    assert vit.pos_embed is not None
+    if stored.shape[-2] == vit.pos_embed.shape[1]:
+        return stored
+    prefix = vit.prefix_tokens if vit.prefix_has_position else 0
+    patches = stored.shape[-2] - prefix
+    side = round(max(patches, 0) ** 0.5)
+    if side * side != patches or side == 0:
+        raise ConfigError(
+            f"the positions in {source} cannot be resized: {stored.shape[-2]} are not {prefix} and a square of patches"
+        )
+
+    def read() -> Tensor:
+        table = stored.read().float().reshape(1, -1, vit.width)
+        return resample_abs_pos_embed(
+            table, new_size=list(vit.grid), old_size=[side, side], num_prefix_tokens=prefix, interpolation="bicubic"
+        )
+
+    return StoredTensor(tuple(vit.pos_embed.shape), read)
+
+
+def _describe(image: Mapping[str, StoredTensor]) -> str:
+    """An image transformer's size, from its tensors' shapes."""
+    embedding, mlp = image.get("patch_embed.proj.weight"), image.get("blocks.0.mlp.fc1.weight")
+    if embedding is None or mlp is None or len(embedding.shape) != 4:
+        return "an incomplete image transformer"
+    depth = len({key.split(".")[1] for key in image if key.startswith("blocks.")})
+    pre_norm = "with" if "norm_pre.weight" in image else "without"
+    token = "with" if "cls_token" in image else "without"
+    return (
+        f"{depth} blocks of width {embedding.shape[0]} and MLP {mlp.shape[0]}, patches of {embedding.shape[-1]} px, "
+        f"{pre_norm} a norm before them, {token} class token"
+    )
+
+
+def _describe_model(vit: ImageTransformer) -> str:
+    return _describe({name: StoredTensor(tuple(p.shape), p.detach) for name, p in vit.named_parameters()})
+
+
+def _adapter_name(name: str) -> str | None:
+    """Our name of what AIM adds to an image transformer; None for the transformer's own."""
+    if name == _TEMPORAL:
+        return name
+    adapter = re.fullmatch(rf"blocks\.(\d+)\.({'|'.join(_ADAPTERS)})\.D_fc([12])\.(weight|bias)", name)
+    return f"adapters.{adapter[1]}.{_ADAPTERS[adapter[2]]}.fc{adapter[3]}.{adapter[4]}" if adapter else None
+
+
+def _join_attention(tensors: Tensors) -> Tensors:
+    """Query, key and value as one matrix and one bias."""
+    joined = dict(tensors)
+    for key in tensors:
+        stem, dot, kind = key.rpartition(".q.")
+        names = [f"{stem}.{part}.{kind}" for part in "qkv"]
+        if dot and stem.endswith(".attn") and all(name in tensors for name in names):
+            joined[f"{stem}.qkv.{kind}"] = _stacked([joined.pop(name) for name in names])
+    return joined
+
+
+def _stacked(parts: list[StoredTensor]) -> StoredTensor:
+    rows = sum(part.shape[0] for part in parts)
+    return StoredTensor((rows, *parts[0].shape[1:]), lambda: torch.cat([part.read() for part in parts]))
+
+
+def _rename(key: str, layout: str) -> str:
+    for pattern, replacement in _RENAMES[layout]:
+        key = re.sub(pattern, replacement, key)
+    return key

@@ -1,0 +1,143 @@
+"""Image transformers as timm builds them, taken apart so that a video model can drive them block by block.
+
+Parameters keep timm's names. n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) +
+(H // p) * (W // p) patches, C channels.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.layers import DropPath, PatchEmbed
+from timm.models import is_model_in_modules
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+
+from adatad_ds.config import ConfigError
+
+MOST_SEQUENCES = 2**15  # that attention gets at once: CUDA's kernels have a grid axis of at most 65,535 for them
+
+
+class ImageTransformer(nn.Module):
+    """The parts of a timm VisionTransformer; calling it embeds frames, the blocks are driven from outside.
+
+    Owning the class token and the positions, rather than reaching into timm's module for them, lets ZeRO-3 gather
+    them when this module is called.
+
+    Args:
+        vit: a plain vision transformer of timm, without classifier; it is taken apart and should not be used again.
+        pixel_mean: RGB, of 0..255.
+        pixel_std: RGB, of 0..255.
+
+    Attributes:
+        width: C.
+        patch: p.
+        grid: H // p, W // p.
+        frame_size: H, W.
+
+    Raises:
+        ConfigError: a transformer whose blocks, dropout or pooling cannot be driven this way.
+    """
+
+    def __init__(self, *, vit: TimmTransformer, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> None:
+        super().__init__()
+        _check(vit)
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+        self.width = vit.embed_dim
+        self.patch = int(vit.patch_embed.patch_size[0])
+        self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
+        self.frame_size = int(vit.patch_embed.img_size[0]), int(vit.patch_embed.img_size[1])
+        self.prefix_tokens = vit.num_prefix_tokens
+        self.prefix_has_position = not vit.no_embed_class
+        self.pools_class_token = vit.cls_token is not None and vit.global_pool in ("", "token")
+        self.patch_embed: PatchEmbed = vit.patch_embed
+        self.cls_token: nn.Parameter | None = vit.cls_token
+        self.reg_token: nn.Parameter | None = vit.reg_token
+        self.pos_embed: nn.Parameter | None = vit.pos_embed
+        self.norm_pre = vit.norm_pre
+        self.blocks = nn.ModuleList(vit.blocks)
+        self.norm = vit.norm
+        self.fc_norm = vit.fc_norm
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (n, H, W, 3), 0..255, to tokens (n, N, C) with their positions, not yet through `norm_pre`.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if tuple(frames.shape[1:3]) != self.frame_size:
+            raise ValueError(f"frames are {tuple(frames.shape[1:3])} pixels, the model takes {self.frame_size}")
+        mean = torch.tensor(self.pixel_mean, device=frames.device)
+        std = torch.tensor(self.pixel_std, device=frames.device)
+        pixels = ((frames.float() - mean) / std).to(self.patch_embed.proj.weight.dtype)
+        patches = self.patch_embed(pixels.permute(0, 3, 1, 2))
+        if self.pos_embed is not None and not self.prefix_has_position:
+            patches = patches + self.pos_embed
+        prefix = [token.expand(len(frames), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens = torch.cat([*prefix, patches], dim=1)
+        return tokens + self.pos_embed if self.pos_embed is not None and self.prefix_has_position else tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """One feature a frame, (..., N, C) to (..., C): the class token, or the patches' mean, after the final norm."""
+        if self.pools_class_token:
+            return self.fc_norm(self.norm(tokens[..., 0, :]))
+        return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
+
+
+def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
+    """A timm model by its name, with random weights.
+
+    Args:
+        name: for example `vit_base_patch16_clip_quickgelu_224`. CLIP's own weights want the `quickgelu` models; those
+            without it in their names are for CLIP models that were trained with the ordinary GELU. A tag as in
+            `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels.
+        resolution: side in pixels of the frames.
+
+    Raises:
+        ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
+    """
+    if not is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
+        known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
+        raise ConfigError(f"timm has no plain vision transformer named {name}; it has, for example, {known}")
+    vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
+    if not isinstance(vit, TimmTransformer):
+        raise ConfigError(f"{name} of timm is a {type(vit).__name__}, not a plain vision transformer")
+    patch = vit.patch_embed.patch_size[0]
+    if resolution % patch:
+        raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
+    if vit.attn_pool is not None:
+        vit.reset_classifier(0, "avg" if vit.cls_token is None else "token")
+    published = timm.get_pretrained_cfg(name)
+    assert published is not None
+    mean, std = (tuple(255.0 * value for value in values) for values in (published.mean, published.std))
+    return ImageTransformer(vit=vit, pixel_mean=mean, pixel_std=std)
+
+
+def attend(block: nn.Module, tokens: Tensor) -> Tensor:
+    """A block's attention on normed tokens, (n, L, C) to the same, however many the sequences n are."""
+    assert isinstance(block, Block)
+    pieces = [block.ls1(block.attn(piece)) for piece in tokens.split(MOST_SEQUENCES)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _check(vit: TimmTransformer) -> None:
+    odd = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
+    if odd:
+        raise ConfigError(
+            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain Block will do"
+        )
+    if vit.dynamic_img_size or not isinstance(vit.patch_embed, PatchEmbed):
+        raise ConfigError("the image transformer must take frames of one size, cut into patches by timm's PatchEmbed")
+    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in vit.modules()) or any(
+        isinstance(part, DropPath) and part.drop_prob for part in vit.modules()
+    ):
+        raise ConfigError("the image transformer has dropout or drop path of its own; build it with rates of 0")
+    if vit.attn_pool is not None or vit.global_pool not in ("", "token", "avg"):
+        raise ConfigError(
+            f"the image transformer pools by '{vit.global_pool}'; frames get their features from the class token or "
+            "from the patches' mean: build it with global_pool='token' or 'avg'"
+        )
+    if not isinstance(vit.head, nn.Identity):
+        raise ConfigError("the image transformer has a classifier of images; build it with num_classes=0")

@@ -1,0 +1,369 @@
+"""The AIM video transformer: switches, freezing, drop path, checkpointing, other image transformers, errors."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import LayerNorm
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from torch import nn
+
+from adatad_ds.config import ConfigError
+from adatad_ds.models import image_vit
+from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
+from adatad_ds.models.image_vit import ImageTransformer, build_image_transformer
+from adatad_ds.models.noise import SampleNoise
+
+MEAN, STD = (122.77, 116.75, 104.09), (68.5, 66.63, 70.32)
+SUBSETS = [(), ("temporal",), ("spatial",), ("joint",), ("spatial", "temporal"), ALL_ADAPTERS]
+
+
+def timm_vit(**changes) -> VisionTransformer:
+    """CLIP-style, small."""
+    settings = {
+        "img_size": 32,
+        "patch_size": 16,
+        "embed_dim": 48,
+        "depth": 3,
+        "num_heads": 3,
+        "num_classes": 0,
+        "pre_norm": True,
+        "norm_layer": partial(LayerNorm, eps=1e-5),
+        "act_layer": "quick_gelu",
+    }
+    torch.manual_seed(0)
+    vit = VisionTransformer(**(settings | changes))
+    for name, parameter in vit.named_parameters():  # norms and biases at work
+        if name.endswith("bias") or "norm" in name:
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)
+    return vit.eval()
+
+
+def build(vit: VisionTransformer | None = None, *, awake: bool = True, **changes) -> AIMTransformer:
+    """A small model; with `awake`, its adapters' outputs and temporal embedding are not zero."""
+    adapt = changes.get("adapt", ALL_ADAPTERS)
+    settings = {
+        "clip_frames": 4,
+        "adapt": adapt,
+        "tuning": "adapters" if adapt else "frozen",
+        "adapter_before_time": False,
+        "drop_path": 0.0,
+        "activation_checkpointing": False,
+    }
+    image = ImageTransformer(vit=vit or timm_vit(), pixel_mean=MEAN, pixel_std=STD)
+    model = AIMTransformer(vit=image, **(settings | changes))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if awake and not name.startswith("vit."):
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def video(videos: int = 2, frames: int = 8, *, side: int = 32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (videos, frames, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def image_features(vit: VisionTransformer, frames: torch.Tensor) -> torch.Tensor:
+    """timm's own pooled features, frame by frame."""
+    pixels = (frames.flatten(0, 1).float() - torch.tensor(MEAN)) / torch.tensor(STD)
+    with torch.no_grad():
+        features = vit.forward_head(vit.forward_features(pixels.permute(0, 3, 1, 2)), pre_logits=True)
+    return features.unflatten(0, frames.shape[:2])
+
+
+def learning(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def noise(*seeds: int) -> SampleNoise:
+    return SampleNoise(seeds=seeds, device=torch.device("cpu"))
+
+
+def gradients(model: AIMTransformer, frames: torch.Tensor, *seeds: int) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(frames, noise(*seeds) if seeds else None).square().sum().backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            found[name] = parameter.grad.clone()
+    return found
+
+
+@pytest.mark.parametrize("adapt", SUBSETS)
+def test_at_the_start_it_is_the_image_model(adapt):
+    """timm's features, frame by frame: the adapters' outputs are zero, and the spatial one has a skip."""
+    expected = image_features(timm_vit(), video())
+    features = build(adapt=adapt, awake=False)(video())
+    assert features.shape == (2, 8, 48)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapt", SUBSETS)
+def test_each_adapter_does_something_and_learns(adapt):
+    model = build(adapt=adapt)
+    if adapt:
+        assert (model(video()) - image_features(timm_vit(), video())).abs().max() > 1e-2
+    own = {name.split(".")[2] for name in learning(model) if name.startswith("adapters.")}
+    assert own == set(adapt)
+    assert ("temporal_embedding" in learning(model)) == ("temporal" in adapt)
+    assert {name for name in learning(model) if name.startswith("vit.")} == {"vit.norm.weight", "vit.norm.bias"}
+    assert all(gradient.abs().max() > 0 for gradient in gradients(model, video()).values())
+
+
+def test_learning_gets_under_way_from_the_zeros():
+    """At the first step W_2 has a gradient; W_1 has none yet, but is not zero."""
+    model = build(awake=False)
+    found = gradients(model, video())
+    for block in range(3):
+        for adapter in ALL_ADAPTERS:
+            name = f"adapters.{block}.{adapter}"
+            assert found[f"{name}.fc2.weight"].abs().max() > 0
+            assert model.get_parameter(f"{name}.fc1.weight").std().item() == pytest.approx(0.02, rel=0.2)
+            assert not model.get_parameter(f"{name}.fc2.weight").any()
+
+
+def test_full_tuning_learns_everything():
+    for adapt in ((), ALL_ADAPTERS):
+        model = build(adapt=adapt, tuning="full")
+        assert learning(model) == {name for name, _ in model.named_parameters()}
+        gradients(model, video())
+
+
+def test_only_temporal_adapters_let_frames_see_each_other_and_only_within_their_clip():
+    frames = video(frames=8)
+    changed = frames.clone()
+    changed[:, 1] = 255 - changed[:, 1]
+    for adapt in SUBSETS:
+        model = build(adapt=adapt)
+        moved = (model(frames) - model(changed)).abs().amax(dim=(0, 2)) > 1e-6
+        expected = [True] * 4 + [False] * 4 if "temporal" in adapt else [False, True] + [False] * 6
+        assert moved.tolist() == expected, adapt
+
+
+def test_clips_of_a_long_window_are_as_if_alone():
+    model = build()
+    whole = model(video(frames=12))
+    parts = torch.cat([model(video(frames=12)[:, i : i + 4]) for i in (0, 4, 8)], dim=1)
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_the_temporal_embedding_tells_a_clips_frames_apart():
+    still = video(frames=1).expand(-1, 4, -1, -1, -1)
+    apart = build(adapt=("temporal",))(still)
+    assert (apart[:, 0] - apart[:, 1]).abs().max() > 1e-3
+    same = build(adapt=("temporal",), awake=False)(still)
+    torch.testing.assert_close(same[:, 0], same[:, 1])
+
+
+def test_an_adapter_before_time():
+    model = build(adapter_before_time=True)
+    assert any(".temporal_in." in name for name in learning(model))
+    assert all(gradient.abs().max() > 0 for gradient in gradients(model, video()).values())
+    silent = build(adapter_before_time=True)
+    for name, parameter in silent.named_parameters():
+        if ".temporal_in.fc2" in name:
+            nn.init.zeros_(parameter)
+    without = build()
+    without.load_state_dict({k: v for k, v in silent.state_dict().items() if "temporal_in" not in k})
+    torch.testing.assert_close(silent(video()), without(video()))
+    assert (model(video()) - without(video())).abs().max() > 1e-3
+
+
+def test_drop_path_belongs_to_the_sample():
+    model = build(drop_path=0.9)
+    frames = video(videos=3)
+    together = model(frames, noise(5, 6, 7))
+    torch.testing.assert_close(together, model(frames, noise(5, 6, 7)))
+    alone = torch.cat([model(frames[i : i + 1], noise(5 + i)) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert (together[0] - model(frames, noise(8, 6, 7))[0]).abs().max() > 1e-3
+    torch.testing.assert_close(model(frames), build()(frames))
+
+
+def test_drop_path_spares_the_frozen_branches_and_the_spatial_adapter():
+    """At a rate of almost 1 the last block is left with what has no drop path."""
+    vit = timm_vit(depth=2)
+    model, spared = build(vit, drop_path=1 - 1e-7), build(timm_vit(depth=2))
+    last = spared.adapters[1]
+    for bottleneck in (last.temporal, last.joint):
+        for parameter in bottleneck.fc2.parameters():
+            nn.init.zeros_(parameter)
+    torch.testing.assert_close(model(video(), noise(1, 2)), spared(video()))
+
+
+@pytest.mark.parametrize("adapt", [ALL_ADAPTERS, ("spatial",)])
+@pytest.mark.parametrize("tuning", ["adapters", "full"])
+def test_checkpointing_changes_no_gradient(adapt, tuning):
+    settings = {"adapt": adapt, "tuning": tuning, "drop_path": 0.5}
+    plain = gradients(build(**settings), video(), 3, 4)
+    recomputed = gradients(build(activation_checkpointing=True, **settings), video(), 3, 4)
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(gradient, recomputed[name])
+
+
+def test_checkpointing_keeps_one_tensor_a_block():
+    def kept(*, activation_checkpointing: bool) -> int:
+        model = build(timm_vit(depth=6), activation_checkpointing=activation_checkpointing)
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = model(video())
+        assert features.requires_grad
+        return sum(sizes.values())
+
+    assert kept(activation_checkpointing=True) < kept(activation_checkpointing=False) / 5
+
+
+def test_frozen_builds_no_graph_in_the_blocks():
+    model = build(adapt=(), activation_checkpointing=True)
+    tokens = []
+    model.vit.norm.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].requires_grad))
+    assert model(video()).requires_grad
+    assert tokens == [False]
+
+
+def test_window_features_are_means_of_frames():
+    model = build()
+    features = model(video())
+    expected = features.unflatten(1, (4, 2)).mean(dim=2).transpose(1, 2)
+    torch.testing.assert_close(model.window_features(video(), 4), expected)
+    assert model.window_features(video(), 8).shape == (2, 48, 8)
+    assert model.bfloat16().window_features(video(), 4).dtype == torch.float32
+    with pytest.raises(ValueError, match="8 frames do not make 3 features"):
+        model.window_features(video(), 3)
+
+
+def test_bf16_stays_near_fp32():
+    exact = build()(video())
+    rounded = build().bfloat16()(video())
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_many_sequences_go_through_attention_in_pieces(monkeypatch):
+    whole = build()(video())
+    monkeypatch.setattr(image_vit, "MOST_SEQUENCES", 3)
+    torch.testing.assert_close(build()(video()), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_token": False, "global_pool": "avg"},  # its norm comes after the mean
+        {"class_token": False, "global_pool": "avg", "fc_norm": False},
+        {"global_pool": "avg"},
+        {"pre_norm": False, "act_layer": None},
+        {"reg_tokens": 2, "init_values": 0.1},
+        {"no_embed_class": True, "reg_tokens": 1},
+        {"img_size": (32, 48)},
+    ],
+    ids=str,
+)
+def test_other_image_transformers(changes):
+    frames = torch.randint(0, 256, (2, 4, *changes.get("img_size", (32, 32)), 3), dtype=torch.uint8)
+    expected = image_features(timm_vit(**changes), frames)
+    torch.testing.assert_close(build(timm_vit(**changes), awake=False)(frames), expected, rtol=1e-4, atol=1e-5)
+    model = build(timm_vit(**changes))
+    norm = "fc_norm" if changes.get("global_pool") == "avg" and changes.get("fc_norm") is None else "norm"
+    assert {name for name in learning(model) if name.startswith("vit.")} == {f"vit.{norm}.weight", f"vit.{norm}.bias"}
+    assert all(gradient.abs().max() > 0 for gradient in gradients(model, frames).values())
+
+
+def test_models_by_name():
+    with torch.device("meta"):
+        clip = build_image_transformer("vit_base_patch16_clip_quickgelu_224", resolution=224)
+        plain = build_image_transformer("vit_base_patch16_224.dino", resolution=160)
+        siglip = build_image_transformer("vit_base_patch16_siglip_224", resolution=224)
+    assert type(clip.blocks[0].mlp.act).__name__ == "QuickGELU"
+    assert clip.blocks[0].norm1.eps == clip.norm_pre.eps == clip.norm.eps == 1e-5
+    assert clip.pixel_mean == pytest.approx((122.771, 116.746, 104.094), abs=1e-3)
+    assert isinstance(plain.norm_pre, nn.Identity)
+    assert plain.pixel_mean == pytest.approx((123.675, 116.28, 103.53))
+    assert (plain.grid, plain.frame_size) == ((10, 10), (160, 160))
+    assert siglip.cls_token is None
+    assert not siglip.pools_class_token
+
+
+@pytest.mark.parametrize(
+    ("name", "learns", "whole"),
+    [("vit_base_patch16_clip_quickgelu_224", 11, 97), ("vit_large_patch14_clip_quickgelu_224", 38, 341)],
+)
+def test_the_published_parameter_counts(name, learns, whole):
+    """In millions, with the classifier of Kinetics-400."""
+    with torch.device("meta"):
+        vit = build_image_transformer(name, resolution=224)
+        model = AIMTransformer(
+            vit=vit,
+            clip_frames=8,
+            adapt=ALL_ADAPTERS,
+            tuning="adapters",
+            adapter_before_time=False,
+            drop_path=0.2,
+            activation_checkpointing=True,
+        )
+        classifier = nn.Linear(model.width, 400)
+    parameters = [*model.parameters(), *classifier.parameters()]
+    assert round(sum(p.numel() for p in parameters if p.requires_grad) / 1e6) == learns
+    assert round(sum(p.numel() for p in parameters) / 1e6) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapt": ("temporal", "sideways")}, "no adapter sideways; there are temporal, spatial, joint"),
+        ({"tuning": "half"}, "tuning is one of frozen, adapters, full, not half"),
+        ({"adapt": (), "tuning": "adapters"}, "at least one adapter"),
+        ({"tuning": "frozen"}, "joint, spatial, temporal were asked for"),
+        ({"adapt": ("joint",), "adapter_before_time": True}, "wants the temporal adapter too"),
+        ({"clip_frames": 0}, "at least 1 frame"),
+        ({"drop_path": 1.0}, r"lies in \[0, 1\)"),
+    ],
+)
+def test_combinations_that_make_no_sense(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_fn": ParallelScalingBlock}, "blocks are ParallelScalingBlock"),
+        ({"dynamic_img_size": True}, "frames of one size"),
+        ({"drop_path_rate": 0.1}, "dropout or drop path of its own"),
+        ({"proj_drop_rate": 0.1}, "dropout or drop path of its own"),
+        ({"global_pool": "map"}, "pools by 'map'"),
+        ({"global_pool": "max"}, "pools by 'max'"),
+        ({"num_classes": 10}, "num_classes=0"),
+    ],
+)
+def test_image_transformers_that_will_not_do(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(timm_vit(**changes))
+
+
+def test_names_that_will_not_do():
+    for name in ("resnet50", "vit_huge_patch99", "convnext_base"):
+        with pytest.raises(ConfigError, match=f"no plain vision transformer named {name}; it has, for example, vit_"):
+            build_image_transformer(name, resolution=224)
+    with torch.device("meta"), pytest.raises(ConfigError, match="230 px are no multiple of the 16 px patches"):
+        build_image_transformer("vit_base_patch16_224", resolution=230)
+
+
+def test_frames_that_will_not_do():
+    with pytest.raises(ValueError, match="6 frames are no multiple of the clips' 4"):
+        build()(video(frames=6))
+    with pytest.raises(ValueError, match="0 frames"):
+        build()(video(frames=0))
+    with pytest.raises(ValueError, match=r"frames are \(48, 48\) pixels, the model takes \(32, 32\)"):
+        build()(video(side=48))
