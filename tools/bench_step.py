@@ -156,6 +156,7 @@ class Bench:
             window=self.mesh.window() if sharing else WholeWindow(),
             storage=Storage(StoragePolicy(offload=way == "host")),
         ).backbone.to(self.world.device, self.config.train.dtype)
+        assert isinstance(model, AdaptedBackbone), "image transformers have one way alone"
         if way in ("published", "blocks"):
             return model, lambda frames: checkpointed_by_block(model, frames)
         return model, model
