@@ -85,6 +85,7 @@ class Diagnosis:
     Attributes:
         metrics: as `evaluate_detections` measures the detections.
         tiou: threshold of `kinds` and `missed`.
+        min_precision: see MIN_PRECISION.
         truths: the ground truth.
         detections: those of its videos and classes.
         nearest: what each lies on.
@@ -95,6 +96,7 @@ class Diagnosis:
 
     metrics: Metrics
     tiou: float
+    min_precision: float
     truths: Truths
     detections: Detections
     nearest: Nearest
@@ -190,7 +192,7 @@ def diagnose(
     wrong |= {"all false positives": [kind for kind in Kind if kind != Kind.TRUE_POSITIVE]}
 
     def gain(mean_ap: list[float]) -> np.ndarray:
-        return np.array(mean_ap) - metrics.map_by_tiou
+        return (np.array(mean_ap) - metrics.map_by_tiou).round(12)
 
     gains = [
         Gain(
@@ -206,6 +208,7 @@ def diagnose(
     return Diagnosis(
         metrics=metrics,
         tiou=tiou,
+        min_precision=min_precision,
         truths=truths,
         detections=detections,
         nearest=nearest,
