@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 
 from adatad_ds.data.annotations import DataError, Video, listed, load_annotations, subset_names
 from adatad_ds.evaluation.error_report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
-from adatad_ds.evaluation.errors import BINS, MIN_PRECISION, diagnose, suitable_bins
+from adatad_ds.evaluation.errors import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
 from adatad_ds.evaluation.results import read_results
-from adatad_ds.runs import METRICS_FILE
 
+METRICS_FILE = "metrics.json"  # as adatad_ds/runs.py has it, which takes seconds to import
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 Results = dict[str, list[dict[str, Any]]]
 
@@ -31,15 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Analyse; what the user got wrong ends in one paragraph and exit code 2."""
     arguments = parse_arguments(argv)
     try:
-        analyse(arguments)
+        diagnosis, source = analyse(arguments)
+        output = arguments.output or arguments.detections.parent / "errors"
+        write_report(output, diagnosis, source=source, bins=arguments.bins or suitable_bins(diagnosis.truths))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for note in source.notes:
+        print(f"note: {note}")
+    print(summary(diagnosis))
+    print(f"written: {output / HTML_FILE}, {MARKDOWN_FILE}, tables and pictures")
     return 0
 
 
-def analyse(arguments: argparse.Namespace) -> None:
-    """Read, diagnose, report."""
+def analyse(arguments: argparse.Namespace) -> tuple[Diagnosis, Source]:
+    """Read and diagnose.
+
+    Raises:
+        DataError: the files cannot be used, or not together.
+    """
     results = read_results(arguments.detections)
     subsets = subset_names(arguments.annotations)
     if arguments.subset not in subsets:
@@ -52,19 +62,16 @@ def analyse(arguments: argparse.Namespace) -> None:
     )
     videos = annotations.videos
     notes += check(results, videos, arguments=arguments)
-    evaluated = evaluated_beside(arguments.detections)
-    average_tiou = tuple(arguments.average_tiou or evaluated["tiou"] or DEFAULT_TIOU)
+    evaluated_tiou, evaluated_map = evaluated_beside(arguments.detections)
+    average_tiou = tuple(arguments.average_tiou or evaluated_tiou or DEFAULT_TIOU)
     diagnosis = diagnose(
         results, videos, average_tiou=average_tiou, tiou=arguments.tiou, min_precision=arguments.min_precision
     )
-    known, found = evaluated["average_map"], diagnosis.metrics.average_map
-    if known is not None and average_tiou == evaluated["tiou"] and not math.isclose(known, found, abs_tol=1e-6):
+    if average_tiou == evaluated_tiou and not math.isclose(evaluated_map, diagnosis.metrics.average_map, abs_tol=1e-6):
         notes.append(
-            f"{METRICS_FILE} beside the detections says average mAP {100 * known:.2f} %: that is of other "
+            f"{METRICS_FILE} beside the detections says average mAP {100 * evaluated_map:.2f} %: that is of other "
             "annotations, videos or detections"
         )
-    bins = arguments.bins or suitable_bins(diagnosis.truths)
-    output = arguments.output or arguments.detections.parent / "errors"
     source = Source(
         detections=str(arguments.detections),
         annotations=str(arguments.annotations),
@@ -72,11 +79,7 @@ def analyse(arguments: argparse.Namespace) -> None:
         videos=len(videos),
         notes=notes,
     )
-    write_report(output, diagnosis, source=source, bins=bins)
-    for note in notes:
-        print(f"note: {note}")
-    print(summary(diagnosis))
-    print(f"written: {output / HTML_FILE}, {MARKDOWN_FILE}, tables and pictures")
+    return diagnosis, source
 
 
 def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Namespace) -> list[str]:
@@ -132,14 +135,14 @@ def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Name
     ]
 
 
-def evaluated_beside(detections: Path) -> dict[str, Any]:
-    """Thresholds and average mAP of the metrics.json that evaluate.py wrote beside the detections, or None."""
+def evaluated_beside(detections: Path) -> tuple[tuple[float, ...], float]:
+    """Thresholds and average mAP of the metrics.json that evaluate.py wrote beside the detections; none without."""
     try:
         metrics = json.loads((detections.parent / METRICS_FILE).read_text())
         tiou = tuple(float(key.removeprefix("mAP@")) for key in metrics if key.startswith("mAP@"))
-        return {"tiou": tiou or None, "average_map": float(metrics["average_mAP"])}
+        return tiou, float(metrics["average_mAP"])
     except (OSError, ValueError, TypeError, KeyError):
-        return {"tiou": None, "average_map": None}
+        return (), math.nan
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

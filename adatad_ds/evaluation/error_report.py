@@ -131,9 +131,9 @@ def _sections(diagnosis: Diagnosis, bins: str) -> list[Section]:
     kinds = (
         "Of the segments in its video, of any label, the one that a detection overlaps most decides. True positive: "
         f"matched at tIoU {tiou} or more. Double detection: {tiou} or more with its own label, but taken already. "
-        f"Wrong label: {tiou} or more with another label. Localisation: {low} to {tiou}, own label. Confusion: {low} to "
-        f"{tiou}, another label. Background: less than {low}. G is the number of a class's ground-truth segments; the "
-        "first band holds each class's G best detections."
+        f"Wrong label: {tiou} or more with another label. Localisation: {low} to {tiou}, own label. Confusion: {low} "
+        f"to {tiou}, another label. Background: less than {low}. G is the number of a class's ground-truth segments; "
+        "the first band holds each class's G best detections."
     )
     gains = (
         "Percentage points of average mAP. Removed: without these detections, as in DETAD. Mended: with the right "
