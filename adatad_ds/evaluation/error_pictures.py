@@ -119,7 +119,7 @@ def drawn_classes(diagnosis: Diagnosis) -> np.ndarray:
 
 
 def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
-    """Classes by AP: what their 10 G best detections are, and the share of segments missed."""
+    """Classes by AP: what their G best detections are, and the share of segments missed."""
     metrics = diagnosis.metrics
     drawn = drawn_classes(diagnosis)
     counts = diagnosis.class_kinds()[drawn]
@@ -145,7 +145,7 @@ def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
     for line in np.flatnonzero(counts.sum(axis=1) == 0).tolist():
         axes[1].text(1, line, "no detections", va="center", fontsize=7.5, color="0.4")
     axes[1].set_xlim(0, 100)
-    axes[1].set_xlabel(f"its {BANDS} G best detections (%)")
+    axes[1].set_xlabel("its G best detections (%)")
     names = [f"{_short(metrics.classes[index])} ({metrics.truths[index]:,})" for index in drawn]
     axes[0].set_yticks(lines, names, fontsize=8)
     axes[0].set_ylim(len(drawn) - 0.4, -0.6)

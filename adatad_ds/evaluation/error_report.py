@@ -146,12 +146,12 @@ def _sections(diagnosis: Diagnosis, bins: str) -> list[Section]:
         f"{'THUMOS14' if bins == 'thumos14' else 'ActivityNet'}."
     )
     mistaken = (
-        f"Detections among each class's {BANDS} G best whose segment has another label (wrong label or confusion); the "
-        f"most common {MOST_MISTAKEN}, all in mistaken.csv."
+        f"Detections whose segment has another label (wrong label or confusion), among each class's G and {BANDS} G "
+        f"best; the {MOST_MISTAKEN} most common pairs, all in mistaken.csv."
     )
     classes = (
-        f"Kinds are counted among a class's {BANDS} G best detections at tIoU {tiou}; missed: of its segments. Of many "
-        "classes, the picture shows only the best and the worst."
+        f"Kinds are those of each class's G best detections at tIoU {tiou}; missed: of its segments. Of many classes, "
+        "the picture shows only the best and the worst."
     )
     return [
         Section("False positives by kind", kinds, _profile_table(diagnosis), "profile.png"),
@@ -202,8 +202,8 @@ def _missed_table(diagnosis: Diagnosis, bins: str) -> Table:
 
 
 def _mistaken_table(diagnosis: Diagnosis) -> Table:
-    columns = ("detected as", "annotated as", "detections")
-    rows: list[Row] = [dict(zip(columns, triple, strict=True)) for triple in diagnosis.mistaken()]
+    columns = ("detected as", "annotated as", "among G", f"among {BANDS} G")
+    rows: list[Row] = [dict(zip(columns, pair, strict=True)) for pair in diagnosis.mistaken()]
     return Table("mistaken", rows, columns, columns, most=MOST_MISTAKEN)
 
 

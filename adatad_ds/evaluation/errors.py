@@ -116,8 +116,8 @@ class Diagnosis:
         return _crosstab(bands[bands < BANDS], self.kinds[bands < BANDS], shape=(BANDS, len(Kind)))
 
     def class_kinds(self) -> np.ndarray:
-        """Detections of each class's BANDS * G best by kind, (K, 6)."""
-        best = self.bands() < BANDS
+        """Each class's G best detections by kind, (K, 6)."""
+        best = self.bands() == 0
         shape = (len(self.metrics.classes), len(Kind))
         return _crosstab(self.detections.label[best], self.kinds[best], shape=shape)
 
@@ -125,15 +125,22 @@ class Diagnosis:
         """Missed segments of each class, (K,)."""
         return np.bincount(self.truths.label[self.missed], minlength=len(self.metrics.classes))
 
-    def mistaken(self) -> list[tuple[str, str, int]]:
-        """(label detected, label annotated, detections) among the BANDS * G best of a class, the most common first."""
-        mixed = np.isin(self.kinds, (Kind.WRONG_LABEL, Kind.CONFUSION)) & (self.bands() < BANDS)
-        names = self.metrics.classes
-        annotated = self.truths.label[self.nearest.truth[mixed]]
-        counts = _crosstab(self.detections.label[mixed], annotated, shape=(len(names), len(names)))
-        order = np.argsort(-counts, axis=None, kind="stable")[: np.count_nonzero(counts)]
-        pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
-        return [(names[said], names[true], int(counts[said, true])) for said, true in pairs]
+    def mistaken(self) -> list[tuple[str, str, int, int]]:
+        """Pairs of labels, the most common first: detected, annotated, how often among a class's G best and BANDS * G
+        best detections."""
+        names, bands = self.metrics.classes, self.bands()
+        mixed = np.isin(self.kinds, (Kind.WRONG_LABEL, Kind.CONFUSION))
+        first, all_of = (
+            _crosstab(
+                self.detections.label[mixed & (bands < most)],
+                self.truths.label[self.nearest.truth[mixed & (bands < most)]],
+                shape=(len(names), len(names)),
+            )
+            for most in (1, BANDS)
+        )
+        order = np.lexsort((-all_of.ravel(), -first.ravel()))[: np.count_nonzero(all_of)]
+        pairs = zip(*np.unravel_index(order, all_of.shape), strict=True)
+        return [(names[said], names[true], int(first[said, true]), int(all_of[said, true])) for said, true in pairs]
 
     def missed_by(self, bins: Bins) -> list[MissedBin]:
         """Ground truth and missed segments by coverage, length and the video's number of instances."""
