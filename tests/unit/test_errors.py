@@ -220,6 +220,13 @@ def test_only_the_best_of_several_on_a_segment_is_mended():
     assert gains_of(found)["localisation"] == pytest.approx((1 / 2 - 1 / 5, 1 / 2 - 1 / 5))
 
 
+def test_a_segment_found_too_late_is_found_once_when_mended():
+    records = [record(50 + n, 50.5 + n, 0.9) for n in range(19)] + [record(10, 20, 0.1)]
+    found = diagnose_one(records, (10.0, 20.0, "a"))
+    assert found.metrics.average_map == pytest.approx(1 / 20)
+    assert gains_of(found)["missed segments"] == pytest.approx((0.0, 1 - 1 / 20))  # the late one is then a double
+
+
 def test_classes_without_detections_and_perfect_ones():
     truth = ((0.0, 10.0, "a"), (20.0, 30.0, "b"))
     found = diagnose_one([record(0, 10, 0.5)], *truth)
