@@ -62,6 +62,12 @@ class Detections:
     position: np.ndarray
     segments_sec: np.ndarray
 
+    def places(self) -> np.ndarray:
+        """Of each among those of all classes, the best first, of equal scores the first of the file, (N,)."""
+        places = np.empty(len(self.scores), dtype=np.int64)
+        places[np.lexsort((self.position, -self.scores))] = np.arange(len(places))
+        return places
+
 
 @dataclass(frozen=True)
 class Nearest:
