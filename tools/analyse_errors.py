@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,32 +108,25 @@ def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Name
         raise DataError(
             f"{arguments.detections} holds no detection in any of the {len(shared)} videos it shares with {where}"
         )
-    unknown: dict[str, int] = {}
-    for record in records:
-        if record["label"] not in classes:
-            unknown[record["label"]] = unknown.get(record["label"], 0) + 1
-    total = sum(unknown.values())
-    names = listed([f"{label!r} ({count:,})" for label, count in sorted(unknown.items(), key=lambda item: -item[1])])
-    if total == len(records):
+    unknown = Counter(record["label"] for record in records if record["label"] not in classes)
+    names = listed([f"{label!r} ({count:,})" for label, count in unknown.most_common()])
+    if unknown.total() == len(records):
         raise DataError(
-            f"none of the {total:,} detections of {arguments.detections} has a label that {where} annotates: {names}. "
+            f"none of the detections of {arguments.detections} has a label that {where} annotates: {names}. "
             f"Annotated are {listed(sorted(classes))}"
         )
     empty = sum(record["segment"][1] <= record["segment"][0] for record in records)
     others, absent = len(results) - len(shared), len(videos) - len(shared)
-    return [
-        note
-        for count, note in (
-            (total, f"{total:,} detections have labels that {where} never annotates, and count nowhere: {names}"),
-            (others, f"the detections of {others:,} videos that are not in {where} count nowhere"),
-            (
-                absent,
-                f"{absent:,} annotated videos are not in the detections: their segments are missed (or --exclude them)",
-            ),
-            (empty, f"{empty:,} detections end at or before their start, and are on background"),
-        )
-        if count
-    ]
+    notes = (
+        (len(unknown), f"labels of detections that {where} never annotates; such detections count nowhere: {names}"),
+        (others, f"videos of the detections that are not in {where}, and count nowhere: {others:,}"),
+        (
+            absent,
+            f"videos of {where} that are not in the detections: {absent:,}; their segments are missed (--exclude?)",
+        ),
+        (empty, f"detections that end at or before their start, and are on background: {empty:,}"),
+    )
+    return [note for count, note in notes if count]
 
 
 def evaluated_beside(detections: Path) -> tuple[tuple[float, ...], float]:

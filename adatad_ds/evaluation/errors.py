@@ -197,23 +197,6 @@ def diagnose(
     after = _Mending(
         detections=detections, truths=truths, nearest=nearest, totals=metrics.truths, place=detections.places()
     )
-    wrong = {kind.title: [kind] for kind in Kind if kind != Kind.TRUE_POSITIVE}
-    wrong |= {"all false positives": [kind for kind in Kind if kind != Kind.TRUE_POSITIVE]}
-
-    def gain(mean_ap: list[float]) -> np.ndarray:
-        return (np.array(mean_ap) - metrics.map_by_tiou).round(12)
-
-    gains = [
-        Gain(
-            name=name,
-            detections=int(np.isin(kinds[tiou], which).sum()),
-            removed=gain([after.removal(kinds[t], which) for t in average_tiou]),
-            mended=gain([after.mending(kinds[t], taken[t], which) for t in average_tiou]),
-        )
-        for name, which in wrong.items()
-    ]
-    found = gain([after.finding(taken[t], missed[t]) for t in average_tiou])
-    gains.append(Gain(name="missed segments", detections=int(missed[tiou].sum()), removed=None, mended=found))
     return Diagnosis(
         metrics=metrics,
         tiou=tiou,
@@ -223,7 +206,7 @@ def diagnose(
         nearest=nearest,
         kinds=kinds[tiou],
         missed=missed[tiou],
-        gains=tuple(gains),
+        gains=_gains(after, metrics, kinds, taken, missed, tiou=tiou),
     )
 
 
@@ -275,6 +258,35 @@ class _Mending:
     def _mean_ap(self, label: np.ndarray, correct: np.ndarray) -> float:
         parts = zip(by_class(label, len(self.totals)), self.totals, strict=True)
         return float(np.mean([interpolated_precision(correct[None, rows], total)[0] for rows, total in parts]))
+
+
+def _gains(
+    after: _Mending,
+    metrics: Metrics,
+    kinds: Mapping[float, np.ndarray],
+    taken: Mapping[float, np.ndarray],
+    missed: Mapping[float, np.ndarray],
+    *,
+    tiou: float,
+) -> tuple[Gain, ...]:
+    """Of each kind of false positive, all of them, and missed segments; `kinds`, `taken`, `missed` by threshold."""
+    false = [kind for kind in Kind if kind != Kind.TRUE_POSITIVE]
+    wrong = {kind.title: [kind] for kind in false} | {"all false positives": false}
+
+    def gain(mean_ap: list[float]) -> np.ndarray:
+        return (np.array(mean_ap) - metrics.map_by_tiou).round(12)
+
+    gains = [
+        Gain(
+            name=name,
+            detections=int(np.isin(kinds[tiou], which).sum()),
+            removed=gain([after.removal(kinds[t], which) for t in metrics.tiou]),
+            mended=gain([after.mending(kinds[t], taken[t], which) for t in metrics.tiou]),
+        )
+        for name, which in wrong.items()
+    ]
+    found = gain([after.finding(taken[t], missed[t]) for t in metrics.tiou])
+    return (*gains, Gain(name="missed segments", detections=int(missed[tiou].sum()), removed=None, mended=found))
 
 
 def _ranges(edges: Sequence[float], unit: str, scale: float, *, whole: bool) -> list[str]:

@@ -355,9 +355,9 @@ def test_many_detections_are_quick_and_measured_as_in_evaluation():
     results, videos = thumos_like(100, classes=20, detections=500)
     truth = {v.name: [(action.start_sec, action.end_sec, action.label) for action in v.actions] for v in videos}
     tiou = (0.3, 0.4, 0.5, 0.6, 0.7)
-    begin = time.perf_counter()
+    begin = time.process_time()  # not the wall's: other processes may be at work
     found = diagnose(results, videos, average_tiou=tiou)
-    assert time.perf_counter() - begin < 10  # 0.6 s on two idle cores
+    assert time.process_time() - begin < 5  # 0.4 s
     assert len(found.kinds) == 50_000
     assert found.metrics.to_dict() == evaluate_detections(results, truth, tiou=tiou).to_dict()
 
@@ -463,9 +463,8 @@ def test_report_from_the_command_line(reported):
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # nothing from elsewhere
 
     notes = "".join(root.find("body/ul").itertext())
-    assert "1 detections have labels that subset 'validation'" in notes
-    assert "'unheard of' (1)" in notes
-    assert "the detections of 1 videos" in notes
+    assert "never annotates; such detections count nowhere: 'unheard of' (1)" in notes
+    assert re.search("videos of the detections that are not in subset 'validation' .* count nowhere: 1", notes)
     markdown = (folder / "report.md").read_text()
     assert "| dive & <roll> | jump \\| hop | 0 | 2 |" in markdown
     for row in tables["missed"]:
@@ -500,8 +499,8 @@ def test_left_out_videos(tmp_path):
     content = json.loads(detections.read_text())
     del content["results"]["w"]
     detections.write_text(json.dumps(content))
-    assert "1 annotated videos are not in the detections" in analysed(detections, annotations)[1]
-    assert "annotated videos" not in analysed(detections, annotations, "--exclude", "w")[1]
+    assert "that are not in the detections: 1;" in analysed(detections, annotations)[1]
+    assert "not in the detections" not in analysed(detections, annotations, "--exclude", "w")[1]
 
 
 @pytest.mark.parametrize(
