@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config import CLIP_FRAMES, BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbone import CLIP_TUBELETS
-from adatad_ds.models.detector import Detector, backbone_spec, build_detector
+from adatad_ds.models.build import backbone_spec
+from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.recompute import OnceAccumulated
 
 
@@ -93,7 +94,7 @@ def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
     detector = _with_one_block(config, num_classes=num_classes)
     with FakeTensorMode():
         _fake(detector, config.train.dtype)
-        width = detector.backbone.vit.spec.width
+        width = detector.backbone.width
         features = torch.empty(windows, config.pyramid_steps, width, dtype=config.train.dtype, requires_grad=True)
         valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
 

@@ -18,7 +18,8 @@ from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config, ConfigError
 from adatad_ds.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.fake_run import head_bytes, span_bytes, whole_bytes
 from adatad_ds.models.backbone import CLIP_TUBELETS
-from adatad_ds.models.detector import adapted_blocks, backbone_spec, build_detector
+from adatad_ds.models.build import adapted_blocks, backbone_spec
+from adatad_ds.models.detector import build_detector
 
 ADAM_BYTES = 16  # a learnt parameter: fp32 master, two moments, running average
 

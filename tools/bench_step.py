@@ -50,7 +50,8 @@ from adatad_ds import config as configuration
 from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.models.adapters import TIA
 from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.detector import backbone_spec, build_detector
+from adatad_ds.models.build import backbone_spec
+from adatad_ds.models.detector import build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
 from adatad_ds.parallel import World
