@@ -169,30 +169,53 @@ def _average_precision(
     correct = np.zeros((len(tiou), count), dtype=bool)
     for video, segments in truth.items():
         members = np.flatnonzero(detections.video == video)
-        overlap = _tiou(detections.segments[members], segments)
+        overlap = tiou_of_pairs(detections.segments[members], segments)
         for line, threshold in enumerate(tiou):
-            correct[line, members[_greedy_matches(overlap, threshold)]] = True
-    found = correct.cumsum(axis=1)
-    precision = found / np.arange(1, count + 1)
+            rows, _ = greedy_matches(overlap, threshold)
+            correct[line, members[rows]] = True
+    return interpolated_precision(correct, total)
+
+
+def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
+    """AP of one class.
+
+    Args:
+        correct: (thresholds, N) which of its detections, best first, are true.
+        total: its ground-truth segments.
+
+    Returns:
+        (thresholds,).
+    """
+    precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # best precision at this recall or more
     return (envelope * correct).sum(axis=1) / total
 
 
-def _greedy_matches(overlap: np.ndarray, threshold: float) -> list[int]:
-    """Which detections (rows, best first) take a ground truth (columns): one round a match, not one a detection."""
+def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], list[int]]:
+    """Which detections (rows, best first) take which ground truth (columns): one round a match, not one a detection.
+
+    Args:
+        overlap: (N, G) tIoU of one class in one video.
+        threshold: the least tIoU.
+
+    Returns:
+        The rows, ascending, and the column that each takes.
+    """
     enough = np.where(overlap >= threshold, overlap, -1.0)
-    matched: list[int] = []
+    rows: list[int] = []
+    columns: list[int] = []
     row = 0
     while row < len(enough):
         ahead = (enough[row:] >= 0).any(axis=1)
         if not ahead.any():
             break
         row += int(ahead.argmax())
-        matched.append(row)
+        rows.append(row)
         best = enough.shape[1] - 1 - int(enough[row, ::-1].argmax())  # of equals the last, as the devkits take it
+        columns.append(best)
         enough[:, best] = -1
         row += 1
-    return matched
+    return rows, columns
 
 
 def _recall(
@@ -203,12 +226,12 @@ def _recall(
     for video, segments in truth.items():
         best = np.flatnonzero(detections.video == video)[: k * len(segments)]
         if len(best):
-            reached = _tiou(detections.segments[best], segments).max(axis=0)
+            reached = tiou_of_pairs(detections.segments[best], segments).max(axis=0)
             found += [(reached >= threshold).sum() for threshold in tiou]
     return found / total
 
 
-def _tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def tiou_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Temporal IoU of all pairs, (N, G); 0 where both have no length."""
     overlap = np.minimum(first[:, None, 1], second[None, :, 1]) - np.maximum(first[:, None, 0], second[None, :, 0])
     overlap = overlap.clip(min=0)
