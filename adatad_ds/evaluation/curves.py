@@ -26,9 +26,11 @@ def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
 
     Precision is interpolated, as in AP: the best at this recall or more.
     """
-    figure = Figure(figsize=(12, 5.6), dpi=110, layout="constrained")
+    count = len(metrics.classes)
+    figure = Figure(figsize=(12 if count > 1 else 7, 5.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    means, classes = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=11)
+    means = figure.add_subplot(1, 2 if count > 1 else 1, 1)
     _curves(
         means,
         [metrics.precision[line].mean(axis=0) for line in _spread(len(metrics.tiou))],
@@ -37,23 +39,10 @@ def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
             for line in _spread(len(metrics.tiou))
         ],
     )
-    count = len(metrics.classes)
     means.set_title(f"Mean of {count} classes" if count > 1 else metrics.classes[0], loc="left", fontsize=10)
     _legend(means, "mAP (%)")
-    line = int(np.argmin(np.abs(np.array(metrics.tiou) - CLASS_TIOU)))
-    shown = np.argsort(-metrics.truths, kind="stable")[:MOST_CURVES]
-    _curves(
-        classes,
-        [metrics.precision[line, column] for column in shown],
-        [
-            f"{short_name(metrics.classes[column])} ({metrics.truths[column]}): {100 * metrics.ap[line, column]:.1f}"
-            for column in shown
-        ],
-    )
-    which = f"The {len(shown)} most annotated classes" if count > len(shown) else "Every class"
-    classes.set_title(f"{which} at tIoU {metrics.tiou[line]:.2f}", loc="left", fontsize=10)
-    _legend(classes, "class (annotated segments): AP (%)")
-    figure.suptitle(title, fontsize=11)
+    if count > 1:
+        _most_annotated(figure.add_subplot(1, 2, 2), metrics)
     return figure
 
 
@@ -93,6 +82,22 @@ def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
         f"{title}: {which if cut else f'{len(order)} classes' if len(order) > 1 else '1 class'}", fontsize=11
     )
     return figure
+
+
+def _most_annotated(axis: Axes, metrics: Metrics) -> None:
+    line = int(np.argmin(np.abs(np.array(metrics.tiou) - CLASS_TIOU)))
+    shown = np.argsort(-metrics.truths, kind="stable")[:MOST_CURVES]
+    _curves(
+        axis,
+        [metrics.precision[line, column] for column in shown],
+        [
+            f"{short_name(metrics.classes[column])} ({metrics.truths[column]}): {100 * metrics.ap[line, column]:.1f}"
+            for column in shown
+        ],
+    )
+    which = f"The {len(shown)} most annotated classes" if len(metrics.classes) > len(shown) else "Every class"
+    axis.set_title(f"{which} at tIoU {metrics.tiou[line]:.2f}", loc="left", fontsize=10)
+    _legend(axis, "class (annotated segments): AP (%)")
 
 
 def _curves(axis: Axes, precisions: Sequence[NDArray[np.float64]], labels: Sequence[str]) -> None:
