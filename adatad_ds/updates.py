@@ -33,20 +33,20 @@ class Movement:
     gammas: Mapping[str, float]
 
     def scalars(self) -> dict[str, float]:
-        """`updates/KIND_median` of adapters, head, backbone, as far as they learn; `adapters/gamma_mean`."""
+        """`updates/KIND_median` of adapters, head, backbone, as far as they learn; `updates/gamma_mean`."""
         values = {f"updates/{kind}_median": float(np.median(updates)) for kind, updates in self._by_kind().items()}
         if self.gammas:
-            values["adapters/gamma_mean"] = float(np.mean(list(self.gammas.values())))
+            values["updates/gamma_mean"] = float(np.mean(list(self.gammas.values())))
         return values
 
     def histograms(self) -> dict[str, NDArray[np.float64]]:
-        """`updates/KIND_log10`, as updates differ by orders of magnitude, one value a tensor; `adapters/gamma`."""
+        """`updates/KIND_log10`, as updates differ by orders of magnitude, one value a tensor; `updates/gamma`."""
         values = {
             f"updates/{kind}_log10": np.log10(np.maximum(updates, LEAST_UPDATE))
             for kind, updates in self._by_kind().items()
         }
         if self.gammas:
-            values["adapters/gamma"] = np.array(list(self.gammas.values()))
+            values["updates/gamma"] = np.array(list(self.gammas.values()))
         return values
 
     def _by_kind(self) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ MOST_CURVES = 6  # in one axis: thresholds, classes
 CLASS_TIOU = 0.5  # of single classes' curves, or the nearest threshold there is
 LINES = ("-", "--", "-.", ":")
 COLORS = tuple(color for color in PALETTE if color != "#F0E442")  # yellow lines are too faint on white
+UNDER_NUMBERS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line runs through them
 MOST_AT_EITHER_END = 20  # classes: the best and the worst
 LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
 
@@ -27,7 +28,7 @@ def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
     Precision is interpolated, as in AP: the best at this recall or more.
     """
     count = len(metrics.classes)
-    figure = Figure(figsize=(12 if count > 1 else 7, 5.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10 if count > 1 else 6, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     means = figure.add_subplot(1, 2 if count > 1 else 1, 1)
@@ -55,12 +56,12 @@ def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
     rows = np.arange(len(shown), dtype=np.float64)
     rows[MOST_AT_EITHER_END:] += cut  # a gap between the ends
     names = [f"{short_name(metrics.classes[column])} ({metrics.truths[column]})" for column in shown]
-    figure = Figure(figsize=(9, 1.6 + 0.2 * max(rows[-1] + 1, LEAST_ROWS)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, 1.6 + 0.2 * max(rows[-1] + 1, LEAST_ROWS)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.barh(rows, average[shown], height=0.75, color=PALETTE[0])
     for row, value in zip(rows, average[shown], strict=True):
-        axis.text(value + 0.7, row, f"{value:.1f}", va="center", fontsize=7)
+        axis.text(value + 0.7, row, f"{value:.1f}", va="center", fontsize=7, bbox=UNDER_NUMBERS)
     if len(order) > 1:
         mean = 100 * metrics.average_map
         axis.axvline(mean, color=PALETTE[3], linestyle="--", linewidth=1)
@@ -120,7 +121,7 @@ def _legend(axis: Axes, title: str) -> None:
     axis.legend(
         title=title,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.12),
+        bbox_to_anchor=(0.5, -0.13),
         ncols=2,
         fontsize=8,
         title_fontsize=8,

@@ -22,7 +22,7 @@ MOST_LANES = 12  # rows of detections of full height; more share the height of s
 MOST_CLASSES = 12  # told apart, unless more are annotated
 OTHER_COLOR = "0.6"
 LONGEST_NAME = 28  # characters
-LEGEND_WIDTH = 150  # characters
+LEGEND_WIDTH = 120  # characters
 FEWEST_SHOWN = 10  # detections of a video, if it has so many
 
 
@@ -84,7 +84,7 @@ def timeline_figure(videos: Sequence[TimelineVideo], *, title: str) -> Figure:
         0.75 + 0.16 * (max(truth, default=0) + min(max(lanes, default=0), MOST_LANES) + 2)
         for truth, lanes in zip(truth_lanes, detection_lanes, strict=True)
     ]
-    figure = Figure(figsize=(12, sum(heights) + 1.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, sum(heights) + 1.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(len(videos), 1), 1, squeeze=False, height_ratios=heights or [1])[:, 0]
     for axis, video, truth, lanes in zip(axes, videos, truth_lanes, detection_lanes, strict=False):

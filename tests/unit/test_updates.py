@@ -61,11 +61,11 @@ def test_what_is_shown():
         model.backbone.adapters["3"].gamma.fill_(0.5)
     movement = updates.take()
     scalars, histograms = movement.scalars(), movement.histograms()
-    assert set(scalars) == {"updates/adapter_median", "updates/head_median", "adapters/gamma_mean"}
-    assert scalars["adapters/gamma_mean"] == pytest.approx((0.5 + 1.001) / 2)
+    assert set(scalars) == {"updates/adapter_median", "updates/head_median", "updates/gamma_mean"}
+    assert scalars["updates/gamma_mean"] == pytest.approx((0.5 + 1.001) / 2)
     assert scalars["updates/head_median"] == pytest.approx(1e-3, rel=1e-3)
     assert histograms["updates/head_log10"] == pytest.approx([-3, -3], abs=1e-3)
-    assert histograms["adapters/gamma"] == pytest.approx([0.5, 1.001])
+    assert histograms["updates/gamma"] == pytest.approx([0.5, 1.001])
     adapters = histograms["updates/adapter_log10"]
     assert len(adapters) == len(list(model.backbone.adapters.parameters()))
     assert np.isfinite(adapters).all()  # up_proj, all zeros, did not move: the least that is shown
