@@ -1,7 +1,8 @@
 """Mean average precision over temporal-IoU thresholds, and Recall@kx: the field's detection metrics.
 
 As in ActivityNet's evaluation: detections of a class, best first, each take the best ground truth that is still free
-and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes.
+and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes, L recall
+levels of a drawn curve.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from adatad_ds.data.annotations import DataError
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
+RECALL_LEVELS = np.linspace(0, 1, 101)  # at which curves are kept; AP itself takes every detection
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Metrics:
         classes: those that occur in the ground truth.
         truths: (K,) ground-truth segments of each class.
         ap: (thresholds, K) average precision.
+        precision: (thresholds, K, L) the best precision at `RECALL_LEVELS` or more recall, 0 where that is not reached.
         recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
     """
 
@@ -33,6 +36,7 @@ class Metrics:
     classes: tuple[str, ...]
     truths: np.ndarray
     ap: np.ndarray
+    precision: np.ndarray
     recall: dict[int, np.ndarray]
 
     @property
@@ -118,6 +122,7 @@ def evaluate_detections(
         )
     detections = _detections_by_class(results, classes, videos=list(truth))
     ap = np.zeros((len(tiou), len(classes)))
+    precision = np.zeros((len(tiou), len(classes), len(RECALL_LEVELS)))
     truths = np.zeros(len(classes), dtype=np.int64)
     recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}
     for column, name in enumerate(classes):
@@ -127,10 +132,10 @@ def evaluate_detections(
             if any(label == name for _, _, label in truth[video])
         }
         truths[column] = total = sum(map(len, segments.values()))
-        ap[:, column] = _average_precision(detections[column], segments, total, tiou)
+        ap[:, column], precision[:, column] = _average_precision(detections[column], segments, total, tiou)
         for k, values in recall.items():
             values[:, column] = _recall(detections[column], segments, total, tiou, k)
-    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, recall=recall)
+    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, precision=precision, recall=recall)
 
 
 @dataclass(frozen=True)
@@ -161,11 +166,12 @@ def _detections_by_class(
 
 def _average_precision(
     detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float]
-) -> np.ndarray:
-    """AP of one class at each threshold."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """AP of one class at each threshold, and precision at the recall levels (thresholds, L)."""
     count = len(detections.video)
+    at_levels = np.zeros((len(tiou), len(RECALL_LEVELS)))
     if count == 0:
-        return np.zeros(len(tiou))
+        return np.zeros(len(tiou)), at_levels
     correct = np.zeros((len(tiou), count), dtype=bool)
     for video, segments in truth.items():
         members = np.flatnonzero(detections.video == video)
@@ -188,7 +194,12 @@ def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
     """
     precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # best precision at this recall or more
-    return (envelope * correct).sum(axis=1) / total
+    needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
+    for line in range(len(tiou)):
+        first = np.searchsorted(found[line], needed)  # detection that reaches the level
+        reached = first < count
+        at_levels[line, reached] = envelope[line, first[reached]]
+    return (envelope * correct).sum(axis=1) / total, at_levels
 
 
 def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], list[int]]:
