@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics
 from adatad_ds.evaluation.pictures import PALETTE, plain_axis, short_name
+from adatad_ds.evaluation.recognition import Recognition
 
 MOST_CURVES = 6  # in one axis: thresholds, classes
 CLASS_TIOU = 0.5  # of single classes' curves, or the nearest threshold there is
@@ -19,6 +20,7 @@ LINES = ("-", "--", "-.", ":")
 COLORS = tuple(color for color in PALETTE if color != "#F0E442")  # yellow lines are too faint on white
 UNDER_NUMBERS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line runs through them
 MOST_AT_EITHER_END = 20  # classes: the best and the worst
+MOST_CONFUSED = 20  # classes
 LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
 
 
@@ -82,6 +84,32 @@ def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
     figure.suptitle(
         f"{title}: {which if cut else f'{len(order)} classes' if len(order) > 1 else '1 class'}", fontsize=11
     )
+    return figure
+
+
+def confusion_figure(recognition: Recognition, *, title: str) -> Figure:
+    """Shares of each class's videos in %, by the class that they are taken for; of many classes, the most mistaken."""
+    mistakes = recognition.confusion.sum(axis=1) - np.diag(recognition.confusion)
+    cut = len(mistakes) > MOST_CONFUSED
+    shown = np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CONFUSED]) if cut else np.arange(len(mistakes))
+    counts = recognition.confusion[np.ix_(shown, shown)]
+    shares = 100 * counts / np.maximum(recognition.videos[shown, None], 1)
+    names = [short_name(recognition.classes[index]) for index in shown]
+    side = 2.2 + 0.32 * max(len(shown), LEAST_ROWS)
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    image = axis.imshow(shares, vmin=0, vmax=100, cmap="cividis")
+    figure.colorbar(image, label="videos of the class (%)", shrink=0.8)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        ink = "black" if shares[row, column] > 55 else "white"
+        axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    axis.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(shown)), names, fontsize=8)
+    axis.set_xlabel("taken for")
+    axis.set_ylabel("class")
+    which = f", the {MOST_CONFUSED} most mistaken of {len(mistakes)} classes" if cut else ""
+    figure.suptitle(f"{title}{which}", fontsize=11)
     return figure
 
 

@@ -179,7 +179,14 @@ def _average_precision(
         for line, threshold in enumerate(tiou):
             rows, _ = greedy_matches(overlap, threshold)
             correct[line, members[rows]] = True
-    return interpolated_precision(correct, total)
+    envelope = _envelope(correct)
+    found = correct.cumsum(axis=1)
+    needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
+    for line in range(len(tiou)):
+        first = np.searchsorted(found[line], needed)  # detection that reaches the level
+        reached = first < count
+        at_levels[line, reached] = envelope[line, first[reached]]
+    return interpolated_precision(correct, total), at_levels
 
 
 def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
@@ -192,14 +199,13 @@ def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
     Returns:
         (thresholds,).
     """
+    return (_envelope(correct) * correct).sum(axis=1) / total
+
+
+def _envelope(correct: np.ndarray) -> np.ndarray:
+    """The best precision at each detection's recall or more, (thresholds, N)."""
     precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # best precision at this recall or more
-    needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
-    for line in range(len(tiou)):
-        first = np.searchsorted(found[line], needed)  # detection that reaches the level
-        reached = first < count
-        at_levels[line, reached] = envelope[line, first[reached]]
-    return (envelope * correct).sum(axis=1) / total, at_levels
+    return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
 def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], list[int]]:

@@ -11,9 +11,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adatad_ds.data.annotations import Action, Video
-from adatad_ds.evaluation.curves import MOST_CURVES, class_ap_figure, precision_recall_figure
+from adatad_ds.evaluation.curves import (
+    MOST_CONFUSED,
+    MOST_CURVES,
+    class_ap_figure,
+    confusion_figure,
+    precision_recall_figure,
+)
 from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics, evaluate_detections
 from adatad_ds.evaluation.pictures import OTHER_COLOR, PALETTE, TimelineVideo, timeline_figure, timeline_videos
+from adatad_ds.evaluation.recognition import recognition_accuracy
 from adatad_ds.monitor import Monitor
 from tests.unit.test_evaluation import cases, record
 
@@ -192,3 +199,19 @@ def test_a_run_started_over_leaves_no_steps_of_the_first(tmp_path):
 def test_an_inactive_monitor_writes_nothing(tmp_path):
     write(tmp_path, start=0, stop=2, value=1.0, active=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 8, 30])
+def test_confusion(count):
+    classes = [f"class {index}" for index in range(count)]
+    truth = {f"v{index}": index % count for index in range(3 * count)}
+    wrong = {"v0": (0 + 1) % count}  # of class 0, one of three is taken for class 1
+    logits = {name: np.eye(count)[[wrong.get(name, label)]] for name, label in truth.items()}
+    figure = confusion_figure(recognition_accuracy(logits, truth, classes=classes), title="Epoch 1")
+    axis = figure.axes[0]
+    shares = axis.images[0].get_array()
+    assert shares.shape == (min(count, MOST_CONFUSED),) * 2
+    if count > 1:
+        assert shares[0, :2].tolist() == pytest.approx([200 / 3, 100 / 3])
+    assert ("most mistaken of 30" in figure.get_suptitle()) == (count == 30)
+    assert axis.get_yticklabels()[0].get_text() == "class 0"
