@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -72,8 +73,12 @@ def train(arguments: argparse.Namespace, recipe: str) -> None:
     launch = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(arguments.ranks)]
     command = ["adatad_ds/train.py", "--recipe", recipe, "--deepspeed_config", arguments.ds_config]
     sets = [word for assignment in arguments.set for word in ("--set", assignment)]
+    threads = max(1, (os.cpu_count() or 1) // arguments.ranks)  # of each rank
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if not torch.cuda.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
     began = time.monotonic()
-    subprocess.run([*launch, *command, *sets, "--run-dir", str(run), "--resume", "auto"], check=True)
+    subprocess.run([*launch, *command, *sets, "--run-dir", str(run), "--resume", "auto"], check=True, env=environment)
     (run / SECONDS_FILE).write_text(json.dumps(time.monotonic() - began))
 
 

@@ -144,10 +144,9 @@ def test_bad_input(fault, small_clips, tmp_path):
 
 @pytest.mark.slow
 def test_dry_run_plans_recognition():
-    done = start(
-        [sys.executable, "adatad_ds/train.py", "--recipe", "kinetics400_clip_b16_8", "--dry-run"]
-        + ["--deepspeed_config", "ds_configs/zero3.json", "--set", "train.micro_batch=8"]
-    )
+    policy = ["--deepspeed_config", "ds_configs/zero3.json", "--set", "train.micro_batch=8"]
+    recipe = ["--recipe", "kinetics400_clip_b16_8", "--dry-run"]
+    done = start([sys.executable, "adatad_ds/train.py", *recipe, *policy])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "head, learns" in done.stdout
     assert "peak" in done.stdout

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.aim_weights import TIMM, load_aim_weights, open_aim_weights
+from adatad_ds.aim_weights import TIMM, fit_image_weights, open_aim_weights
 from adatad_ds.data.synthetic_clips import SIDE, TWINS, generator, make_clip
 from adatad_ds.models.aim import AIMTransformer
 from adatad_ds.models.image_vit import GENERATED, build_image_transformer
@@ -20,17 +20,9 @@ WEIGHTS = Path(__file__).parents[2] / "adatad_ds/weights/tiny_image.safetensors"
 @pytest.fixture(scope="module")
 def model() -> AIMTransformer:
     vit = build_image_transformer(GENERATED, resolution=SIDE)
-    made = AIMTransformer(
-        vit=vit,
-        clip_frames=1,
-        adapt=(),
-        tuning="frozen",
-        adapter_before_time=False,
-        drop_path=0.0,
-        activation_checkpointing=False,
-    )
-    load_aim_weights(open_aim_weights(WEIGHTS), made)
-    return made
+    weights = fit_image_weights(open_aim_weights(WEIGHTS), vit)
+    vit.load_state_dict({name: tensor.read() for name, tensor in weights.vit.items()})
+    return AIMTransformer(vit=vit, clip_frames=1, feature_steps=1, adapt=(), tuning="frozen")
 
 
 def test_a_linear_map_of_features_tells_what_a_picture_shows(model: AIMTransformer):
@@ -42,7 +34,7 @@ def test_a_linear_map_of_features_tells_what_a_picture_shows(model: AIMTransform
     made = [make_picture(generator("pretraining", 9, 0, index)) for index in range(700)]
     pictures, shown = (torch.from_numpy(np.stack(column)) for column in zip(*made, strict=True))
     with torch.no_grad():
-        features = model(pictures[:, None])[:, 0]
+        features = model.frame_features(pictures[:, None])[:, 0]
     features = torch.cat([features, torch.ones(len(features), 1)], dim=1)
     measures = shown[:, [PLACE_X, PLACE_Y, SIZE]]
     solved = torch.linalg.lstsq(features[:600], measures[:600]).solution
@@ -58,7 +50,7 @@ def test_features_of_twins_are_alike(model: AIMTransformer):
     for twins, pair in enumerate(TWINS):
         clips = np.stack([make_clip(label, generator("train", 1, twins, 0)) for label in pair])
         with torch.no_grad():
-            one, other = model(torch.from_numpy(clips)).mean(1)
+            one, other = model.frame_features(torch.from_numpy(clips)).mean(1)
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0.0)
 
 
