@@ -187,7 +187,7 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
     for recipe in recipes:
         base = find_recipe(recipe).config
         data = base.data
-        of_recipe = content | content.get(recipe.split("_")[0], {})
+        of_recipe = content | content.get(recipe.split("_")[0], {}) | content.get(recipe, {})
         frames = overrides.frames or of_recipe["frames"]
         resolutions = overrides.resolutions or of_recipe["resolutions"]
         for count, side in product(frames, resolutions):

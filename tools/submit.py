@@ -29,6 +29,7 @@ from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.recipes import find_recipe
+from adatad_ds.recognition_task import open_clips
 from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpus_in, read_cells
 from tools.plan_memory import GPUS
 
@@ -192,14 +193,17 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
             )
         resolve_ds_config(read_ds_config(site.ds_config), config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
-        where = (config.data.annotations, config.data.videos)
+        clips = config.recognition
+        where = (clips.train_list if clips else config.data.annotations, config.data.videos)
         if where not in seen:
             try:
-                WindowDataset.for_training(config.data, seed=0, repeats=1)
+                if clips:
+                    open_clips(config, training=True)
+                else:
+                    WindowDataset.for_training(config.data, seed=0, repeats=1)
             except DataError as error:
-                hint = (
-                    'SET="data.annotations=FILE data.videos=FOLDER" says where yours are; RECIPE=quickstart needs none'
-                )
+                keys = "recognition.train_list=FILE recognition.test_list=FILE" if clips else "data.annotations=FILE"
+                hint = f'SET="{keys} data.videos=FOLDER" says where yours are; RECIPE=quickstart needs none'
                 raise DataError(f"{cell.name}: {error}\n{hint}") from error
             seen.add(where)
         weights = config.backbone.weights
@@ -208,11 +212,16 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
 
 
 def make_quickstart_videos(configs: Iterable[Config]) -> None:
-    """The quickstart's generated videos, where a cell wants them and they are not there."""
+    """The quickstarts' generated videos and clips, where a cell wants them and they are not there."""
+    wanted = list(configs)
     place = Path(find_recipe("quickstart").config.data.annotations)
-    if not place.exists() and any(config.data.annotations == str(place) for config in configs):
-        command = [sys.executable, "tools/make_videos.py", "--out", str(place.parent)]
-        subprocess.run(command, check=True)
+    if not place.exists() and any(c.recognition is None and c.data.annotations == str(place) for c in wanted):
+        subprocess.run([sys.executable, "tools/make_videos.py", "--out", str(place.parent)], check=True)
+    generated = find_recipe("quickstart_aim").config.recognition
+    assert generated is not None
+    clips = Path(generated.train_list)
+    if not clips.exists() and any(c.recognition and c.recognition.train_list == str(clips) for c in wanted):
+        subprocess.run([sys.executable, "tools/make_clips.py", "--out", str(clips.parent)], check=True)
 
 
 def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool) -> None:

@@ -76,6 +76,21 @@ def test_what_fits_nowhere_is_said():
         read_cells(Path("slurm/frames.json"), Overrides(frames=(786432,), nodes=1), lone)
 
 
+def test_clips_of_recognition_cover_the_same_frames_of_the_file():
+    """As published: 8, 16 and 32 frames, 16, 8 and 4 apart."""
+    site = replace(SITE, gpu="A100-80")
+    cells = read_cells(Path("slurm/frames.json"), Overrides(recipes=("kinetics400_clip_b16_8",)), site)
+    assert [cell.config().recognition.frames for cell in cells] == [8, 16, 32]
+    for cell in cells:
+        assert (
+            cell.config().recognition
+            == find_recipe(f"kinetics400_clip_b16_{cell.config().sample_frames}").config.recognition
+        )
+        assert cell.config().train.global_batch % (cell.nodes * SITE.ranks_per_node) == 0
+    with pytest.raises(ConfigError, match="24 does not divide 128"):
+        read_cells(Path("slurm/frames.json"), Overrides(recipes=("kinetics400_clip_b16_8",), frames=(24,)), site)
+
+
 def test_the_quickstart_has_a_grid_of_its_own():
     cells = read_cells(Path("slurm/frames.json"), Overrides(recipes=("quickstart",)), replace(SITE, gpus_per_node=0))
     assert [cell.config().data.window_frames for cell in cells] == [64, 128, 256]
