@@ -41,7 +41,7 @@ __all__ = ["Detection", "VideoDetector", "load_detector", "main"]
 RESULTS_FILE = "results.json"
 SHOWN_SCORE = 0.3
 EMBEDDED_MB = 20.0
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}<{remaining}]"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}<{remaining}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +151,11 @@ def write_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, 
         if wanted.annotated or not playable:
             write_annotated(path, annotated, detections=shown)
         if wanted.html:
-            page = wanted.folder / f"{name}.html"
+            played, beside = (path, wanted.folder) if playable else (annotated, folder)
             write_page(
-                folder / page.name,
+                folder / f"{name}.html",
                 name=name,
-                video=video_address(
-                    path if playable else annotated, page=page, most_bytes=round(wanted.embedded_mb * 1e6)
-                ),
+                video=video_address(played, folder=beside, most_bytes=round(wanted.embedded_mb * 1e6)),
                 duration_sec=info.duration_sec,
                 detections=records,
                 min_score=wanted.min_score,

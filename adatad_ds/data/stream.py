@@ -97,7 +97,8 @@ def gather_rows(rows: Sequence[NDArray[np.int64]], frames: Iterable[Tensor]) -> 
     """The frames of each row, stacked; never more of them are held than the longest row names.
 
     Args:
-        rows: frame numbers (F,) of each window, non-decreasing; neither first nor last ones fall from row to row.
+        rows: frame numbers (F,) of each window, non-decreasing; neither first nor last ones fall from row to row, and
+            where rows overlap, they name the same numbers.
         frames: one (S, S, 3) for each distinct number, by rising number.
 
     Yields:

@@ -337,4 +337,4 @@ def scaled(frame: Any, size: tuple[int, int]) -> Frames:
     width, height = size[::-1] if turns % 2 else size
     # bilinear is what decord scales with
     rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    return np.rot90(rgb, turns) if turns else rgb
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

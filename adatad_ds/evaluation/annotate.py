@@ -136,7 +136,7 @@ class Overlay:
                 continue
             start, end = (second * self._per_sec for second in record["segment"])
             top = self._lane * (rows[record["label"]] + 1)
-            color = _mixed(self._colors[record["label"]], share=0.25 + 0.75 * min(record["score"], 1.0))
+            color = _mixed(self._colors[record["label"]], share=0.4 + 0.6 * min(record["score"], 1.0))
             draw.rectangle((start, top, max(end, start + 1), top + self._lane - 2), fill=color)
         return np.array(image)
 

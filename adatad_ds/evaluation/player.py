@@ -35,12 +35,12 @@ def plays_in_browsers(path: Path) -> bool:
         return webm and stream.codec_context.name in codecs and stream.codec_context.pix_fmt in _PIXELS
 
 
-def video_address(path: Path, *, page: Path, most_bytes: int) -> str:
-    """What a page plays: the file itself, in base64, where it is small; else its path, relative to the page."""
+def video_address(path: Path, *, folder: Path, most_bytes: int) -> str:
+    """What a page in a folder plays: the file itself, in base64, where it is small; else its relative path."""
     if path.stat().st_size <= most_bytes:
         kind = "video/webm" if path.suffix.lower() == ".webm" else "video/mp4"
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return quote(Path(os.path.relpath(path.resolve(), page.resolve().parent)).as_posix())
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
 
 
 def write_page(
