@@ -102,12 +102,17 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
     """Detect in every video and write what is wanted; how many failed or are incomplete."""
     results: dict[str, list[dict[str, Any]]] = {}
     failed = 0
-    with tqdm(total=sum(map(_length_sec, videos.values())), bar_format=BAR, dynamic_ncols=True) as bar:
+    lengths = {name: _length_sec(path) for name, path in videos.items()}
+    with tqdm(total=sum(lengths.values()) + 1e-6, bar_format=BAR, dynamic_ncols=True) as bar:
         for number, (name, path) in enumerate(videos.items(), start=1):
-            bar.set_description(f"{number}/{len(videos)} {name}"[:40])
-            length, before = _length_sec(path), bar.n
+            bar.set_description_str(f"{number}/{len(videos)} {name}: "[:40])
+            before, length = bar.n, lengths[name]
+
+            def advance(done: float, before: float = before, length: float = length) -> None:
+                bar.update(before + done * length - bar.n)
+
             try:
-                found = detector.detect(path, progress=lambda share, length=length: bar.update(share * length))
+                found = detector.detect(path, progress=advance)
                 records = [detection.record() for detection in found]
                 write_video(name, path, records, wanted=wanted)
             except (VideoError, av.FFmpegError, OSError) as error:
@@ -124,8 +129,7 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
                 write_results(wanted.folder / RESULTS_FILE, results)
                 sure = sum(record["score"] >= wanted.min_score for record in records)
                 tqdm.write(f"{name}: {len(records)} detections, {sure} of score {wanted.min_score:g} or more")
-            bar.n = before + length
-            bar.refresh()
+            advance(1.0)  # also past what failed
     tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and files of each of {len(results)} videos beside it")
     return failed
 

@@ -51,12 +51,12 @@ class VideoDetector:
         test = replace(config.test, external_scores="")  # which are of other videos
         self._config = replace(config, parallel=ParallelConfig(), test=test)
 
-    def detect(self, path: str | Path, *, progress: Callable[[float], object] = lambda share: None) -> list[Detection]:
+    def detect(self, path: str | Path, *, progress: Callable[[float], object] = lambda done: None) -> list[Detection]:
         """All detections of a video of any length, the surest first.
 
         Args:
             path: the file.
-            progress: told the share of the video that was done since it was last called.
+            progress: told the share of the video that is done, each time it grows.
 
         Raises:
             VideoError: a file that cannot be decoded.
@@ -130,6 +130,8 @@ def load_detector(
 
 def _counted(batches: Iterator[Batch], windows: int, progress: Callable[[float], object]) -> Iterator[Batch]:
     """The same batches; progress is told of each when the next one is asked for."""
+    done = 0
     for batch in batches:
         yield batch
-        progress(len(batch.videos) / windows)
+        done += len(batch.videos)
+        progress(done / windows)

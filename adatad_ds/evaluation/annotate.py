@@ -7,7 +7,7 @@ H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,6 @@ def write_annotated(
     target: Path,
     *,
     detections: Sequence[Mapping[str, Any]],
-    progress: Callable[[float], object] = lambda share: None,
 ) -> None:
     """Write the annotated copy.
 
@@ -45,7 +44,6 @@ def write_annotated(
         source: a video file.
         target: `.mp4`.
         detections: records with `segment` in seconds, `label`, `score`.
-        progress: told the share of the video that was written since it was last called.
 
     Raises:
         VideoError: the source cannot be decoded.
@@ -79,7 +77,6 @@ def write_annotated(
                 annotated = av.VideoFrame.from_ndarray(overlay.over(picture, float((time - shown[0]) * time_base)))
                 annotated.pts, annotated.time_base = time, time_base
                 out.mux(encoder.encode(annotated))
-                progress(1 / info.num_frames)
         out.mux(encoder.encode(None))
         sound.finish()
 

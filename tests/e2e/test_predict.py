@@ -46,7 +46,8 @@ def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: ob
     torch.manual_seed(1)
     detector = build_detector(config, num_classes=1 if config.data.class_agnostic else len(classes))
     torch.nn.init.normal_(detector.head.cls_head.weight, std=0.1)
-    torch.nn.init.constant_(detector.head.cls_head.bias, -0.5)
+    with torch.no_grad():
+        detector.head.cls_head.bias[:] = -0.5
     learnt = {
         name: StoredTensor(tuple(parameter.shape), lambda parameter=parameter: parameter.detach())
         for name, parameter in detector.named_parameters()
@@ -125,13 +126,16 @@ def run(*arguments: object) -> int:
     ids=["sliding", "resize", "class_agnostic"],
 )
 def test_the_detections_are_those_of_evaluation(changes, small_videos, tmp_path):
+    # One window at a time: what shares a batch changes the last bits, and with them now and then a rounded digit.
+    changes = changes | {"test__batch": 1}
     data = {"data__annotations": small_videos / "annotations.json", "data__videos": small_videos / "videos"}
     checkpoint = make_export(tmp_path / "mine.safetensors", **data, **changes)
     finish([sys.executable, "adatad_ds/evaluate.py", str(checkpoint), "--output", str(tmp_path / "evaluated")])
     expected = json.loads((tmp_path / "evaluated" / "detections.json").read_text())["results"]
     assert len(expected) == 3
     paths = [small_videos / "videos" / f"{name}.mp4" for name in expected]
-    assert run(*paths, "--checkpoint", checkpoint, "-o", tmp_path / "predicted") == 0
+    command = [sys.executable, "adatad_ds/predict.py", *paths, "--checkpoint", checkpoint, "-o", tmp_path / "predicted"]
+    finish([str(word) for word in command])
     found = results_of(tmp_path / "predicted")
     assert list(found) == list(expected)
     for name, records in expected.items():
@@ -192,7 +196,7 @@ def test_the_annotated_copy(videos, predicted):
             assert stream.codec_context.name == "h264"
             assert len(container.streams.audio) == (name in ("sound", "phone")), name
             if container.streams.audio:
-                assert float(container.duration) / 1e6 == pytest.approx(9.0, abs=0.2)
+                assert (container.duration or 0) / 1e6 == pytest.approx(9.0, abs=0.2)
         times = np.array([time for time, _ in frames])
         expected = UNEVEN if name == "uneven" else np.arange(FRAMES) / 10
         np.testing.assert_allclose(times - times[0], np.array(expected) - expected[0], atol=2e-3)
@@ -370,7 +374,10 @@ def test_from_python(videos, checkpoint, predicted):
     shares: list[float] = []
     found = detector.detect(videos["sound"], progress=shares.append)
     assert [detection.record() for detection in found] == results_of(predicted)["sound"]
-    assert sum(shares) == pytest.approx(1)
+    assert shares == [1.0]
+    shares.clear()
+    load_detector(checkpoint, overrides=["test.batch=1"]).detect(videos["sound"], progress=shares.append)
+    assert shares == [0.5, 1.0]
     with pytest.raises(FrozenInstanceError):
         found[0].score = 1.0  # pyright: ignore[reportAttributeAccessIssue]
 
