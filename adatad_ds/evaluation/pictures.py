@@ -106,7 +106,8 @@ def draw_detections(
     figure.supylabel("score (0 to 1) by class", fontsize=10)
     sure = sum(record["score"] >= min_score for record in detections)
     classes = f", the {MOST_CLASSES} surest of {len(best)} classes" if len(best) > MOST_CLASSES else ""
-    title = f"{name}: {len(detections)} detections, {sure} of score {min_score:g} or more (dashed line){classes}"
+    counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
+    title = f"{name}: {counted}, {sure} of score {min_score:g} or more (dashed line){classes}"
     figure.suptitle(title, fontsize=11)
     figure.savefig(path)
 
@@ -118,7 +119,14 @@ def _draw_class(
     for record in sorted(detections, key=lambda record: record["score"]):
         start, end = record["segment"]
         sure = record["score"] >= min_score
-        axis.fill_between([start, end], 0, record["score"], color=color, alpha=0.3 if sure else 0.06, linewidth=0)
+        axis.fill_between(
+            [start, end],
+            0,
+            record["score"],
+            facecolor=(color, 0.3 if sure else 0.06),
+            edgecolor="0.3",  # light colours need one
+            linewidth=0.5 if sure else 0,
+        )
         axis.plot(
             [start, end],
             [record["score"]] * 2,
