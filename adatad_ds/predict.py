@@ -92,6 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: the device's memory is too small for this detector: {str(error).splitlines()[0]} Give "
+            "--max-device-gb less than it has, or --set backbone.clips_per_chunk=1 --set test.batch=1",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; what {wanted.folder / RESULTS_FILE} names is done", file=sys.stderr)
         return 130
@@ -118,11 +125,6 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
             except (VideoError, av.FFmpegError, OSError) as error:
                 failed += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    f"{path}: the device's memory is too small for this detector ({str(error).splitlines()[0]}); give "
-                    "--max-device-gb less than it has, or --set backbone.clips_per_chunk=1 --set test.batch=1"
-                ) from error
             else:
                 failed += _incomplete(path)
                 results[name] = records

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from adatad_ds.data.annotations import DataError, listed
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
+COMPLETE_SHARE = 0.98  # of the promised frames; headers also count those that a recording dropped
 DECORD_CHUNK = 64  # frames a call, so that its copies stay small
 
 Backend = Literal["decord", "pyav"]
@@ -42,7 +43,7 @@ class VideoInfo:
     height: int
     duration_sec: float
     even: bool  # frame i is shown at i / fps seconds, to a frame
-    complete: bool  # as many frames as the header promises, if it does
+    complete: bool  # about as many frames as the header promises, if it does
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +196,7 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
         height=first.width if turned else first.height,
         duration_sec=len(times) / fps,
         even=even,
-        complete=header_frames <= len(times) + hidden,
+        complete=header_frames * COMPLETE_SHARE <= len(times) + hidden,
     )
     return _Index(
         info=info,
