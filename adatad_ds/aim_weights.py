@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from adatad_ds.config import ConfigError
-from adatad_ds.models.aim import AIMTransformer
 from adatad_ds.models.image_vit import ImageTransformer
-from adatad_ds.pretrained import check_fit
-from adatad_ds.weight_files import StoredTensor, Tensors, find_source, open_tensors
+from adatad_ds.weight_files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weight_layouts import some
 
 TIMM, TRANSFORMERS, CLIP, AIM = "timm", "transformers", "CLIP", "AIM"
@@ -75,7 +73,6 @@ _TEXT_BESIDE_VISUAL = r"(transformer\.|positional_embedding$)"  # as OpenAI's CL
 _ADAPTERS = {"T_Adapter_in": "temporal_in", "T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "joint"}
 _CLASSIFIER = r"cls_head\.fc_cls\.(weight|bias)"
 _TEMPORAL = "temporal_embedding"
-_VIT = "vit."  # where a model has its image transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +82,22 @@ class AIMWeights:
     Attributes:
         source: path or hub name.
         layout: one of those at the head of this module.
-        image: the image transformer's tensors, by timm's names.
-        trained: adapters and temporal embedding of a trained model, by our names; empty for an image transformer.
-        classifier: "weight" and "bias" of a trained model's classes, where the file has them.
+        vit: the image transformer's tensors, by timm's names.
+        trained: adapters, temporal embedding and classifier of a trained model, by our names; empty for an image
+            transformer.
         left_out: keys without use here, by what they are.
     """
 
     source: str
     layout: str
-    image: Tensors
+    vit: Tensors
     trained: Tensors = field(default_factory=dict)
-    classifier: Tensors = field(default_factory=dict)
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def report(self) -> str:
         """One line: what was found and what was left out."""
         left = "; ".join(f"{what} ({len(keys)}: {some(keys, most=2)})" for what, keys in self.left_out.items())
-        return f"{self.source}: {self.layout}, {_describe(self.image)}" + (f"; left out: {left}" if left else "")
+        return f"{self.source}: {self.layout}, {_describe(self.vit)}" + (f"; left out: {left}" if left else "")
 
 
 def open_aim_weights(source: str | Path) -> AIMWeights:
@@ -148,11 +144,11 @@ def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
         unused["text model"] += f"|{_TEXT_BESIDE_VISUAL}"
     left_out = {what: tuple(key for key in tensors if re.match(keys, key)) for what, keys in unused.items()}
     gone = {key for keys in left_out.values() for key in keys}
-    image, trained, classifier = {}, {}, {}
+    image, trained = {}, {}
     for key, tensor in tensors.items():
         in_head = re.fullmatch(_CLASSIFIER, key)
         if in_head:
-            classifier[in_head[1]] = tensor
+            trained[f"head.classifier.{in_head[1]}"] = tensor
         elif key not in gone:
             name = _rename(key, layout)
             ours = _adapter_name(name)
@@ -160,44 +156,32 @@ def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
     return AIMWeights(
         source=source,
         layout=layout,
-        image=_join_attention(image),
+        vit=_join_attention(image),
         trained=trained,
-        classifier=classifier,
         left_out={what: keys for what, keys in left_out.items() if keys},
     )
 
 
-def load_aim_weights(weights: AIMWeights, model: AIMTransformer) -> None:
-    """Give a model its weights; adapters keep their start where the file holds none.
-
-    Positions of another resolution are resized bicubically.
+def fit_image_weights(weights: AIMWeights, vit: ImageTransformer) -> AIMWeights:
+    """The same weights, seen to fit a transformer; positions of another resolution are resized bicubically.
 
     Args:
         weights: recognised.
-        model: not on the meta device.
+        vit: the transformer that they are for.
 
     Raises:
-        ConfigError: weights of another transformer, patch or clip length, or keys missing, unexpected or misshaped.
+        ConfigError: weights of another transformer or patch, or keys missing, unexpected or misshaped.
     """
-    image = dict(weights.image)
-    found, wanted = _describe(image), _describe_model(model.vit)
+    found, wanted = _describe(weights.vit), _describe_model(vit)
     if found != wanted:
         raise ConfigError(
             f"the weights in {weights.source} are of another transformer: {found}; the model has {wanted}"
         )
-    if "pos_embed" in image and model.vit.pos_embed is not None:
-        image["pos_embed"] = _fitting_positions(image["pos_embed"], model.vit, source=weights.source)
-    embedding = weights.trained.get(_TEMPORAL)
-    if embedding is not None and model.temporal_embedding is not None and embedding.shape[-2] != model.clip_frames:
-        raise ConfigError(
-            f"{weights.source} was trained on clips of {embedding.shape[-2]} frames, the model has {model.clip_frames}"
-        )
-    tensors = {f"{_VIT}{name}": tensor for name, tensor in image.items()} | weights.trained
-    parameters = {name: p for name, p in model.named_parameters() if weights.trained or name.startswith(_VIT)}
-    check_fit(tensors, {name: tuple(p.shape) for name, p in parameters.items()}, source=weights.source)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name].read().reshape(parameter.shape))
+    tensors = dict(weights.vit)
+    if "pos_embed" in tensors and vit.pos_embed is not None:
+        tensors["pos_embed"] = _fitting_positions(tensors["pos_embed"], vit, source=weights.source)
+    check_fit(tensors, {name: tuple(p.shape) for name, p in vit.named_parameters()}, source=weights.source)
+    return replace(weights, vit=tensors)
 
 
 def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: str) -> StoredTensor:
@@ -243,9 +227,9 @@ def _describe_model(vit: ImageTransformer) -> str:
 def _adapter_name(name: str) -> str | None:
     """Our name of what AIM adds to an image transformer; None for the transformer's own."""
     if name == _TEMPORAL:
-        return name
+        return f"backbone.{name}"
     adapter = re.fullmatch(rf"blocks\.(\d+)\.({'|'.join(_ADAPTERS)})\.D_fc([12])\.(weight|bias)", name)
-    return f"adapters.{adapter[1]}.{_ADAPTERS[adapter[2]]}.fc{adapter[3]}.{adapter[4]}" if adapter else None
+    return f"backbone.adapters.{adapter[1]}.{_ADAPTERS[adapter[2]]}.fc{adapter[3]}.{adapter[4]}" if adapter else None
 
 
 def _join_attention(tensors: Tensors) -> Tensors:

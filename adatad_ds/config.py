@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 
-from adatad_ds.config_values import ConfigError, coerce, literal, nearest
+from adatad_ds.config_checks import problems
+from adatad_ds.config_values import CLIP_FRAMES, TUBELET_FRAMES, ConfigError, coerce, literal, nearest
 
-CLIP_FRAMES = 16  # frames that attend to one another
-TUBELET_FRAMES = 2  # frames that one token spans
+__all__ = ["CLIP_FRAMES", "TUBELET_FRAMES", "ConfigError"]
 
-Tuning = Literal["frozen", "full", "tia", "side"]
+Tuning = Literal["frozen", "full", "tia", "side", "aim"]
+AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
 
@@ -73,9 +74,9 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The video transformer and how it is tuned."""
+    """The video or image transformer, and how it is tuned."""
 
-    name: str = "videomae_s"  # a key of models.vit.VIT_SPECS
+    name: str = "videomae_s"  # a key of models.vit.VIT_SPECS; `vit_...`: an image transformer by its name in timm
     weights: str | None = None  # pretrained: a file, folder or hub name (docs/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
@@ -87,6 +88,17 @@ class BackboneConfig:
     activation_checkpointing: bool = True
     clips_per_chunk: int = 8  # clips that run through a block at once; 0: all
     stored_on_device_gb: float = 0.0  # of what cpu_checkpointing in the ds_config sends to host memory, stays this much
+
+    # image transformers only (AIM)
+    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, otherwise none
+    aim_before_time: bool = False  # one more adapter before the attention over time, for strongly temporal data
+    aim_joint_scale: float = 0.5  # factor of the joint adapters' output
+    clip_frames: int | None = None  # that attend to one another over time; None: 16, in recognition all of a clip's
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the transformer is one of images."""
+        return self.name.startswith("vit_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +144,29 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecognitionConfig:
+    """Recognition: a label for each short video, in the place of detection. Of `data`, what is about files counts too.
+
+    Lists have lines of PATH LABEL or PATH,LABEL, below the folder `data.videos`; a folder of one folder a class will
+    do as well.
+    """
+
+    train_list: str  # a list, or a folder of CLASS/VIDEO files
+    test_list: str
+    class_names: str = ""  # a file of class names by index, one a line; "": data.classes, or what the training list has
+    frames: int = 8  # T of a clip
+    sampling: Literal["uniform", "dense"] = "dense"
+    stride: int = 16  # frames of the file between two frames of a dense clip
+    test_clips: int = 1
+    test_crops: Literal[1, 3] = 1  # of each test clip: the centre, or both ends and the centre
+    dropout: float = 0.5  # before the classifier
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0  # 0: off
+    cutmix_alpha: float = 0.0  # 0: off
+    reset_classifier: bool = False  # start the classifier anew where `backbone.weights` is a model of other classes
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimisation. The batch is GLOBAL: results do not depend on how ranks and accumulation split it."""
 
@@ -144,9 +179,9 @@ class TrainConfig:
     lr_backbone: float | None = None  # tuning=full only
     weight_decay: float = 0.05
     weight_decay_backbone: float = 0.05
-    grad_clip: float = 1.0
+    grad_clip: float = 1.0  # 0: off
     ema_decay: float = 0.999  # 0: off, evaluate the raw weights
-    warmup_epochs: int = 5
+    warmup_epochs: float = 5.0
     schedule_epochs: int = 100  # where the cosine would reach 0
     stop_epoch: int = 60
     repeats: int = 1  # windows drawn from every training video in an epoch
@@ -201,6 +236,19 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    recognition: RecognitionConfig | None = None  # None: detection
+
+    @property
+    def sample_frames(self) -> int:
+        """Frames F of a training sample: a window, or a clip."""
+        return self.recognition.frames if self.recognition else self.data.window_frames
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames that attend to one another."""
+        if not self.backbone.is_image:
+            return CLIP_FRAMES
+        return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property
     def pyramid_steps(self) -> int:
@@ -208,8 +256,9 @@ class Config:
         return self.head.max_len or self.data.window_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dict, JSON-ready."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Nested plain dict, JSON-ready, without sections that are not there."""
+        tree = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {section: values for section, values in tree.items() if values is not None}
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -229,9 +278,11 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
             raise ConfigError(f"unknown config section {name!r}{nearest(name, types_of_sections)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"config section {name!r} must be a mapping, not {values!r}")
-        sections[name] = _section(types_of_sections[name], name, values)
+        section = RecognitionConfig if name == "recognition" else types_of_sections[name]
+        sections[name] = _section(section, name, values)
     config = Config(**sections)
-    check(config)
+    if found := problems(config):
+        raise ConfigError("this configuration cannot be run: " + "; ".join(found))
     return config
 
 
@@ -255,6 +306,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         section, dot, key = path.strip().partition(".")
         if not (equals and dot and key):
             raise ConfigError(f"--set takes section.key=value, e.g. train.lr_head=1e-4; got {assignment!r}")
+        if section == "recognition" and section not in tree:
+            raise ConfigError(f"--set {assignment}: this recipe is one of detection, without a section {section!r}")
         if section not in tree:
             raise ConfigError(f"--set {assignment}: unknown section {section!r}{nearest(section, tree)}")
         if key not in tree[section]:
@@ -263,74 +316,15 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     return from_dict(tree)
 
 
-def check(config: Config) -> None:
-    """Raise `ConfigError` for values that contradict one another; lists all of them at once."""
-    data, backbone, head, train = config.data, config.backbone, config.head, config.train
-    problems = []
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            problems.append(message)
-
-    need(data.window_size > 0 and data.frames_per_feature > 0, "data.window_size and frames_per_feature must be > 0")
-    need(
-        data.window_frames % CLIP_FRAMES == 0,
-        f"data.window_size * data.frames_per_feature = {data.window_frames} frames is no multiple of {CLIP_FRAMES}, "
-        "the frames of a clip",
-    )
-    coarsest = head.strides[-1]
-    steps = config.pyramid_steps
-    need(
-        steps % coarsest == 0,
-        f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is no multiple of {coarsest}, the stride "
-        f"of the last pyramid level (head.arch[2] = {head.arch[2]} halvings); head.max_len can pad windows",
-    )
-    need(steps >= data.window_size, f"head.max_len = {head.max_len} is less than data.window_size")
-    need(data.fixed_fps is None or data.fixed_fps > 0, "data.fixed_fps must be > 0 or None")
-    if data.sampling == "random_trunc":
-        stride = data.feature_stride_frames
-        need(
-            stride is not None and stride > 0, "data.feature_stride_frames must be > 0 with data.sampling=random_trunc"
-        )
-        need(
-            stride is None or stride % data.frames_per_feature == 0,
-            f"data.feature_stride_frames = {stride} is no multiple of frames_per_feature = {data.frames_per_feature}",
-        )
-    need(0 <= data.test_window_overlap < 1, "data.test_window_overlap must be in [0, 1)")
-    need(
-        data.resolution > 0 and data.short_side_before_crop >= data.resolution,
-        "data.short_side_before_crop must be at least data.resolution",
-    )
-    need(
-        len(head.regression_range) == head.levels,
-        f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)",
-    )
-    need(
-        len(head.attn_windows) == head.levels,
-        f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)",
-    )
-    need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
-    need(backbone.adapter_kernel % 2 == 1, "backbone.adapter_kernel must be odd")
-    need(backbone.clips_per_chunk >= 0, "backbone.clips_per_chunk must be >= 0 (0: all clips at once)")
-    need(backbone.stored_on_device_gb >= 0, "backbone.stored_on_device_gb must be >= 0")
-    need(
-        backbone.tuning != "full" or train.lr_backbone is not None,
-        "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5",
-    )
-    need(config.test.external_topk > 0, "test.external_topk must be > 0")
-    need(config.parallel.temporal > 0, "parallel.temporal must be > 0")
-    need(train.global_batch > 0, "train.global_batch must be > 0")
-    need(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch must be > 0 or None")
-    need(0 <= train.ema_decay < 1, "train.ema_decay must be in [0, 1)")
-    need(0 < train.stop_epoch <= train.schedule_epochs, "train.stop_epoch must be in 1..train.schedule_epochs")
-    need(train.warmup_epochs < train.schedule_epochs, "train.warmup_epochs must be below train.schedule_epochs")
-    need(train.eval_every > 0 and train.keep_checkpoints > 0, "train.eval_every and keep_checkpoints must be > 0")
-    if problems:
-        raise ConfigError("this configuration cannot be run: " + "; ".join(problems))
-
-
 def _section(cls: type, section: str, values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"config section {section!r} lacks {', '.join(missing)}")
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise ConfigError("; ".join(f"{section} has no key {key!r}{nearest(key, hints)}" for key in unknown))

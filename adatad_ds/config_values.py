@@ -9,6 +9,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+CLIP_FRAMES = 16  # frames that attend to one another in a video transformer
+TUBELET_FRAMES = 2  # frames that one of its tokens spans
+
 
 class ConfigError(ValueError):
     """What the user asked for cannot be run; the message says which key or file, and what would do."""

@@ -1,4 +1,4 @@
-"""Evaluate a run or one of its checkpoints: detections.json and the mAP table.
+"""Evaluate a run or one of its checkpoints: detections.json and the mAP table; of recognition, the accuracies.
 
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
     python adatad_ds/evaluate.py EXPORT.safetensors
@@ -29,12 +29,20 @@ from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
+from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, speaks
+from adatad_ds.recognition_task import (
+    make_clip_loader,
+    measure_recognition,
+    open_clips,
+    recognise,
+    save_predictions,
+)
 from adatad_ds.runs import METRICS_FILE, RESULTS_FILE
 from adatad_ds.temporal import Mesh
-from adatad_ds.trained import Trained, find_trained, load_detector
+from adatad_ds.trained import Trained, find_trained, load_model
 
 PICTURE_FILE = "detections.png"
 PER_CLASS_FILE = "per_class.csv"
@@ -61,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 0
         trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
+        if trained.config.recognition and arguments.save_raw:
+            raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
         world = World.join()
-        evaluate(
-            trained,
-            output=arguments.output or trained.folder / "evaluate",
-            world=world,
-            save_raw=arguments.save_raw,
-            per_class=arguments.per_class,
-        )
+        output = arguments.output or trained.folder / "evaluate"
+        if trained.config.recognition:
+            evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
+            return 0
+        evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
     except (ConfigError, DataError) as error:
         if speaks():
             print(f"\nerror: {error}", file=sys.stderr, flush=True)
@@ -92,7 +100,7 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
     data = WindowDataset.for_testing(config.data, classes=trained.classes)
     external = external_scores(config, videos=data.videos, classes=data.classes)
-    detector = world.attempt(lambda: load_detector(trained, num_classes=len(data.classes))).to(world.device)
+    detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
         data,
         config=config.data,
@@ -126,6 +134,43 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
         )
         tqdm.write(f"written: {output / RAW_FILE}")
     report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+
+
+def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool = False) -> None:
+    """Recognise all test videos, then print and save predictions and accuracies.
+
+    Args:
+        trained: the model.
+        output: the folder for files.
+        world: the ranks.
+        per_class: print every class's accuracy; they are saved in any case.
+    """
+    config = trained.config
+    data = open_clips(config, training=False, classes=trained.classes)
+    model = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
+    logits = recognise(
+        forward=model,
+        batches=tqdm(
+            make_clip_loader(data, config=config, world=world),
+            desc="clips",
+            unit="batch",
+            disable=not world.is_main,
+            dynamic_ncols=True,
+        ),
+        world=world,
+        report=tqdm.write if world.is_main else lambda message: None,
+    )
+    if not world.is_main:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    recognition = measure_recognition(logits, data=data)
+    save_predictions(logits, data=data, folder=output)
+    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n")
+    write_per_class(output / PER_CLASS_FILE, recognition.per_class())
+    tqdm.write(f"{trained.name}\n{recognition.table()}")
+    if per_class:
+        tqdm.write(recognition.per_class_table())
+    tqdm.write(f"written: {output}/{PREDICTIONS_FILE}, {METRICS_FILE}, {PER_CLASS_FILE}")
 
 
 def evaluate_again(
@@ -207,7 +252,7 @@ def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str) -
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Evaluate a trained detector.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Evaluate a trained detector or recogniser.", allow_abbrev=False)
     parser.add_argument(
         "path",
         type=Path,

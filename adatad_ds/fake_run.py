@@ -6,8 +6,9 @@ backbone, a backbone that autograd drives, the head.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config import CLIP_FRAMES, BackboneConfig, Config, DataConfig, Precision, TrainConfig
-from adatad_ds.models.backbone import CLIP_TUBELETS
-from adatad_ds.models.detector import Detector, backbone_spec, build_detector
+from adatad_ds.models.backbone import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.build import backbone_spec
+from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.recompute import OnceAccumulated
 
 
@@ -37,16 +39,17 @@ def span_bytes(
     config = Config(data=data, backbone=backbone, train=TrainConfig(precision=precision))
     spec, dtype = backbone_spec(backbone.name), config.train.dtype
     detector = _with_one_block(config, num_classes=1)
-    with FakeTensorMode():
-        _fake(detector, dtype)
-        vit = detector.backbone.vit
+    with fake_tensors(detector, dtype):
+        backbone_model = detector.backbone
+        assert isinstance(backbone_model, AdaptedBackbone)
+        vit = backbone_model.vit
         frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
                 vit.blocks[0](vit.embed(frames))
 
-        adapter = detector.backbone.adapters["0"]
+        adapter = backbone_model.adapters["0"]
         reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
         steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
         context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
@@ -74,8 +77,7 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
     )
     with torch.device("meta"):
         model = build_detector(config, num_classes=1).backbone
-    with FakeTensorMode():
-        _fake(model, config.train.dtype)
+    with fake_tensors(model, config.train.dtype):
         window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
 
         def run() -> None:
@@ -91,9 +93,8 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
 def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
     """Peak of the pyramid's and the heads' forward and backward pass."""
     detector = _with_one_block(config, num_classes=num_classes)
-    with FakeTensorMode():
-        _fake(detector, config.train.dtype)
-        width = detector.backbone.vit.spec.width
+    with fake_tensors(detector, config.train.dtype):
+        width = detector.backbone.width
         features = torch.empty(windows, config.pyramid_steps, width, dtype=config.train.dtype, requires_grad=True)
         valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
 
@@ -106,6 +107,11 @@ def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
 
 
 def _with_one_block(config: Config, *, num_classes: int) -> Detector:
+    if config.backbone.is_image:
+        with torch.device("meta"):
+            return build_detector(
+                replace(config, backbone=replace(config.backbone, weights=None)), num_classes=num_classes
+            )
     spec = replace(backbone_spec(config.backbone.name), depth=1)
     adapts = config.backbone.tuning in ("tia", "side")
     backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
@@ -113,14 +119,17 @@ def _with_one_block(config: Config, *, num_classes: int) -> Detector:
         return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
 
 
-def _fake(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace what is on the meta device by fake tensors that say they are on the CPU."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            fake = torch.empty(parameter.shape, dtype=dtype)
-            module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
+@contextlib.contextmanager
+def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Tensors made inside have no memory; neither do the model's, until now on the meta device."""
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                fake = torch.empty(parameter.shape, dtype=dtype)
+                module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
+        yield
 
 
 def live_bytes(run: Callable[[], None]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from adatad_ds.config import ConfigError
 from adatad_ds.data.annotations import DataError
@@ -47,14 +47,15 @@ class FailedVideos:
             )
 
 
-def check_finite(*, step: int, classification: float, regression: float) -> None:
+def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
     """Stop when training has diverged; the losses are the same on all ranks.
 
     Raises:
         ConfigError: a loss is NaN or infinite.
     """
-    if not math.isfinite(classification + regression):
+    if not math.isfinite(sum(losses.values())):
+        parts = ", ".join(f"{name} {value}" for name, value in losses.items())
         raise ConfigError(
-            f"the loss of step {step} is not finite (classification {classification}, regression {regression}); lower "
-            "train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or fp32"
+            f"the loss of step {step} is not finite ({parts}); lower train.lr_head and train.lr_adapter, or use "
+            "--set train.precision=bf16 or fp32"
         )

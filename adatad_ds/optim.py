@@ -16,7 +16,8 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
     No weight decay on biases, norms and scales, that is on tensors of at most one axis longer than 1. Each group
     carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and `weight_decay`.
     """
-    rates = {"backbone": train.lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
+    lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
+    rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -37,7 +38,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 def parameter_kind(name: str) -> str:
     """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a parameter's name."""
-    if name.startswith("backbone.adapters."):
+    if name.startswith(("backbone.adapters.", "backbone.temporal_embedding")):
         return "adapter"
     return "backbone" if name.startswith("backbone.") else "head"
 
@@ -51,7 +52,7 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
-def schedule(step: int, *, warmup_steps: int, total_steps: int) -> float:
+def schedule(step: int, *, warmup_steps: float, total_steps: int) -> float:
     """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`."""
     if step < warmup_steps:
         return step / warmup_steps

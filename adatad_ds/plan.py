@@ -18,7 +18,9 @@ from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config, ConfigError
 from adatad_ds.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.fake_run import head_bytes, span_bytes, whole_bytes
 from adatad_ds.models.backbone import CLIP_TUBELETS
-from adatad_ds.models.detector import adapted_blocks, backbone_spec, build_detector
+from adatad_ds.models.build import adapted_blocks, backbone_spec
+from adatad_ds.models.recogniser import build_model
+from adatad_ds.plan_image import image_bytes, image_flop
 
 ADAM_BYTES = 16  # a learnt parameter: fp32 master, two moments, running average
 
@@ -84,17 +86,17 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     Raises:
         ConfigError: it cannot be run so.
     """
-    temporal, clips = config.parallel.temporal, config.data.window_frames // CLIP_FRAMES
+    temporal, clips = config.parallel.temporal, config.sample_frames // config.clip_frames
     if ranks % temporal or temporal > clips:
         raise ConfigError(f"parallel.temporal={temporal} must divide {ranks} ranks and be at most the {clips} clips")
     resolved = resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=True)
     windows = resolved["train_micro_batch_size_per_gpu"]
-    spec, size = backbone_spec(config.backbone.name), config.train.dtype.itemsize
+    size = config.train.dtype.itemsize
     bare = replace(config, backbone=replace(config.backbone, weights=None))
     with torch.device("meta"):
-        detector = build_detector(bare, num_classes=num_classes)
-    learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
+        model = build_model(bare, num_classes=num_classes)
+    learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
     zero = resolved["zero_optimization"]
     shares = ranks if zero["stage"] == 3 else 1
@@ -111,8 +113,8 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
         return Line(name, 0 if host else count, count if host else 0)
 
     clips = -(-clips // temporal)
-    frames = windows * clips * CLIP_FRAMES * config.data.resolution**2 * 3
-    tensor = windows * clips * CLIP_TUBELETS * spec.positions(config.data.resolution) * spec.width * size
+    frames = windows * clips * config.clip_frames * config.data.resolution**2 * 3
+    tensor = 0 if config.backbone.is_image else windows * clips * stored_tensor_bytes(config, frames=CLIP_FRAMES)
     stored = len(adapted_blocks(config.backbone)) if _recomputes(config) else 0
     policy, _ = activation_policy(resolved, config=config, stored_tensors=stored, cuda=True)
     on_device = policy.on_device(stored, tensor)
@@ -127,7 +129,11 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
         Line("frames", frames),
         Line(f"{stored} stored tensors of {tensor / 1e9:.3f} GB", on_device * tensor, (stored - on_device) * tensor),
         Line("backbone at work", working, transient=True),
-        Line("head", head_bytes(config, num_classes=num_classes, windows=windows), transient=True),
+        Line(
+            "head",
+            0 if config.recognition else head_bytes(config, num_classes=num_classes, windows=windows),
+            transient=True,
+        ),
     )
     windows_a_step = config.train.global_batch
     return Plan(
@@ -137,15 +143,15 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     )
 
 
-def stored_tensor_bytes(config: Config) -> int:
-    """One tensor of a whole window's tokens."""
+def stored_tensor_bytes(config: Config, *, frames: int | None = None) -> int:
+    """One tensor of the tokens of so many frames; None: of a whole window."""
     spec = backbone_spec(config.backbone.name)
-    tokens = config.data.window_frames // TUBELET_FRAMES * spec.positions(config.data.resolution)
+    tokens = (frames or config.sample_frames) // TUBELET_FRAMES * spec.positions(config.data.resolution)
     return tokens * spec.width * config.train.dtype.itemsize
 
 
 def step_flop(config: Config, *, executed: bool = False) -> float:
-    """FLOPs of a window's forward and backward pass through the backbone.
+    """FLOPs of a sample's forward and backward pass through the backbone.
 
     Gradients of weights count where they learn, those of inputs where they are needed.
 
@@ -153,8 +159,10 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
         config: of the run.
         executed: count what recomputation does a second time.
     """
+    if config.backbone.is_image:
+        return image_flop(config, executed=executed)
     spec, tuning = backbone_spec(config.backbone.name), config.backbone.tuning
-    tokens = config.data.window_frames // TUBELET_FRAMES * spec.positions(config.data.resolution)
+    tokens = config.sample_frames // TUBELET_FRAMES * spec.positions(config.data.resolution)
     linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
     attention = 4.0 * tokens * CLIP_TUBELETS * spec.positions(config.data.resolution) * spec.width
     embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
@@ -178,6 +186,8 @@ def _working_bytes(config: Config, *, windows: int, clips: int, tensor: int, on_
     Where spans are recomputed: the window's gradient and one span; tensors already back-propagated make room for more.
     """
     backbone, train = config.backbone, config.train
+    if backbone.is_image:
+        return image_bytes(config, samples=windows, clips=clips)
     if not _recomputes(config):
         return whole_bytes(backbone, train.precision, config.data.resolution, windows, clips)
     segments, chunk = _segments(config), backbone.clips_per_chunk

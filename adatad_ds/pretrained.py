@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from adatad_ds.aim_weights import AIMWeights, fit_image_weights, open_aim_weights
+from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.models.detector import Detector
+from adatad_ds.models.aim import AIMTransformer
+from adatad_ds.models.image_vit import ImageTransformer
+from adatad_ds.models.recogniser import Model, Recogniser
 from adatad_ds.models.vit import VisionTransformer
-from adatad_ds.weight_files import StoredTensor, Tensors
+from adatad_ds.weight_files import StoredTensor, Tensors, check_fit
 from adatad_ds.weight_layouts import BESIDE, Weights, describe, describe_spec, open_weights, some
 
 _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
 VIT = "backbone.vit."  # where a detector has its transformer
-_CLASSIFIER = "head.cls_head."
+_CLASSIFIERS = ("head.cls_head.", "head.classifier.")  # of a detector, of a recogniser
+Transformer = VisionTransformer | ImageTransformer
 WHERE_FROM = {
     "videomae_s": _VIDEOMAE_PAGE,
     "videomae_b": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-base-finetuned-kinetics on the Hugging Face hub",
@@ -29,7 +34,15 @@ WHERE_FROM = {
 }
 
 
-def find_weights(backbone: BackboneConfig, vit: VisionTransformer, *, averaged: bool = False) -> Weights | None:
+def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights | AIMWeights:
+    """Recognise the file that a config names; see `open_weights` and `open_aim_weights`."""
+    assert backbone.weights is not None
+    if backbone.is_image:
+        return open_aim_weights(backbone.weights)
+    return open_weights(backbone.weights, averaged=averaged)
+
+
+def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | AIMWeights | None:
     """Recognise the weights that a config names, and see that they fit the transformer; None where it names none.
 
     Args:
@@ -44,9 +57,13 @@ def find_weights(backbone: BackboneConfig, vit: VisionTransformer, *, averaged: 
     if backbone.weights is None:
         return None
     try:
-        weights = open_weights(backbone.weights, averaged=averaged)
+        weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
         raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
+    if isinstance(weights, AIMWeights):
+        assert isinstance(vit, ImageTransformer)
+        return fit_image_weights(weights, vit)
+    assert isinstance(vit, VisionTransformer)
     found, wanted = describe(weights.vit), describe_spec(vit.spec)
     if found != wanted:
         raise ConfigError(
@@ -59,7 +76,7 @@ def find_weights(backbone: BackboneConfig, vit: VisionTransformer, *, averaged: 
 
 
 def fill_backbone(
-    vit: VisionTransformer,
+    vit: Transformer,
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype,
@@ -75,30 +92,39 @@ def fill_backbone(
         tensors: its weights, by our names, known to fit.
         dtype: compute type.
         read: False leaves the memory unset: another rank reads, and `host` or the engine sends.
-        host: called with the patch embedding and each block once filled; ZeRO-3 partitions it there.
+        host: called with each part once it is filled; ZeRO-3 partitions it there.
 
     Returns:
         Fingerprint of the frozen weights: a hash by name; empty where nothing is read.
     """
+    parts = dict(vit.named_children())
+    blocks = parts.pop("blocks")
+    parts |= {f"blocks.{index}": block for index, block in blocks.named_children()}
     hashes = {}
-    for prefix, unit in (("patch_embed", vit.patch_embed), *((f"blocks.{i}", b) for i, b in enumerate(vit.blocks))):
-        _allocate(unit, dtype)
-        for name, parameter in unit.named_parameters() if read else ():
-            value = tensors[f"{prefix}.{name}"].read().reshape(parameter.shape)
+    for prefix, part in (*parts.items(), ("", vit)):  # of the whole, what no part has: class token, positions
+        names = [name for name, parameter in part.named_parameters() if parameter.is_meta]
+        _allocate(part, names, dtype)
+        filled = dict(part.named_parameters())
+        for name in names if read else ():
+            key, parameter = f"{prefix}.{name}".removeprefix("."), filled[name]
+            value = tensors[key].read().reshape(parameter.shape)
             parameter.data.copy_(value)
             if not parameter.requires_grad:
-                hashes[f"{prefix}.{name}"] = tensor_hash(value)
+                hashes[key] = tensor_hash(value)
             del value
-        host(unit)
+        if names:
+            host(part)
     return hashes
 
 
-def _allocate(module: nn.Module, dtype: torch.dtype) -> None:
+def _allocate(module: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
     """Give a module's meta parameters memory, all in one piece.
 
     The C library gives a large piece back to the system when it is freed; many small ones would leave holes behind.
     """
-    parameters = list(module.named_parameters())
+    if not names:
+        return
+    parameters = [(name, module.get_parameter(name)) for name in names]
     sizes = [parameter.numel() for _, parameter in parameters]
     memory = torch.empty(sum(sizes), dtype=dtype)
     for (name, parameter), part in zip(parameters, memory.split(sizes), strict=True):
@@ -107,7 +133,7 @@ def _allocate(module: nn.Module, dtype: torch.dtype) -> None:
         setattr(module.get_submodule(owner), leaf, own)
 
 
-def fingerprint(vit: VisionTransformer) -> dict[str, str]:
+def fingerprint(vit: Transformer) -> dict[str, str]:
     """Fingerprint of frozen weights that came from no file, as `fill_backbone` returns it."""
     return {name: tensor_hash(p.detach()) for name, p in vit.named_parameters() if not p.requires_grad}
 
@@ -129,36 +155,36 @@ def check_fingerprint(
         )
 
 
-def trained_tensors(weights: Weights, detector: Detector, *, reset_classifier: bool) -> Tensors:
-    """What a trained detector has learnt, by our names, checked against a model.
+def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classifier: bool) -> Tensors:
+    """What a trained model has learnt, by our names, checked against a model.
 
     Args:
-        weights: of a trained detector.
-        detector: the model that they are for.
+        weights: of a trained detector or recogniser.
+        model: the model that they are for. A detector over an image transformer takes a recogniser's backbone alone.
         reset_classifier: leave out the class logits' layer where it is for another number of classes.
 
     Raises:
         ConfigError: keys that are missing, unexpected or of another shape.
     """
-    blocks = dict(enumerate(detector.backbone.adapted_blocks))
-
-    def named(key: str) -> str:
-        position = re.match(re.escape(BESIDE) + r"(\d+)", key)
-        block = blocks.get(int(position[1])) if position else None
-        return key if position is None or block is None else key.replace(position[0], f"backbone.adapters.{block}", 1)
-
-    tensors = {named(key): tensor for key, tensor in weights.trained.items()}
-    if detector.backbone.tuning == "full":
-        tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items()}
-    shapes = {name: tuple(p.shape) for name, p in detector.named_parameters() if p.requires_grad}
-    classifier = [key for key in tensors if key.startswith(_CLASSIFIER)]
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    tensors = dict(weights.trained)
+    if isinstance(weights, AIMWeights):
+        if not isinstance(model, Recogniser):
+            shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
+            tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
+        _check_clip(tensors, model, source=weights.source)
+    elif not isinstance(model.backbone, AIMTransformer):
+        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
+    tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items() if f"{VIT}{key}" in shapes}
+    classifier = [key for key in tensors if key.startswith(_CLASSIFIERS)]
     other_classes = [key for key in classifier if key in shapes and tensors[key].shape[0] != shapes[key][0]]
     if other_classes:
         theirs, ours = tensors[other_classes[0]].shape[0], shapes[other_classes[0]][0]
         if not reset_classifier:
+            section = "recognition" if isinstance(model, Recogniser) else "head"
             raise ConfigError(
                 f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
-                "--set head.reset_classifier=true starts the layer of class logits anew"
+                f"--set {section}.reset_classifier=true starts the layer of class logits anew"
             )
         tensors = {key: tensor for key, tensor in tensors.items() if key not in classifier}
         shapes = {key: shape for key, shape in shapes.items() if key not in classifier}
@@ -166,12 +192,12 @@ def trained_tensors(weights: Weights, detector: Detector, *, reset_classifier: b
     return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def published_state(weights: Weights, detector: Detector, *, config: Config) -> dict[str, Tensors]:
-    """What a trained detector has learnt: "master" its last weights, "average" its running average.
+def published_state(weights: Weights | AIMWeights, model: Model, *, config: Config) -> dict[str, Tensors]:
+    """What a trained model has learnt: "master" its last weights, "average" its running average where the run has one.
 
     Args:
         weights: the last weights; empty is returned for those of a transformer alone.
-        detector: the model that they are for.
+        model: the model that they are for.
         config: of the run.
 
     Raises:
@@ -179,35 +205,34 @@ def published_state(weights: Weights, detector: Detector, *, config: Config) -> 
     """
     if not weights.trained:
         return {}
-    average = open_weights(weights.source, averaged=True)
-    return {
-        kind: trained_tensors(each, detector, reset_classifier=config.head.reset_classifier)
-        for kind, each in (("master", weights), ("average", average))
-    }
+    reset = config.recognition.reset_classifier if config.recognition else config.head.reset_classifier
+    state = {MASTER: trained_tensors(weights, model, reset_classifier=reset)}
+    if config.train.ema_decay > 0:
+        average = find_weights(config.backbone, model.backbone.vit, averaged=True)
+        assert average is not None
+        state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset)
+    return state
 
 
-def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
-    """See that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
+def _beside_their_blocks(tensors: Tensors, adapted_blocks: Sequence[int]) -> Tensors:
+    """Adapters that their file numbers, under the names of the blocks that they belong to."""
+    blocks = dict(enumerate(adapted_blocks))
 
-    Raises:
-        ConfigError: listing every difference.
-    """
-    misshaped = [
-        f"{key} is {tensors[key].shape}, the model wants {shapes[key]}"
-        for key in sorted(shapes.keys() & tensors.keys())
-        if _without_ones(tensors[key].shape) != _without_ones(shapes[key])
-    ]
-    problems = [
-        f"{len(keys)} {title}: {', '.join(keys)}"
-        for title, keys in (
-            ("missing", sorted(shapes.keys() - tensors.keys())),
-            ("unexpected", sorted(tensors.keys() - shapes.keys())),
-            ("of another shape", misshaped),
+    def named(key: str) -> str:
+        position = re.match(re.escape(BESIDE) + r"(\d+)", key)
+        block = blocks.get(int(position[1])) if position else None
+        return key if position is None or block is None else key.replace(position[0], f"backbone.adapters.{block}", 1)
+
+    return {named(key): tensor for key, tensor in tensors.items()}
+
+
+def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
+    embedding, backbone = tensors.get("backbone.temporal_embedding"), model.backbone
+    assert isinstance(backbone, AIMTransformer)
+    if embedding is not None and embedding.shape[-2] != backbone.clip_frames:
+        raise ConfigError(
+            f"{source} was trained on clips of {embedding.shape[-2]} frames, the model has {backbone.clip_frames}"
         )
-        if keys
-    ]
-    if problems:
-        raise ConfigError(f"the weights in {source} do not fit this model. " + ". ".join(problems))
 
 
 def _where_from(backbone: str, source: str) -> str:
@@ -228,7 +253,3 @@ def tensor_hash(tensor: Tensor) -> str:
 def _shaped(stored: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
     """The same values in a shape that differs by axes of length 1."""
     return StoredTensor(shape, lambda: stored.read().reshape(shape))
-
-
-def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)

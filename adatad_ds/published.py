@@ -31,6 +31,7 @@ class Recipe:
         dataset: a name that tools/prepare_data.py knows; "" for generated videos.
         summary: one line.
         published_map: average mAP in % that the paper reports; None: not in it.
+        published_top1: top-1 accuracy in % that the paper reports; None: not in it.
         published_id: its authors' name for it; None: not theirs.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     dataset: str
     summary: str
     published_map: float | None = None
+    published_top1: float | None = None
     published_id: str | None = None
 
 

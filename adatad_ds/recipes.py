@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from adatad_ds.aim_recipes import aim_recipes
 from adatad_ds.config import (
     BackboneConfig,
     Config,
@@ -37,21 +39,23 @@ def find_recipe(name: str) -> Recipe:
 
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
-    return {"quickstart": _quickstart("tia"), "quickstart_frozen": _quickstart("frozen")} | dict(published_recipes())
+    quickstart = {"quickstart": _quickstart("tia"), "quickstart_frozen": _quickstart("frozen")}
+    return quickstart | dict(published_recipes()) | dict(aim_recipes())
 
 
 def recipe_table() -> str:
     """All recipes, one line each."""
-    rows = [("recipe", "dataset", "backbone", "tuning", "frames", "px", "mAP %", "")]
+    rows = [("recipe", "dataset", "backbone", "tuning", "frames", "px", "published %", "")]
     for name, recipe in all_recipes().items():
-        config, published = recipe.config, recipe.published_map
+        config = recipe.config
+        published = recipe.published_top1 if config.recognition else recipe.published_map
         rows.append(
             (
                 name,
                 recipe.dataset,
                 config.backbone.name,
                 config.backbone.tuning,
-                str(config.data.window_frames),
+                str(config.sample_frames),
                 str(config.data.resolution),
                 "" if published is None else f"{published:.2f}",
                 recipe.summary,
@@ -65,15 +69,19 @@ def recipe_table() -> str:
 
 def config_diff(config: Config, other: Config) -> str:
     """The keys in which two configs differ, one line each."""
-    ours, theirs = config.to_dict(), other.to_dict()
+    ours, theirs = _keys(config), _keys(other)
     rows = [
-        (f"{section}.{key}", json.dumps(value), json.dumps(theirs[section][key]))
-        for section, values in ours.items()
-        for key, value in values.items()
-        if value != theirs[section][key]
+        (key, json.dumps(ours.get(key)), json.dumps(theirs.get(key)))
+        for key in ours | theirs
+        if ours.get(key) != theirs.get(key)
     ]
     width = max((len(row[0]) for row in rows), default=0)
     return "\n".join(f"{key.ljust(width)}  {ours}  ->  {theirs}" for key, ours, theirs in rows)
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    """`section.key` to value."""
+    return {f"{section}.{key}": value for section, keys in config.to_dict().items() for key, value in keys.items()}
 
 
 def _quickstart(tuning: Tuning) -> Recipe:

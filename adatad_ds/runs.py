@@ -15,9 +15,7 @@ from typing import Any
 from adatad_ds import config as configuration
 from adatad_ds.checkpoint import CheckpointStore
 from adatad_ds.config import Config, ConfigError
-from adatad_ds.evaluation.metrics import Metrics
-from adatad_ds.evaluation.results import write_results
-from adatad_ds.inference import Results
+from adatad_ds.task import HEADLINES, Evaluation
 
 CONFIG_FILE = "config.json"
 DS_CONFIG_FILE = "ds_config.json"
@@ -80,13 +78,13 @@ class RunFolder:
             raise ConfigError(f"{self.path} is no run's folder: {error}") from error
         return configuration.load(self.path / CONFIG_FILE), classes
 
-    def add_evaluation(self, epoch: int, *, results: Results, metrics: Metrics) -> None:
-        """Save the detections and metrics of an epoch; they are also the run's latest."""
+    def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
+        """Save the results and metrics of an epoch; they are also the run's latest."""
         folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder / RESULTS_FILE, results)
+        evaluation.save(folder)
         temporary = folder / f".{METRICS_FILE}"
-        temporary.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
+        temporary.write_text(json.dumps(evaluation.metrics, indent=1) + "\n")
         temporary.rename(folder / METRICS_FILE)
 
     def evaluations(self) -> dict[int, dict[str, float]]:
@@ -94,21 +92,27 @@ class RunFolder:
         files = sorted((self.path / "evaluations").glob(f"epoch_*/{METRICS_FILE}"))
         return {int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text()) for file in files}
 
+    def scores(self) -> tuple[str, dict[int, float]]:
+        """By which metric epochs are compared, and what each evaluated one reached."""
+        evaluations = self.evaluations()
+        name = next((n for n in HEADLINES if all(n in metrics for metrics in evaluations.values())), "")
+        return name, {epoch: metrics[name] for epoch, metrics in evaluations.items()}
+
     def best_epoch(self) -> int | None:
-        """The evaluated epoch of the highest average mAP; the first of equals."""
-        scores = {epoch: metrics["average_mAP"] for epoch, metrics in self.evaluations().items()}
+        """The evaluated epoch of the highest score; the first of equals."""
+        _, scores = self.scores()
         return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
 
     def summary(self) -> str | None:
-        """Average mAP of the last and of the best evaluated epoch, and which is which; None without evaluations."""
-        scores = {epoch: metrics["average_mAP"] for epoch, metrics in self.evaluations().items()}
-        last, best = max(scores, default=None), self.best_epoch()
+        """Score of the last and of the best evaluated epoch, and which is which; None without evaluations."""
+        (name, scores), best = self.scores(), self.best_epoch()
+        last = max(scores, default=None)
         if last is None or best is None:
             return None
         if last == best:
-            return f"average mAP: {100 * scores[last]:.2f} % at epoch {last}, the last evaluated and the best"
+            return f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at epoch {last}, the last evaluated and the best"
         return (
-            f"average mAP: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
+            f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
             f"{100 * scores[best]:.2f} % at the best epoch {best}"
         )
 

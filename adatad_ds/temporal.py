@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config, ConfigError
+from adatad_ds.config import TUBELET_FRAMES, Config, ConfigError
 from adatad_ds.data.dataset import Batch
 from adatad_ds.models.window import Share, WholeWindow, Window
 from adatad_ds.parallel import RankGroup, World
-
-CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
 
 
 class Mesh:
@@ -37,7 +35,9 @@ class Mesh:
     def __init__(self, *, world: World, config: Config) -> None:
         self.world = world
         self.temporal = config.parallel.temporal
-        self._clips = config.data.window_frames // CLIP_FRAMES
+        self._clip_frames = config.clip_frames
+        self._clips = config.sample_frames // self._clip_frames
+        self._clip_steps = self._clip_frames // (1 if config.backbone.is_image else TUBELET_FRAMES)
         if world.size % self.temporal:
             raise ConfigError(
                 f"parallel.temporal={self.temporal} does not divide the {world.size} ranks of this run; use a divisor"
@@ -45,13 +45,13 @@ class Mesh:
         self.data_ranks = world.size // self.temporal
         self.data_rank, self.temporal_rank = divmod(world.rank, self.temporal)
         backbone = config.backbone
-        reach = backbone.adapter_dilation * (backbone.adapter_kernel // 2)
-        least = CLIP_TUBELETS * (self._clips // self.temporal)
+        reach = 0 if backbone.is_image else backbone.adapter_dilation * (backbone.adapter_kernel // 2)
+        least = self._clip_steps * (self._clips // self.temporal)
         if self.temporal > 1 and least < max(reach, 1):
             raise ConfigError(
-                f"parallel.temporal={self.temporal} leaves a rank {least} of a window's {CLIP_TUBELETS * self._clips} "
-                f"tubelets, fewer than the {reach} that its neighbours' adapters reach for; use fewer temporal ranks, "
-                "or longer windows"
+                f"parallel.temporal={self.temporal} leaves a rank {least} of a window's "
+                f"{self._clip_steps * self._clips} steps, fewer than the {max(reach, 1)} that it needs (those that its "
+                "neighbours' adapters reach for); use fewer temporal ranks, or longer windows"
             )
         self._group = world.groups(self.temporal) if self.temporal > 1 else None
 
@@ -59,13 +59,13 @@ class Mesh:
     def frames(self) -> slice:
         """Which of a window's frames this rank decodes."""
         start, stop = _share(self._clips, self.temporal, self.temporal_rank)
-        return slice(start * CLIP_FRAMES, stop * CLIP_FRAMES)
+        return slice(start * self._clip_frames, stop * self._clip_frames)
 
     def window(self) -> Window:
         """This rank's share of a window, for the model."""
         if self._group is None:
             return WholeWindow()
-        return SharedWindow(group=self._group, clips=self._clips)
+        return SharedWindow(group=self._group, clips=self._clips, clip_steps=self._clip_steps)
 
     def sum_over_windows(self, *values: float | Tensor) -> list[float]:
         """Sums over all data ranks of what each temporal group computes alike. A collective."""
@@ -94,10 +94,12 @@ class SharedWindow:
     Args:
         group: the ranks that share, in the order of time.
         clips: of a whole window.
+        clip_steps: features that the backbone makes of a clip.
     """
 
-    def __init__(self, *, group: RankGroup, clips: int) -> None:
+    def __init__(self, *, group: RankGroup, clips: int, clip_steps: int) -> None:
         self._group = group
+        self._clip_steps = clip_steps
         self._shares = [_share(clips, group.size, rank) for rank in range(group.size)]
 
     def share(self, own: int) -> Share:
@@ -125,7 +127,7 @@ class SharedWindow:
 
     def gather_time(self, features: Tensor) -> Tensor:
         """(B, C, T) to the whole window's (B, C, all T)."""
-        edges = [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in self._shares]
+        edges = [(start * self._clip_steps, stop * self._clip_steps) for start, stop in self._shares]
         return _GatherTime.apply(features, edges, self._group)  # pyright: ignore[reportReturnType]
 
 

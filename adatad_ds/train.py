@@ -23,17 +23,15 @@ from adatad_ds.checkpoint import open_checkpoint
 from adatad_ds.compact import MASTER
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import TrainBatches
-from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
 from adatad_ds.health import FailedVideos
-from adatad_ds.inference import external_scores
-from adatad_ds.models.detector import adapted_blocks, build_detector
+from adatad_ds.models.build import adapted_blocks
+from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
-from adatad_ds.objective import Objective
 from adatad_ds.optim import parameter_table
 from adatad_ds.parallel import World, launched_ranks, speaks
 from adatad_ds.plan import make_plan
@@ -47,9 +45,11 @@ from adatad_ds.pretrained import (
     published_state,
 )
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
+from adatad_ds.recognition_task import RecognitionTask
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
+from adatad_ds.weight_layouts import Weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +90,7 @@ def train(config: Config, *, arguments: argparse.Namespace, world: World) -> Non
 
 
 def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:
-    """Put a run together: data, detector, weights or checkpoint, engine.
+    """Put a run together: task, model, weights or checkpoint, engine.
 
     Raises:
         ConfigError: settings that contradict each other, weights that do not fit.
@@ -108,12 +108,10 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
     checkpoint = run.start(store, resume=arguments.resume == "auto")
-    frames = mesh.frames if mesh.temporal > 1 else None
-    train_data = WindowDataset.for_training(config.data, seed=settings.seed, repeats=settings.repeats, frames=frames)
-    test_data = WindowDataset.for_testing(config.data, frames=frames)
-    external = external_scores(config, videos=test_data.videos, classes=train_data.classes)  # faults show up now
+    kind = DetectionTask if config.recognition is None else RecognitionTask
+    task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
     batches = TrainBatches(
-        num_samples=len(train_data),
+        num_samples=len(task.train_data),
         global_batch=settings.global_batch,
         data_rank=mesh.data_rank,
         data_ranks=mesh.data_ranks,
@@ -122,22 +120,16 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     )
 
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
-    detector = build_detector(
-        config,
-        num_classes=len(train_data.classes),
-        window=mesh.window(),
-        storage=Storage(policy),
-        stopwatch=stopwatch,
-    )
-    vit = detector.backbone.vit
-    normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
+    model = task.build_model(storage=Storage(policy), stopwatch=stopwatch)
+    vit = model.backbone.vit
     progress, learnt = Progress(), {}
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
     if weights is None:
         frozen = fingerprint(vit)
     else:
-        learnt = world.attempt(lambda: published_state(weights, detector, config=config))
-        normalizer.value = weights.loss_normalizer or normalizer.value
+        learnt = world.attempt(lambda: published_state(weights, model, config=config))
+        if isinstance(task, DetectionTask) and isinstance(weights, Weights):
+            task.normalizer.value = weights.loss_normalizer or task.normalizer.value
         host = weights_host(ds_config)
         frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
     if checkpoint is not None:
@@ -147,14 +139,14 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
                 frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
             )
         )
-        normalizer.load_state_dict(state["loss_normalizer"])
+        task.load_state_dict(state)
         progress = Progress(**state["progress"])
-    engine = Engine(model=detector, config=config, ds_config=ds_config, world=world)
+    engine = Engine(model=model, config=config, ds_config=ds_config, world=world)
     if learnt:
         engine.load_learnt_state(learnt, steps=progress.step)
 
     if world.is_main:
-        run.describe(config=config, ds_config=ds_config, classes=train_data.classes)
+        run.describe(config=config, ds_config=ds_config, classes=task.classes)
     monitor = Monitor(
         folder=run.path,
         active=world.is_main,
@@ -162,7 +154,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         total_steps=settings.stop_epoch * batches.steps_per_epoch,
     )
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
-    for line in (*train_data.reports, *test_data.reports):
+    for line in task.reports:
         monitor.say(f"data: {line}")
     if weights is not None:
         monitor.say(f"weights: {weights.report()}")
@@ -171,7 +163,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         if learnt and checkpoint is None:
             anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
             monitor.say(
-                "weights: adapters, head and running average too" + (f"; anew: {', '.join(anew)}" if anew else "")
+                "weights: what had learnt (adapters, head) too" + (f"; anew: {', '.join(anew)}" if anew else "")
             )
     for path in store.broken():
         monitor.say(f"passed over {path}: it is not whole")
@@ -180,17 +172,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     return Trainer(
         config=config,
         world=world,
-        mesh=mesh,
         engine=engine,
-        objective=Objective(
-            config=config,
-            num_classes=len(train_data.classes),
-            normalizer=normalizer,
-            accumulation=engine.accumulation,
-            mesh=mesh,
-        ),
-        train_data=train_data,
-        test_data=test_data,
+        task=task,
         batches=batches,
         run_folder=run,
         store=store,
@@ -206,7 +189,6 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         frozen_fingerprint=frozen,
         stop=stop,
-        external=external,
     )
 
 
@@ -214,7 +196,7 @@ def dry_run(config: Config, ds_config: Path | None) -> str:
     """Parameters by group, and with a ds_config the memory that each of the launched ranks will need."""
     classes = len(config.data.classes) or 1
     with torch.device("meta"):
-        parameters = parameter_table(build_detector(config, num_classes=classes))
+        parameters = parameter_table(build_model(config, num_classes=classes))
     if ds_config is None:
         return parameters
     plan = make_plan(config, ds_config=read_ds_config(ds_config), ranks=launched_ranks(), num_classes=classes)

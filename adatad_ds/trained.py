@@ -19,19 +19,18 @@ from adatad_ds import config as configuration
 from adatad_ds.checkpoint import find_checkpoint, open_checkpoint
 from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import Config, ConfigError
-from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.recogniser import Model, build_model
 from adatad_ds.pretrained import (
     check_fingerprint,
-    check_fit,
     fill_backbone,
     find_weights,
     fingerprint,
+    open_backbone_weights,
     trained_tensors,
 )
 from adatad_ds.recipes import find_recipe
 from adatad_ds.runs import RunFolder
-from adatad_ds.weight_files import SAFETENSORS, Tensors, open_tensors
-from adatad_ds.weight_layouts import open_weights
+from adatad_ds.weight_files import SAFETENSORS, Tensors, check_fit, open_tensors
 
 EXPORT_FORMAT = "adatad_ds adapter 1"
 
@@ -85,8 +84,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
         )
     config = configuration.override(find_recipe(recipe).config, overrides)
     config = replace(config, backbone=replace(config.backbone, weights=str(path)))
-    if not open_weights(path).trained:
-        raise ConfigError(f"{path} holds a video transformer alone, without a trained detector")
+    if not open_backbone_weights(config.backbone).trained:
+        raise ConfigError(f"{path} holds a transformer alone, without a trained model")
     return Trained(
         name=path.name,
         folder=path.parent,
@@ -98,8 +97,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
     )
 
 
-def load_detector(trained: Trained, *, num_classes: int) -> Detector:
-    """The detector, for inference on the CPU, in its config's compute type.
+def load_model(trained: Trained, *, num_classes: int) -> Model:
+    """The detector or recogniser, for inference on the CPU, in its config's compute type.
 
     Args:
         trained: what was found.
@@ -110,8 +109,8 @@ def load_detector(trained: Trained, *, num_classes: int) -> Detector:
     """
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
-    detector = build_detector(config, num_classes=num_classes)
-    vit, dtype = detector.backbone.vit, config.train.dtype
+    model = build_model(config, num_classes=num_classes)
+    vit, dtype = model.backbone.vit, config.train.dtype
     published = trained.learnt is None
     weights = find_weights(config.backbone, vit, averaged=trained.averaged and published)
     if weights is None:
@@ -123,13 +122,13 @@ def load_detector(trained: Trained, *, num_classes: int) -> Detector:
     learnt = trained.learnt
     if learnt is None:
         assert weights is not None
-        learnt = trained_tensors(weights, detector, reset_classifier=False)
-    parameters = dict(detector.named_parameters())
+        learnt = trained_tensors(weights, model, reset_classifier=False)
+    parameters = dict(model.named_parameters())
     check_fit(learnt, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name)
     with torch.no_grad():
         for name, stored in learnt.items():
             parameters[name].copy_(stored.read())
-    return detector.to(dtype).eval().requires_grad_(False)
+    return model.to(dtype).eval().requires_grad_(False)
 
 
 def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 
 from adatad_ds.checkpoint import CheckpointStore
 from adatad_ds.compact import MASTER, encode
 from adatad_ds.config import Config
-from adatad_ds.data.dataset import Batch, WindowDataset
-from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
+from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.engine import Engine
-from adatad_ds.evaluation.classifiers import VideoScores
 from adatad_ds.health import FailedVideos, check_finite
-from adatad_ds.inference import detect, measure
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.monitor import Monitor, peak_memory_bytes
-from adatad_ds.objective import Objective
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
 from adatad_ds.preemption import StopRequest
 from adatad_ds.runs import RunFolder
-from adatad_ds.temporal import Mesh
+from adatad_ds.task import Task
 
 
 @dataclass
@@ -42,11 +39,8 @@ class Trainer:
 
     config: Config
     world: World
-    mesh: Mesh
     engine: Engine
-    objective: Objective
-    train_data: WindowDataset
-    test_data: WindowDataset
+    task: Task
     batches: TrainBatches
     run_folder: RunFolder
     store: CheckpointStore
@@ -56,7 +50,6 @@ class Trainer:
     failed_videos: FailedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
     stop: StopRequest
-    external: VideoScores | None = None  # classes for a class-agnostic detector's segments
 
     def run(self) -> None:
         """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
@@ -65,7 +58,7 @@ class Trainer:
         if self.progress.step and self.progress.step % epoch_steps == 0:
             self.evaluate_if_due(self.progress.step // epoch_steps)  # a crash may have come between save and evaluation
         loader = make_train_loader(
-            self.train_data,
+            self.task.train_data,
             batches=self.batches.between(self.progress.step, total_steps),
             config=self.config.data,
             pin_memory=self.world.device.type == "cuda",
@@ -78,11 +71,11 @@ class Trainer:
             fetched = time.perf_counter()
             warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
             self.engine.set_learning_rate(schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end))
-            classification, regression, stops = self.step(accumulated)
+            losses, stops = self.step(accumulated)
             self.progress.step = step + 1
-            self.monitor.advance(step, f"loss {classification + regression:.4f}")
+            self.monitor.advance(step, f"loss {sum(losses.values()):.4f}")
             if step % settings.log_every_steps == 0 or step + 1 == total_steps:
-                self.log(step, classification, regression, data_sec=fetched - began, began=began)
+                self.log(step, losses, data_sec=fetched - began, began=began)
             epoch, inside_epoch = divmod(step + 1, epoch_steps)
             regular = settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
             if inside_epoch == 0 or regular or stops:
@@ -94,34 +87,31 @@ class Trainer:
                 self.evaluate_if_due(epoch)
                 self.engine.train()
 
-    def step(self, micro_batches: Sequence[Batch]) -> tuple[float, float, bool]:
+    def step(self, micro_batches: Sequence[Any]) -> tuple[dict[str, float], bool]:
         """One optimizer step on a global batch.
 
         Returns:
-            Its classification and regression loss, and whether any rank has been asked to stop: the same on all.
+            Its losses, and whether any rank has been asked to stop: the same on all.
 
         Raises:
             DataError: too many videos could not be read.
             ConfigError: the loss is not finite.
         """
-        device = self.world.device
-        sums = torch.zeros(2, device=device)
-        micro_batches = [self.mesh.agree(batch) for batch in micro_batches]
-        for batch, targets in zip(micro_batches, self.objective.begin_step(micro_batches), strict=True):
-            frames = batch.frames.to(device, non_blocking=True)
-            predictions = self.engine(frames, batch.valid.to(device), batch.seeds)
-            classification, regression = self.objective.losses(predictions, targets)
-            self.engine.backward(self.objective.to_backward(classification + regression))
+        task = self.task
+        sums = torch.zeros(len(task.loss_names), device=self.world.device)
+        micro_batches, targets = task.begin_step(micro_batches)
+        for batch, wanted in zip(micro_batches, targets, strict=True):
+            shares = task.losses(self.engine, batch, wanted)
+            self.engine.backward(task.to_backward(shares.sum()))
             self.engine.step()
-            sums += torch.stack([classification.detach(), regression.detach()])
+            sums += shares.detach()
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
-        classification, regression, failed, stops = self.mesh.sum_over_windows(
-            sums[0], sums[1], len(errors), self.stop.asked
-        )
+        *totals, failed, stops = task.sum_over_samples(*sums, len(errors), self.stop.asked)
         if failed:
             self.failed_videos.add(errors)
-        check_finite(step=self.progress.step, classification=classification, regression=regression)
-        return classification, regression, stops > 0
+        losses = dict(zip(task.loss_names, totals, strict=True))
+        check_finite(step=self.progress.step, losses=losses)
+        return losses, stops > 0
 
     def leave_early(self) -> None:
         """Say that this run is to go on later: to the user, and by a file to whoever started it."""
@@ -129,18 +119,17 @@ class Trainer:
             self.run_folder.mark_interrupted()
         self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
 
-    def log(self, step: int, classification: float, regression: float, *, data_sec: float, began: float) -> None:
+    def log(self, step: int, losses: Mapping[str, float], *, data_sec: float, began: float) -> None:
         """Record a step's numbers. A collective."""
         peak_bytes = self.world.max(peak_memory_bytes(self.world.device))[0]
         elapsed = time.perf_counter() - began
-        frames = self.config.train.global_batch * self.config.data.window_frames
+        frames = self.config.train.global_batch * self.config.sample_frames
         self.monitor.scalars(
             step,
             {
-                "loss/total": classification + regression,
-                "loss/classification": classification,
-                "loss/regression": regression,
-                "loss/normalizer": self.objective.normalizer.value,
+                "loss/total": sum(losses.values()),
+                **{f"loss/{name}": value for name, value in losses.items()},
+                **self.task.scalars(),
                 "train/gradient_norm": self.engine.gradient_norm(),
                 "train/epoch": (step + 1) / self.batches.steps_per_epoch,
                 **{f"lr/{name}": rate for name, rate in self.engine.learning_rates().items()},
@@ -172,7 +161,7 @@ class Trainer:
             self.engine.round_learnt_state()
         state = {
             "progress": asdict(self.progress),
-            "loss_normalizer": self.objective.normalizer.state_dict(),
+            **self.task.state_dict(),
             "frozen_fingerprint": self.frozen_fingerprint,
         }
         self.world.on_main(
@@ -188,40 +177,20 @@ class Trainer:
         done = any(self.world.gather(epoch in self.run_folder.evaluations()))
         if done or not (last or regular):
             return
-        videos = self.test_data.videos
-        loader = make_test_loader(
-            self.test_data,
-            config=self.config.data,
-            batch=self.config.test.batch,
-            rank=self.mesh.data_rank,
-            ranks=self.mesh.data_ranks,
-            pin_memory=self.world.device.type == "cuda",
-        )
         self.engine.train(False)
         with self.engine.averaged_weights():
-            results = detect(
-                forward=self.engine,
-                batches=loader,
-                videos=[video.name for video in videos],
-                classes=self.train_data.classes,
-                config=self.config,
-                mesh=self.mesh,
-                report=self.monitor.say,
-                external=self.external,
-            )
-        if not self.world.is_main:
+            evaluation = self.task.evaluate(self.engine, report=self.monitor.say)
+        if evaluation is None:
             return
-        metrics = measure(results, videos=videos, config=self.config)
-        self.run_folder.add_evaluation(epoch, results=results, metrics=metrics)
-        best = self.run_folder.best_epoch()
+        self.run_folder.add_evaluation(epoch, evaluation)
+        (name, scores), best = self.run_folder.scores(), self.run_folder.best_epoch()
         assert best is not None
-        best_map = self.run_folder.evaluations()[best]["average_mAP"]
-        values = {f"evaluation/{name}": value for name, value in metrics.to_dict().items()}
-        values |= {"evaluation/epoch": epoch, "best/epoch": best, "best/average_mAP": best_map}
+        values = {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
+        values |= {"evaluation/epoch": epoch, "best/epoch": best, f"best/{name}": scores[best]}
         self.monitor.scalars(self.progress.step - 1, values)
         if best == epoch:
             self.store.mark_best(step=self.progress.step)
-        self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{metrics.table()}")
+        self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{evaluation.table}")
 
     def report_evaluations(self) -> None:
         """Say what the last and the best evaluated epoch reached."""

@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,34 @@ def _refuse_lookalikes(path: Path) -> None:
         )
 
 
+def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
+    """See that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
+
+    Raises:
+        ConfigError: listing every difference.
+    """
+    misshaped = [
+        f"{key} is {tensors[key].shape}, the model wants {shapes[key]}"
+        for key in sorted(shapes.keys() & tensors.keys())
+        if _without_ones(tensors[key].shape) != _without_ones(shapes[key])
+    ]
+    problems = [
+        f"{len(keys)} {title}: {', '.join(keys)}"
+        for title, keys in (
+            ("missing", sorted(shapes.keys() - tensors.keys())),
+            ("unexpected", sorted(tensors.keys() - shapes.keys())),
+            ("of another shape", misshaped),
+        )
+        if keys
+    ]
+    if problems:
+        raise ConfigError(f"the weights in {source} do not fit this model. " + ". ".join(problems))
+
+
 def first_line(error: Exception) -> str:
     """The first sentence of an error's message."""
     return re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+
+
+def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)

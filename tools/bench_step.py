@@ -50,7 +50,8 @@ from adatad_ds import config as configuration
 from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.models.adapters import TIA
 from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.detector import backbone_spec, build_detector
+from adatad_ds.models.build import backbone_spec
+from adatad_ds.models.detector import build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
 from adatad_ds.parallel import World
@@ -155,6 +156,7 @@ class Bench:
             window=self.mesh.window() if sharing else WholeWindow(),
             storage=Storage(StoragePolicy(offload=way == "host")),
         ).backbone.to(self.world.device, self.config.train.dtype)
+        assert isinstance(model, AdaptedBackbone), "image transformers have one way alone"
         if way in ("published", "blocks"):
             return model, lambda frames: checkpointed_by_block(model, frames)
         return model, model

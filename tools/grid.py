@@ -185,7 +185,8 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
     recipes = overrides.recipes or tuple(content["recipes"])
     cells = []
     for recipe in recipes:
-        data = find_recipe(recipe).config.data
+        base = find_recipe(recipe).config
+        data = base.data
         of_recipe = content | content.get(recipe.split("_")[0], {})
         frames = overrides.frames or of_recipe["frames"]
         resolutions = overrides.resolutions or of_recipe["resolutions"]
@@ -193,7 +194,7 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
             cell = Cell(
                 name=f"{recipe}_{count}f_{side}px",
                 recipe=recipe,
-                assignments=(*window_settings(data, count), *resolution_settings(data, side), *overrides.assignments),
+                assignments=(*frame_settings(base, count), *resolution_settings(data, side), *overrides.assignments),
                 nodes=overrides.nodes or 1,
             )
             if overrides.temporal:
@@ -202,6 +203,24 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
                 cell = choose_layout(cell, site, nodes=(overrides.nodes,) if overrides.nodes else NODES)
             cells.append(cell)
     return cells
+
+
+def frame_settings(config: Config, frames: int) -> tuple[str, ...]:
+    """Settings for samples of so many frames that see the same stretch of video as the recipe's.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    clip = config.recognition
+    if clip is None:
+        return window_settings(config.data, frames)
+    if clip.sampling == "dense" and clip.frames * clip.stride % frames:
+        raise ConfigError(
+            f"FRAMES: {frames} does not divide {clip.frames * clip.stride}, the frames of the file that a clip covers"
+        )
+    stride = clip.frames * clip.stride // frames
+    dense = (f"recognition.stride={stride}",) if clip.sampling == "dense" else ()
+    return (f"recognition.frames={frames}", *dense)
 
 
 def window_settings(data: DataConfig, frames: int) -> tuple[str, ...]:
@@ -249,7 +268,8 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
         ConfigError: none.
     """
     config = cell.config()
-    config = replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
+    if config.recognition is None:  # windows are long: one at a time, and more by accumulation
+        config = replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
     planner = Planner(config, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
     for count in nodes:
         found = planner.first_fit(count * site.ranks_per_node, GPUS[site.gpu].memory_gb)
@@ -259,7 +279,7 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
         chosen = (
             f"parallel.temporal={layout.temporal}",
             f"backbone.clips_per_chunk={layout.chunk}",
-            f"train.micro_batch={config.train.micro_batch}",
+            f"train.micro_batch={config.train.micro_batch or 'null'}",
         )
         return replace(cell, nodes=count, assignments=(*cell.assignments, *chosen), on_host=layout.host)
     tried = " or ".join(map(str, nodes))

@@ -116,9 +116,11 @@ class Planner:
         return low * step
 
     def frame_step(self) -> int:
-        """Windows are multiples of so many frames: whole clips, and halvings of the pyramid."""
+        """Samples are multiples of so many frames: whole clips, and in detection halvings of the pyramid."""
+        if self.config.recognition:
+            return 1 if self.config.backbone.is_image else CLIP_FRAMES
         step = self.config.head.strides[-1] * self.config.data.frames_per_feature
-        while step % CLIP_FRAMES:
+        while step % self.config.clip_frames:
             step *= 2
         return step
 
@@ -126,11 +128,13 @@ class Planner:
         try:
             return fits(self.plan(layout, frames=frames), memory_gb)
         except ConfigError:
-            return frames // CLIP_FRAMES < layout.temporal  # too short for its ranks: look at longer ones
+            return frames // self.config.clip_frames < layout.temporal  # too short for its ranks: look at longer ones
 
     def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
         """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
-        clips = (frames or self.config.data.window_frames) // CLIP_FRAMES
+        if self.config.recognition:
+            return [1] if self.config.train.global_batch % gpus == 0 else []
+        clips = (frames or self.config.data.window_frames) // self.config.clip_frames
         batch = self.config.train.global_batch
         return [count for count in range(1, min(gpus, clips) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
 
@@ -143,6 +147,8 @@ class Planner:
                     yield chunk, host, count
 
     def _with_frames(self, frames: int) -> Config:
+        if self.config.recognition:
+            return replace(self.config, recognition=replace(self.config.recognition, frames=frames))
         data = replace(self.config.data, window_size=frames // self.config.data.frames_per_feature)
         return replace(self.config, data=data)
 
@@ -166,7 +172,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
-        if config.train.micro_batch is None:
+        if config.train.micro_batch is None and config.recognition is None:
             config = replace(config, train=replace(config.train, micro_batch=1))
         ds_config = read_ds_config(arguments.ds_config)
         planner = Planner(config, ds_config, num_classes=arguments.classes)
@@ -188,7 +194,7 @@ def print_plan(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> None
     config = planner.config
     plan = planner.plan(layout)
     print(
-        f"{config.backbone.name}, {config.backbone.tuning}, {config.data.window_frames} frames, "
+        f"{config.backbone.name}, {config.backbone.tuning}, {config.sample_frames} frames, "
         f"{config.data.resolution} px, {config.train.precision}, global batch {config.train.global_batch}, "
         f"micro batch {config.train.micro_batch}\n{layout}\n"
     )

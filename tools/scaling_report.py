@@ -24,7 +24,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from adatad_ds.config import Config, ConfigError
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.recogniser import build_model
 from adatad_ds.monitor import LOG_FILE
 from adatad_ds.plan import step_flop
 from adatad_ds.runs import INTERRUPTED_FILE, RunFolder
@@ -41,7 +41,7 @@ NUMBERS = {  # column: of a row, in what units, digits
     "s/step": ("sec_per_step", 1, 2),
     "frames/s": ("frames_per_sec", 1, 0),
     "MFU %": ("mfu", 100, 1),
-    "mAP %": ("map", 100, 2),
+    "mAP or top-1 %": ("score", 100, 2),
 }
 ENDED = ("finished", "failed", "gone")
 
@@ -64,7 +64,7 @@ class Row:
     sec_per_step: float | None = None
     frames_per_sec: float | None = None
     mfu: float | None = None
-    map: float | None = None
+    score: float | None = None
 
 
 def main() -> int:
@@ -116,7 +116,7 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
         state=_state(grid, index, config.train.stop_epoch in evaluations, states),
         model=config.backbone.name,
         tuning=config.backbone.tuning,
-        frames=config.data.window_frames,
+        frames=config.sample_frames,
         resolution=config.data.resolution,
         ranks=ranks,
         parameters=total,
@@ -126,9 +126,9 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
         else "",
         memory_gb=max((line["memory/peak_gb"] for line in steps), default=None),
         sec_per_step=seconds,
-        frames_per_sec=config.train.global_batch * config.data.window_frames / seconds if seconds else None,
+        frames_per_sec=config.train.global_batch * config.sample_frames / seconds if seconds else None,
         mfu=mfu,
-        map=max((metrics["average_mAP"] for metrics in evaluations.values()), default=None),
+        score=max(RunFolder(run).scores()[1].values(), default=None),
     )
 
 
@@ -170,7 +170,7 @@ def _parameters(run: Path, config: Config) -> tuple[int, int]:
     except ConfigError:
         classes = config.data.classes
     with torch.device("meta"):
-        model = build_detector(config, num_classes=max(1, len(classes)))
+        model = build_model(config, num_classes=max(1, len(classes)))
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -204,7 +204,7 @@ def write(grid: Path, rows: Sequence[Row]) -> None:
         }
         measured = {
             f"hparam/{name}": float(value)
-            for name in ("map", "memory_gb", "sec_per_step", "frames_per_sec")
+            for name in ("score", "memory_gb", "sec_per_step", "frames_per_sec")
             if (value := getattr(row, name)) is not None
         }
         with SummaryWriter(log_dir=str(grid / "hparams" / row.cell)) as board:
@@ -212,20 +212,20 @@ def write(grid: Path, rows: Sequence[Row]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
-    """mAP and memory against what the grid varies: frames, or parameters."""
+    """mAP (or top-1) and memory against what the grid varies: frames, or parameters."""
     from matplotlib.figure import Figure
 
     by_size = len({row.model for row in rows}) > 1
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name, label in zip(
-        figure.subplots(1, 2), ("map", "memory_gb"), ("average mAP (%)", "peak GB a rank"), strict=True
+        figure.subplots(1, 2), ("score", "memory_gb"), ("average mAP, or top-1 (%)", "peak GB a rank"), strict=True
     ):
         curves: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if (value := getattr(row, name)) is not None:
                 along = (row.parameters or 0) / 1e6 if by_size else row.frames
                 key = f"{row.resolution} px" if by_size else f"{row.model}, {row.resolution} px"
-                curves.setdefault(key, []).append((along, 100 * value if name == "map" else value))
+                curves.setdefault(key, []).append((along, 100 * value if name == "score" else value))
         for key, points in sorted(curves.items()):
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=key)
         axes.set_xlabel("parameters (M)" if by_size else "frames")

@@ -5,14 +5,17 @@ N videos, V views of a video (clips x crops), K classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adatad_ds.data.annotations import DataError, listed
 
+PREDICTIONS_FILE = "predictions.json"
 TOP = 5  # the larger of the two ranks that accuracies are given for
 
 
@@ -61,6 +64,18 @@ class Recognition:
         values = {"top1": self.top1_accuracy, "top5": self.top5_accuracy}
         return values | {"mean_class_top1": self.mean_class_accuracy}
 
+    def table(self) -> str:
+        """Accuracies in %, for a person."""
+        rows = [
+            ("top-1", self.top1_accuracy),
+            (f"top-{TOP}", self.top5_accuracy),
+            ("mean of classes, top-1", self.mean_class_accuracy),
+        ]
+        lines = [f"{name:<24}{100 * value:7.2f} %" for name, value in rows]
+        lost = int(self.unanswered.sum())
+        note = f", {lost} of them unreadable and counted as wrong" if lost else ""
+        return "\n".join([*lines, f"{int(self.videos.sum())} videos of {len(self.classes)} classes{note}"])
+
     def per_class(self) -> list[dict[str, str | float]]:
         """For each class that has a video `class`, `videos`, `top1`, `top5`, `unanswered`, `confused_with`.
 
@@ -79,6 +94,16 @@ class Recognition:
             row["confused_with"] = self.classes[int(others.argmax())] if others.any() else ""
             rows.append(row)
         return rows
+
+    def per_class_table(self) -> str:
+        """`per_class`, for a person."""
+        rows = self.per_class()
+        width = max(len(str(row["class"])) for row in rows)
+        lines = [f"{'class':{width}} {'videos':>7} {'top-1 %':>8} {'top-5 %':>8}  most often taken for"]
+        for row in rows:
+            shares = f"{100 * float(row['top1']):>8.2f} {100 * float(row['top5']):>8.2f}"
+            lines.append(f"{row['class']:{width}} {row['videos']:>7} {shares}  {row['confused_with']}".rstrip())
+        return "\n".join(lines)
 
 
 def view_average(logits: ArrayLike) -> NDArray[np.float64]:
@@ -127,3 +152,25 @@ def recognition_accuracy(
     return Recognition(
         classes=tuple(classes), videos=videos, top1=top1, top5=top5, confusion=confusion, unanswered=unanswered
     )
+
+
+def write_predictions(
+    path: Path, logits: Mapping[str, ArrayLike], truth: Mapping[str, int], *, classes: Sequence[str]
+) -> None:
+    """Write each test video's true class and its five most probable ones; of an unreadable video, none.
+
+    Args:
+        path: the JSON file; a reader sees the old one or the whole new one.
+        logits: (V, K) of videos by name.
+        truth: class index of each video of the test set.
+        classes: names by class index.
+    """
+    results = {}
+    for name, label in truth.items():
+        probable = view_average(logits[name]) if name in logits else np.empty(0)
+        best = np.argsort(-probable, kind="stable")[:TOP]
+        predicted = [{"label": classes[int(index)], "score": round(float(probable[index]), 4)} for index in best]
+        results[name] = {"label": classes[label], "predictions": predicted}
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps({"results": results}))
+    temporary.rename(path)

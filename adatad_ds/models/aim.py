@@ -1,13 +1,17 @@
 """AIM: a frozen image transformer as a video model (Yang et al., ICLR 2023, arXiv 2302.03024, section 3).
 
-B videos or windows, T frames of each, n = T / t clips of t frames, N tokens a frame, C channels. Tokens are
-(B * n, t, N, C). Attention over time never leaves a clip.
+B videos or windows, F frames of each, F / t clips of t frames, n of all clips at once, N tokens a frame, C channels,
+T feature steps. Tokens are (n, t, N, C).
+
+Attention over time never leaves a clip, so clips have nothing to do with one another from their frames to their
+features. They run a few at a time through the whole transformer, and are recomputed so: what is kept for the backward
+pass are frames and features, and one piece's activations, however many frames a window has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +19,13 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adatad_ds.config import ConfigError
+from adatad_ds.config import AIMAdapter, ConfigError
 from adatad_ds.models.image_vit import ImageTransformer, attend
 from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.window import WholeWindow, Window
 
-AIMAdapter = Literal["temporal", "spatial", "joint"]
-AIMTuning = Literal["frozen", "adapters", "full"]
+TUNINGS = ("frozen", "aim", "full")
 ALL_ADAPTERS: tuple[AIMAdapter, ...] = get_args(AIMAdapter)
-ADAPTER_RATIO = 0.25
-JOINT_SCALE = 0.5
 BRANCHES = 2  # under drop path: temporal, joint
 
 
@@ -32,12 +34,13 @@ class Bottleneck(nn.Module):
 
     Args:
         width: channels C.
+        ratio: of the inner channels to C.
         skip: whether the input is added.
     """
 
-    def __init__(self, *, width: int, skip: bool) -> None:
+    def __init__(self, *, width: int, ratio: float, skip: bool) -> None:
         super().__init__()
-        hidden = int(width * ADAPTER_RATIO)
+        hidden = int(width * ratio)
         self.skip = skip
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
@@ -56,22 +59,33 @@ class BlockAdapters(nn.Module):
 
         z = z + keep * Adapter_T(MSA over the t frames of each position(LN1(z)))      with "temporal" only
         z = z + Adapter_S(MSA over the N tokens of each frame(LN1(z)))
-        z = z + MLP(LN2(z)) + keep * 0.5 * Adapter_J(LN2(z))
+        z = z + MLP(LN2(z)) + keep * s * Adapter_J(LN2(z))
 
     Both attentions are the same frozen one. Without its adapter, the second and third lines are the image model's.
 
     Args:
         width: channels C.
+        ratio: of an adapter's inner channels to C.
         adapt: which adapters there are.
         adapter_before_time: one more, with skip, before the attention over time.
+        joint_scale: s.
     """
 
-    def __init__(self, *, width: int, adapt: frozenset[AIMAdapter], adapter_before_time: bool) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        ratio: float,
+        adapt: frozenset[AIMAdapter],
+        adapter_before_time: bool,
+        joint_scale: float,
+    ) -> None:
         super().__init__()
 
         def bottleneck(wanted: bool, *, skip: bool) -> Bottleneck | None:
-            return Bottleneck(width=width, skip=skip) if wanted else None
+            return Bottleneck(width=width, ratio=ratio, skip=skip) if wanted else None
 
+        self.joint_scale = joint_scale
         self.temporal_in = bottleneck(adapter_before_time, skip=True)
         self.temporal = bottleneck("temporal" in adapt, skip=False)
         self.spatial = bottleneck("spatial" in adapt, skip=True)
@@ -100,25 +114,30 @@ class BlockAdapters(nn.Module):
         tokens = tokens + (mixed if self.spatial is None else self.spatial(mixed))
         normed = block.norm2(tokens)
         tokens = tokens + block.ls2(block.mlp(normed))
-        return tokens if self.joint is None else tokens + _kept(JOINT_SCALE * self.joint(normed), keep, 1)
+        return tokens if self.joint is None else tokens + _kept(self.joint_scale * self.joint(normed), keep, 1)
 
 
 class AIMTransformer(nn.Module):
     """An image transformer over the frames of videos, adapted to time.
 
     - `frozen`: the image model, frame by frame; only its final norm learns.
-    - `adapters`: the adapters, the temporal embedding and the final norm learn.
+    - `aim`: the adapters, the temporal embedding and the final norm learn.
     - `full`: everything learns, with or without adapters.
 
     Args:
         vit: the image transformer; its parameters but the final norm are frozen here unless `tuning` is `full`.
         clip_frames: t, over which attention over time goes.
+        feature_steps: T, each the mean of F / T frames.
         adapt: which adapters there are; attention over time and its embedding come with "temporal".
         tuning: one of the three ways above.
         adapter_before_time: the variant for strongly temporal data (see `BlockAdapters`).
+        adapter_ratio: of an adapter's inner channels to C.
+        joint_scale: factor of the joint adapters' output.
         drop_path: stochastic depth rate of the last block's temporal and joint branch, falling linearly to 0 at the
             first block's; without those adapters there is nothing to drop.
-        activation_checkpointing: keep each block's input for the backward pass, and recompute the rest.
+        activation_checkpointing: keep each piece's frames for the backward pass, and recompute the rest.
+        clips_per_chunk: clips that run through the transformer at once, at most; 0: all.
+        window: this rank's share of a window in time.
 
     Raises:
         ConfigError: a combination that makes no sense.
@@ -129,23 +148,38 @@ class AIMTransformer(nn.Module):
         *,
         vit: ImageTransformer,
         clip_frames: int,
+        feature_steps: int,
         adapt: Iterable[AIMAdapter],
-        tuning: AIMTuning,
-        adapter_before_time: bool,
-        drop_path: float,
-        activation_checkpointing: bool,
+        tuning: str,
+        adapter_before_time: bool = False,
+        adapter_ratio: float = 0.25,
+        joint_scale: float = 0.5,
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+        clips_per_chunk: int = 0,
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         chosen = frozenset(adapt)
         _check(chosen, tuning=tuning, adapter_before_time=adapter_before_time, clip_frames=clip_frames, rate=drop_path)
         self.vit = vit.requires_grad_(tuning == "full")
         self.clip_frames = clip_frames
+        self.feature_steps = feature_steps
         self.adapt = chosen
         self.tuning = tuning
         self.drop_path = drop_path
         self.activation_checkpointing = activation_checkpointing
+        self.clips_per_chunk = clips_per_chunk
+        self._window = window or WholeWindow()
         self.adapters = nn.ModuleList(
-            BlockAdapters(width=vit.width, adapt=chosen, adapter_before_time=adapter_before_time) for _ in vit.blocks
+            BlockAdapters(
+                width=vit.width,
+                ratio=adapter_ratio,
+                adapt=chosen,
+                adapter_before_time=adapter_before_time,
+                joint_scale=joint_scale,
+            )
+            for _ in vit.blocks
         )
         self.temporal_embedding = nn.Parameter(torch.zeros(1, clip_frames, vit.width)) if "temporal" in chosen else None
         for norm in (vit.norm, vit.fc_norm):
@@ -157,63 +191,58 @@ class AIMTransformer(nn.Module):
         return self.vit.width
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
-        """Features of each frame, for recognition.
+        """Features of each video or window.
 
         Args:
-            frames: (B, T, H, W, 3) uint8, T a multiple of t.
+            frames: (B, F, H, W, 3) uint8, F a multiple of t; only this rank's clips, where a window is shared.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
-            (B, T, C), in the weights' type.
+            (B, C, T) float32, of the whole window.
 
         Raises:
-            ValueError: T is no multiple of t, or frames of another size.
+            ValueError: F is no multiple of t, T does not divide the whole window's frames, or frames of another size.
         """
+        features = self._window.gather_time(self.frame_features(frames, noise).float().transpose(1, 2))
+        if features.shape[2] % self.feature_steps:
+            raise ValueError(f"{features.shape[2]} frames do not make {self.feature_steps} features")
+        return features.unflatten(2, (self.feature_steps, -1)).mean(dim=3)
+
+    def frame_features(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        """As `forward`, of each frame here: (B, F, C) in the weights' type."""
         videos, count = frames.shape[:2]
         if count == 0 or count % self.clip_frames:
             raise ValueError(f"{count} frames are no multiple of the clips' {self.clip_frames}")
-        clips = count // self.clip_frames
-        keep = self._drop_path_factors(noise, clips=clips)
-        tokens = self.vit(frames.flatten(0, 1)).unflatten(0, (videos * clips, self.clip_frames))
+        clips = frames.reshape(-1, self.clip_frames, *frames.shape[2:])
+        keep = self._drop_path_factors(noise, clips=count // self.clip_frames)
+        at_once = self.clips_per_chunk or len(clips)
+        pieces = clips.split(at_once)
+        keeps = [None] * len(pieces) if keep is None else keep.split(at_once)
+        features = [self._piece(piece, kept) for piece, kept in zip(pieces, keeps, strict=True)]
+        return torch.cat(features).view(videos, count, self.width)
+
+    def _piece(self, clips: Tensor, keep: Tensor | None) -> Tensor:
+        """Some clips, (n, t, H, W, 3), recomputed in the backward pass where that is wanted: (n, t, C).
+
+        Not the reentrant kind of checkpoint: it loses gradients silently where its inputs need none.
+        """
+        if self.activation_checkpointing and self.tuning != "frozen" and torch.is_grad_enabled():
+            return checkpoint(self._through, clips, keep, use_reentrant=False, preserve_rng_state=False)
+        return self._through(clips, keep)
+
+    def _through(self, clips: Tensor, keep: Tensor | None) -> Tensor:
+        """Clips through the whole transformer: (n, t, H, W, 3) and drop-path factors (n, depth, 2) to (n, t, C)."""
+        tokens = self.vit(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         if self.temporal_embedding is not None:
             tokens = tokens + self.temporal_embedding[:, :, None]
         tokens = self.vit.norm_pre(tokens)
-        for index in range(len(self.adapters)):
-            tokens = self._block(index, tokens, None if keep is None else keep[:, index])
-        return self.vit.pool(tokens).view(videos, count, self.width)
-
-    def window_features(self, frames: Tensor, steps: int, noise: SampleNoise | None = None) -> Tensor:
-        """Features of windows, for detection: each the mean of T / `steps` frames.
-
-        Args:
-            frames: (B, T, H, W, 3) uint8, T a multiple of t.
-            steps: features of a window, a divisor of T.
-            noise: as for `forward`.
-
-        Returns:
-            (B, C, steps) float32.
-
-        Raises:
-            ValueError: as for `forward`, and where `steps` does not divide T.
-        """
-        if steps < 1 or frames.shape[1] % steps:
-            raise ValueError(f"{frames.shape[1]} frames do not make {steps} features")
-        features = self(frames, noise).float()
-        return features.unflatten(1, (steps, -1)).mean(dim=2).transpose(1, 2)
-
-    def _block(self, index: int, tokens: Tensor, keep: Tensor | None) -> Tensor:
-        """Block `index` with its adapters: (B * n, t, N, C) to the same.
-
-        Not the reentrant kind of checkpoint: it loses gradients silently where a block's input needs none.
-        """
-        adapters, block = self.adapters[index], self.vit.blocks[index]
-        assert isinstance(adapters, BlockAdapters)
-        if self.activation_checkpointing and self.tuning != "frozen" and torch.is_grad_enabled():
-            return checkpoint(adapters.run, block, tokens, keep, use_reentrant=False, preserve_rng_state=False)
-        return adapters.run(block, tokens, keep)
+        for index, (adapters, block) in enumerate(zip(self.adapters, self.vit.blocks, strict=True)):
+            assert isinstance(adapters, BlockAdapters)
+            tokens = adapters.run(block, tokens, None if keep is None else keep[:, index])
+        return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
-        """(B * n, depth, 2), drawn once a forward pass so that recomputation shares them."""
+        """(B * clips, depth, 2), drawn once a forward pass so that recomputation shares them."""
         if noise is None or self.drop_path == 0 or not self.adapt & {"temporal", "joint"}:
             return None
         depth = len(self.adapters)
@@ -225,16 +254,14 @@ def _kept(branch: Tensor, keep: Tensor | None, which: int) -> Tensor:
     return branch if keep is None else branch * keep[:, which]
 
 
-def _check(
-    adapt: frozenset[str], *, tuning: AIMTuning, adapter_before_time: bool, clip_frames: int, rate: float
-) -> None:
+def _check(adapt: frozenset[str], *, tuning: str, adapter_before_time: bool, clip_frames: int, rate: float) -> None:
     unknown = sorted(adapt - set(ALL_ADAPTERS))
     if unknown:
         raise ConfigError(f"there is no adapter {', '.join(unknown)}; there are {', '.join(ALL_ADAPTERS)}")
-    if tuning not in get_args(AIMTuning):
-        raise ConfigError(f"tuning is one of {', '.join(get_args(AIMTuning))}, not {tuning}")
-    if tuning == "adapters" and not adapt:
-        raise ConfigError("tuning=adapters wants at least one adapter; without, choose tuning=frozen or full")
+    if tuning not in TUNINGS:
+        raise ConfigError(f"an image transformer's backbone.tuning is one of {', '.join(TUNINGS)}, not {tuning}")
+    if tuning == "aim" and not adapt:
+        raise ConfigError("tuning=aim wants at least one of backbone.aim_adapters; without, tuning=frozen or full")
     if tuning == "frozen" and adapt:
         raise ConfigError(f"tuning=frozen has no adapters, but {', '.join(sorted(adapt))} were asked for")
     if adapter_before_time and "temporal" not in adapt:

@@ -77,6 +77,11 @@ class AdaptedBackbone(nn.Module):
         self._window = window
 
     @property
+    def width(self) -> int:
+        """C, the channels of the features."""
+        return self.vit.spec.width
+
+    @property
     def grad_free_blocks(self) -> int:
         """Leading blocks that need no gradient: all below and including the first adapted one."""
         if self.tuning == "full":

@@ -5,24 +5,22 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config import BackboneConfig, Config, ConfigError
+from adatad_ds.config import Config
 from adatad_ds.detection.points import make_points
-from adatad_ds.models.adapters import TIA, PlainAdapter
-from adatad_ds.models.backbone import AdaptedBackbone
+from adatad_ds.models.build import Backbone, build_backbone
 from adatad_ds.models.heads import DetectionHead
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.stopwatch import Stopwatch
-from adatad_ds.models.stored import Storage, StoragePolicy
-from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.window import WholeWindow, Window
+from adatad_ds.models.stored import Storage
+from adatad_ds.models.vit import ViTSpec
+from adatad_ds.models.window import Window
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Predictions:
 class Detector(nn.Module):
     """Adapted backbone, pyramid and heads."""
 
-    def __init__(self, *, backbone: AdaptedBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: Backbone, pyramid: Pyramid, head: DetectionHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
@@ -80,32 +78,20 @@ def build_detector(
     Args:
         config: of the run.
         num_classes: K.
-        spec: shape of the transformer; None: that of `backbone.name`.
-        window: this rank's share of a window in time; None: all of it.
-        storage: where activations wait for the backward pass; None: on the device.
-        stopwatch: times recomputed segments; None: nothing does.
+        spec: as for `build_backbone`; also window, storage and stopwatch.
+        window: see there.
+        storage: see there.
+        stopwatch: see there.
 
     Raises:
-        ConfigError: unknown backbone, or adapter blocks that it does not have.
+        ConfigError: unknown backbone, or adapters that it cannot have.
     """
-    spec = spec or backbone_spec(config.backbone.name)
     data, head = config.data, config.head
-    with torch.device("meta") if config.backbone.weights is not None else contextlib.nullcontext():
-        vit = VisionTransformer(spec=spec, resolution=data.resolution)
-    backbone = AdaptedBackbone(
-        vit=vit,
-        adapters=_adapters(config.backbone, spec),
-        window=window or WholeWindow(),
-        tuning=config.backbone.tuning,
-        feature_steps=data.window_size,
-        drop_path=config.backbone.drop_path,
-        activation_checkpointing=config.backbone.activation_checkpointing,
-        clips_per_chunk=config.backbone.clips_per_chunk,
-        storage=storage or Storage(StoragePolicy()),
-        stopwatch=stopwatch or Stopwatch(),
+    backbone = build_backbone(
+        config, feature_steps=data.window_size, spec=spec, window=window, storage=storage, stopwatch=stopwatch
     )
     pyramid = Pyramid(
-        in_channels=spec.width,
+        in_channels=backbone.width,
         width=head.width,
         arch=head.arch,
         heads=head.heads,
@@ -141,51 +127,3 @@ def valid_points(valid: Tensor, config: Config) -> Tensor:
     """Which points lie inside the video: (B, window's steps) bool to (B, P) bool."""
     valid = F.pad(valid, (0, config.pyramid_steps - valid.shape[1]))
     return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)
-
-
-def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of the blocks that have an adapter.
-
-    Raises:
-        ConfigError: unknown backbone, or blocks that it does not have.
-    """
-    return _adapted_blocks(backbone, backbone_spec(backbone.name))
-
-
-def backbone_spec(name: str) -> ViTSpec:
-    """Shape of a backbone by name.
-
-    Raises:
-        ConfigError: unknown.
-    """
-    try:
-        return VIT_SPECS[name]
-    except KeyError:
-        raise ConfigError(f"backbone.name={name!r} is unknown; there are {', '.join(VIT_SPECS)}") from None
-
-
-def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:
-    if backbone.tuning in ("frozen", "full"):
-        return ()
-    blocks = backbone.adapter_blocks if backbone.adapter_blocks is not None else tuple(range(spec.depth))
-    outside = [block for block in blocks if not 0 <= block < spec.depth]
-    if outside or not blocks:
-        raise ConfigError(
-            f"backbone.adapter_blocks={list(blocks)} must name blocks 0..{spec.depth - 1} of {backbone.name}; "
-            f"not there: {outside}"
-        )
-    return blocks
-
-
-def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
-    def adapter() -> nn.Module:
-        if backbone.adapter == "plain":
-            return PlainAdapter(width=spec.width, ratio=backbone.adapter_ratio)
-        return TIA(
-            width=spec.width,
-            ratio=backbone.adapter_ratio,
-            kernel=backbone.adapter_kernel,
-            dilation=backbone.adapter_dilation,
-        )
-
-    return {block: adapter() for block in _adapted_blocks(backbone, spec)}

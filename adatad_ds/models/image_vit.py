@@ -82,7 +82,8 @@ class ImageTransformer(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """One feature a frame, (..., N, C) to (..., C): the class token, or the patches' mean, after the final norm."""
         if self.pools_class_token:
-            return self.fc_norm(self.norm(tokens[..., 0, :]))
+            class_token = tokens[..., 0, :].contiguous()  # the norm's backward pass is not to keep the other tokens
+            return self.fc_norm(self.norm(class_token))
         return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
 
 

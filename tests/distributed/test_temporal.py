@@ -78,7 +78,7 @@ def test_resume_on_another_number_of_temporal_ranks(small_videos, tmp_path):
         ({"ranks": 2, "parallel__temporal": 3}, "parallel.temporal=3 does not divide the 2 ranks"),
         (
             {"ranks": 2, "parallel__temporal": 2, "data__window_size": 16, "backbone__adapter_dilation": 5},
-            "leaves a rank 8 of a window's 16 tubelets, fewer than the 10",
+            "leaves a rank 8 of a window's 16 steps, fewer than the 10",
         ),
     ],
 )

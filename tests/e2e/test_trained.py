@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adatad_ds.runs import RunFolder
-from adatad_ds.trained import find_trained, load_detector
+from adatad_ds.trained import find_trained, load_model
 from tests.distributed.launch import finish, start, train_command
 from tests.unit.test_weight_layouts import published
 
@@ -89,7 +89,7 @@ def test_a_wrong_backbone_under_a_right_adapter(run, tmp_path):
 @pytest.mark.slow
 def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_path):
     trained, raw = find_trained(run), find_trained(run, raw=True)
-    states = [published(load_detector(each, num_classes=5), beside=False) for each in (raw, trained)]
+    states = [published(load_model(each, num_classes=5), beside=False) for each in (raw, trained)]
     content = {"epoch": 2, "state_dict": states[0], "state_dict_ema": states[1]}
     torch.save(content, tmp_path / "published.pth")
     finish(tool("tools/convert_weights.py", tmp_path / "published.pth", "--out", tmp_path / "converted.safetensors"))

@@ -46,11 +46,9 @@ def build(vit: VisionTransformer | None = None, *, awake: bool = True, **changes
     adapt = changes.get("adapt", ALL_ADAPTERS)
     settings = {
         "clip_frames": 4,
+        "feature_steps": 4,
         "adapt": adapt,
-        "tuning": "adapters" if adapt else "frozen",
-        "adapter_before_time": False,
-        "drop_path": 0.0,
-        "activation_checkpointing": False,
+        "tuning": "aim" if adapt else "frozen",
     }
     image = ImageTransformer(vit=vit or timm_vit(), pixel_mean=MEAN, pixel_std=STD)
     model = AIMTransformer(vit=image, **(settings | changes))
@@ -84,7 +82,7 @@ def noise(*seeds: int) -> SampleNoise:
 
 def gradients(model: AIMTransformer, frames: torch.Tensor, *seeds: int) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    model(frames, noise(*seeds) if seeds else None).square().sum().backward()
+    model.frame_features(frames, noise(*seeds) if seeds else None).square().sum().backward()
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -97,7 +95,7 @@ def gradients(model: AIMTransformer, frames: torch.Tensor, *seeds: int) -> dict[
 def test_at_the_start_it_is_the_image_model(adapt):
     """timm's features, frame by frame: the adapters' outputs are zero, and the spatial one has a skip."""
     expected = image_features(timm_vit(), video())
-    features = build(adapt=adapt, awake=False)(video())
+    features = build(adapt=adapt, awake=False).frame_features(video())
     assert features.shape == (2, 8, 48)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
@@ -107,7 +105,7 @@ def test_at_the_start_it_is_the_image_model(adapt):
 def test_each_adapter_does_something_and_learns(adapt):
     model = build(adapt=adapt)
     if adapt:
-        assert (model(video()) - image_features(timm_vit(), video())).abs().max() > 1e-2
+        assert (model.frame_features(video()) - image_features(timm_vit(), video())).abs().max() > 1e-2
     own = {name.split(".")[2] for name in learning(model) if name.startswith("adapters.")}
     assert own == set(adapt)
     assert ("temporal_embedding" in learning(model)) == ("temporal" in adapt)
@@ -140,23 +138,23 @@ def test_only_temporal_adapters_let_frames_see_each_other_and_only_within_their_
     changed[:, 1] = 255 - changed[:, 1]
     for adapt in SUBSETS:
         model = build(adapt=adapt)
-        moved = (model(frames) - model(changed)).abs().amax(dim=(0, 2)) > 1e-6
+        moved = (model.frame_features(frames) - model.frame_features(changed)).abs().amax(dim=(0, 2)) > 1e-6
         expected = [True] * 4 + [False] * 4 if "temporal" in adapt else [False, True] + [False] * 6
         assert moved.tolist() == expected, adapt
 
 
 def test_clips_of_a_long_window_are_as_if_alone():
     model = build()
-    whole = model(video(frames=12))
-    parts = torch.cat([model(video(frames=12)[:, i : i + 4]) for i in (0, 4, 8)], dim=1)
+    whole = model.frame_features(video(frames=12))
+    parts = torch.cat([model.frame_features(video(frames=12)[:, i : i + 4]) for i in (0, 4, 8)], dim=1)
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
 
 
 def test_the_temporal_embedding_tells_a_clips_frames_apart():
     still = video(frames=1).expand(-1, 4, -1, -1, -1)
-    apart = build(adapt=("temporal",))(still)
+    apart = build(adapt=("temporal",)).frame_features(still)
     assert (apart[:, 0] - apart[:, 1]).abs().max() > 1e-3
-    same = build(adapt=("temporal",), awake=False)(still)
+    same = build(adapt=("temporal",), awake=False).frame_features(still)
     torch.testing.assert_close(same[:, 0], same[:, 1])
 
 
@@ -170,19 +168,19 @@ def test_an_adapter_before_time():
             nn.init.zeros_(parameter)
     without = build()
     without.load_state_dict({k: v for k, v in silent.state_dict().items() if "temporal_in" not in k})
-    torch.testing.assert_close(silent(video()), without(video()))
-    assert (model(video()) - without(video())).abs().max() > 1e-3
+    torch.testing.assert_close(silent.frame_features(video()), without.frame_features(video()))
+    assert (model.frame_features(video()) - without.frame_features(video())).abs().max() > 1e-3
 
 
 def test_drop_path_belongs_to_the_sample():
     model = build(drop_path=0.9)
     frames = video(videos=3)
-    together = model(frames, noise(5, 6, 7))
-    torch.testing.assert_close(together, model(frames, noise(5, 6, 7)))
-    alone = torch.cat([model(frames[i : i + 1], noise(5 + i)) for i in range(3)])
+    together = model.frame_features(frames, noise(5, 6, 7))
+    torch.testing.assert_close(together, model.frame_features(frames, noise(5, 6, 7)))
+    alone = torch.cat([model.frame_features(frames[i : i + 1], noise(5 + i)) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    assert (together[0] - model(frames, noise(8, 6, 7))[0]).abs().max() > 1e-3
-    torch.testing.assert_close(model(frames), build()(frames))
+    assert (together[0] - model.frame_features(frames, noise(8, 6, 7))[0]).abs().max() > 1e-3
+    torch.testing.assert_close(model.frame_features(frames), build().frame_features(frames))
 
 
 def test_drop_path_spares_the_frozen_branches_and_the_spatial_adapter():
@@ -193,11 +191,11 @@ def test_drop_path_spares_the_frozen_branches_and_the_spatial_adapter():
     for bottleneck in (last.temporal, last.joint):
         for parameter in bottleneck.fc2.parameters():
             nn.init.zeros_(parameter)
-    torch.testing.assert_close(model(video(), noise(1, 2)), spared(video()))
+    torch.testing.assert_close(model.frame_features(video(), noise(1, 2)), spared.frame_features(video()))
 
 
 @pytest.mark.parametrize("adapt", [ALL_ADAPTERS, ("spatial",)])
-@pytest.mark.parametrize("tuning", ["adapters", "full"])
+@pytest.mark.parametrize("tuning", ["aim", "full"])
 def test_checkpointing_changes_no_gradient(adapt, tuning):
     settings = {"adapt": adapt, "tuning": tuning, "drop_path": 0.5}
     plain = gradients(build(**settings), video(), 3, 4)
@@ -207,9 +205,9 @@ def test_checkpointing_changes_no_gradient(adapt, tuning):
         torch.testing.assert_close(gradient, recomputed[name])
 
 
-def test_checkpointing_keeps_one_tensor_a_block():
-    def kept(*, activation_checkpointing: bool) -> int:
-        model = build(timm_vit(depth=6), activation_checkpointing=activation_checkpointing)
+def test_checkpointing_keeps_nothing_of_the_blocks():
+    def kept(*, depth: int, activation_checkpointing: bool) -> int:
+        model = build(timm_vit(depth=depth), activation_checkpointing=activation_checkpointing)
         sizes: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -218,43 +216,54 @@ def test_checkpointing_keeps_one_tensor_a_block():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            features = model(video())
+            features = model.frame_features(video())
         assert features.requires_grad
         return sum(sizes.values())
 
-    assert kept(activation_checkpointing=True) < kept(activation_checkpointing=False) / 5
+    whole = kept(depth=6, activation_checkpointing=True)
+    assert whole == kept(depth=2, activation_checkpointing=True)
+    assert whole < kept(depth=6, activation_checkpointing=False) / 20
 
 
 def test_frozen_builds_no_graph_in_the_blocks():
     model = build(adapt=(), activation_checkpointing=True)
     tokens = []
     model.vit.norm.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].requires_grad))
-    assert model(video()).requires_grad
+    assert model.frame_features(video()).requires_grad
     assert tokens == [False]
 
 
-def test_window_features_are_means_of_frames():
+def test_features_are_means_of_frames():
     model = build()
-    features = model(video())
-    expected = features.unflatten(1, (4, 2)).mean(dim=2).transpose(1, 2)
-    torch.testing.assert_close(model.window_features(video(), 4), expected)
-    assert model.window_features(video(), 8).shape == (2, 48, 8)
-    assert model.bfloat16().window_features(video(), 4).dtype == torch.float32
+    expected = model.frame_features(video()).unflatten(1, (4, 2)).mean(dim=2).transpose(1, 2)
+    torch.testing.assert_close(model(video()), expected)
+    assert build(feature_steps=8)(video()).shape == (2, 48, 8)
+    assert model.bfloat16()(video()).dtype == torch.float32
     with pytest.raises(ValueError, match="8 frames do not make 3 features"):
-        model.window_features(video(), 3)
+        build(feature_steps=3)(video())
+
+
+@pytest.mark.parametrize("clips_per_chunk", [1, 3])
+def test_pieces_change_nothing(clips_per_chunk):
+    settings = {"drop_path": 0.5, "activation_checkpointing": True}
+    whole, pieces = build(**settings), build(clips_per_chunk=clips_per_chunk, **settings)
+    torch.testing.assert_close(whole(video()), pieces(video()))
+    expected, found = gradients(whole, video(), 3, 4), gradients(pieces, video(), 3, 4)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_stays_near_fp32():
-    exact = build()(video())
-    rounded = build().bfloat16()(video())
+    exact = build().frame_features(video())
+    rounded = build().bfloat16().frame_features(video())
     assert rounded.dtype == torch.bfloat16
     assert (rounded.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
 def test_many_sequences_go_through_attention_in_pieces(monkeypatch):
-    whole = build()(video())
+    whole = build().frame_features(video())
     monkeypatch.setattr(image_vit, "MOST_SEQUENCES", 3)
-    torch.testing.assert_close(build()(video()), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build().frame_features(video()), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +282,9 @@ def test_many_sequences_go_through_attention_in_pieces(monkeypatch):
 def test_other_image_transformers(changes):
     frames = torch.randint(0, 256, (2, 4, *changes.get("img_size", (32, 32)), 3), dtype=torch.uint8)
     expected = image_features(timm_vit(**changes), frames)
-    torch.testing.assert_close(build(timm_vit(**changes), awake=False)(frames), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        build(timm_vit(**changes), awake=False).frame_features(frames), expected, rtol=1e-4, atol=1e-5
+    )
     model = build(timm_vit(**changes))
     norm = "fc_norm" if changes.get("global_pool") == "avg" and changes.get("fc_norm") is None else "norm"
     assert {name for name in learning(model) if name.startswith("vit.")} == {f"vit.{norm}.weight", f"vit.{norm}.bias"}
@@ -306,11 +317,9 @@ def test_the_published_parameter_counts(name, learns, whole):
         model = AIMTransformer(
             vit=vit,
             clip_frames=8,
+            feature_steps=8,
             adapt=ALL_ADAPTERS,
-            tuning="adapters",
-            adapter_before_time=False,
-            drop_path=0.2,
-            activation_checkpointing=True,
+            tuning="aim",
         )
         classifier = nn.Linear(model.width, 400)
     parameters = [*model.parameters(), *classifier.parameters()]
@@ -321,9 +330,9 @@ def test_the_published_parameter_counts(name, learns, whole):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapt": ("temporal", "sideways")}, "no adapter sideways; there are temporal, spatial, joint"),
-        ({"tuning": "half"}, "tuning is one of frozen, adapters, full, not half"),
-        ({"adapt": (), "tuning": "adapters"}, "at least one adapter"),
+        ({"adapt": ("temporal", "sideways")}, "no adapter sideways; there are spatial, temporal, joint"),
+        ({"tuning": "half"}, "backbone.tuning is one of frozen, aim, full, not half"),
+        ({"adapt": (), "tuning": "aim"}, "at least one of backbone.aim_adapters"),
         ({"tuning": "frozen"}, "joint, spatial, temporal were asked for"),
         ({"adapt": ("joint",), "adapter_before_time": True}, "wants the temporal adapter too"),
         ({"clip_frames": 0}, "at least 1 frame"),
@@ -362,8 +371,8 @@ def test_names_that_will_not_do():
 
 def test_frames_that_will_not_do():
     with pytest.raises(ValueError, match="6 frames are no multiple of the clips' 4"):
-        build()(video(frames=6))
+        build().frame_features(video(frames=6))
     with pytest.raises(ValueError, match="0 frames"):
-        build()(video(frames=0))
+        build().frame_features(video(frames=0))
     with pytest.raises(ValueError, match=r"frames are \(48, 48\) pixels, the model takes \(32, 32\)"):
-        build()(video(side=48))
+        build().frame_features(video(side=48))

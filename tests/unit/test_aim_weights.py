@@ -10,10 +10,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from adatad_ds.aim_weights import AIM, CLIP, TIMM, TRANSFORMERS, load_aim_weights, open_aim_weights, recognise_aim
+from adatad_ds.aim_weights import (
+    AIM,
+    CLIP,
+    TIMM,
+    TRANSFORMERS,
+    AIMWeights,
+    fit_image_weights,
+    open_aim_weights,
+    recognise_aim,
+)
 from adatad_ds.config import ConfigError
 from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.image_vit import build_image_transformer
+from adatad_ds.models.recogniser import Classifier, Recogniser
+from adatad_ds.pretrained import trained_tensors
 from adatad_ds.weight_files import StoredTensor
 from tests.unit.test_aim import MEAN, STD, build, image_features, timm_vit, video
 
@@ -38,10 +49,22 @@ def stored(state: State) -> dict[str, StoredTensor]:
     return {name: StoredTensor(tuple(t.shape), lambda t=t: t) for name, t in state.items()}
 
 
+def fill(weights: AIMWeights, model: AIMTransformer) -> None:
+    fitted = fit_image_weights(weights, model.vit)
+    whole = Recogniser(backbone=model, head=Classifier(width=48, num_classes=5, dropout=0.0))
+    tensors = {f"backbone.vit.{name}": tensor for name, tensor in fitted.vit.items()}
+    if weights.trained:
+        tensors |= trained_tensors(fitted, whole, reset_classifier=False)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameter = whole.get_parameter(name)
+            parameter.copy_(tensor.read().reshape(parameter.shape))
+
+
 def load(state: State, model: AIMTransformer, *, layout: str) -> None:
     weights = recognise_aim(stored(state), source="here")
     assert weights.layout == layout
-    load_aim_weights(weights, model)
+    fill(weights, model)
 
 
 def openai(vit: nn.Module, *, prefix: str = "visual.") -> State:
@@ -92,13 +115,13 @@ def test_transformers_own_model_gives_the_same_class_tokens(adapt, tmp_path):
     expected = transformers_features(theirs, video())
     ours = build(adapt=adapt, awake=False)
     load(theirs.state_dict(), ours, layout=TRANSFORMERS)
-    torch.testing.assert_close(ours(video()), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.frame_features(video()), expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.1
 
     theirs.save_pretrained(tmp_path)
     from_folder = build(adapt=adapt, awake=False)
-    load_aim_weights(open_aim_weights(tmp_path), from_folder)
-    assert torch.equal(from_folder(video()), ours(video()))
+    fill(open_aim_weights(tmp_path), from_folder)
+    assert torch.equal(from_folder.frame_features(video()), ours.frame_features(video()))
 
 
 def test_a_whole_clip_model_of_transformers():
@@ -106,9 +129,9 @@ def test_a_whole_clip_model_of_transformers():
     weights = recognise_aim(stored(whole.state_dict()), source="whole")
     assert {"text model", "projection to the text's space"} <= weights.left_out.keys()
     ours = build(adapt=(), awake=False)
-    load_aim_weights(weights, ours)
+    fill(weights, ours)
     torch.testing.assert_close(
-        ours(video()), transformers_features(whole.vision_model.eval(), video()), rtol=0, atol=1e-4
+        ours.frame_features(video()), transformers_features(whole.vision_model.eval(), video()), rtol=0, atol=1e-4
     )
     assert "left out: text model (" in weights.report()
     assert "3 blocks of width 48 and MLP 192, patches of 16 px" in weights.report()
@@ -124,8 +147,8 @@ def test_timm_state_dicts(changes, tmp_path):
     assert (weights.layout, weights.trained) == (TIMM, {})
     assert weights.left_out == {"classifier or pooling of images": ("head.bias", "head.weight")}
     ours = build(timm_vit(**changes), adapt=("temporal", "spatial"), awake=False)
-    load_aim_weights(weights, ours)
-    torch.testing.assert_close(ours(video()), image_features(theirs, video()), rtol=1e-4, atol=1e-5)
+    fill(weights, ours)
+    torch.testing.assert_close(ours.frame_features(video()), image_features(theirs, video()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.", "module.visual."])
@@ -140,9 +163,9 @@ def test_openai_names(prefix):
     nn.init.zeros_(ours.vit.cls_token)
     load({name: tensor.half() for name, tensor in state.items()}, ours, layout=CLIP)
     expected = image_features(theirs, video())
-    assert (ours(video()) - expected).abs().max() < 0.02  # they were rounded to half precision
+    assert (ours.frame_features(video()) - expected).abs().max() < 0.02  # they were rounded to half precision
     load(state, ours, layout=CLIP)
-    torch.testing.assert_close(ours(video()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.frame_features(video()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("from_clip", [True, False])
@@ -153,20 +176,21 @@ def test_trained_models_of_the_authors(from_clip, adapter_before_time, tmp_path)
     torch.save({"state_dict": published(theirs, from_clip=from_clip), "meta": {}}, tmp_path / "trained.pth")
     weights = open_aim_weights(tmp_path / "trained.pth")
     assert weights.layout == AIM
-    assert {name: tensor.shape for name, tensor in weights.classifier.items()} == {"weight": (5, 48), "bias": (5,)}
+    classifier = {name: tensor.shape for name, tensor in weights.trained.items() if not name.startswith("backbone.")}
+    assert classifier == {"head.classifier.weight": (5, 48), "head.classifier.bias": (5,)}
     assert not weights.left_out
     ours = build(timm_vit(**changes), adapter_before_time=adapter_before_time, awake=False)
     for parameter in ours.parameters():
         nn.init.normal_(parameter)
-    load_aim_weights(weights, ours)
-    assert torch.equal(ours(video()), theirs(video()))
+    fill(weights, ours)
+    assert torch.equal(ours.frame_features(video()), theirs.frame_features(video()))
 
 
 def test_a_trained_model_wants_the_same_adapters_and_clips():
     state = published(build(), from_clip=True)
-    with pytest.raises(ConfigError, match=r"unexpected: adapters\.0\.joint\.fc1\.bias"):
+    with pytest.raises(ConfigError, match=r"unexpected: backbone\.adapters\.0\.joint\.fc1\.bias"):
         load(state, build(adapt=("temporal", "spatial")), layout=AIM)
-    with pytest.raises(ConfigError, match=r"missing: adapters\.0\.temporal_in\.fc1\.bias"):
+    with pytest.raises(ConfigError, match=r"missing: backbone\.adapters\.0\.temporal_in\.fc1\.bias"):
         load(state, build(adapter_before_time=True), layout=AIM)
     with pytest.raises(ConfigError, match="trained on clips of 4 frames, the model has 8"):
         load(state, build(clip_frames=8), layout=AIM)
@@ -180,7 +204,7 @@ def test_positions_of_another_resolution():
     grid = before[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     resized = nn.functional.interpolate(grid, size=(6, 6), mode="bicubic", antialias=True)
     torch.testing.assert_close(after[:, 1:], resized.permute(0, 2, 3, 1).flatten(1, 2))
-    assert ours(video(side=96)).shape == (2, 8, 48)
+    assert ours.frame_features(video(side=96)).shape == (2, 8, 48)
 
     state = theirs.state_dict() | {"pos_embed": torch.zeros(1, 16, 48)}
     with pytest.raises(ConfigError, match="16 are not 1 and a square of patches"):
@@ -202,11 +226,11 @@ def test_another_transformer():
 def test_missing_odd_and_misshapen_keys():
     state = timm_vit().state_dict()
     short = {name: tensor for name, tensor in state.items() if name not in ("blocks.1.attn.qkv.bias", "pos_embed")}
-    with pytest.raises(ConfigError, match=r"2 missing: vit\.blocks\.1\.attn\.qkv\.bias, vit\.pos_embed"):
+    with pytest.raises(ConfigError, match=r"2 missing: blocks\.1\.attn\.qkv\.bias, pos_embed"):
         load(short, build(), layout=TIMM)
-    with pytest.raises(ConfigError, match=r"1 unexpected: vit\.blocks\.0\.ls1\.gamma"):
+    with pytest.raises(ConfigError, match=r"1 unexpected: blocks\.0\.ls1\.gamma"):
         load(state | {"blocks.0.ls1.gamma": torch.ones(48)}, build(), layout=TIMM)
-    with pytest.raises(ConfigError, match=r"1 of another shape: vit\.norm\.weight is \(47,\), the model wants \(48,\)"):
+    with pytest.raises(ConfigError, match=r"1 of another shape: norm\.weight is \(47,\), the model wants \(48,\)"):
         load(state | {"norm.weight": torch.ones(47)}, build(), layout=TIMM)
     unknown = {"features.0.weight": torch.zeros(3)}
     with pytest.raises(ConfigError, match=r"here is of no known layout.*features\.0\.weight.*timm, transformers, CLIP"):
@@ -244,7 +268,7 @@ def test_the_published_sizes_fit(name, sizes):
         vit = build_image_transformer(name, resolution=224)
     weights = recognise_aim(stored(theirs.state_dict()), source=name)
     wanted = {key: tuple(parameter.shape) for key, parameter in vit.named_parameters()}
-    found = {key: tuple(size for size in tensor.shape) for key, tensor in weights.image.items()}
+    found = {key: tuple(size for size in tensor.shape) for key, tensor in weights.vit.items()}
     assert found.keys() == wanted.keys()
     assert all(
         found[key] == tuple(size for size in wanted[key] if size != 1) or found[key] == wanted[key] for key in wanted

@@ -9,7 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, ParallelConfig, TrainConfig
+from adatad_ds.config import (
+    BackboneConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    HeadConfig,
+    ParallelConfig,
+    RecognitionConfig,
+    TrainConfig,
+)
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import make_plan, step_flop
 from adatad_ds.train import main
@@ -91,6 +100,50 @@ def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointin
     lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
     planned = sum(line.device for line in lines if "stored tensors" in line.name or "backbone" in line.name)
     assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+
+
+AIM = replace(
+    CONFIG,
+    data=replace(CONFIG.data, window_size=64),
+    backbone=BackboneConfig(name="vit_tiny_patch16_224", tuning="aim", clip_frames=8, clips_per_chunk=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "adapters", "checkpointing"),
+    [
+        ("aim", None, False),
+        ("aim", ("spatial",), False),
+        ("aim", None, True),
+        ("full", None, True),
+        ("full", ("temporal",), False),
+    ],
+)
+def test_image_transformers(tuning, adapters, checkpointing):
+    """As the others: FLOPs counted, bytes measured."""
+    backbone = replace(AIM.backbone, tuning=tuning, aim_adapters=adapters, activation_checkpointing=checkpointing)
+    config = replace(AIM, backbone=backbone)
+    model = build_detector(config, num_classes=3).backbone
+    window = torch.zeros(1, 64, 64, 64, 3, dtype=torch.uint8)
+
+    def step() -> None:
+        model(window).sum().backward()
+
+    with Flop() as counter:
+        step()
+    assert step_flop(config, executed=True) == pytest.approx(counter.total, rel=0.02)
+    lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
+    planned = sum(line.device for line in lines if "backbone" in line.name)
+    assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+
+
+def test_recognition():
+    clips = RecognitionConfig(train_list="", test_list="", frames=8)
+    config = replace(AIM, recognition=clips, train=replace(CONFIG.train, global_batch=16))
+    alone, shared = (make_plan(config, ds_config=ZERO2, ranks=ranks, num_classes=400) for ranks in (1, 8))
+    assert alone.useful_flop == shared.useful_flop == 16 * step_flop(config)
+    frames = {plan: line.device for plan in (alone, shared) for line in plan.lines if line.name == "frames"}
+    assert list(frames.values()) == [16 * 8 * 64 * 64 * 3, 2 * 8 * 64 * 64 * 3]
 
 
 def test_ranks_share():

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adatad_ds.config import Config, HeadConfig, from_dict
-from adatad_ds.models.detector import adapted_blocks
+from adatad_ds.models.build import adapted_blocks
 from adatad_ds.recipes import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main
 

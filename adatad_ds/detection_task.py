@@ -1,0 +1,131 @@
+"""Detection as a task: windows of videos, ActionFormer's losses, mean average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatad_ds.config import Config
+from adatad_ds.data.dataset import Batch, WindowDataset
+from adatad_ds.data.loader import make_test_loader
+from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.detection.points import Targets
+from adatad_ds.evaluation.results import write_results
+from adatad_ds.inference import detect, external_scores, measure
+from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.stopwatch import Stopwatch
+from adatad_ds.models.stored import Storage
+from adatad_ds.objective import Objective
+from adatad_ds.runs import RESULTS_FILE
+from adatad_ds.task import Evaluation
+from adatad_ds.temporal import Mesh
+
+
+class DetectionTask:
+    """A `task.Task`.
+
+    Args:
+        config: of the run.
+        mesh: the ranks.
+        accumulation: micro batches a step.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        DataError: no usable videos or annotations.
+    """
+
+    loss_names = ("classification", "regression")
+
+    def __init__(self, *, config: Config, mesh: Mesh, accumulation: int) -> None:
+        self._config, self._mesh = config, mesh
+        frames = mesh.frames if mesh.temporal > 1 else None
+        train = config.train
+        self.train_data = WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames)
+        self.test_data = WindowDataset.for_testing(config.data, frames=frames)
+        self.classes = self.train_data.classes
+        self.reports = (*self.train_data.reports, *self.test_data.reports)
+        self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
+        self.normalizer = LossNormalizer(
+            initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum
+        )
+        self._objective = Objective(
+            config=config,
+            num_classes=len(self.classes),
+            normalizer=self.normalizer,
+            accumulation=accumulation,
+            mesh=mesh,
+        )
+
+    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Detector:
+        """The detector, on this rank's share of a window."""
+        return build_detector(
+            self._config,
+            num_classes=len(self.classes),
+            window=self._mesh.window(),
+            storage=storage,
+            stopwatch=stopwatch,
+        )
+
+    def begin_step(self, micro_batches: Sequence[Batch]) -> tuple[list[Batch], list[Targets]]:
+        """Blank what some rank of a group could not read; assign targets; update the normaliser. A collective."""
+        agreed = [self._mesh.agree(batch) for batch in micro_batches]
+        return agreed, self._objective.begin_step(agreed)
+
+    def losses(self, forward: Callable[..., Any], batch: Batch, targets: Targets) -> Tensor:
+        """Shares of classification and regression."""
+        device = self._mesh.world.device
+        predictions = forward(batch.frames.to(device, non_blocking=True), batch.valid.to(device), batch.seeds)
+        return torch.stack(self._objective.losses(predictions, targets))
+
+    def to_backward(self, share: Tensor) -> Tensor:
+        """See `Objective.to_backward`."""
+        return self._objective.to_backward(share)
+
+    def sum_over_samples(self, *values: float | Tensor) -> list[float]:
+        """Sums over windows, those that a temporal group shares once. A collective."""
+        return self._mesh.sum_over_windows(*values)
+
+    def scalars(self) -> dict[str, float]:
+        """The losses' normaliser."""
+        return {"loss/normalizer": self.normalizer.value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The normaliser's running mean."""
+        return {"loss_normalizer": self.normalizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self.normalizer.load_state_dict(state["loss_normalizer"])
+
+    def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
+        """Detect in the test videos and measure; the outcome is on rank 0 only. A collective."""
+        config, mesh, videos = self._config, self._mesh, self.test_data.videos
+        loader = make_test_loader(
+            self.test_data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=mesh.data_rank,
+            ranks=mesh.data_ranks,
+            pin_memory=mesh.world.device.type == "cuda",
+        )
+        results = detect(
+            forward=forward,
+            batches=loader,
+            videos=[video.name for video in videos],
+            classes=self.classes,
+            config=config,
+            mesh=mesh,
+            report=report,
+            external=self._external,
+        )
+        if not mesh.world.is_main:
+            return None
+        metrics = measure(results, videos=videos, config=config)
+        return Evaluation(
+            metrics=metrics.to_dict(),
+            table=metrics.table(),
+            save=lambda folder: write_results(folder / RESULTS_FILE, results),
+        )
