@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES, Config
-from adatad_ds.models.detector import Detector, backbone_spec
+from adatad_ds.config import TUBELET_FRAMES, Config
+from adatad_ds.models.aim import AIMTransformer
+from adatad_ds.models.detector import Detector
 
 MARGIN = 1.25  # of the estimate of what a forward pass needs: fragments, libraries' workspaces
 
@@ -24,7 +25,7 @@ def place(detector: Detector, *, config: Config, device: torch.device, max_devic
         return detector.to(device)
     room = torch.cuda.mem_get_info(device)[0] if max_device_gb is None else max_device_gb * 1e9
     blocks = detector.backbone.vit.blocks
-    resident = resident_blocks(detector, room_bytes=room - working_bytes(config))
+    resident = resident_blocks(detector, room_bytes=room - working_bytes(detector, config))
     if resident == len(blocks):
         return detector.to(device)
     from accelerate import cpu_offload
@@ -33,7 +34,7 @@ def place(detector: Detector, *, config: Config, device: torch.device, max_devic
     detector.to(device)
     for block in blocks[resident:]:
         weights = {name: _host(tensor, device) for name, tensor in block.state_dict().items()}
-        cpu_offload(block, execution_device=device, state_dict=weights, preload_module_classes=[type(block).__name__])
+        cpu_offload(block, execution_device=device, state_dict=weights)  # layer by layer: AIM calls a block's layers
     detector.backbone.vit.blocks = blocks
     return detector
 
@@ -47,21 +48,26 @@ def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
     return max(0, min(len(sizes), int(left // max(sizes))))
 
 
-def working_bytes(config: Config) -> int:
+def working_bytes(detector: Detector, config: Config) -> int:
     """About what a forward pass without gradients takes beside the weights.
 
-    Two tensors of the windows' tokens, one span at work in a block (queries, keys, values, hidden channels), frames.
+    A span at work in a block (queries, keys, values, hidden channels), its pixels as floats, the windows' frames, and
+    for video transformers two tensors of all their tokens.
     """
-    spec, resolution = backbone_spec(config.backbone.name), config.data.resolution
-    clips = config.test.batch * (config.data.window_frames // CLIP_FRAMES)
-    span = min(clips, max(config.backbone.clips_per_chunk, config.test.batch) or clips)
-    if not config.backbone.clips_per_chunk:
-        span = clips
-    clip_tokens = CLIP_FRAMES // TUBELET_FRAMES * spec.positions(resolution)
-    at_work = span * clip_tokens * (7 * spec.width + 2 * spec.mlp_hidden)
-    tokens = (2 * clips * clip_tokens * spec.width + at_work) * config.train.dtype.itemsize
-    frames = 3 * resolution**2 * CLIP_FRAMES * (clips + 8 * span)  # bytes, and two float copies of the span's
-    return int(MARGIN * (tokens + frames))
+    backbone, resolution = detector.backbone, config.data.resolution
+    windows, frames = config.test.batch, config.test.batch * config.data.window_frames
+    chunk = backbone.clips_per_chunk * config.clip_frames or frames
+    hidden = backbone.vit.blocks[0].mlp.fc1.out_features
+    if isinstance(backbone, AIMTransformer):
+        patch, prefix = backbone.vit.patch_embed.patch_size[0], backbone.vit.prefix_tokens
+        tokens_of_frame, whole = (resolution // patch) ** 2 + prefix, 0
+    else:
+        tokens_of_frame, whole = backbone.vit.grid_side**2 / TUBELET_FRAMES, 2
+        chunk = max(chunk, windows * config.clip_frames)
+    chunk = min(chunk, frames)
+    elements = tokens_of_frame * (chunk * (7 * backbone.width + 2 * hidden) + whole * frames * backbone.width)
+    pixels = 3 * resolution**2 * (frames + 8 * chunk)
+    return int(MARGIN * (elements * config.train.dtype.itemsize + pixels))
 
 
 def _bytes(module: nn.Module) -> int:

@@ -112,6 +112,8 @@ def load_detector(
         ConfigError: no trained detector, or one whose backbone weights or class names are missing.
     """
     found = trained.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
+    if found.config.recognition:
+        raise ConfigError(f"{found.name} is a model of recognition, which finds no actions in untrimmed videos")
     names = tuple(classes or found.classes or found.config.data.classes)
     if found.config.data.class_agnostic:
         names = (ANY_ACTION,)
@@ -123,7 +125,8 @@ def load_detector(
     place_of = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place_of.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {place_of}: PyTorch {torch.__version__} finds no GPU here; leave --device out")
-    module = trained.load_detector(found, num_classes=len(names))
+    module = trained.load_model(found, num_classes=len(names))
+    assert isinstance(module, Detector)
     module = place(module, config=found.config, device=place_of, max_device_gb=max_device_gb)
     return VideoDetector(module=module, config=found.config, classes=names, device=place_of)
 

@@ -336,7 +336,7 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     assert "does not say how it was trained" in fails(capsys, good, "--checkpoint", good, *out)
     backbone = REPOSITORY / "adatad_ds" / "weights" / "tiny.safetensors"
     arguments = ["--checkpoint", backbone, "--recipe", "quickstart", *out]
-    assert "a video transformer alone, without a trained detector" in fails(capsys, good, *arguments)
+    assert "a transformer alone, without a trained model" in fails(capsys, good, *arguments)
     absent = make_export(tmp_path / "absent.safetensors", backbone__name="tiny")
     description = absent.with_suffix(".json")
     content = json.loads(description.read_text())
