@@ -57,10 +57,9 @@ def working_bytes(detector: Detector, config: Config) -> int:
     backbone, resolution = detector.backbone, config.data.resolution
     windows, frames = config.test.batch, config.test.batch * config.data.window_frames
     chunk = backbone.clips_per_chunk * config.clip_frames or frames
-    hidden = backbone.vit.blocks[0].mlp.fc1.out_features
+    hidden = backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AIMTransformer):
-        patch, prefix = backbone.vit.patch_embed.patch_size[0], backbone.vit.prefix_tokens
-        tokens_of_frame, whole = (resolution // patch) ** 2 + prefix, 0
+        tokens_of_frame, whole = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens, 0
     else:
         tokens_of_frame, whole = backbone.vit.grid_side**2 / TUBELET_FRAMES, 2
         chunk = max(chunk, windows * config.clip_frames)

@@ -46,8 +46,8 @@ def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: ob
     torch.manual_seed(1)
     detector = build_detector(config, num_classes=1 if config.data.class_agnostic else len(classes))
     torch.nn.init.normal_(detector.head.cls_head.weight, std=0.1)
-    with torch.no_grad():
-        detector.head.cls_head.bias[:] = -0.5
+    assert detector.head.cls_head.bias is not None
+    torch.nn.init.constant_(detector.head.cls_head.bias, -0.5)
     learnt = {
         name: StoredTensor(tuple(parameter.shape), lambda parameter=parameter: parameter.detach())
         for name, parameter in detector.named_parameters()
