@@ -44,7 +44,7 @@ def aim_recipes() -> Iterator[tuple[str, Recipe]]:
     """All of them, by name."""
     for row, (tuning, adapters) in ABLATION.items():
         yield (
-            "quickstart_aim" if row == "stj" else f"quickstart_aim_{row}",
+            ablation_recipe(row),
             Recipe(
                 config=_quickstart(tuning, adapters),
                 dataset="",
@@ -64,6 +64,11 @@ def aim_recipes() -> Iterator[tuple[str, Recipe]]:
             f"thumos14_clip_{size}",
             Recipe(config=config, dataset="thumos14", summary="AIM under AdaTAD's head and settings; not published"),
         )
+
+
+def ablation_recipe(row: str) -> str:
+    """Name of the recipe of a row of `ABLATION`; all adapters are the quickstart of AIM."""
+    return "quickstart_aim" if row == "stj" else f"quickstart_aim_{row}"
 
 
 def _kinetics() -> Iterator[tuple[str, Recipe]]:

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from adatad_ds.config import Config
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.dataset import Batch, WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.detection.points import Targets
+from adatad_ds.evaluation.curves import class_ap_figure, precision_recall_figure
+from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.pictures import timeline_figure, timeline_videos
 from adatad_ds.evaluation.results import write_results
-from adatad_ds.inference import detect, external_scores, measure
+from adatad_ds.inference import Results, detect, external_scores, measure
 from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
@@ -22,6 +27,8 @@ from adatad_ds.objective import Objective
 from adatad_ds.runs import RESULTS_FILE
 from adatad_ds.task import Evaluation
 from adatad_ds.temporal import Mesh
+
+PICTURE_VIDEOS = 4  # legible on one of TensorBoard's cards
 
 
 class DetectionTask:
@@ -127,5 +134,16 @@ class DetectionTask:
         return Evaluation(
             metrics=metrics.to_dict(),
             table=metrics.table(),
+            per_class=metrics.per_class_table(),
             save=lambda folder: write_results(folder / RESULTS_FILE, results),
+            pictures=lambda title: _pictures(results, metrics, videos=videos, title=title),
         )
+
+
+def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video], title: str) -> dict[str, Figure]:
+    surest = timeline_videos(results, videos=videos[:PICTURE_VIDEOS])
+    return {
+        "timelines": timeline_figure(surest, title=f"{title}: the surest detections of the first test videos"),
+        "precision_recall": precision_recall_figure(metrics, title=f"{title}: precision and recall"),
+        "class_ap": class_ap_figure(metrics, title=f"{title}: AP by class"),
+    }

@@ -31,6 +31,7 @@ with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now 
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
@@ -143,6 +144,15 @@ class Engine:
         for name, parameter in self._learnt.items():
             state = {MASTER: _to_cpu(safe_get_full_fp32_param(parameter))}
             yield name, state | {k: _to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
+
+    def learnt_parts(self) -> Iterator[tuple[str, Tensor]]:
+        """Each learning parameter's name and what this rank holds of its fp32 master, flat; nothing is sent."""
+        for name, parameter in self._learnt.items():
+            part = safe_get_local_fp32_param(parameter) if self.stage == 3 else _fragment(parameter)
+            if self.stage == 3:  # equal on all ranks, the last ones' filled up with what is no weight
+                before = self._world.rank * part.numel()
+                part = part[: max(0, _whole_size(parameter) - before)]
+            yield name, part.detach().float()
 
     def load_learnt_state(self, state: Mapping[str, Mapping[str, StoredTensor]], *, steps: int) -> None:
         """Restore masters, moments and average, as far as `state` has them, on any number of ranks and any stage."""
@@ -277,6 +287,17 @@ def _complete(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> 
 def _partition(parameter: Any) -> Tensor:
     """This rank's part of a parameter that ZeRO-3 has partitioned."""
     return parameter.ds_tensor
+
+
+def _whole_size(parameter: Any) -> int:
+    """Numbers of a parameter that ZeRO-3 has partitioned, on all ranks together."""
+    return parameter.ds_numel
+
+
+def _fragment(parameter: Any) -> Tensor:
+    """This rank's part of a parameter's fp32 master under ZeRO-1 and 2; empty where it has none."""
+    held = parameter._hp_mapping
+    return torch.empty(0) if held is None else held.hp_fragment
 
 
 def _to_cpu(tensor: Tensor | None) -> Tensor:

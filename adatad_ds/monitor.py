@@ -8,7 +8,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -21,8 +25,8 @@ class Monitor:
     Args:
         folder: the run's folder; TensorBoard's events and `log.jsonl` go there.
         active: False makes every method do nothing.
-        start_step: the first step that this process will run; numbers of later steps, written before a crash, are
-            dropped so that no step appears twice.
+        start_step: the first step that this process will run; what was written of it and later ones, before a crash,
+            is dropped so that no step appears twice.
         total_steps: of the whole run, for the time left.
     """
 
@@ -34,13 +38,32 @@ class Monitor:
         if start_step and self._log_path.exists():
             _drop_later_steps(self._log_path, before=start_step)
         self._log = self._log_path.open("a" if start_step else "w")
-        self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step or None)
+        self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step)
+        self._start_step = start_step
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
 
-    def text(self, name: str, content: str) -> None:
-        """A text shown in TensorBoard, such as the config."""
+    def text(self, name: str, content: str, step: int | None = None) -> None:
+        """A text shown in TensorBoard as it stands, such as the config; of a step, or else of this start of the run."""
         if self._active:
-            self._board.add_text(name, f"```\n{content}\n```")
+            fenced = f"```\n{content}\n```"
+            self._board.add_text(name, fenced, self._start_step if step is None else step)
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        """A picture of step `step`, shown in TensorBoard; the figure is drawn here, on no display."""
+        if not self._active:
+            return
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        self._board.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+
+    def histogram(self, name: str, values: ArrayLike, step: int) -> None:
+        """How a quantity is spread at step `step`; values that are not finite are left out."""
+        if not self._active:
+            return
+        numbers = np.asarray(values, dtype=np.float64).ravel()
+        numbers = numbers[np.isfinite(numbers)]
+        if len(numbers):
+            self._board.add_histogram(name, numbers, step)
 
     def advance(self, step: int, postfix: str) -> None:
         """One more optimizer step is done."""

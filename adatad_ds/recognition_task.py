@@ -21,6 +21,7 @@ from adatad_ds.data.clips import ClipBatch, ClipDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.mixing import mix
 from adatad_ds.data.video_lists import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.evaluation.curves import confusion_figure
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
 from adatad_ds.models.recogniser import Recogniser, build_recogniser
 from adatad_ds.models.stopwatch import Stopwatch
@@ -118,7 +119,9 @@ class RecognitionTask:
         return Evaluation(
             metrics=recognition.to_dict(),
             table=recognition.table(),
+            per_class=recognition.per_class_table(),
             save=lambda folder: save_predictions(logits, data=self.test_data, folder=folder),
+            pictures=lambda title: {"confusion": confusion_figure(recognition, title=f"{title}: classes mistaken")},
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from adatad_ds.data.loader import Samples
@@ -24,12 +25,16 @@ class Evaluation:
     Attributes:
         metrics: shares of 1 by name, a headline among them.
         table: of the metrics, for a person.
+        per_class: the same, class by class.
         save: writes the results into a folder.
+        pictures: draws figures by name, for the title's beginning.
     """
 
     metrics: Mapping[str, float]
     table: str
+    per_class: str
     save: Callable[[Path], None]
+    pictures: Callable[[str], Mapping[str, Figure]]
 
 
 class Task(Protocol):

@@ -44,11 +44,13 @@ from adatad_ds.pretrained import (
     fingerprint,
     published_state,
 )
+from adatad_ds.profiling import Profiler, parse_profile
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
 from adatad_ds.recognition_task import RecognitionTask
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
+from adatad_ds.updates import Updates
 from adatad_ds.weight_layouts import Weights
 
 
@@ -66,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(config_diff(config, find_recipe(arguments.diff).config))
         if arguments.dry_run:
             return _show(dry_run(config, arguments.deepspeed_config))
+        if arguments.profile:
+            parse_profile(arguments.profile)  # faults show up now
         world = World.join()
         train(config, arguments=arguments, world=world)
     except (ConfigError, DataError) as error:
@@ -189,6 +193,14 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         frozen_fingerprint=frozen,
         stop=stop,
+        profiler=Profiler(
+            steps=parse_profile(arguments.profile) if arguments.profile else None,
+            folder=run.path / "profile",
+            rank=world.rank,
+            active=world.is_main,
+            report=monitor.say,
+        ),
+        updates=Updates(parts=engine.learnt_parts, total=world.sum),
     )
 
 
@@ -213,6 +225,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", default="never", choices=("never", "auto"), help="auto: go on from the newest checkpoint, if any"
     )
+    parser.add_argument("--profile", metavar="START:STOP", help="trace these steps; STOP is not recorded")
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--diff", metavar="RECIPE", help="print what differs from another recipe and exit")

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from adatad_ds.checkpoint import CheckpointStore
 from adatad_ds.compact import MASTER, encode
@@ -21,8 +22,10 @@ from adatad_ds.monitor import Monitor, peak_memory_bytes
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
 from adatad_ds.preemption import StopRequest
+from adatad_ds.profiling import Profiler
 from adatad_ds.runs import RunFolder
 from adatad_ds.task import Task
+from adatad_ds.updates import Updates
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Trainer:
     failed_videos: FailedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
     stop: StopRequest
+    profiler: Profiler
+    updates: Updates
 
     def run(self) -> None:
         """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
@@ -66,16 +71,17 @@ class Trainer:
         micro_batches = iter(loader)
         self.engine.train()
         for step in range(self.progress.step, total_steps):
-            began = time.perf_counter()
-            accumulated = list(islice(micro_batches, self.engine.accumulation))
-            fetched = time.perf_counter()
-            warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
-            self.engine.set_learning_rate(schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end))
-            losses, stops = self.step(accumulated)
-            self.progress.step = step + 1
-            self.monitor.advance(step, f"loss {sum(losses.values()):.4f}")
-            if step % settings.log_every_steps == 0 or step + 1 == total_steps:
-                self.log(step, losses, data_sec=fetched - began, began=began)
+            with self.profiler.step(step):
+                began = time.perf_counter()
+                with record_function("data"):
+                    accumulated = list(islice(micro_batches, self.engine.accumulation))
+                fetched = time.perf_counter()
+                self.engine.set_learning_rate(self.learning_rate(step))
+                losses, stops = self.step(accumulated)
+                self.progress.step = step + 1
+                self.monitor.advance(step, f"loss {sum(losses.values()):.4f}")
+                if step % settings.log_every_steps == 0 or step + 1 == total_steps:
+                    self.log(step, losses, data_sec=fetched - began, began=began)
             epoch, inside_epoch = divmod(step + 1, epoch_steps)
             regular = settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
             if inside_epoch == 0 or regular or stops:
@@ -84,8 +90,15 @@ class Trainer:
                 self.leave_early()
                 return
             if inside_epoch == 0:
+                self.log_updates()
                 self.evaluate_if_due(epoch)
                 self.engine.train()
+
+    def learning_rate(self, step: int) -> float:
+        """The schedule's factor at a step."""
+        settings, epoch_steps = self.config.train, self.batches.steps_per_epoch
+        warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
+        return schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end)
 
     def step(self, micro_batches: Sequence[Any]) -> tuple[dict[str, float], bool]:
         """One optimizer step on a global batch.
@@ -101,9 +114,12 @@ class Trainer:
         sums = torch.zeros(len(task.loss_names), device=self.world.device)
         micro_batches, targets = task.begin_step(micro_batches)
         for batch, wanted in zip(micro_batches, targets, strict=True):
-            shares = task.losses(self.engine, batch, wanted)
-            self.engine.backward(task.to_backward(shares.sum()))
-            self.engine.step()
+            with record_function("forward"):
+                shares = task.losses(self.engine, batch, wanted)
+            with record_function("backward"):
+                self.engine.backward(task.to_backward(shares.sum()))
+            with record_function("step"):
+                self.engine.step()
             sums += shares.detach()
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
         *totals, failed, stops = task.sum_over_samples(*sums, len(errors), self.stop.asked)
@@ -141,6 +157,13 @@ class Trainer:
                 **{f"segment_sec/{name}": seconds for name, seconds in self.stopwatch.take().items()},
             },
         )
+
+    def log_updates(self) -> None:
+        """Record how far what learns has moved in an epoch. A collective."""
+        step, movement = self.progress.step - 1, self.updates.take()
+        self.monitor.scalars(step, movement.scalars())
+        for name, values in movement.histograms().items():
+            self.monitor.histogram(name, values, step)
 
     def save(self) -> None:
         """Write a checkpoint. A collective.
@@ -186,8 +209,12 @@ class Trainer:
         (name, scores), best = self.run_folder.scores(), self.run_folder.best_epoch()
         assert best is not None
         values = {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
-        values |= {"evaluation/epoch": epoch, "best/epoch": best, f"best/{name}": scores[best]}
-        self.monitor.scalars(self.progress.step - 1, values)
+        values |= {"evaluation/epoch": epoch, "evaluation/best_epoch": best, f"evaluation/best_{name}": scores[best]}
+        step = self.progress.step - 1
+        self.monitor.scalars(step, values)
+        self.monitor.text("evaluation/table", f"{evaluation.table}\n\n{evaluation.per_class}", step)
+        for picture, figure in evaluation.pictures(f"Epoch {epoch}").items():
+            self.monitor.figure(f"pictures/{picture}", figure, step)
         if best == epoch:
             self.store.mark_best(step=self.progress.step)
         self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{evaluation.table}")
@@ -207,5 +234,6 @@ class Trainer:
 
     def close(self) -> None:
         """Flush the logs and let go of the engine."""
+        self.profiler.close()
         self.monitor.close()
         self.engine.close()

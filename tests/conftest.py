@@ -19,3 +19,17 @@ def small_videos(tmp_path_factory) -> Path:
         timeout=300,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_clips(tmp_path_factory) -> Path:
+    """Generated clips in a folder per class: 2 of each of 8 to learn from and 1 to test on."""
+    folder = tmp_path_factory.mktemp("clips") / "data"
+    repository = Path(__file__).resolve().parents[1]
+    subprocess.run(
+        [sys.executable, "tools/make_clips.py", "--out", folder, "--train", "2", "--test", "1", "--seed", "7"],
+        cwd=repository,
+        check=True,
+        timeout=300,
+    )
+    return folder

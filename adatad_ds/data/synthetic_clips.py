@@ -8,10 +8,12 @@ a model without a notion of time gets half of the clips right at best.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from adatad_ds.data.scenery import ANGLE, LIGHT, SCALE, X, Y, draw, random_background, random_look
+from adatad_ds.data.scenery import ANGLE, LIGHT, SCALE, Look, X, Y, draw, random_background, random_look
 
 FRAMES = 32
 SIDE = 64  # pixels; frames are square
@@ -20,17 +22,28 @@ FPS = 10
 TWINS = (("right", "left"), ("down", "up"), ("grow", "shrink"), ("appear", "vanish"))  # the second runs backwards
 CLASSES = tuple(sorted(name for pair in TWINS for name in pair))
 
-_STREAMS = {"train": 11, "test": 12}  # the first word of every seed; synthetic.py's begin with others
+_STREAMS = {
+    "train": 11,
+    "test": 12,
+    "pretraining": 13,
+}  # the first word of every seed; synthetic.py's begin with others
 _STROKE_FRAMES = (15.0, 24.0)  # long enough that 8 of 32 frames still show which way it goes
 _REACH = (28.0, 38.0)  # pixels of a stroke's way
 _GROWTH = (0.8, 1.2)  # logarithm of the largest to the smallest size of a stroke
 _PAN = 6.0  # pixels that the background moves at most
-_DIMMED = 0.6  # brightness of all but the acting object
+DIMMED = 0.6  # brightness of all but the acting object
 _GRAIN = 3.5  # standard deviation of the sensor noise
 
 
 def generator(subset: str, seed: int, twins: int, index: int) -> np.random.Generator:
-    """The random numbers of one clip and its twin: those of pair `twins` of `TWINS`, in subset "train" or "test"."""
+    """The random numbers of one clip and its twin: those of pair `twins` of `TWINS` in a subset.
+
+    Args:
+        subset: "train", "test" or, for the image transformer's pictures, "pretraining".
+        seed: of the data set.
+        twins: which pair of classes.
+        index: which clip of them.
+    """
     return np.random.default_rng(np.random.SeedSequence([_STREAMS[subset], seed, twins, index]))
 
 
@@ -47,12 +60,38 @@ def make_clip(label: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     raise ValueError(f"{label!r} is none of the classes {', '.join(CLASSES)}")
 
 
+def show(
+    background: NDArray[np.floating],
+    *,
+    looks: Sequence[Look],
+    poses: Sequence[NDArray[np.floating]],
+    opacity: float,
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """One frame, (SIDE, SIDE, 3) RGB.
+
+    Args:
+        background: (SIDE, SIDE, 3) in 0..255, which is left as it is.
+        looks: of the acting object and of the one behind it.
+        poses: of the two.
+        opacity: of the acting object, 0 to 1.
+        rng: of the sensor noise.
+    """
+    picture = background.copy()
+    draw(picture, looks[1], poses[1], shift=(0.0, 0.0))
+    acted = picture.copy()
+    draw(acted, looks[0], poses[0], shift=(0.0, 0.0))
+    picture += opacity * (acted - picture)
+    picture += rng.normal(scale=_GRAIN, size=picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
 def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The first of two twins."""
     time = np.arange(FRAMES)
     stroke = (time / rng.uniform(*_STROKE_FRAMES) + rng.random()) % 1 - 0.5  # -0.5 to 0.5 in each stroke
     actor, bystander = _poses(rng, scale=(1.0, 1.4)), _poses(rng, scale=(0.6, 0.9))
-    bystander[:, LIGHT] = _DIMMED
+    bystander[:, LIGHT] = DIMMED
     opacity = np.ones(FRAMES)
     if kind == "right":
         actor[:, X] += rng.uniform(*_REACH) * stroke
@@ -64,18 +103,18 @@ def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
         assert kind == "appear", kind
         opacity = stroke + 0.5
     looks = [random_look(rng), random_look(rng)]
-    canvas = random_background(rng, height=SIDE + int(_PAN) + 2, width=SIDE + int(_PAN) + 2) * _DIMMED
+    canvas = random_background(rng, height=SIDE + int(_PAN) + 2, width=SIDE + int(_PAN) + 2) * DIMMED
     pan = _PAN / 2 * (1 + np.sin(2 * np.pi * (time[:, None] / rng.uniform(60, 200, size=2) + rng.random(2))))
     corners = np.rint(pan).astype(int)  # x, y
     frames = np.empty((FRAMES, SIDE, SIDE, 3), np.uint8)
     for frame, (left, top) in enumerate(corners):
-        picture = canvas[top : top + SIDE, left : left + SIDE].copy()
-        draw(picture, looks[1], bystander[frame], shift=(0.0, 0.0))
-        acted = picture.copy()
-        draw(acted, looks[0], actor[frame], shift=(0.0, 0.0))
-        picture += opacity[frame] * (acted - picture)
-        picture += rng.normal(scale=_GRAIN, size=picture.shape)
-        frames[frame] = np.clip(picture, 0, 255).astype(np.uint8)
+        frames[frame] = show(
+            canvas[top : top + SIDE, left : left + SIDE],
+            looks=looks,
+            poses=(actor[frame], bystander[frame]),
+            opacity=opacity[frame],
+            rng=rng,
+        )
     return frames
 
 

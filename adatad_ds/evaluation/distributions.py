@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from adatad_ds.evaluation.pictures import PALETTE
+from adatad_ds.evaluation.pictures import PALETTE, plain_axis, short_name
 
 MOST_CLASSES = 30  # bars; the rest is counted
 LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
-LONGEST_NAME = 28  # characters
 FEWEST_BINS, MOST_BINS = 8, 30
 MOST_SUBSETS = 4  # that stay apart in a histogram
 
@@ -96,7 +95,7 @@ def _histogram(axis: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(0, axis.get_ylim()[1] * 1.15)  # room for the legend
     axis.legend(fontsize=8, loc="upper left", ncols=len(values), framealpha=1, edgecolor="none", borderpad=0.2)
-    _plain(axis)
+    plain_axis(axis)
 
 
 def _mark_levels(axis: Axes, limits_sec: Sequence[float], window_sec: float) -> None:
@@ -140,7 +139,7 @@ def _bars(axis: Axes, labels: Sequence[str], shown: Mapping[str, SubsetShape]) -
         counts = [shape.classes.get(label, 0) for label in drawn]
         rows = np.arange(len(drawn)) - 0.4 + (index + 0.5) * height
         axis.barh(rows, counts, height=height, color=PALETTE[index], label=name)
-    axis.set_yticks(range(len(drawn)), [_short(label) for label in drawn], fontsize=8)
+    axis.set_yticks(range(len(drawn)), [short_name(label) for label in drawn], fontsize=8)
     axis.set_ylim(max(len(drawn), LEAST_ROWS) - 0.4, -0.6)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("instances")
@@ -148,16 +147,4 @@ def _bars(axis: Axes, labels: Sequence[str], shown: Mapping[str, SubsetShape]) -
     axis.set_title(f"Classes{more}", loc="left", fontsize=10)
     if len(shown) > 1:
         axis.legend(frameon=False, fontsize=8, loc="lower right")
-    _plain(axis)
-
-
-def _short(label: str) -> str:
-    """A long name without its middle; ends tell classes apart more often."""
-    half = LONGEST_NAME // 2
-    return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
-
-
-def _plain(axis: Axes) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.tick_params(labelsize=8)
+    plain_axis(axis)

@@ -1,7 +1,8 @@
 """Mean average precision over temporal-IoU thresholds, and Recall@kx: the field's detection metrics.
 
 As in ActivityNet's evaluation: detections of a class, best first, each take the best ground truth that is still free
-and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes.
+and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes, L recall
+levels of a drawn curve.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from adatad_ds.data.annotations import DataError
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
+RECALL_LEVELS = np.linspace(0, 1, 101)  # at which curves are kept; AP itself takes every detection
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Metrics:
         classes: those that occur in the ground truth.
         truths: (K,) ground-truth segments of each class.
         ap: (thresholds, K) average precision.
+        precision: (thresholds, K, L) the best precision at `RECALL_LEVELS` or more recall, 0 where that is not reached.
         recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
     """
 
@@ -33,6 +36,7 @@ class Metrics:
     classes: tuple[str, ...]
     truths: np.ndarray
     ap: np.ndarray
+    precision: np.ndarray
     recall: dict[int, np.ndarray]
 
     @property
@@ -118,6 +122,7 @@ def evaluate_detections(
         )
     detections = _detections_by_class(results, classes, videos=list(truth))
     ap = np.zeros((len(tiou), len(classes)))
+    precision = np.zeros((len(tiou), len(classes), len(RECALL_LEVELS)))
     truths = np.zeros(len(classes), dtype=np.int64)
     recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}
     for column, name in enumerate(classes):
@@ -127,10 +132,10 @@ def evaluate_detections(
             if any(label == name for _, _, label in truth[video])
         }
         truths[column] = total = sum(map(len, segments.values()))
-        ap[:, column] = _average_precision(detections[column], segments, total, tiou)
+        ap[:, column], precision[:, column] = _average_precision(detections[column], segments, total, tiou)
         for k, values in recall.items():
             values[:, column] = _recall(detections[column], segments, total, tiou, k)
-    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, recall=recall)
+    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, precision=precision, recall=recall)
 
 
 @dataclass(frozen=True)
@@ -161,38 +166,73 @@ def _detections_by_class(
 
 def _average_precision(
     detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float]
-) -> np.ndarray:
-    """AP of one class at each threshold."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """AP of one class at each threshold, and precision at the recall levels (thresholds, L)."""
     count = len(detections.video)
+    at_levels = np.zeros((len(tiou), len(RECALL_LEVELS)))
     if count == 0:
-        return np.zeros(len(tiou))
+        return np.zeros(len(tiou)), at_levels
     correct = np.zeros((len(tiou), count), dtype=bool)
     for video, segments in truth.items():
         members = np.flatnonzero(detections.video == video)
-        overlap = _tiou(detections.segments[members], segments)
+        overlap = tiou_of_pairs(detections.segments[members], segments)
         for line, threshold in enumerate(tiou):
-            correct[line, members[_greedy_matches(overlap, threshold)]] = True
+            rows, _ = greedy_matches(overlap, threshold)
+            correct[line, members[rows]] = True
+    envelope = _envelope(correct)
     found = correct.cumsum(axis=1)
-    precision = found / np.arange(1, count + 1)
-    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # best precision at this recall or more
-    return (envelope * correct).sum(axis=1) / total
+    needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
+    for line in range(len(tiou)):
+        first = np.searchsorted(found[line], needed)  # detection that reaches the level
+        reached = first < count
+        at_levels[line, reached] = envelope[line, first[reached]]
+    return interpolated_precision(correct, total), at_levels
 
 
-def _greedy_matches(overlap: np.ndarray, threshold: float) -> list[int]:
-    """Which detections (rows, best first) take a ground truth (columns): one round a match, not one a detection."""
+def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
+    """AP of one class.
+
+    Args:
+        correct: (thresholds, N) which of its detections, best first, are true.
+        total: its ground-truth segments.
+
+    Returns:
+        (thresholds,).
+    """
+    return (_envelope(correct) * correct).sum(axis=1) / total
+
+
+def _envelope(correct: np.ndarray) -> np.ndarray:
+    """The best precision at each detection's recall or more, (thresholds, N)."""
+    precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
+    return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+
+
+def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], list[int]]:
+    """Which detections (rows, best first) take which ground truth (columns): one round a match, not one a detection.
+
+    Args:
+        overlap: (N, G) tIoU of one class in one video.
+        threshold: the least tIoU.
+
+    Returns:
+        The rows, ascending, and the column that each takes.
+    """
     enough = np.where(overlap >= threshold, overlap, -1.0)
-    matched: list[int] = []
+    rows: list[int] = []
+    columns: list[int] = []
     row = 0
     while row < len(enough):
         ahead = (enough[row:] >= 0).any(axis=1)
         if not ahead.any():
             break
         row += int(ahead.argmax())
-        matched.append(row)
+        rows.append(row)
         best = enough.shape[1] - 1 - int(enough[row, ::-1].argmax())  # of equals the last, as the devkits take it
+        columns.append(best)
         enough[:, best] = -1
         row += 1
-    return matched
+    return rows, columns
 
 
 def _recall(
@@ -203,12 +243,12 @@ def _recall(
     for video, segments in truth.items():
         best = np.flatnonzero(detections.video == video)[: k * len(segments)]
         if len(best):
-            reached = _tiou(detections.segments[best], segments).max(axis=0)
+            reached = tiou_of_pairs(detections.segments[best], segments).max(axis=0)
             found += [(reached >= threshold).sum() for threshold in tiou]
     return found / total
 
 
-def _tiou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def tiou_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Temporal IoU of all pairs, (N, G); 0 where both have no length."""
     overlap = np.minimum(first[:, None, 1], second[None, :, 1]) - np.maximum(first[:, None, 0], second[None, :, 0])
     overlap = overlap.clip(min=0)

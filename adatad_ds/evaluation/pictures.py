@@ -14,12 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from adatad_ds.data.annotations import Video
+
 # Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 HATCHES = ("", "////", "....", "xxxx")
 LONG_SEC = 120.0  # from here on the axis counts hours, minutes and seconds
 MOST_CLASSES = 12  # rows of `draw_detections`
 MOST_LANES = 12  # rows of detections of full height; more share the height of so many
+MOST_CLASSES = 12  # told apart, unless more are annotated
+OTHER_COLOR = "0.6"
+LONGEST_NAME = 28  # characters
+LEGEND_WIDTH = 120  # characters
+FEWEST_SHOWN = 10  # detections of a video, if it has so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +52,34 @@ class _Style:
     hatch: str
 
 
+def timeline_videos(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video]
+) -> list[TimelineVideo]:
+    """Videos with the surest of their detections: twice as many as annotated actions, but no fewer than ten.
+
+    No score is asked for, so that the first evaluations of a training show something, too.
+    """
+    return [
+        TimelineVideo(
+            name=video.name,
+            duration_sec=video.duration_sec,
+            ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
+            detections=sorted(results[video.name], key=lambda record: -record["score"])[
+                : max(2 * len(video.actions), FEWEST_SHOWN)
+            ],
+        )
+        for video in videos
+    ]
+
+
 def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) -> None:
     """Draw a PNG: for each video its ground truth, and below it the detections, the surer the darker."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    timeline_figure(videos, title=title).savefig(path)
+
+
+def timeline_figure(videos: Sequence[TimelineVideo], *, title: str) -> Figure:
+    """As `draw_timeline`, not yet written."""
     styles = _styles(videos)
     truth_lanes = [_lanes([(start, end) for start, end, _ in video.ground_truth]) for video in videos]
     detection_lanes = [_lanes([record["segment"] for record in video.detections]) for video in videos]
@@ -54,7 +87,7 @@ def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) ->
         0.75 + 0.16 * (max(truth, default=0) + min(max(lanes, default=0), MOST_LANES) + 2)
         for truth, lanes in zip(truth_lanes, detection_lanes, strict=True)
     ]
-    figure = Figure(figsize=(12, sum(heights) + 1.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, sum(heights) + 1.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(len(videos), 1), 1, squeeze=False, height_ratios=heights or [1])[:, 0]
     for axis, video, truth, lanes in zip(axes, videos, truth_lanes, detection_lanes, strict=False):
@@ -63,14 +96,30 @@ def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) ->
         axes[-1].set_xlabel("time (s)")
     figure.suptitle(title, fontsize=11)
     handles = [
-        Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=label)
+        Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=short_name(label))
         for label, style in sorted(styles.items())
+        if style.color != OTHER_COLOR
     ]
+    if others := len(styles) - len(handles):
+        handles.append(Patch(facecolor=OTHER_COLOR, edgecolor="white", label=f"{others} other classes"))
     if handles:
-        columns = min(6, len(handles))
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = min(LEGEND_WIDTH // (longest + 6), 6, len(handles))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    return figure
+
+
+def short_name(label: str) -> str:
+    """A long name without its middle; ends tell classes apart more often."""
+    half = LONGEST_NAME // 2
+    return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
+
+
+def plain_axis(axis: Axes) -> None:
+    """No frame at the top and the right, small numbers."""
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(labelsize=8)
 
 
 def draw_detections(
@@ -200,14 +249,17 @@ def _draw_video(
 
 
 def _styles(videos: Sequence[TimelineVideo]) -> dict[str, _Style]:
-    """How each class looks; the most annotated ones get colours of their own."""
+    """How each class looks: an annotated one whatever is detected; the most annotated get a colour of their own."""
     annotated = Counter(label for video in videos for _, _, label in video.ground_truth)
     detected = Counter(record["label"] for video in videos for record in video.detections)
-    labels = sorted(annotated | detected, key=lambda label: (-annotated[label], -detected[label], label))
-    return {
+    labels = sorted(annotated, key=lambda label: (-annotated[label], label))
+    labels += sorted(detected.keys() - annotated.keys(), key=lambda label: (-detected[label], label))
+    apart = max(len(annotated), MOST_CLASSES)
+    styles = {
         label: _Style(PALETTE[index % len(PALETTE)], HATCHES[index // len(PALETTE) % len(HATCHES)])
-        for index, label in enumerate(labels)
+        for index, label in enumerate(labels[:apart])
     }
+    return styles | {label: _Style(OTHER_COLOR, "") for label in labels[apart:]}
 
 
 def _lanes(segments: Sequence[Sequence[float]]) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adatad_ds.config import ConfigError
 
+GENERATED = "vit_tiny_generated"  # ours, for the quickstart's 64 px frames; tools/pretrain_image.py trains it
 MOST_SEQUENCES = 2**15  # that attention gets at once: CUDA's kernels have a grid axis of at most 65,535 for them
 
 
@@ -88,26 +89,29 @@ class ImageTransformer(nn.Module):
 
 
 def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
-    """A timm model by its name, with random weights.
+    """A plain vision transformer by its name in timm, with random weights.
 
     Args:
         name: for example `vit_base_patch16_clip_quickgelu_224`. CLIP's own weights want the `quickgelu` models; those
             without it in their names are for CLIP models that were trained with the ordinary GELU. A tag as in
-            `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels.
+            `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels. `vit_tiny_generated` is
+            the quickstart's, which timm does not have.
         resolution: side in pixels of the frames.
 
     Raises:
         ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
     """
+    if name == GENERATED:
+        _check_resolution(name, resolution=resolution, patch=16)
+        ours = TimmTransformer(img_size=resolution, patch_size=16, embed_dim=128, depth=4, num_heads=4, num_classes=0)
+        return ImageTransformer(vit=ours, pixel_mean=(127.5,) * 3, pixel_std=(127.5,) * 3)
     if not is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
         raise ConfigError(f"timm has no plain vision transformer named {name}; it has, for example, {known}")
     vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
     if not isinstance(vit, TimmTransformer):
         raise ConfigError(f"{name} of timm is a {type(vit).__name__}, not a plain vision transformer")
-    patch = vit.patch_embed.patch_size[0]
-    if resolution % patch:
-        raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
+    _check_resolution(name, resolution=resolution, patch=int(vit.patch_embed.patch_size[0]))
     if vit.attn_pool is not None:
         vit.reset_classifier(0, "avg" if vit.cls_token is None else "token")
     published = timm.get_pretrained_cfg(name)
@@ -121,6 +125,11 @@ def attend(block: nn.Module, tokens: Tensor) -> Tensor:
     assert isinstance(block, Block)
     pieces = [block.ls1(block.attn(piece)) for piece in tokens.split(MOST_SEQUENCES)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
+    if resolution % patch:
+        raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
 
 
 def _check(vit: TimmTransformer) -> None:

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_SEC = 300
@@ -35,18 +37,41 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
 }
 
 
+RECOGNITION = {  # the same for recognition
+    "data.workers": 0,
+    "recognition.frames": 4,
+    "train.global_batch": 8,
+    "train.log_every_steps": 1,
+    "train.warmup_epochs": 0,
+    "train.schedule_epochs": 2,
+    "train.stop_epoch": 2,
+    "train.eval_every": 1,
+    "test.batch": 4,
+}
+
+
+def recognition_command(*, clips: Path, run: Path, recipe: str = "quickstart_aim", **options: Any) -> list[str]:
+    """As `train_command`, for the generated clips in a folder."""
+    lists = {f"recognition.{subset}_list": clips / subset for subset in ("train", "test")}
+    return train_command(run=run, recipe=recipe, settings=RECOGNITION | lists, **options)
+
+
 def train_command(
     *,
-    data: Path,
+    data: Path | None = None,
     run: Path,
     ranks: int,
     ds_config: str,
     launcher: str = "deepspeed",
     resume: bool = False,
+    recipe: str = "quickstart",
+    settings: Mapping[str, object] = SMALL,
     **changes: object,
 ) -> list[str]:
     """The command line of a small training; keyword names use `__` for the dot of `--set section.key`."""
-    settings = SMALL | {"data.annotations": data / "annotations.json", "data.videos": data / "videos"}
+    settings = dict(settings)
+    if data is not None:
+        settings |= {"data.annotations": data / "annotations.json", "data.videos": data / "videos"}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
     launch = {
         "deepspeed": [
@@ -61,7 +86,7 @@ def train_command(
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)],
         "python": [sys.executable],
     }[launcher]
-    command = [*launch, "adatad_ds/train.py", "--recipe", "quickstart", "--run-dir", str(run)]
+    command = [*launch, "adatad_ds/train.py", "--recipe", recipe, "--run-dir", str(run)]
     command += ["--deepspeed_config", ds_config if ds_config.endswith(".json") else f"ds_configs/{ds_config}.json"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]

@@ -57,8 +57,8 @@ def test_the_last_and_the_best_epoch_are_named(run):
     evaluated = [event.value for event in events.Scalars("evaluation/epoch")]
     assert evaluated == [1, 2]
     assert [event.value for event in events.Scalars("evaluation/average_mAP")] == pytest.approx(list(scores.values()))
-    assert [event.value for event in events.Scalars("best/epoch")] == [1, folder.best_epoch()]
-    assert events.Scalars("best/average_mAP")[-1].value == pytest.approx(max(scores.values()))
+    assert [event.value for event in events.Scalars("evaluation/best_epoch")] == [1, folder.best_epoch()]
+    assert events.Scalars("evaluation/best_average_mAP")[-1].value == pytest.approx(max(scores.values()))
 
 
 @pytest.mark.slow

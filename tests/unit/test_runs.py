@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from adatad_ds.evaluation.metrics import evaluate_detections
-from adatad_ds.runs import RunFolder
+from adatad_ds.evaluation.results import read_results, write_results
+from adatad_ds.runs import RESULTS_FILE, RunFolder
+from adatad_ds.task import Evaluation
 
 TRUTH = {"v": [(0.0, 10.0, "a")]}
 
@@ -24,5 +26,14 @@ def test_last_and_best_epoch(reached, summary, tmp_path):
     run = RunFolder(tmp_path)
     for epoch, score in reached.items():
         results = {"v": [{"segment": [0, 10 * score], "label": "a", "score": 1.0}]}
-        run.add_evaluation(epoch, results=results, metrics=evaluate_detections(results, TRUTH, tiou=(0.5,)))
+        metrics = evaluate_detections(results, TRUTH, tiou=(0.5,))
+        evaluation = Evaluation(
+            metrics=metrics.to_dict(),
+            table=metrics.table(),
+            per_class=metrics.per_class_table(),
+            save=lambda folder, results=results: write_results(folder / RESULTS_FILE, results),
+            pictures=lambda title: {},
+        )
+        run.add_evaluation(epoch, evaluation)
+        assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / RESULTS_FILE) == results
     assert run.summary() == summary
