@@ -20,7 +20,7 @@ from adatad_ds.data.annotations import Video
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 HATCHES = ("", "////", "....", "xxxx")
 LONG_SEC = 120.0  # from here on the axis counts hours, minutes and seconds
-MOST_CLASSES = 12  # rows of `draw_detections`
+MOST_ROWS = 12  # of `draw_detections`, a class each
 MOST_LANES = 12  # rows of detections of full height; more share the height of so many
 MOST_CLASSES = 12  # told apart, unless more are annotated
 OTHER_COLOR = "0.6"
@@ -137,7 +137,7 @@ def draw_detections(
     best: dict[str, float] = {}
     for record in detections:
         best[record["label"]] = max(best.get(record["label"], 0.0), record["score"])
-    labels = sorted(best, key=lambda label: (-best[label], label))[:MOST_CLASSES]
+    labels = sorted(best, key=lambda label: (-best[label], label))[:MOST_ROWS]
     rows = max(1, len(labels))
     figure = Figure(figsize=(12, 1.3 + 0.85 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -154,7 +154,7 @@ def draw_detections(
     axes[-1].set_xlabel("time (h:min:s)" if long else "time (s)")
     figure.supylabel("score (0 to 1) by class", fontsize=10)
     sure = sum(record["score"] >= min_score for record in detections)
-    classes = f", the {MOST_CLASSES} surest of {len(best)} classes" if len(best) > MOST_CLASSES else ""
+    classes = f", the {MOST_ROWS} surest of {len(best)} classes" if len(best) > MOST_ROWS else ""
     counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
     title = f"{name}: {counted}, {sure} of score {min_score:g} or more (dashed line){classes}"
     figure.suptitle(title, fontsize=11)

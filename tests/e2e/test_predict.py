@@ -345,6 +345,12 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     line = fails(capsys, good, "--checkpoint", absent, *out)
     assert "there is no weights file /weights/videomae_b.safetensors" in line
     assert "MCG-NJU/videomae-base-finetuned-kinetics" in line
+    content = json.loads(checkpoint.with_suffix(".json").read_text())
+    content["config"] = find_recipe("quickstart_aim").config.to_dict()
+    (tmp_path / "recogniser.json").write_text(json.dumps(content))
+    shutil.copy(checkpoint, tmp_path / "recogniser.safetensors")
+    line = fails(capsys, good, "--checkpoint", tmp_path / "recogniser.safetensors", *out)
+    assert "is a model of recognition" in line
     assert "no key 'sigmaa'" in fails(capsys, good, "--checkpoint", checkpoint, "--set", "test.sigmaa=1", *out)
     assert "finds no GPU" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda", *out)
     (tmp_path / "taken").write_text("a file")

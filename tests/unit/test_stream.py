@@ -113,14 +113,15 @@ def test_few_frames_are_held(data: st.DataObject):
 
 
 def test_frames_one_after_the_other(folder: Path):
-    for name, backend in (("even.mp4", "decord"), ("even.mp4", "pyav"), ("old.avi", "pyav")):
-        wanted = np.array([7, 7, 8, 40, 41, 130, 500])
-        stream = stream_frames(folder / name, wanted, short_side=96, backend=backend)
+    wanted = np.array([7, 7, 8, 40, 41, 130, 500])
+    for stream in (
+        stream_frames(folder / "even.mp4", wanted, short_side=96, backend="decord"),
+        stream_frames(folder / "even.mp4", wanted, short_side=96, backend="pyav"),
+        stream_frames(folder / "old.avi", wanted, short_side=96, backend="pyav"),
+    ):
         first = next(stream)
         assert first.shape == (96, 176, 3)
-        rest = list(stream)
-        numbers = frame_numbers(np.stack([first, *rest])).tolist()
-        assert numbers == [7, 7, 8, 40, 41, 130, 130]
+        assert frame_numbers(np.stack([first, *stream])).tolist() == [7, 7, 8, 40, 41, 130, 130]
     assert list(stream_frames(folder / "even.mp4", np.zeros(0, np.int64), short_side=96, backend="pyav")) == []
 
 
