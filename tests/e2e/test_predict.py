@@ -263,6 +263,17 @@ def test_the_page_filters(page):
         assert len(bars) == len(records) - len(expected), fragment
 
 
+def test_the_page_is_in_step_with_the_video(page):
+    records = results_of(page)["sound"]
+    for at in (3.05, 6.55):
+        dom = loaded(page / "sound.html", f"#score=0.5&t={at}")
+        playing = [r for r in records if r["score"] >= 0.5 and r["segment"][0] <= at < r["segment"][1]]
+        assert len(re.findall('<tr[^>]*class="playing"', dom)) == len(playing) > 0
+        now = re.search('<div id="now">(.*?)</div>', dom)
+        assert now
+        assert now[1].count("<span") == min(6, len(playing))
+
+
 def test_what_the_page_plays(page, videos, checkpoint, tmp_path):
     for name, kind in (("sound", "mp4"), ("vp9", "webm"), ("old", "mp4"), ("uneven", "mp4")):
         data = (page / f"{name}.html").read_text()
