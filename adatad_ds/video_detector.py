@@ -122,13 +122,22 @@ def load_detector(
             f"{found.name} does not name its classes; give a text file of one name a line, in the order of the class "
             "logits, with --classes FILE"
         )
-    place_of = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place_of.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {place_of}: PyTorch {torch.__version__} finds no GPU here; leave --device out")
+    target = _device(device)
     module = trained.load_model(found, num_classes=len(names))
     assert isinstance(module, Detector)
-    module = place(module, config=found.config, device=place_of, max_device_gb=max_device_gb)
-    return VideoDetector(module=module, config=found.config, classes=names, device=place_of)
+    module = place(module, config=found.config, device=target, max_device_gb=max_device_gb)
+    return VideoDetector(module=module, config=found.config, classes=names, device=target)
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device of that name; by default a GPU, if there is one."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"--device {wanted} is none; give cpu, cuda, or one of several GPUs as cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {wanted}: PyTorch finds {torch.cuda.device_count()} GPUs here; leave --device out")
+    return device
 
 
 def _counted(batches: Iterator[Batch], windows: int, progress: Callable[[float], object]) -> Iterator[Batch]:

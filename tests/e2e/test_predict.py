@@ -363,7 +363,8 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     line = fails(capsys, good, "--checkpoint", tmp_path / "recogniser.safetensors", *out)
     assert "is a model of recognition" in line
     assert "no key 'sigmaa'" in fails(capsys, good, "--checkpoint", checkpoint, "--set", "test.sigmaa=1", *out)
-    assert "finds no GPU" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda", *out)
+    assert "GPUs here" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda:99", *out)
+    assert "--device warp is none" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)
     (tmp_path / "taken").write_text("a file")
     assert "taken" in fails(capsys, good, "--checkpoint", checkpoint, "-o", tmp_path / "taken")
 
