@@ -18,8 +18,15 @@ from torch.utils.data import Dataset
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, DataError, listed, load_annotations
 from adatad_ds.data.transforms import augment, center_crop
-from adatad_ds.data.video import VideoError, VideoInfo, find_videos, frames_at, probe, read_frames
-from adatad_ds.data.windows import Window, random_trunc_window, resize_window, sliding_windows
+from adatad_ds.data.video import VideoError, VideoInfo, find_videos, probe, read_frames
+from adatad_ds.data.windows import (
+    Window,
+    file_frames,
+    random_trunc_window,
+    resize_window,
+    timing,
+    windows_for_testing,
+)
 from adatad_ds.detection.timegrid import TimeGrid
 
 ANY_ACTION = "action"  # the only class of a class-agnostic detector
@@ -294,7 +301,7 @@ class WindowDataset(Dataset[Sample]):
         return [
             window
             for index, (num_frames, fps) in enumerate(timings)
-            for window in sliding_windows(
+            for window in windows_for_testing(
                 self.videos[index],
                 num_frames=num_frames,
                 fps=fps,
@@ -305,24 +312,16 @@ class WindowDataset(Dataset[Sample]):
         ]
 
     def _timing(self, index: int) -> tuple[int, float]:
-        """Frames and frames a second of a video; the annotation knows best, as its times were made with them."""
-        video, fixed_fps = self.videos[index], self._config.fixed_fps
-        if fixed_fps is not None:
-            return max(1, round(video.duration_sec * fixed_fps)), fixed_fps
-        if video.num_frames is not None:
-            return video.num_frames, video.num_frames / video.duration_sec
-        info = probe(self._paths[video.name])
-        return info.num_frames, video.fps or info.fps
+        video = self.videos[index]
+        return timing(video, self._paths[video.name], self._config)
 
     def _read(self, window: Window, *, short_side: int) -> np.ndarray:
         video = self.videos[window.video_index]
         path = self._paths[video.name]
-        _, fps = self._timing(window.video_index)
-        indices, info = window.frame_indices[self._frames], probe(path)
         if self._config.fixed_fps is None:
-            _check_rate(path, info, fps=fps, duration_sec=video.duration_sec)
-        if self._config.fixed_fps is not None or not info.even:
-            indices = frames_at(path, window.frame_sec[self._frames])
+            _, fps = self._timing(window.video_index)
+            _check_rate(path, probe(path), fps=fps, duration_sec=video.duration_sec)
+        indices = file_frames(window, path, self._config)[self._frames]
         return read_frames(path, indices, short_side=short_side, backend=self._config.reader)
 
 

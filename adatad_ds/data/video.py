@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from adatad_ds.data.annotations import DataError, listed
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
+COMPLETE_SHARE = 0.98  # of the promised frames; headers also count those that a recording dropped
 DECORD_CHUNK = 64  # frames a call, so that its copies stay small
 
 Backend = Literal["decord", "pyav"]
@@ -34,7 +35,7 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file really holds: frames by packet count, size as displayed (rotation applied)."""
+    """What a file really holds: frames by packet count, size as displayed (rotation applied), mean rate."""
 
     num_frames: int
     fps: float
@@ -42,6 +43,7 @@ class VideoInfo:
     height: int
     duration_sec: float
     even: bool  # frame i is shown at i / fps seconds, to a frame
+    complete: bool  # about as many frames as the header promises, if it does
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,19 @@ def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int6
 def read_frames(
     path: str | Path, indices: NDArray[np.int64], *, short_side: int, backend: Backend, num_threads: int = 1
 ) -> Frames:
-    """Decode chosen frames, scaled on the way so that full-size frames never pile up.
+    """Decode chosen frames into one array (n, h, w, 3); arguments and errors as of `stream_frames`."""
+    width, height = _size(_index(Path(path)).info, short_side)
+    out = np.empty((len(indices), height, width, 3), dtype=np.uint8)
+    frames = stream_frames(path, indices, short_side=short_side, backend=backend, num_threads=num_threads)
+    for row, frame in enumerate(frames):
+        out[row] = frame
+    return out
+
+
+def stream_frames(
+    path: str | Path, indices: NDArray[np.int64], *, short_side: int, backend: Backend, num_threads: int = 1
+) -> Iterator[Frames]:
+    """Decode chosen frames one after the other, scaled on the way so that full-size frames never pile up.
 
     Args:
         path: a video file.
@@ -90,30 +104,26 @@ def read_frames(
         backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
         num_threads: decoding threads.
 
-    Returns:
-        RGB frames (n, h, w, 3).
+    Yields:
+        RGB frames (h, w, 3), n of them.
 
     Raises:
         VideoError: nothing in the file can be decoded.
     """
     path = Path(path)
     index = _index(path)
-    info = index.info
-    scale = short_side / min(info.width, info.height)
-    size = (
-        (short_side, max(1, round(info.height * scale)))
-        if info.width <= info.height
-        else (max(1, round(info.width * scale)), short_side)
-    )
-    wanted = np.clip(indices, 0, info.num_frames - 1)
+    size = _size(index.info, short_side)
+    wanted = np.clip(indices, 0, index.info.num_frames - 1)
+    done = 0
     # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
     # (dmlc/decord#373), and where leading frames are lost it takes later ones for them, silently; it only gets files
     # where nothing is unusual.
     if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
-        frames = _read_decord(path, wanted, size=size, num_threads=num_threads)
-        if frames is not None:
-            return frames
-    return _read_pyav(path, index, wanted, size=size, num_threads=num_threads)
+        for frame in _by_decord(path, wanted, size=size, num_threads=num_threads):
+            yield frame
+            done += 1
+    if done < len(wanted):
+        yield from _by_pyav(path, index, wanted[done:], size=size, num_threads=num_threads)
 
 
 def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
@@ -156,10 +166,10 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
         raise VideoError(f"{path}: the file is empty")
     times: list[int | None] = []
     keys: list[int | None] = []
-    first, hidden = None, False
+    first, hidden = None, 0
     with opened(path, num_threads=1) as (container, stream):
         for packet in packets_of(container, stream):
-            hidden |= packet.is_discard
+            hidden += packet.is_discard
             if not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
@@ -176,13 +186,17 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> _Index:  # the last 
     known = sorted(time for time in times if time is not None)
     usable = len(known) == len(times) and all(a < b for a, b in pairwise(known))
     seconds = (np.array(known) - known[0]) * time_base if usable and time_base else None
+    even = seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1)
+    if seconds is not None and not even:
+        fps = (len(seconds) - 1) / float(seconds[-1])  # a container's rate may be a guess from its beginning
     info = VideoInfo(
         num_frames=len(times),
         fps=fps,
         width=first.height if turned else first.width,
         height=first.width if turned else first.height,
         duration_sec=len(times) / fps,
-        even=seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1),
+        even=even,
+        complete=header_frames * COMPLETE_SHARE <= len(times) + hidden,
     )
     return _Index(
         info=info,
@@ -219,9 +233,9 @@ def _cause(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
-def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """A stream's packets up to its end, or to where a damaged file can be read no further."""
-    packets = container.demux(stream)
+def packets_of(container: Any, streams: Any) -> Iterator[Any]:
+    """Packets of one or several streams up to its end, or to where a damaged file can be read no further."""
+    packets = container.demux(streams)
     while True:
         try:
             packet = next(packets)
@@ -239,70 +253,71 @@ def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
         return ()
 
 
-def _read_decord(path: Path, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int) -> Frames | None:
-    """Frames by decord, or None where it fails (codecs it lacks, damaged packets); `size` is (w, h)."""
+def _size(info: VideoInfo, short_side: int) -> tuple[int, int]:
+    """Width and height of frames scaled to a shorter side."""
+    scale = short_side / min(info.width, info.height)
+    if info.width <= info.height:
+        return short_side, max(1, round(info.height * scale))
+    return max(1, round(info.width * scale)), short_side
+
+
+def _by_decord(path: Path, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int) -> Iterator[Frames]:
+    """Frames by decord, up to where it fails (codecs it lacks, damaged packets); `size` is (w, h)."""
     import decord  # optional: no wheels for some platforms
 
-    distinct, inverse = np.unique(wanted, return_inverse=True)
-    out = np.empty((len(wanted), size[1], size[0], 3), dtype=np.uint8)
+    distinct, counts = np.unique(wanted, return_counts=True)
     try:
         reader = decord.VideoReader(str(path), width=size[0], height=size[1], num_threads=num_threads)
         for begin in range(0, len(distinct), DECORD_CHUNK):
             chunk = reader.get_batch(distinct[begin : begin + DECORD_CHUNK]).asnumpy()
-            rows = np.flatnonzero((inverse >= begin) & (inverse < begin + DECORD_CHUNK))
-            out[rows] = chunk[inverse[rows] - begin]
+            for frame, count in zip(chunk, counts[begin:], strict=False):
+                yield from repeat(frame, count)
     except (decord.DECORDError, RuntimeError, IndexError):
-        return None
-    return out
+        return
 
 
-def _read_pyav(
+def _by_pyav(
     path: Path, index: _Index, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int
-) -> Frames:
+) -> Iterator[Frames]:
     """Frames by PyAV: from the keyframe before the first wanted frame where that works, else from the beginning."""
-    out = np.empty((len(wanted), size[1], size[0], 3), dtype=np.uint8)
-    if index.times is not None and len(wanted):
+    starts: list[int | None] = [None]
+    if index.times is not None:
         earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
         if len(earlier) and earlier[-1] > index.times[0]:
-            with opened(path, num_threads=num_threads) as (container, stream):
-                if _fill(out, wanted, container, stream, times=index.times, seek_to=int(earlier[-1])):
-                    return out
-    with opened(path, num_threads=num_threads) as (container, stream):
-        if not _fill(out, wanted, container, stream, times=index.times, seek_to=None):
-            raise VideoError(f"{path}: no frame can be decoded")
-    return out
+            starts.insert(0, int(earlier[-1]))
+    for seek_to in starts:
+        with opened(path, num_threads=num_threads) as (container, stream):
+            if seek_to is not None and not _seek(container, stream, seek_to):
+                continue
+            positions = _positions(container, stream, index.times)
+            first = next(positions, None)
+            if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else it began too late
+                yield from _chosen(chain((first,), positions), wanted, size=size)
+                return
+    raise VideoError(f"{path}: no frame can be decoded")
 
 
-def _fill(
-    out: Frames,
-    wanted: NDArray[np.int64],
-    container: Any,
-    stream: Any,
-    *,
-    times: NDArray[np.int64] | None,
-    seek_to: int | None,
-) -> bool:
-    """Decode onwards and put frames into their rows of `out`; False when decoding began too late, or gave nothing."""
-    if seek_to is not None:
-        try:
-            container.seek(seek_to, stream=stream, backward=True)
-        except av.FFmpegError:
-            return False
+def _chosen(
+    positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, size: tuple[int, int]
+) -> Iterator[Frames]:
+    """The wanted ones of decoded frames; lost ones take the one before."""
     row, previous = 0, None
-    for position, frame in _positions(container, stream, times):
-        if previous is None and seek_to is not None and position > wanted[0]:
-            return False
-        if previous is not None and row < len(wanted) and wanted[row] < position:  # lost ones take the one before
-            last = int(np.searchsorted(wanted, position))
-            out[row:last] = _scaled(previous, out)
+    for position, frame in positions:
+        last = int(np.searchsorted(wanted, position)) if previous is not None else row
+        if last > row:
+            yield from repeat(scaled(previous, size), last - row)
             row = last
         if row == len(wanted):
-            return True
+            return
         previous = frame
-    if previous is None:
+    yield from repeat(scaled(previous, size), len(wanted) - row)
+
+
+def _seek(container: Any, stream: Any, time: int) -> bool:
+    try:
+        container.seek(time, stream=stream, backward=True)
+    except av.FFmpegError:
         return False
-    if row < len(wanted):
-        out[row:] = _scaled(previous, out)
     return True
 
 
@@ -317,12 +332,10 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
             count += 1
 
 
-def _scaled(frame: Any, out: Frames) -> Frames:
-    """One frame as RGB at the size of `out`, upright."""
-    height, width = out.shape[1:3]
+def scaled(frame: Any, size: tuple[int, int]) -> Frames:
+    """One frame as RGB of a (width, height), upright."""
     turns = round(frame.rotation / 90) % 4
-    if turns % 2:
-        width, height = height, width
+    width, height = size[::-1] if turns % 2 else size
     # bilinear is what decord scales with
     rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    return np.rot90(rgb, turns) if turns else rgb
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import Video
+from adatad_ds.data.video import frames_at, probe
 from adatad_ds.detection.timegrid import TimeGrid
 
 TRIES = 200  # random windows looked at until one holds an action
@@ -90,6 +92,25 @@ def random_trunc_window(
     )
 
 
+def windows_for_testing(
+    video: Video,
+    *,
+    num_frames: int,
+    fps: float,
+    config: DataConfig,
+    label_ids: Mapping[str, int],
+    video_index: int,
+) -> list[Window]:
+    """All windows of a video in testing, by rising time: sliding ones, or the whole video; arguments as above."""
+    if config.sampling == "resize":
+        return [
+            resize_window(video, num_frames=num_frames, config=config, label_ids=label_ids, video_index=video_index)
+        ]
+    return sliding_windows(
+        video, num_frames=num_frames, fps=fps, config=config, label_ids=label_ids, video_index=video_index
+    )
+
+
 def sliding_windows(
     video: Video,
     *,
@@ -141,6 +162,31 @@ def resize_window(
         segments_grid=np.clip(segments_grid, 0, config.window_size).astype(np.float32),
         labels=labels,
     )
+
+
+def timing(video: Video, path: Path, config: DataConfig) -> tuple[int, float]:
+    """Frames and frames a second by which a video's windows are cut; its annotation knows best, as its times fit it.
+
+    Raises:
+        VideoError: the file has to tell, and cannot be decoded.
+    """
+    if config.fixed_fps is not None:
+        return max(1, round(video.duration_sec * config.fixed_fps)), config.fixed_fps
+    if video.num_frames is not None:
+        return video.num_frames, video.num_frames / video.duration_sec
+    info = probe(path)
+    return info.num_frames, video.fps or info.fps
+
+
+def file_frames(window: Window, path: Path, config: DataConfig) -> NDArray[np.int64]:
+    """The frames (F,) of a file that show a window; looked up by their times where counting would mislead.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    if config.fixed_fps is not None or not probe(path).even:
+        return frames_at(path, window.frame_sec)
+    return window.frame_indices
 
 
 def _cut(

@@ -12,12 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from adatad_ds.data.annotations import Video
 
 # Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 HATCHES = ("", "////", "....", "xxxx")
+LONG_SEC = 120.0  # from here on the axis counts hours, minutes and seconds
+MOST_ROWS = 12  # of `draw_detections`, a class each
 MOST_LANES = 12  # rows of detections of full height; more share the height of so many
 MOST_CLASSES = 12  # told apart, unless more are annotated
 OTHER_COLOR = "0.6"
@@ -117,6 +120,89 @@ def plain_axis(axis: Axes) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.tick_params(labelsize=8)
+
+
+def draw_detections(
+    path: Path, *, name: str, duration_sec: float, detections: Sequence[Mapping[str, Any]], min_score: float
+) -> None:
+    """Draw a PNG of one video's detections: a row a class, in it each one as wide as it lasts and as high as its score.
+
+    Args:
+        path: the file.
+        name: of the video.
+        duration_sec: its length.
+        detections: records with `segment`, `label`, `score`.
+        min_score: a dashed line; detections below it are pale.
+    """
+    best: dict[str, float] = {}
+    for record in detections:
+        best[record["label"]] = max(best.get(record["label"], 0.0), record["score"])
+    labels = sorted(best, key=lambda label: (-best[label], label))[:MOST_ROWS]
+    rows = max(1, len(labels))
+    figure = Figure(figsize=(12, 1.3 + 0.85 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0]
+    for index, axis in enumerate(axes):
+        label = labels[index] if labels else ""
+        own = [record for record in detections if record["label"] == label]
+        _draw_class(axis, label, own, color=PALETTE[index % len(PALETTE)], min_score=min_score)
+    axes[-1].set_xlim(0, max(duration_sec, 1e-3))
+    axes[-1].xaxis.set_major_locator(MultipleLocator(_tick_sec(duration_sec)))
+    long = duration_sec > LONG_SEC
+    if long:
+        axes[-1].xaxis.set_major_formatter(FuncFormatter(_hours))
+    axes[-1].set_xlabel("time (h:min:s)" if long else "time (s)")
+    figure.supylabel("score (0 to 1) by class", fontsize=10)
+    sure = sum(record["score"] >= min_score for record in detections)
+    classes = f", the {MOST_ROWS} surest of {len(best)} classes" if len(best) > MOST_ROWS else ""
+    counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
+    title = f"{name}: {counted}, {sure} of score {min_score:g} or more (dashed line){classes}"
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path)
+
+
+def _draw_class(
+    axis: Axes, label: str, detections: Sequence[Mapping[str, Any]], *, color: str, min_score: float
+) -> None:
+    """One row; the surest are drawn last, over the others."""
+    for record in sorted(detections, key=lambda record: record["score"]):
+        start, end = record["segment"]
+        sure = record["score"] >= min_score
+        axis.fill_between(
+            [start, end],
+            0,
+            record["score"],
+            facecolor=(color, 0.3 if sure else 0.06),
+            edgecolor="0.3",  # light colours need one
+            linewidth=0.5 if sure else 0,
+        )
+        axis.plot(
+            [start, end],
+            [record["score"]] * 2,
+            color=color,
+            alpha=1.0 if sure else 0.35,
+            linewidth=3.0 if sure else 1.0,
+            solid_capstyle="butt",
+        )
+    axis.axhline(min_score, color="0.45", linewidth=0.8, linestyle="--")
+    axis.set_ylim(0, 1.05)
+    axis.set_yticks([0, 0.5, 1])
+    axis.tick_params(labelsize=8)
+    axis.set_title(label, fontsize=9, loc="left", pad=2)
+    axis.grid(axis="x", color="0.9", linewidth=0.6)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _tick_sec(duration_sec: float) -> float:
+    """Seconds between ticks, so that there are no more than a dozen."""
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+    return next((step for step in steps if duration_sec <= 12 * step), 3600 * max(1, round(duration_sec / 3600 / 12)))
+
+
+def _hours(seconds: float, _: int) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _draw_video(

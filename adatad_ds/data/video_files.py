@@ -1,0 +1,71 @@
+"""Which video files a user means."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from glob import glob
+from os.path import commonpath
+from pathlib import Path
+
+from adatad_ds.data.annotations import DataError
+from adatad_ds.data.video import EXTENSIONS, opened
+
+ANNOTATED = ".annotated.mp4"  # how the name of what is written by us ends
+
+
+def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:
+    """The video files that arguments name, each once, under a name of its own.
+
+    Args:
+        arguments: files, folders (the videos in and below them, but for annotated ones), globs.
+        reserved: a name that no video gets.
+
+    Returns:
+        Path by name: the file's name without its extension, or where several have that, their path from the folder
+        that they share; and a line for each argument that names nothing.
+
+    Raises:
+        DataError: no argument names a file.
+    """
+    found: dict[Path, Path] = {}  # by where it really is
+    absent = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            named = sorted(file for file in path.rglob("*") if _is_input(file))
+            missing = f"the folder {argument} holds no video ({', '.join(EXTENSIONS)})"
+        else:
+            named = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
+            missing = f"there is no file {argument}"
+        found |= {file.resolve(): file for file in named if file.is_file()}
+        if not named:
+            absent.append(missing)
+    if not found:
+        raise DataError("; ".join(absent))
+    paths = list(found.values())
+    stems = Counter(path.stem for path in paths)
+    shared = Path(commonpath([path.absolute().parent for path in paths]))
+    names: dict[str, Path] = {}
+    for path in paths:
+        alone = stems[path.stem] == 1 and path.stem != reserved
+        name = path.stem if alone else "_".join(path.absolute().relative_to(shared).parts)
+        while name in names:
+            name += "_"
+        names[name] = path
+    return names, absent
+
+
+def length_sec(path: Path) -> float:
+    """How long a file says that it lasts, without reading it; 0 where it does not say.
+
+    Raises:
+        VideoError: no video.
+    """
+    with opened(path, num_threads=1) as (container, _):
+        return (container.duration or 0) / 1_000_000
+
+
+def _is_input(path: Path) -> bool:
+    known = path.suffix.lower() in EXTENSIONS and not path.name.endswith(ANNOTATED)
+    return known and path.is_file()

@@ -1,0 +1,92 @@
+"""Subtitles and tables say what was detected, whatever the label, however long the video."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from adatad_ds.evaluation.pictures import draw_detections
+from adatad_ds.evaluation.subtitles import clock, write_csv, write_srt, write_vtt
+
+DETECTIONS = [
+    {"segment": [3600.5, 3725.25], "label": "jump", "score": 0.9123},
+    {"segment": [1.2, 3.0], "label": "run & <fall> -->\n\nagain", "score": 0.5},
+    {"segment": [1.2, 2.5], "label": "跳", "score": 0.456},
+    {"segment": [7.0, 7.0], "label": "blink", "score": 0.4},
+]
+TIME = r"(\d\d+):(\d\d):(\d\d)[.,](\d{3})"
+
+
+def seconds(hours: str, minutes: str, whole: str, milliseconds: str) -> float:
+    return 3600 * int(hours) + 60 * int(minutes) + int(whole) + int(milliseconds) / 1000
+
+
+def cues(text: str) -> list[tuple[float, float, str]]:
+    """Start, end and text of each cue; a cue ends at an empty line."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        lines = [line for line in block.split("\n") if line != "WEBVTT" and not line.isdecimal()]
+        if lines:
+            times = re.fullmatch(f"{TIME} --> {TIME}", lines[0])
+            assert times, lines
+            found.append((seconds(*times.groups()[:4]), seconds(*times.groups()[4:]), "\n".join(lines[1:])))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("write", "escaped"), [(write_vtt, "run &amp; &lt;fall&gt; --&gt; again"), (write_srt, "run & <fall> --> again")]
+)
+def test_cues(tmp_path: Path, write, escaped: str):
+    write(tmp_path / "x", DETECTIONS)
+    assert cues((tmp_path / "x").read_text(encoding="utf-8")) == [
+        (1.2, 2.5, "跳 0.46"),
+        (1.2, 3.0, f"{escaped} 0.50"),
+        (7.0, 7.001, "blink 0.40"),
+        (3600.5, 3725.25, "jump 0.91"),
+    ]
+
+
+def test_layouts(tmp_path: Path):
+    write_vtt(tmp_path / "x.vtt", DETECTIONS[:1])
+    assert (tmp_path / "x.vtt").read_text() == "WEBVTT\n\n01:00:00.500 --> 01:02:05.250\njump 0.91\n"
+    write_srt(tmp_path / "x.srt", DETECTIONS[:1])
+    assert (tmp_path / "x.srt").read_text() == "1\n01:00:00,500 --> 01:02:05,250\njump 0.91\n"
+    write_vtt(tmp_path / "none.vtt", [])
+    assert (tmp_path / "none.vtt").read_text() == "WEBVTT\n"
+    write_srt(tmp_path / "none.srt", [])
+    assert (tmp_path / "none.srt").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("at", "shown"),
+    [(0, "00:00:00.000"), (59.9996, "00:01:00.000"), (3599.999, "00:59:59.999"), (4e5, "111:06:40.000")],
+)
+def test_clock(at: float, shown: str):
+    assert clock(at) == shown
+
+
+def test_table(tmp_path: Path):
+    write_csv(tmp_path / "x.csv", DETECTIONS)
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["start_sec", "end_sec", "label", "score"]
+    assert [row[2] for row in rows[1:]] == ["跳", "run & <fall> -->\n\nagain", "blink", "jump"]
+    assert rows[4] == ["3600.5", "3725.25", "jump", "0.9123"]
+
+
+def test_picture_of_nothing_and_of_many(tmp_path: Path):
+    sizes = []
+    for count in (0, 1, 300):
+        records = [
+            {"segment": [9.0 * i, 9.0 * i + 20], "label": f"class {i % 15}", "score": 0.99 * (i + 1) / 300}
+            for i in range(count)
+        ]
+        path = tmp_path / f"{count}.png"
+        draw_detections(path, name="match", duration_sec=2800, detections=records, min_score=0.3)
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        sizes.append(int.from_bytes(content[20:24]))  # the picture's height
+    assert sizes[0] == sizes[1] < sizes[2] < 1500  # twelve rows, no more
