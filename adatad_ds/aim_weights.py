@@ -16,15 +16,17 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from adatad_ds.config import ConfigError
-from adatad_ds.models.image_vit import ImageTransformer
 from adatad_ds.weight_files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weight_layouts import some
+
+if TYPE_CHECKING:
+    from adatad_ds.models.image_vit import ImageTransformer
 
 TIMM, TRANSFORMERS, CLIP, AIM = "timm", "transformers", "CLIP", "AIM"
 _SIGNATURES = {  # a key that tells, its wrappers taken off; the first that is there counts
@@ -198,6 +200,8 @@ def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: s
         )
 
     def read() -> Tensor:
+        from timm.layers import resample_abs_pos_embed  # only now: timm takes seconds to import
+
         table = stored.read().float().reshape(1, -1, vit.width)
         return resample_abs_pos_embed(
             table, new_size=list(vit.grid), old_size=[side, side], num_prefix_tokens=prefix, interpolation="bicubic"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.config import TUBELET_FRAMES, Config
-from adatad_ds.models.aim import AIMTransformer
+from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.detector import Detector
 
 MARGIN = 1.25  # of the estimate of what a forward pass needs: fragments, libraries' workspaces
@@ -58,11 +58,11 @@ def working_bytes(detector: Detector, config: Config) -> int:
     windows, frames = config.test.batch, config.test.batch * config.data.window_frames
     chunk = backbone.clips_per_chunk * config.clip_frames or frames
     hidden = backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
-    if isinstance(backbone, AIMTransformer):
-        tokens_of_frame, whole = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens, 0
-    else:
+    if isinstance(backbone, AdaptedBackbone):
         tokens_of_frame, whole = backbone.vit.grid_side**2 / TUBELET_FRAMES, 2
         chunk = max(chunk, windows * config.clip_frames)
+    else:
+        tokens_of_frame, whole = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens, 0
     chunk = min(chunk, frames)
     elements = tokens_of_frame * (chunk * (7 * backbone.width + 2 * hidden) + whole * frames * backbone.width)
     pixels = 3 * resolution**2 * (frames + 8 * chunk)

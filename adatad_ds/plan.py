@@ -20,7 +20,6 @@ from adatad_ds.fake_run import head_bytes, span_bytes, whole_bytes
 from adatad_ds.models.backbone import CLIP_TUBELETS
 from adatad_ds.models.build import adapted_blocks, backbone_spec
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.plan_image import image_bytes, image_flop
 
 ADAM_BYTES = 16  # a learnt parameter: fp32 master, two moments, running average
 
@@ -160,6 +159,8 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
         executed: count what recomputation does a second time.
     """
     if config.backbone.is_image:
+        from adatad_ds.plan_image import image_flop  # only now: timm takes seconds to import
+
         return image_flop(config, executed=executed)
     spec, tuning = backbone_spec(config.backbone.name), config.backbone.tuning
     tokens = config.sample_frames // TUBELET_FRAMES * spec.positions(config.data.resolution)
@@ -187,6 +188,8 @@ def _working_bytes(config: Config, *, windows: int, clips: int, tensor: int, on_
     """
     backbone, train = config.backbone, config.train
     if backbone.is_image:
+        from adatad_ds.plan_image import image_bytes
+
         return image_bytes(config, samples=windows, clips=clips)
     if not _recomputes(config):
         return whole_bytes(backbone, train.precision, config.data.resolution, windows, clips)

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,19 @@ from torch import Tensor, nn
 from adatad_ds.aim_weights import AIMWeights, fit_image_weights, open_aim_weights
 from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.models.aim import AIMTransformer
-from adatad_ds.models.image_vit import ImageTransformer
+from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.recogniser import Model, Recogniser
 from adatad_ds.models.vit import VisionTransformer
 from adatad_ds.weight_files import StoredTensor, Tensors, check_fit
 from adatad_ds.weight_layouts import BESIDE, Weights, describe, describe_spec, open_weights, some
 
+if TYPE_CHECKING:
+    from adatad_ds.models.image_vit import ImageTransformer
+
 _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
 VIT = "backbone.vit."  # where a detector has its transformer
 _CLASSIFIERS = ("head.cls_head.", "head.classifier.")  # of a detector, of a recogniser
-Transformer = VisionTransformer | ImageTransformer
+Transformer: TypeAlias = "VisionTransformer | ImageTransformer"
 WHERE_FROM = {
     "videomae_s": _VIDEOMAE_PAGE,
     "videomae_b": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-base-finetuned-kinetics on the Hugging Face hub",
@@ -61,7 +64,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
     except FileNotFoundError as error:
         raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
     if isinstance(weights, AIMWeights):
-        assert isinstance(vit, ImageTransformer)
+        assert not isinstance(vit, VisionTransformer)
         return fit_image_weights(weights, vit)
     assert isinstance(vit, VisionTransformer)
     found, wanted = describe(weights.vit), describe_spec(vit.spec)
@@ -173,7 +176,7 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
             tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         _check_clip(tensors, model, source=weights.source)
-    elif not isinstance(model.backbone, AIMTransformer):
+    elif isinstance(model.backbone, AdaptedBackbone):
         tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
     tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items() if f"{VIT}{key}" in shapes}
     classifier = [key for key in tensors if key.startswith(_CLASSIFIERS)]
@@ -228,7 +231,7 @@ def _beside_their_blocks(tensors: Tensors, adapted_blocks: Sequence[int]) -> Ten
 
 def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
     embedding, backbone = tensors.get("backbone.temporal_embedding"), model.backbone
-    assert isinstance(backbone, AIMTransformer)
+    assert not isinstance(backbone, AdaptedBackbone)
     if embedding is not None and embedding.shape[-2] != backbone.clip_frames:
         raise ConfigError(
             f"{source} was trained on clips of {embedding.shape[-2]} frames, the model has {backbone.clip_frames}"

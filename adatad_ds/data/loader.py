@@ -160,7 +160,7 @@ class BatchLoader(Generic[BatchT]):
             num_workers=config.workers,
             prefetch_factor=max(1, config.prefetch) if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
-            multiprocessing_context=_processes() if several else None,
+            multiprocessing_context=_processes(config) if several else None,
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # of its own: the trainer's random numbers do not depend on loading
@@ -215,9 +215,10 @@ def make_test_loader(
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
 
 
-def _processes() -> BaseContext:
+def _processes(config: DataConfig) -> BaseContext:
     context = multiprocessing.get_context(START_METHOD)
-    context.set_forkserver_preload(PRELOADED)
+    by_torchvision = ["adatad_ds.data.augmentations"] if {"rand_augment", "color_jitter"} & {*config.augment} else []
+    context.set_forkserver_preload(PRELOADED + by_torchvision)
     # A scheduler's warning reaches all processes of a rank; workers and their server leave it to the trainer.
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     forkserver.ensure_running()

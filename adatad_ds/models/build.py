@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
 
 from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.models.adapters import TIA, PlainAdapter
-from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.image_vit import build_image_transformer
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.window import WholeWindow, Window
 
-Backbone = AdaptedBackbone | AIMTransformer  # frames (B, F, H, W, 3) to features (B, C, T)
+if TYPE_CHECKING:
+    from adatad_ds.models.aim import AIMTransformer
+
+Backbone: TypeAlias = "AdaptedBackbone | AIMTransformer"  # frames (B, F, H, W, 3) to features (B, C, T)
 
 
 def build_backbone(
@@ -47,6 +49,9 @@ def build_backbone(
     backbone, resolution = config.backbone, config.data.resolution
     memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
     if backbone.is_image:
+        from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer  # only now: timm takes seconds to import
+        from adatad_ds.models.image_vit import build_image_transformer
+
         with memory:
             image = build_image_transformer(backbone.name, resolution=resolution)
         adapt = backbone.aim_adapters

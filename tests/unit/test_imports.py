@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
@@ -65,6 +67,14 @@ def test_detection_and_models_know_nothing_of_data_and_evaluation():
             assert not {n for n in names if n.startswith(("adatad_ds.models", "adatad_ds.evaluation"))}, path
         if path.parts[0] == "detection":
             assert not {n for n in names if n.startswith("adatad_ds.models")}, path
+
+
+def test_what_takes_seconds_to_import_waits_until_it_is_needed():
+    """Every rank and every tool would pay for it."""
+    late = ("timm", "torchvision", "transformers", "accelerate", "torch._dynamo")
+    code = f"import sys, adatad_ds.train, adatad_ds.predict; print([m for m in {late} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_modules_stay_small():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from adatad_ds.data import transforms
+from adatad_ds.data import augmentations
 from adatad_ds.data.transforms import augment, center_crop
 
 ALL = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
@@ -35,7 +35,7 @@ def test_all_frames_are_treated_alike(kinds):
 def test_each_rand_augment_operation_treats_all_frames_alike():
     noise = torch.randint(0, 250, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     frames = noise.repeat(3, 1, 1, 1)
-    outputs = [step(frames) for step in transforms._rand_augment_operations(SIDE, np.random.default_rng(0))]
+    outputs = [step(frames) for step in augmentations._rand_augment_operations(SIDE, np.random.default_rng(0))]
     for out in outputs:
         assert out.shape == frames.shape
         assert out.dtype == torch.uint8
@@ -46,7 +46,7 @@ def test_each_rand_augment_operation_treats_all_frames_alike():
 
 def test_sharpening_equals_torchvision():
     frames = torch.randint(0, 256, (2, 3, 21, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(transforms._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
+    assert torch.equal(augmentations._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
 
 
 def test_only_the_given_generator_decides():
