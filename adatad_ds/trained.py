@@ -1,7 +1,7 @@
-"""Trained detectors on disk, of whatever kind, made ready for inference.
+"""Trained models on disk, of whatever kind, made ready for inference.
 
 A run or one of its checkpoints; an export of tools/export_adapter.py (what learnt, and how to rebuild the rest); a
-checkpoint as AdaTAD's authors publish it, together with the recipe that it was trained by.
+checkpoint as AdaTAD's or AIM's authors publish it, together with the recipe that it was trained by.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EXPORT_FORMAT = "adatad_ds adapter 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained detector, found but not read.
+    """A trained model, found but not read.
 
     Attributes:
         name: for people.
@@ -59,7 +59,7 @@ class Trained:
 
 
 def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
-    """Recognise a trained detector.
+    """Recognise a trained model.
 
     Args:
         path: a run's folder, a checkpoint's folder, an export, or a published checkpoint.
@@ -80,7 +80,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
             return _from_export(path, description, overrides, raw=raw)
     if recipe is None:
         raise ConfigError(
-            f"{path} does not say how it was trained; add --recipe NAME (train.py --list-recipes shows all)"
+            f"{path} does not say how it was trained; of a published model, add --recipe NAME (train.py --list-recipes "
+            "shows all). A transformer alone, without what was learnt over it, is no trained model"
         )
     config = configuration.override(find_recipe(recipe).config, overrides)
     config = replace(config, backbone=replace(config.backbone, weights=str(path)))
@@ -135,7 +136,7 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
     """Write what learnt as one safetensors file, and beside it a JSON file of everything needed to rebuild the rest.
 
     Args:
-        trained: a run's detector.
+        trained: a run's model.
         path: the file, `.safetensors`.
         extra: more to say in the JSON file, such as versions.
 

@@ -80,8 +80,10 @@ def find_source(source: str | Path) -> Path:
         ConfigError: the hub does not give it.
     """
     path = Path(source).expanduser()
-    if path.exists():
-        return path
+    with_the_code = Path(__file__).resolve().parents[1] / path  # the quickstarts' weights, wherever one stands
+    for place in (path, with_the_code):
+        if place.exists():
+            return place
     if not _HUB_NAME.fullmatch(str(source)) or path.suffix in (SAFETENSORS, *_PICKLES):
         raise FileNotFoundError(f"there is no weights file {path}")
     from huggingface_hub import snapshot_download

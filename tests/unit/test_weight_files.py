@@ -121,3 +121,10 @@ def test_a_name_on_the_hub_is_taken_from_its_cache(tmp_path):
     assert names("lab/videomae").stdout.split() == ["videomae.a"]
     absent = names("lab/another")
     assert "nor can lab/another be had from the Hugging Face hub" in absent.stderr
+
+
+def test_the_quickstarts_weights_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_tensors("adatad_ds/weights/tiny.safetensors")
+    with pytest.raises(FileNotFoundError, match="no weights file adatad_ds/weights/huge"):
+        open_tensors("adatad_ds/weights/huge.safetensors")
