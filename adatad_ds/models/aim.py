@@ -11,6 +11,7 @@ pass are frames and features, and one piece's activations, however many frames a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import get_args
 
 import torch
@@ -215,11 +216,14 @@ class AIMTransformer(nn.Module):
             raise ValueError(f"{count} frames are no multiple of the clips' {self.clip_frames}")
         clips = frames.reshape(-1, self.clip_frames, *frames.shape[2:])
         keep = self._drop_path_factors(noise, clips=count // self.clip_frames)
-        at_once = self.clips_per_chunk or len(clips)
-        pieces = clips.split(at_once)
-        keeps = [None] * len(pieces) if keep is None else keep.split(at_once)
-        features = [self._piece(piece, kept) for piece, kept in zip(pieces, keeps, strict=True)]
+        edges = self._edges(len(clips), most=videos * self._window.share(count // self.clip_frames).most)
+        features = [self._piece(clips[i:j], None if keep is None else keep[i:j]) for i, j in pairwise(edges)]
         return torch.cat(features).view(videos, count, self.width)
+
+    def _edges(self, clips: int, *, most: int) -> list[int]:
+        """Where pieces begin and end: as many on every rank, of which one holds `most`, for ZeRO-3 gathers for each."""
+        pieces = -(-most // self.clips_per_chunk) if self.clips_per_chunk else 1
+        return [clips * piece // pieces for piece in range(pieces + 1)]
 
     def _piece(self, clips: Tensor, keep: Tensor | None) -> Tensor:
         """Some clips, (n, t, H, W, 3), recomputed in the backward pass where that is wanted: (n, t, C).
@@ -242,12 +246,13 @@ class AIMTransformer(nn.Module):
         return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
-        """(B * clips, depth, 2), drawn once a forward pass so that recomputation shares them."""
+        """(B * clips, depth, 2), drawn for the whole window, once a forward pass so that recomputation shares them."""
         if noise is None or self.drop_path == 0 or not self.adapt & {"temporal", "joint"}:
             return None
         depth = len(self.adapters)
         rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
-        return noise.keep(clips, depth, BRANCHES, rate=rate).flatten(0, 1)
+        first, total, _ = self._window.share(clips)
+        return noise.keep(total, depth, BRANCHES, rate=rate)[:, first : first + clips].flatten(0, 1)
 
 
 def _kept(branch: Tensor, keep: Tensor | None, which: int) -> Tensor:

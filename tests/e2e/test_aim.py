@@ -83,8 +83,9 @@ def test_evaluated_exported_and_evaluated(alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_detector_over_an_image_transformer_on_shared_windows(small_videos, tmp_path):
-    """Two ranks that share each window, ZeRO-3, recomputing: the losses of one that has it whole."""
+    """Two ranks that share each window's 3 clips, ZeRO-3, recomputing: the losses of one that has it whole."""
     changes = {
+        "data__window_size": 24,
         "backbone__name": "vit_tiny_generated",
         "backbone__weights": "adatad_ds/weights/tiny_image.safetensors",
         "backbone__tuning": "aim",
