@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up .venv and pass the tests: all that a newcomer needs. `--lint` checks style and types first, as CI does;
-# other arguments go to pytest.
+# other arguments go to pytest. Files of tests run side by side, as many as there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh requirements-dev.txt
@@ -11,4 +11,4 @@ if [[ "${1:-}" == --lint ]]; then
     ruff format --check .
     pyright
 fi
-python -m pytest "$@"
+python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"
