@@ -10,25 +10,19 @@ import pytest
 @pytest.fixture(scope="session")
 def small_videos(tmp_path_factory) -> Path:
     """A generated data set: 8 training and 3 test videos with their annotations."""
-    folder = tmp_path_factory.mktemp("videos") / "data"
-    repository = Path(__file__).resolve().parents[1]
-    subprocess.run(
-        [sys.executable, "tools/make_videos.py", "--out", folder, "--train", "8", "--test", "3", "--seed", "7"],
-        cwd=repository,
-        check=True,
-        timeout=300,
-    )
-    return folder
+    return generated("tools/make_videos.py", tmp_path_factory.mktemp("videos") / "data", train=8, test=3)
 
 
 @pytest.fixture(scope="session")
 def small_clips(tmp_path_factory) -> Path:
     """Generated clips in a folder per class: 2 of each of 8 to learn from and 1 to test on."""
-    folder = tmp_path_factory.mktemp("clips") / "data"
-    repository = Path(__file__).resolve().parents[1]
+    return generated("tools/make_clips.py", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)
+
+
+def generated(tool: str, folder: Path, *, train: int, test: int) -> Path:
     subprocess.run(
-        [sys.executable, "tools/make_clips.py", "--out", folder, "--train", "2", "--test", "1", "--seed", "7"],
-        cwd=repository,
+        [sys.executable, tool, "--out", folder, "--train", str(train), "--test", str(test), "--seed", "7"],
+        cwd=Path(__file__).resolve().parents[1],
         check=True,
         timeout=300,
     )

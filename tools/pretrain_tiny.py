@@ -245,16 +245,19 @@ def accuracy(model: MotionModel, clips: Tensor, motions: Tensor) -> float:
     return float((named == motions).float().mean())
 
 
+def adamw(model: nn.Module, *, lr: float) -> torch.optim.AdamW:
+    """Weight decay on matrices alone."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+
+
 def train(model: MotionModel, clips: Tensor, motions: Tensor, objects: Tensor, args: argparse.Namespace) -> None:
     """AdamW with warm-up and cosine over `args.steps` batches; the last, hardest `args.held_out` clips only measure."""
     rng = np.random.default_rng(args.seed)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-    )
+    optimizer = adamw(model, lr=args.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / 30, 0.5 * (1 + np.cos(np.pi * min(1.0, step / args.steps)))),
