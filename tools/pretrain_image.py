@@ -8,8 +8,8 @@ object covers (a dense target, which a transformer picks up far sooner than one 
 two pictures of one scene, so the weights know of no motion. The pictures come from the random stream `pretraining`,
 which no data set uses. What is on top is thrown away.
 
-The weights in the repository are from these defaults: 17 minutes, on two cores with much else to do. On held-out pictures the object's place is
-off by 2.1 px, its size by 11 %, its opacity by 7 %.
+The weights in the repository are from these defaults: 17 minutes, on two cores with much else to do. On held-out
+pictures the object's place is off by 2.1 px, its size by 11 %, its opacity by 7 %.
 
 n pictures, N = 1 + 4 * 4 tokens each, C channels.
 """
