@@ -38,6 +38,8 @@ done_in
 python tools/compare_runs.py runs/quickstart runs/quickstart_frozen
 cat <<'TEXT'
 
-Look at runs/quickstart/evaluate/detections.png, and at the curves:
-    source .venv/bin/activate && tensorboard --logdir runs
+Look at runs/quickstart/evaluate/detections.png; then, after `source .venv/bin/activate`,
+    tensorboard --logdir runs
+    python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint runs/quickstart --html
+    python tools/ablate_aim.py      # the same in miniature for AIM: image transformers, recognition
 TEXT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 
@@ -22,7 +23,8 @@ OUTPUT = "output.txt"  # what the training printed
 @pytest.fixture(scope="module")
 def run(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
-    output = finish(train_command(data=small_videos, run=run, train__eval_from_epoch=1, **SETTINGS))
+    command = train_command(data=small_videos, run=run, train__eval_from_epoch=1, **SETTINGS)
+    output = finish([*command, "--profile", "1:3"])
     (run / OUTPUT).write_text(output)
     return run
 
@@ -59,6 +61,24 @@ def test_the_last_and_the_best_epoch_are_named(run):
     assert [event.value for event in events.Scalars("evaluation/average_mAP")] == pytest.approx(list(scores.values()))
     assert [event.value for event in events.Scalars("evaluation/best_epoch")] == [1, folder.best_epoch()]
     assert events.Scalars("evaluation/best_average_mAP")[-1].value == pytest.approx(max(scores.values()))
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_it_and_a_profile_was_taken(run):
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    pictures = {"pictures/timelines", "pictures/precision_recall", "pictures/class_ap"}
+    assert pictures <= set(tags["images"])
+    last_steps = [1, 3]  # of the two epochs
+    for name in pictures:
+        assert [image.step for image in events.Images(name)] == last_steps
+    assert {"updates/gamma", "updates/adapter_log10", "updates/head_log10"} <= set(tags["histograms"])
+    assert {"config/text_summary", "evaluation/table/text_summary"} <= set(tags["tensors"])
+    assert [event.step for event in events.Scalars("updates/adapter_median")] == last_steps
+    trace = json.loads(gzip.decompress((run / "profile/rank0.pt.trace.json.gz").read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"ProfilerStep#1", "ProfilerStep#2", "data", "forward", "backward", "step"} <= names
+    assert "ProfilerStep#3" not in names
 
 
 @pytest.mark.slow
