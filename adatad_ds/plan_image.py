@@ -56,8 +56,13 @@ def image_bytes(config: Config, *, samples: int, clips: int) -> int:
     bare = replace(config.backbone, weights=None, activation_checkpointing=False, clips_per_chunk=0)
     key = replace(config, backbone=bare)
     together = _clips_bytes(key, at_once) if recomputes else total * _clips_bytes(key, 1)
-    features = total * config.clip_frames * _on_meta(config).width
-    return together + features * (config.train.dtype.itemsize + 4)
+    model, size = _on_meta(config), config.train.dtype.itemsize
+    features = total * config.clip_frames * model.width * (size + 4)
+    # Autograd adds up the gradients of all pieces before it hands a weight's gradient over.
+    pieces = (
+        size * sum(p.numel() for p in model.parameters() if p.requires_grad) if recomputes and at_once < total else 0
+    )
+    return together + features + pieces
 
 
 @cache

@@ -432,6 +432,7 @@ def test_interrupted(videos, checkpoint, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while not (out / "copy_01.json").exists() and time.monotonic() < deadline:
