@@ -53,7 +53,7 @@ class DetectionTask:
         self.train_data = WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames)
         self.test_data = WindowDataset.for_testing(config.data, frames=frames)
         self.classes = self.train_data.classes
-        self.reports = (*self.train_data.reports, *self.test_data.reports)
+        self.reports = tuple(f"data: {line}" for line in (*self.train_data.reports, *self.test_data.reports))
         self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
         self.normalizer = LossNormalizer(
             initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum

@@ -34,6 +34,8 @@ WHERE_FROM = {
     "videomae_h": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-huge-finetuned-kinetics on the Hugging Face hub",
     "videomaev2_g": "https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/MODEL_ZOO.md (given on request, for "
     "non-commercial use, not to be passed on; the detectors trained from it use vit_g_hybrid_pt_1200e_k710_ft.pth)",
+    "vit_base_patch16_clip_quickgelu_224": "openai/clip-vit-base-patch16 on the Hugging Face hub (OpenAI, MIT)",
+    "vit_large_patch14_clip_quickgelu_224": "openai/clip-vit-large-patch14 on the Hugging Face hub (OpenAI, MIT)",
 }
 
 
@@ -241,10 +243,10 @@ def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
 def _where_from(backbone: str, source: str) -> str:
     if backbone not in WHERE_FROM:
         return "Give the path of a weights file with --set backbone.weights=FILE"
-    return (
-        f"The weights of {backbone} come from {WHERE_FROM[backbone]}. Give the file with --set backbone.weights=FILE, "
-        f"or convert it once: python tools/convert_weights.py FILE --out {source}"
-    )
+    come = f"The weights of {backbone} come from {WHERE_FROM[backbone]}. Give the file with --set backbone.weights=FILE"
+    if backbone.startswith("vit_"):
+        return f"{come}, a folder, or the name on the hub"
+    return f"{come}, or convert it once: python tools/convert_weights.py FILE --out {source}"
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -55,7 +55,7 @@ class RecognitionTask:
         self.classes = self.train_data.classes
         self.test_data = open_clips(config, training=False, classes=self.classes)
         self.reports = tuple(
-            f"{len(data.videos)} videos of {len(data.classes)} classes to {what}"
+            f"data: {len(data.videos)} videos of {len(data.classes)} classes to {what}"
             for what, data in (("learn from", self.train_data), ("test on", self.test_data))
         )
         self._samples = 1.0  # of the global batch of this step that have a label

@@ -19,9 +19,10 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 import torch
 
 from adatad_ds import config as configuration
+from adatad_ds.aim_weights import AIMWeights
 from adatad_ds.checkpoint import open_checkpoint
 from adatad_ds.compact import MASTER
-from adatad_ds.config import Config, ConfigError
+from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.detection_task import DetectionTask
@@ -51,7 +52,7 @@ from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
-from adatad_ds.weight_layouts import Weights
+from adatad_ds.weight_layouts import Weights, some
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,17 +159,11 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         total_steps=settings.stop_epoch * batches.steps_per_epoch,
     )
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
-    for line in task.reports:
-        monitor.say(f"data: {line}")
-    if weights is not None:
-        monitor.say(f"weights: {weights.report()}")
-        if terms := WHERE_FROM.get(config.backbone.name):
-            monitor.say(f"weights: those of {config.backbone.name} come from {terms}")
-        if learnt and checkpoint is None:
-            anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
-            monitor.say(
-                "weights: what had learnt (adapters, head) too" + (f"; anew: {', '.join(anew)}" if anew else "")
-            )
+    for line in (*task.reports, *weights_reports(weights, config.backbone)):
+        monitor.say(line)
+    if learnt and checkpoint is None:
+        anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
+        monitor.say("weights: what had learnt too" + (f"; anew: {some(anew)}" if anew else ""))
     for path in store.broken():
         monitor.say(f"passed over {path}: it is not whole")
     if checkpoint is not None:
@@ -202,6 +197,15 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         updates=Updates(parts=engine.learnt_parts, total=world.sum),
     )
+
+
+def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:
+    """What is said of pretrained weights: what they are, and where they come from."""
+    if weights is None:
+        return []
+    terms = WHERE_FROM.get(backbone.name)
+    source = [f"weights: those of {backbone.name} come from {terms}"] if terms else []
+    return [f"weights: {weights.report()}", *source]
 
 
 def dry_run(config: Config, ds_config: Path | None) -> str:
