@@ -199,6 +199,18 @@ def checkpointed_by_block(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:
 
 def compare_tia(config: Config, *, device: torch.device, steps: int) -> None:
     """Print the times of one adapter over a chunk, in the published layout and in ours."""
+    shape, medians = time_tia(config, device=device, steps=steps)
+    print(f"TIA of {config.backbone.name} on {shape} {config.train.precision}, forward and backward:")
+    for name, value in medians.items():
+        print(f"{name:<10} {1e3 * value:>8.2f} ms  {value / medians['published']:.2f}")
+
+
+def time_tia(config: Config, *, device: torch.device, steps: int) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Median seconds of one adapter's forward and backward pass over a chunk, `published` and `ours`.
+
+    Returns:
+        The tokens' shape (1, T, S, C), and the seconds by layout.
+    """
     spec, backbone = backbone_spec(config.backbone.name), config.backbone
     tia = TIA(
         width=spec.width,
@@ -220,9 +232,7 @@ def compare_tia(config: Config, *, device: torch.device, steps: int) -> None:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
         medians[name] = median(seconds[2:])
-    print(f"TIA of {backbone.name} on {shape} {config.train.precision}, forward and backward:")
-    for name, value in medians.items():
-        print(f"{name:<10} {1e3 * value:>8.2f} ms  {value / medians['published']:.2f}")
+    return shape, medians
 
 
 def published_tia(tia: TIA, tokens: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""The check of a GPU: one part's misfortune costs its own row; the whole in miniature."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import REPOSITORY, environment
+from tools.check_gpu import PARTS, Part, check
+from tools.gpu_parts.record import AS_EXPECTED, BETTER, FAILED, WORSE, Recorder, read_rows
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_a_part_costs_its_own_row_only(tmp_path: Path):
+    recorder = (
+        "from pathlib import Path; from tools.gpu_parts.record import Recorder; "
+        f"r = Recorder(Path({str(tmp_path)!r}) / 'rows.jsonl', part=NAME, miniature=True); r.row('before', '1'); "
+    )
+    marker = tmp_path / "orphan"
+    orphan = f"import time, pathlib; time.sleep(4); pathlib.Path({str(marker)!r}).touch()"
+    codes = {
+        "fails": "raise ValueError('what it says')",
+        "hangs": f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {orphan!r}]); time.sleep(600)",
+        "exhausts": "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)",
+        "dies": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "works": "r.row('after', '2')",
+    }
+    parts = [
+        Part(name=name, title=name, command=python(recorder.replace("NAME", repr(name)) + code), limit_sec=3)
+        for name, code in codes.items()
+    ]
+    assert check(parts, tmp_path) == 1
+    rows = read_rows(tmp_path / "rows.jsonl")
+    by_part = {name: [row for row in rows if row.part == name] for name in codes}
+    assert all(found[0].what == "before" for found in by_part.values())
+    assert [row.what for row in by_part["works"]] == ["before", "after"]
+    failures = {name: found[-1].measured for name, found in by_part.items() if found[-1].verdict == FAILED}
+    assert "ValueError: what it says" in failures["fails"]
+    assert "stopped after 3 s" in failures["hangs"]
+    assert "MemoryError" in failures["exhausts"]
+    assert "SIGKILL" in failures["dies"]
+    assert len(failures) == 4
+    report = (tmp_path / "report.md").read_text()
+    assert all(f"## {name}" in report for name in codes)
+    time.sleep(4)
+    assert not marker.exists(), "what a stopped part had started went on"
+
+
+def test_verdicts(tmp_path: Path):
+    record = Recorder(tmp_path / "rows", part="x", miniature=False)
+    record.amount("rate", 5, "GB/s", low=10)
+    record.amount("rate", 15, "GB/s", low=10)
+    record.amount("rate", 25, "GB/s", low=10, high=20)
+    record.amount("time", 5, "s", high=10, more_is_better=False)
+    record.amount("time", 15, "s", high=10, more_is_better=False)
+    record.difference("apart", float("nan"), most=1)
+    expected = [WORSE, AS_EXPECTED, BETTER, AS_EXPECTED, WORSE, WORSE]
+    assert [row.verdict for row in read_rows(tmp_path / "rows")] == expected
+    assert record.fact("rate") == 25
+    with (tmp_path / "rows").open("a") as file:
+        file.write('{"part": "x", "wh')  # killed while it wrote
+    assert len(read_rows(tmp_path / "rows")) == len(expected)
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/check_gpu.py", *options]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path):
+    done = run("--out", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: PyTorch finds no GPU here; --miniature")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_in_miniature(tmp_path: Path):
+    done = run("--miniature", "--out", str(tmp_path))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert done.returncode == 0, [row for row in rows if row.verdict == FAILED]
+    assert {row.part for row in rows} == {name for name, *_ in PARTS}
+    assert "**no GPU: miniature**" in (tmp_path / "report.md").read_text()
+    apart = [row for row in rows if "relative difference" in row.what]
+    assert apart
+    assert all(row.verdict == AS_EXPECTED for row in apart)

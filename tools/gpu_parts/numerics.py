@@ -1,0 +1,93 @@
+"""Part 2: the same numbers on the GPU as on the CPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adatad_ds.config import Config
+from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.objective import Objective
+from adatad_ds.parallel import World
+from adatad_ds.pretrained import fill_backbone, find_weights
+from adatad_ds.recipes import find_recipe
+from adatad_ds.temporal import Mesh
+from tools.gpu_parts.record import Recorder
+from tools.gpu_parts.whole_step import CLASSES, random_batch
+
+# Relative to the largest number of its kind: fp32 without TF32, as the golden numerics are compared; bf16 has 8 bits.
+MOST = {"fp32": {"loss": 1e-5, "features": 1e-4, "gradients": 1e-3}, "bf16": {"loss": 2e-2, "features": 5e-2}}
+
+
+def run(record: Recorder, device: torch.device) -> None:
+    """Losses, features and gradients of the quickstart's model, in three ways to run it, against plain fp32 on a CPU.
+
+    The CPU's own numbers are held to the published implementations' by tests/golden.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    config = find_recipe("quickstart").config
+    expected = compute(config, torch.device("cpu"), precision="fp32")
+    for name, backbone in (
+        ("autograd", config.backbone),
+        ("recomputed in chunks", replace(config.backbone, activation_checkpointing=True, clips_per_chunk=2)),
+    ):
+        for precision in ("fp32", "bf16") if backbone is not config.backbone or not record.miniature else ("fp32",):
+            changed = replace(config, backbone=backbone)
+            try:
+                actual = compute(changed, device, precision=precision)
+            except RuntimeError as error:
+                record.failed(f"{precision}, {name}", error)
+                continue
+            for kind, most in MOST[precision].items():
+                what = f"{precision}, {name}: largest relative difference of {kind} from the CPU's fp32"
+                record.difference(what, _difference(actual[kind], expected[kind]), most=most)
+
+
+def compute(config: Config, device: torch.device, *, precision: Literal["fp32", "bf16"]) -> dict[str, list[Tensor]]:
+    """First losses, features, and all gradients, on the CPU in fp32."""
+    config = replace(config, train=replace(config.train, precision=precision))
+    detector = _detector(config).to(device, config.train.dtype)
+    world = World(rank=0, size=1, device=device)
+    normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
+    mesh = Mesh(world=world, config=config)
+    objective = Objective(config=config, num_classes=CLASSES, normalizer=normalizer, accumulation=1, mesh=mesh)
+    batch = random_batch(config, windows=1)
+    frames, valid = batch.frames.to(device), batch.valid.to(device)
+    with torch.no_grad():
+        features = detector.backbone(frames)
+    (targets,) = objective.begin_step([batch])
+    losses = objective.losses(detector(frames, valid, batch.seeds), targets)
+    (losses[0] + losses[1]).backward()
+    gradients = [p.grad for p in detector.parameters() if p.grad is not None]
+    numbers = {"loss": list(losses), "features": [features], "gradients": gradients}
+    return {kind: [each.detach().float().cpu() for each in tensors] for kind, tensors in numbers.items()}
+
+
+def _detector(config: Config) -> Detector:
+    torch.manual_seed(0)
+    detector = build_detector(config, num_classes=CLASSES)
+    weights = find_weights(config.backbone, detector.backbone.vit)
+    assert weights is not None, "the quickstart has weights of its own"
+    vit = detector.backbone.vit
+    fill_backbone(vit, weights.vit, dtype=torch.float32, read=True, host=lambda module: None)
+    for name, parameter in detector.named_parameters():
+        if name.endswith(
+            "up_proj.weight"
+        ):  # zero at first: adapters would add nothing, and their inner parts learn nothing
+            torch.nn.init.normal_(parameter, std=0.02)
+    return detector
+
+
+def _difference(actual: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest difference, relative to the largest expected number; infinite where something is missing."""
+    if len(actual) != len(expected):
+        return math.inf
+    largest = max(float(tensor.abs().max()) for tensor in expected)
+    pairs = zip(actual, expected, strict=True)
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / largest

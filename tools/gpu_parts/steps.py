@@ -1,0 +1,269 @@
+"""Part 4: whole steps beside the plan. Part 5: what a step spends its time on. Part 9: the reference's way."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.ds_config import read_ds_config
+from adatad_ds.models.stored import StoragePolicy
+from adatad_ds.parallel import World
+from adatad_ds.plan import Plan, make_plan, step_flop
+from adatad_ds.recipes import find_recipe
+from tools.bench_step import Bench, cpu_allocator_peak, matmul_flop_per_sec
+from tools.gpu_parts.machine import MATMUL, peak_dtype
+from tools.gpu_parts.record import Recorder
+from tools.gpu_parts.whole_step import CLASSES, WholeStep, gpu_activity
+
+HELD = ("frozen weights", "learnt weights", "masters, moments, average")
+MAX_TRACE_BYTES = 10e6
+GIANT, BASE, SMALL = "thumos14_videomaev2_g", "thumos14_videomae_b", "thumos14_videomae_s"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe at a shape, under a ds_config, and the variants of its execution."""
+
+    recipe: str
+    frames: int
+    pixels: int
+    ds_config: str
+    variants: tuple[tuple[int, bool], ...] = ((8, False),)  # (clips a chunk, stored tensors in host memory)
+
+    def __str__(self) -> str:
+        """As in the report."""
+        name = self.recipe.removeprefix("thumos14_")
+        return f"{name}, {self.frames} frames, {self.pixels} px, {self.ds_config}"
+
+
+ALL_VARIANTS = ((8, False), (8, True), (4, False), (2, False), (1, False))
+SETTINGS = [  # most valuable first: what does not fit the time limit is missing from the report's end
+    Setting(GIANT, 1536, 224, "zero2", ((8, False), (8, True), (4, False))),
+    Setting(GIANT, 768, 160, "zero2", ALL_VARIANTS),
+    Setting(GIANT, 768, 160, "zero3_offload"),
+    Setting(GIANT, 768, 160, "zero3"),
+    Setting(SMALL, 768, 160, "zero2", ALL_VARIANTS),
+    Setting(SMALL, 768, 160, "zero3"),
+    Setting(SMALL, 768, 160, "zero3_offload"),
+    Setting(BASE, 768, 160, "zero2", ALL_VARIANTS),
+    Setting(BASE, 768, 160, "zero3"),
+    Setting(BASE, 768, 160, "zero3_offload"),
+    Setting(SMALL, 1536, 224, "zero2"),
+    Setting(BASE, 1536, 224, "zero2"),
+    Setting(GIANT, 1536, 224, "zero3"),
+    Setting(GIANT, 1536, 224, "zero3_offload"),
+]
+MINIATURE = [
+    Setting("quickstart", 64, 32, "zero2", ((2, False), (1, False))),
+    Setting("quickstart", 64, 32, "zero3_offload"),
+]
+
+
+def run(record: Recorder, device: torch.device) -> None:
+    """Memory, time and the device's work of whole steps."""
+    roof = (record.fact(MATMUL) or matmul_flop_per_sec(peak_dtype(device), device) / 1e12) * 1e12
+    with _one_rank() as world:
+        for setting in MINIATURE if record.miniature else SETTINGS:
+            try:
+                _measure(record, setting, world=world, roof=roof)
+            except (RuntimeError, ConfigError) as error:  # out of memory is one of the first
+                record.failed(str(setting), error)
+            _free(device)
+
+
+def _measure(record: Recorder, setting: Setting, *, world: World, roof: float) -> None:
+    ds_config = read_ds_config(Path("ds_configs") / f"{setting.ds_config}.json")
+    config = config_of(setting)
+    step = WholeStep(config, ds_config=ds_config, world=world)
+    try:
+        for chunk, host in setting.variants:
+            if host and world.device.type != "cuda":
+                continue
+            step.model.backbone.clips_per_chunk = chunk
+            step.storage.policy = StoragePolicy(offload=host)
+            what = f"{setting}, chunks of {chunk}" + (", stored on the host" if host else "")
+            try:
+                _measure_variant(record, what, step, world.device, roof=roof)
+                _compare_with_plan(record, what, config, ds_config, chunk=chunk, host=host)
+            except (RuntimeError, ConfigError) as error:
+                record.failed(what, error)
+    finally:
+        step.close()
+
+
+def _measure_variant(record: Recorder, what: str, step: WholeStep, device: torch.device, *, roof: float) -> None:
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    step()  # memory, kernels and copies are set up
+    synchronize()
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    while len(times) < (3 if sum(times) < 2 else 1):
+        began = time.perf_counter()
+        step()
+        synchronize()
+        times.append(time.perf_counter() - began)
+    peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else cpu_allocator_peak(step)
+    seconds = sorted(times)[len(times) // 2]
+    config = step.config
+    record.amount(f"{what}: seconds a step of {config.train.global_batch} windows", seconds, "s")
+    flop = config.train.global_batch * step_flop(config)
+    record.amount(f"{what}: MFU", 100 * flop / seconds / roof, "% of the matmul peak")
+    record.amount(f"{what}: peak above what is held", peak / 1e9, "GB")
+    if device.type == "cuda":
+        activity = _activity(step)
+        giant = "_g" in what.split(",")[0]
+        record.amount(f"{what}: GPU busy", activity["busy_percent"], "%", low=90 if giant else None)
+        record.amount(f"{what}: host synchronisations", activity["synchronisations"], "a step")
+
+
+def _compare_with_plan(
+    record: Recorder, what: str, config: Config, ds_config: dict[str, Any], *, chunk: int, host: bool
+) -> None:
+    measured = record.fact(f"{what}: peak above what is held")
+    if measured is None:
+        return
+    ds_config = copy.deepcopy(ds_config)
+    ds_config.setdefault("activation_checkpointing", {})["cpu_checkpointing"] = host
+    planned_config = replace(config, backbone=replace(config.backbone, clips_per_chunk=chunk))
+    plan = make_plan(planned_config, ds_config=ds_config, ranks=1, num_classes=CLASSES)
+    record.amount(
+        f"{what}: measured peak / planned", measured / (_above_weights(plan) / 1e9), "", low=0.85, high=1.15,
+        more_is_better=False,
+    )  # fmt: skip
+
+
+def _above_weights(plan: Plan) -> int:
+    """Bytes on the device beside weights and optimizer state."""
+    return plan.device_bytes - sum(line.device for line in plan.lines if line.name in HELD)
+
+
+def config_of(setting: Setting) -> Config:
+    """The recipe at the setting's shape, one window a forward pass, every tensor recomputed."""
+    config = find_recipe(setting.recipe).config
+    size = setting.frames // config.data.frames_per_feature
+    data = replace(config.data, window_size=size, resolution=setting.pixels)
+    backbone = replace(config.backbone, activation_checkpointing=True, clips_per_chunk=setting.variants[0][0])
+    train = replace(config.train, micro_batch=1, global_batch=2)
+    return replace(config, data=data, backbone=backbone, train=train)
+
+
+def run_profile(record: Recorder, device: torch.device) -> None:
+    """Top kernels, gaps and launches of one step; the trace, where it is small."""
+    settings = (
+        MINIATURE[:1] if record.miniature else [Setting(SMALL, 768, 160, "zero3"), Setting(GIANT, 768, 160, "zero2")]
+    )
+    with _one_rank() as world:
+        for setting in settings:
+            ds_config = read_ds_config(Path("ds_configs") / f"{setting.ds_config}.json")
+            step = WholeStep(config_of(setting), ds_config=ds_config, world=world)
+            step()
+            recorder, seconds = _profiled(step)
+            on_gpu = device.type == "cuda"
+            table = recorder.key_averages().table(
+                sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total",
+                row_limit=20,
+                max_name_column_width=60,
+            )
+            print(f"{setting}\n{table}", flush=True)
+            key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+            averages = sorted(recorder.key_averages(), key=lambda each: -getattr(each, key))[:20]
+            total = sum(getattr(each, key) for each in recorder.key_averages())
+            top = "; ".join(f"{each.key[:48]} {100 * getattr(each, key) / total:.0f} %" for each in averages)
+            record.row(f"{setting}: most time in", top)
+            if on_gpu:
+                for name, value in gpu_activity(recorder.events(), seconds).items():
+                    record.amount(f"{setting}: {name.replace('_', ' ')}", value, "")
+            _keep_trace(recorder, record, setting)
+            step.close()
+            del recorder, step
+            _free(device)
+
+
+def _keep_trace(recorder: profile, record: Recorder, setting: Setting) -> None:
+    path = record.folder / f"trace_{setting.recipe}.json.gz"
+    recorder.export_chrome_trace(str(path))
+    size = path.stat().st_size
+    if size > MAX_TRACE_BYTES:
+        path.unlink()
+    record.row(
+        f"{setting}: trace", f"{size / 1e6:.1f} MB, " + ("too large to keep" if size > MAX_TRACE_BYTES else path.name)
+    )
+
+
+def run_reference(record: Recorder, device: torch.device) -> None:
+    """The backbone alone: explicit recomputation block by block, plain autograd, and ours, on the same card."""
+    recipes = ("quickstart",) if record.miniature else (SMALL, BASE)
+    with _one_rank() as world:
+        for recipe in recipes:
+            config = find_recipe(recipe).config
+            backbone = replace(config.backbone, weights=None, activation_checkpointing=True, clips_per_chunk=8)
+            train = replace(config.train, micro_batch=1)
+            bench = Bench(
+                replace(config, backbone=backbone, train=train), world=world, steps=1 if record.miniature else 3
+            )
+            rows = {}
+            for way, name in (
+                ("blocks", "recomputed block by block"),
+                ("plain", "plain autograd"),
+                ("ours", "ours"),
+                ("host", "ours, stored on the host"),
+            ):
+                if way == "host" and device.type != "cuda":
+                    continue
+                try:
+                    rows[way] = row = bench.measure(way)
+                except RuntimeError as error:
+                    record.failed(f"{recipe}, {name}", error)
+                    continue
+                record.amount(f"{recipe}, {name}: seconds", float(row["median_sec"]), "s")
+                record.amount(f"{recipe}, {name}: peak", float(row["peak_bytes"]) / 1e9, "GB")
+                _free(device)
+            for way in ("blocks", "plain"):
+                for key, name in (("median_sec", "seconds"), ("peak_bytes", "peak")):
+                    if way in rows and "ours" in rows:
+                        ratio = float(rows["ours"][key]) / float(rows[way][key])
+                        record.amount(f"{recipe}: {name}, ours / {way}", ratio, "", high=1.0, more_is_better=False)
+
+
+def _activity(step: Callable[[], object]) -> dict[str, float]:
+    recorder, seconds = _profiled(step)
+    return gpu_activity(recorder.events(), seconds)
+
+
+def _profiled(step: Callable[[], object]) -> tuple[profile, float]:
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as recorder:
+        began = time.perf_counter()
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return recorder, seconds
+
+
+@contextmanager
+def _one_rank() -> Iterator[World]:
+    world = World.join()
+    try:
+        yield world
+    finally:
+        world.leave()
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

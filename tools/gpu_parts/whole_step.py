@@ -1,0 +1,154 @@
+"""An optimizer step of a recipe as training runs it: engine, head, losses and AdamW; random weights and frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+
+from adatad_ds.config import Config
+from adatad_ds.data.dataset import Batch
+from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.ds_config import activation_policy, resolve_ds_config
+from adatad_ds.engine import Engine, weights_host
+from adatad_ds.models.build import adapted_blocks
+from adatad_ds.models.detector import build_detector
+from adatad_ds.models.stored import Storage
+from adatad_ds.objective import Objective
+from adatad_ds.parallel import World
+from adatad_ds.pretrained import fill_backbone
+from adatad_ds.temporal import Mesh
+from adatad_ds.weight_files import StoredTensor
+
+CLASSES = 20
+SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+
+
+class WholeStep:
+    """A detector under DeepSpeed, and the optimizer steps that it takes.
+
+    Args:
+        config: of the recipe; its weights are replaced by random ones.
+        ds_config: as in its file.
+        world: of one rank.
+    """
+
+    def __init__(self, config: Config, *, ds_config: dict[str, Any], world: World) -> None:
+        on_gpu = world.device.type == "cuda"
+        self.config, self._device = replace(config, backbone=replace(config.backbone, weights="random")), world.device
+        resolved = resolve_ds_config(ds_config, config=self.config, ranks=world.size, cuda=on_gpu)
+        policy, stopwatch = activation_policy(
+            resolved, config=self.config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
+        )
+        self.storage = Storage(policy)
+        torch.manual_seed(0)
+        model = build_detector(self.config, num_classes=CLASSES, storage=self.storage, stopwatch=stopwatch)
+        fill_backbone(
+            model.backbone.vit,
+            random_tensors(model.backbone.vit, config.train.dtype),
+            dtype=config.train.dtype,
+            read=True,
+            host=weights_host(resolved),
+        )
+        self.model = model
+        self.engine = Engine(model=model, config=self.config, ds_config=resolved, world=world)
+        self.engine.train()
+        self.engine.set_learning_rate(1.0)
+        self.objective = Objective(
+            config=self.config,
+            num_classes=CLASSES,
+            normalizer=LossNormalizer(initial=100, momentum=0.9),
+            accumulation=self.engine.accumulation,
+            mesh=Mesh(world=world, config=self.config),
+        )
+        windows = resolved["train_micro_batch_size_per_gpu"]
+        self.batches = [random_batch(self.config, windows=windows, pin=on_gpu)] * self.engine.accumulation
+
+    def __call__(self, batches: Sequence[Batch] | None = None) -> Tensor:
+        """Take a step, as `Trainer.step` does; its loss."""
+        batches = batches or self.batches
+        total = torch.zeros((), device=self._device)
+        for batch, targets in zip(batches, self.objective.begin_step(batches), strict=True):
+            frames = batch.frames.to(self._device, non_blocking=True)
+            predictions = self.engine(frames, batch.valid.to(self._device), batch.seeds)
+            share = sum(self.objective.losses(predictions, targets))
+            assert isinstance(share, Tensor)
+            self.engine.backward(self.objective.to_backward(share))
+            self.engine.step()
+            total += share.detach()
+        return total
+
+    def close(self) -> None:
+        """Let go of the engine and its memory."""
+        self.engine.close()
+
+
+def random_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:
+    """Weights that stand in for pretrained ones: small random matrices, plain norms, no biases."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        shape = tuple(parameter.shape)
+        is_scale = name.endswith("weight") and len(shape) == 1
+        tensors[name] = StoredTensor(shape=shape, read=partial(_random, shape, dtype, is_scale))
+    return tensors
+
+
+@cache  # blocks of one shape share their numbers: drawing a billion of them would take longer than what is measured
+def _random(shape: tuple[int, ...], dtype: torch.dtype, is_scale: bool) -> Tensor:
+    if len(shape) == 1:
+        return torch.full(shape, float(is_scale), dtype=dtype)
+    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def random_batch(config: Config, *, windows: int, pin: bool = False) -> Batch:
+    """Windows of random frames with three actions each."""
+    generator = torch.Generator().manual_seed(0)
+    steps, side = config.data.window_size, config.data.resolution
+    frames = torch.randint(
+        256, (windows, config.data.window_frames, side, side, 3), dtype=torch.uint8, generator=generator
+    )
+    segments = torch.tensor([[0.1, 0.15], [0.3, 0.5], [0.55, 0.9]]) * steps
+    batch = Batch(
+        frames=frames,
+        valid=torch.ones(windows, steps, dtype=torch.bool),
+        segments=[segments] * windows,
+        labels=[torch.tensor([0, 1, 2])] * windows,
+        grids=[],
+        videos=["random"] * windows,
+        sample_ids=list(range(windows)),
+        seeds=torch.arange(windows),
+        errors=[None] * windows,
+        padding=[False] * windows,
+    )
+    return batch.pin_memory() if pin else batch
+
+
+def gpu_activity(events: Any, wall_sec: float) -> dict[str, float]:
+    """Of profiled events: share of the time with a kernel at work, largest gap, launches, times that the host waited.
+
+    Args:
+        events: of `torch.profiler.profile.events()`.
+        wall_sec: how long the profiled code took.
+    """
+    spans = sorted(
+        (event.time_range.start, event.time_range.end) for event in events if event.device_type == DeviceType.CUDA
+    )
+    busy = gap = 0.0
+    reached = spans[0][0] if spans else 0.0
+    for start, end in spans:
+        gap = max(gap, start - reached)
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    names = [event.name for event in events if event.device_type == DeviceType.CPU]
+    return {
+        "busy_percent": 100 * busy / 1e6 / wall_sec,
+        "largest_gap_ms": gap / 1e3,
+        "launches": float(sum(name in LAUNCHES for name in names)),
+        "synchronisations": float(sum(name in SYNCHRONISATIONS for name in names)),
+    }
