@@ -253,7 +253,7 @@ def published_tia(tia: TIA, tokens: Tensor) -> Tensor:
     return tia.gamma * tia.up_proj(bottleneck + mixed)
 
 
-def cpu_allocator_peak(step: Callable[[], None]) -> int:
+def cpu_allocator_peak(step: Callable[[], object]) -> int:
     """Most bytes that PyTorch's CPU allocator held during a step, above those from before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -86,8 +87,8 @@ def _stop(record: Recorder, training: _Training) -> None:
     )
 
 
-def _fp16(record: Recorder, runs: Path, settings: dict[str, object]) -> None:
-    training = _Training(runs / "fp16", settings | {"train.precision": "fp16", "train.stop_epoch": 2})
+def _fp16(record: Recorder, runs: Path, settings: Mapping[str, object]) -> None:
+    training = _Training(runs / "fp16", {**settings, "train.precision": "fp16", "train.stop_epoch": 2})
     try:
         training.finish()
         losses = training.losses()
@@ -99,7 +100,7 @@ def _fp16(record: Recorder, runs: Path, settings: dict[str, object]) -> None:
 class _Training:
     """One run of train.py under the launcher, one rank; started at once."""
 
-    def __init__(self, folder: Path, settings: dict[str, object], *, on_cpu: bool = False) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object], *, on_cpu: bool = False) -> None:
         self.folder, self._settings, self._on_cpu = folder, settings, on_cpu
         self._log = folder.with_suffix(".out")
         self.start()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch.cuda.nccl import version as nccl_version
 
 from tools.bench_step import matmul_flop_per_sec
 from tools.gpu_parts.record import Recorder
@@ -25,7 +26,7 @@ def run(record: Recorder, device: torch.device) -> None:
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         record.row("card", f"{card.name}, {card.total_memory / 1e9:.1f} GB, {card.multi_processor_count} processors")
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        nccl = ".".join(map(str, nccl_version()))
         cudnn = torch.backends.cudnn.version()
         record.row("driver", f"{_driver()}, CUDA {torch.version.cuda}, cuDNN {cudnn}, NCCL {nccl}")
     peak = matmul_flop_per_sec(peak_dtype(device), device) / 1e12
