@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adatad_ds import config as configuration
 from adatad_ds.checkpoint import CheckpointStore
 from adatad_ds.config import Config, ConfigError
@@ -26,7 +28,9 @@ METRICS_FILE = "metrics.json"
 REVISION_FILE = "revision.json"  # in a snapshot of the code, which is no clone
 INTERRUPTED_FILE = "interrupted"  # there while a run that was asked to stop waits to go on
 _ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
-_PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "timm", "numpy", "decord", "av")
+_PACKAGES = (
+    "torch", "torchvision", "deepspeed", "transformers", "accelerate", "timm", "numpy", "safetensors", "decord", "av"
+)  # fmt: skip
 
 
 class RunFolder:
@@ -61,6 +65,17 @@ class RunFolder:
         self._write(CLASSES_FILE, list(classes))
         self._write(VERSIONS_FILE, versions())
         (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
+
+    def version_changes(self) -> str:
+        """How this process's Python and packages differ from those that the run was last described with; "": not.
+
+        Call it before `describe`, which replaces what was saved.
+        """
+        try:
+            before = json.loads((self.path / VERSIONS_FILE).read_text())
+        except (OSError, ValueError):
+            return ""
+        return version_changes(before, versions())
 
     def mark_interrupted(self) -> None:
         """Leave the file that asks for this run to be started again."""
@@ -133,9 +148,20 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         **revision(),
         "packages": packages,
+        "cuda": torch.version.cuda,
         "host": platform.node(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
     }
+
+
+def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`torch 2.13.0 -> 2.14.1, ...` of what two results of `versions` both know and name differently."""
+
+    def flat(versions: Mapping[str, Any]) -> dict[str, str | None]:
+        return {name: versions[name] for name in ("python", "cuda") if name in versions} | versions.get("packages", {})
+
+    old, new = flat(before), flat(now)
+    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name])
 
 
 def revision() -> dict[str, str | None]:

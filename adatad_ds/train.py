@@ -150,6 +150,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     if learnt:
         engine.load_learnt_state(learnt, steps=progress.step)
 
+    changes = run.version_changes() if checkpoint is not None and world.is_main else ""
     if world.is_main:
         run.describe(config=config, ds_config=ds_config, classes=task.classes)
     monitor = Monitor(
@@ -168,6 +169,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         monitor.say(f"passed over {path}: it is not whole")
     if checkpoint is not None:
         monitor.say(f"resumed from {checkpoint}, {progress.step} steps done")
+    if changes:
+        monitor.say(f"resumed under other versions than before, so losses may differ in the last digits: {changes}")
     return Trainer(
         config=config,
         world=world,

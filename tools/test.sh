@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# Set up .venv and pass the tests: all that a newcomer needs. `--lint` checks style and types first, as CI does;
-# other arguments go to pytest. Files of tests run side by side, as many as there are cores.
+# Set up .venv and pass the tests: all that a newcomer needs. `--newest` or `--lowest` first takes other versions of the
+# packages, in an environment of their own; then `--lint` checks style and types first, as CI does; other arguments go
+# to pytest. Files of tests run side by side, as many as there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh requirements-dev.txt
+versions=known
+if [[ "${1:-}" == --newest || "${1:-}" == --lowest ]]; then
+    versions=${1#--}
+    shift
+fi
+source tools/environment.sh requirements-dev.txt "$versions"
 
 if [[ "${1:-}" == --lint ]]; then
     shift

@@ -55,8 +55,13 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
     assert newest is not None
     resumed_at = json.loads((newest / "state.json").read_text())["step"]
     assert resumed_at in (3, 4, 6)
+    versions = json.loads((killed / "versions.json").read_text())
+    versions["packages"]["numpy"] = "1.0.0"
+    (killed / "versions.json").write_text(json.dumps(versions))
     output = finish(command(killed, resume=True))
     assert f"{resumed_at} steps done" in output
+    assert "resumed under other versions" in output
+    assert "numpy 1.0.0 -> " in output
     assert losses(killed) == losses(whole)  # not approximately
     evaluated = [json.loads((run / "evaluations/epoch_0004/metrics.json").read_text()) for run in (whole, killed)]
     assert evaluated[0] == evaluated[1]

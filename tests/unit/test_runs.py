@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.results import read_results, write_results
-from adatad_ds.runs import RESULTS_FILE, RunFolder
+from adatad_ds.runs import RESULTS_FILE, VERSIONS_FILE, RunFolder, versions
 from adatad_ds.task import Evaluation
 
 TRUTH = {"v": [(0.0, 10.0, "a")]}
@@ -37,3 +39,14 @@ def test_last_and_best_epoch(reached, summary, tmp_path):
         run.add_evaluation(epoch, evaluation)
         assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / RESULTS_FILE) == results
     assert run.summary() == summary
+
+
+def test_other_versions_are_named(tmp_path):
+    run, saved = RunFolder(tmp_path), versions()
+    assert run.version_changes() == ""  # nothing was saved
+    (tmp_path / VERSIONS_FILE).write_text(json.dumps(saved))
+    assert run.version_changes() == ""
+    torch_now, saved["packages"]["torch"], saved["python"] = saved["packages"]["torch"], "2.0.0", "3.9.0"
+    (tmp_path / VERSIONS_FILE).write_text(json.dumps(saved))
+    now = versions()["python"]
+    assert run.version_changes() == f"python 3.9.0 -> {now}, torch 2.0.0 -> {torch_now}"
