@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
         if trained.config.recognition and arguments.save_raw:
             raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
-        world = World.join()
+        world = World.join(worker_timeout_sec=trained.config.data.worker_timeout_sec)
         output = arguments.output or trained.folder / "evaluate"
         if trained.config.recognition:
             evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import torch
@@ -15,7 +16,16 @@ import torch.distributed as dist
 from adatad_ds.config import ConfigError
 
 T = TypeVar("T")
+# How long a collective waits. Longer than NCCL's own 10 minutes: ranks that wait for one that still reads videos are to
+# hear of its error, not to end in their own.
+PATIENCE = timedelta(minutes=30)
+_MARGIN = timedelta(minutes=5)
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_SLURM_BINDS = (
+    "SLURM_GPUS_PER_TASK",
+    "SLURM_GPU_BIND",
+    "SLURM_TRES_PER_TASK",
+)  # there where each task has GPUs of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +38,29 @@ class World:
     rank: int
     size: int
     device: torch.device
+    patience: timedelta = PATIENCE
 
     @classmethod
-    def join(cls) -> Self:
-        """Enter the process group of whatever launched us: deepspeed, torchrun, srun or plain python."""
-        local_rank = complete_environment(os.environ)
-        if torch.cuda.is_available():
-            device = torch.device("cuda", local_rank)
+    def join(cls, *, worker_timeout_sec: float = 0) -> Self:
+        """Enter the process group of whatever launched us: deepspeed, torchrun, srun or plain python.
+
+        Args:
+            worker_timeout_sec: how long a rank may wait for its videos; the others wait longer for it.
+
+        Raises:
+            ConfigError: this rank has no device of its own.
+        """
+        patience = max(PATIENCE, timedelta(seconds=worker_timeout_sec) + _MARGIN)
+        complete_environment(os.environ)
+        if gpus := gpu_count(os.environ):
+            device = torch.device("cuda", local_device(os.environ, gpus=gpus))
+            os.environ["LOCAL_RANK"] = str(device.index)  # where DeepSpeed looks for its device
             torch.cuda.set_device(device)
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device, timeout=patience)
         else:
             device = torch.device("cpu")
-            dist.init_process_group("gloo")
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+            dist.init_process_group("gloo", timeout=patience)
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, patience=patience)
 
     def leave(self) -> None:
         """Leave the group before the interpreter exits; a rank that does not may abort there.
@@ -119,7 +139,7 @@ class World:
         own = None
         for first in range(0, self.size, size):
             ranks = list(range(first, first + size))
-            group = dist.new_group(ranks)  # every rank makes all of them
+            group = dist.new_group(ranks, timeout=self.patience)  # every rank makes all of them
             if self.rank in ranks:
                 own = RankGroup(ranks=ranks, rank=self.rank - first, handle=group)
         assert own is not None, "the groups leave out a rank"
@@ -186,6 +206,31 @@ def complete_environment(environment: MutableMapping[str, str]) -> int:
     if "MASTER_PORT" not in environment:
         environment["MASTER_PORT"] = str(_free_port())
     return int(environment["LOCAL_RANK"])
+
+
+def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
+    """GPUs that this process may use: none under `DS_ACCELERATOR=cpu`, whatever the machine has."""
+    return 0 if environment.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+
+
+def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
+    """Index of this rank's own device among the `gpus` that it sees.
+
+    That is its local rank; but where Slurm has bound a GPU to each task (`--gpus-per-task=1`), a rank sees no other.
+
+    Raises:
+        ConfigError: there are fewer devices than local ranks.
+    """
+    local_rank = int(environment["LOCAL_RANK"])
+    if local_rank < gpus:
+        return local_rank
+    if gpus == 1 and _in_slurm_step(environment) and any(name in environment for name in _SLURM_BINDS):
+        return 0
+    raise ConfigError(
+        f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
+        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a node, "
+        "or set DS_ACCELERATOR=cpu to train on the CPU"
+    )
 
 
 def speaks(environment: Mapping[str, str] = os.environ) -> bool:

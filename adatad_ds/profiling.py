@@ -39,15 +39,23 @@ class Profiler:
         steps: those to record, as `parse_profile` returns them; None: none.
         folder: `rankN.pt.trace.json.gz` goes there.
         rank: this one, for the file's name.
+        device: that the steps run on.
         active: False: nothing is recorded here.
         report: takes the table and the file's name.
     """
 
     def __init__(
-        self, *, steps: range | None, folder: Path, rank: int, active: bool, report: Callable[[str], None]
+        self,
+        *,
+        steps: range | None,
+        folder: Path,
+        rank: int,
+        device: torch.device,
+        active: bool,
+        report: Callable[[str], None],
     ) -> None:
         self._steps = steps if active and steps is not None else range(0)
-        on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        on_gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
         self._activities = [ProfilerActivity.CPU, *on_gpu]
         self._path = folder / f"rank{rank}.pt.trace.json.gz"
         self._report = report

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _show(dry_run(config, arguments.deepspeed_config))
         if arguments.profile:
             parse_profile(arguments.profile)  # faults show up now
-        world = World.join()
+        world = World.join(worker_timeout_sec=config.data.worker_timeout_sec)
         train(config, arguments=arguments, world=world)
     except (ConfigError, DataError) as error:
         if speaks():
@@ -195,6 +195,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
             steps=parse_profile(arguments.profile) if arguments.profile else None,
             folder=run.path / "profile",
             rank=world.rank,
+            device=world.device,
             active=world.is_main,
             report=monitor.say,
         ),

@@ -16,7 +16,7 @@ from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.inference import find_candidates, finish
 from adatad_ds.models.detector import Detector
-from adatad_ds.parallel import World
+from adatad_ds.parallel import World, gpu_count
 from adatad_ds.placement import place
 from adatad_ds.temporal import Mesh
 
@@ -132,11 +132,11 @@ def load_detector(
 def _device(wanted: str | torch.device | None) -> torch.device:
     """The device of that name; by default a GPU, if there is one."""
     try:
-        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(wanted or ("cuda" if gpu_count() else "cpu"))
     except RuntimeError as error:
         raise ConfigError(f"--device {wanted} is none; give cpu, cuda, or one of several GPUs as cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {wanted}: PyTorch finds {torch.cuda.device_count()} GPUs here; leave --device out")
+    if device.type == "cuda" and (device.index or 0) >= gpu_count():
+        raise ConfigError(f"--device {wanted}: PyTorch finds {gpu_count()} GPUs here; leave --device out")
     return device
 
 

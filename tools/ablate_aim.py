@@ -25,6 +25,7 @@ from adatad_ds.aim_recipes import ABLATION, ablation_recipe
 from adatad_ds.data.synthetic_clips import TWINS
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.models.recogniser import build_model
+from adatad_ds.parallel import gpu_count
 from adatad_ds.recipes import find_recipe
 from adatad_ds.runs import METRICS_FILE, RunFolder
 
@@ -75,7 +76,7 @@ def train(arguments: argparse.Namespace, recipe: str) -> None:
     sets = [word for assignment in arguments.set for word in ("--set", assignment)]
     threads = max(1, (os.cpu_count() or 1) // arguments.ranks)  # of each rank
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    if not torch.cuda.is_available():
+    if not gpu_count():
         environment["DS_ACCELERATOR"] = "cpu"
     began = time.monotonic()
     subprocess.run([*launch, *command, *sets, "--run-dir", str(run), "--resume", "auto"], check=True, env=environment)

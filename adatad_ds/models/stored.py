@@ -9,9 +9,11 @@ B windows, T tubelets, S positions, C channels.
 from __future__ import annotations
 
 import contextlib
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -97,8 +99,9 @@ class Storage:
         if free := self._free.get((elements, like.dtype)):
             return free.pop()
         buffer = torch.empty(elements, dtype=like.dtype)
-        if like.device.type == "cuda":
-            _lock_pages(buffer)
+        if like.device.type == "cuda" and not lock_pages(buffer, torch.cuda.cudart()):
+            with contextlib.suppress(RuntimeError):  # the error waits for the next launch, which would be taken to fail
+                torch.zeros(1, device=like.device)
         return buffer
 
 
@@ -174,7 +177,28 @@ class HostTensor:
         return values.transpose(0, 1)
 
 
-def _lock_pages(buffer: Tensor) -> None:
-    """Page-lock in place: torch's own pinned memory comes in powers of two, up to twice of what is asked for."""
-    runtime = torch.cuda.cudart()
-    runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel() * buffer.element_size(), 0)  # pyright: ignore
+def lock_pages(buffer: Tensor, runtime: Any) -> bool:
+    """Page-lock in place: torch's own pinned memory comes in powers of two, up to twice of what is asked for.
+
+    Where the system refuses (`ulimit -l`, a container's limit), the buffer stays as it is, which a warning says: copies
+    are slower and computation waits for them, but they are right. The lock ends with the buffer.
+
+    Args:
+        buffer: in host memory.
+        runtime: `torch.cuda.cudart()`.
+
+    Returns:
+        Whether it is locked now.
+    """
+    storage = buffer.untyped_storage()
+    status = runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0)
+    if int(status) != 0:
+        warnings.warn(
+            f"{storage.nbytes() / 1e9:.2f} GB of host memory could not be page-locked (CUDA error {int(status)}); copies "
+            "of stored activations will be slow. Raise the limit (ulimit -l), or keep them on the device with "
+            "cpu_checkpointing: false in the DeepSpeed config",
+            stacklevel=2,
+        )
+        return False
+    weakref.finalize(storage, runtime.cudaHostUnregister, storage.data_ptr())
+    return True

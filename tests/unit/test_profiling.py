@@ -13,6 +13,8 @@ from adatad_ds.profiling import Profiler, parse_profile
 
 PARTS = ("data", "forward", "backward", "step")
 
+CPU = torch.device("cpu")
+
 
 def loop(profiler: Profiler, steps: range) -> None:
     """A toy training whose parts are named as the trainer's are."""
@@ -48,7 +50,7 @@ def read(path: Path) -> list[dict]:
 def test_the_trace_has_the_steps_and_their_parts(profiled, run, recorded, tmp_path):
     said: list[str] = []
     profiler = Profiler(
-        steps=parse_profile(profiled), folder=tmp_path / "profile", rank=0, active=True, report=said.append
+        steps=parse_profile(profiled), folder=tmp_path / "profile", rank=0, device=CPU, active=True, report=said.append
     )
     loop(profiler, run)
     profiler.close()
@@ -74,7 +76,7 @@ def test_the_trace_has_the_steps_and_their_parts(profiled, run, recorded, tmp_pa
 def test_nothing_is_recorded_unless_asked(tmp_path):
     said: list[str] = []
     for steps, active in ((None, True), (range(1, 3), False)):
-        profiler = Profiler(steps=steps, folder=tmp_path, rank=1, active=active, report=said.append)
+        profiler = Profiler(steps=steps, folder=tmp_path, rank=1, device=CPU, active=active, report=said.append)
         loop(profiler, range(4))
         profiler.close()
     assert list(tmp_path.iterdir()) == said == []
@@ -83,7 +85,7 @@ def test_nothing_is_recorded_unless_asked(tmp_path):
 @pytest.mark.parametrize("run", [range(2), range(9, 12), range(4)])
 def test_a_run_that_misses_the_steps_says_so(run, tmp_path):
     said: list[str] = []
-    profiler = Profiler(steps=range(4, 6), folder=tmp_path, rank=0, active=True, report=said.append)
+    profiler = Profiler(steps=range(4, 6), folder=tmp_path, rank=0, device=CPU, active=True, report=said.append)
     loop(profiler, run)
     profiler.close()
     assert said == ["nothing was profiled: no step of 4:6 was run"]
@@ -91,7 +93,7 @@ def test_a_run_that_misses_the_steps_says_so(run, tmp_path):
 
 
 def test_an_error_inside_a_step_is_not_hidden(tmp_path):
-    profiler = Profiler(steps=range(2), folder=tmp_path, rank=0, active=True, report=lambda message: None)
+    profiler = Profiler(steps=range(2), folder=tmp_path, rank=0, device=CPU, active=True, report=lambda message: None)
     with pytest.raises(ValueError, match="of the step"), profiler.step(0):
         raise ValueError("of the step")
     profiler.close()

@@ -124,7 +124,7 @@ def _measure_variant(record: Recorder, what: str, step: WholeStep, device: torch
         record.amount(f"{what}: peak above what is held", (peak - before) / 1e9, "GB")
     record.amount(f"{what}: peak", peak / 1e9, "GB")
     if device.type == "cuda":
-        activity = _activity(step)
+        activity = _activity(step, device)
         giant = "_g" in what.split(",")[0]
         record.amount(f"{what}: GPU busy", activity["busy_percent"], "%", low=90 if giant else None)
         record.amount(f"{what}: host synchronisations", activity["synchronisations"], "a step")
@@ -169,7 +169,7 @@ def run_profile(record: Recorder, device: torch.device) -> None:
             ds_config = read_ds_config(Path("ds_configs") / f"{setting.ds_config}.json")
             step = WholeStep(config_of(setting), ds_config=ds_config, world=world)
             step()
-            recorder, seconds = _profiled(step)
+            recorder, seconds = _profiled(step, device)
             on_gpu = device.type == "cuda"
             table = recorder.key_averages().table(
                 sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total",
@@ -237,13 +237,13 @@ def run_reference(record: Recorder, device: torch.device) -> None:
                         record.amount(f"{recipe}: {name}, ours / {way}", ratio, "", high=1.0, more_is_better=False)
 
 
-def _activity(step: Callable[[], object]) -> dict[str, float]:
-    recorder, seconds = _profiled(step)
+def _activity(step: Callable[[], object], device: torch.device) -> dict[str, float]:
+    recorder, seconds = _profiled(step, device)
     return gpu_activity(recorder.events(), seconds)
 
 
-def _profiled(step: Callable[[], object]) -> tuple[profile, float]:
-    on_gpu = torch.cuda.is_available()
+def _profiled(step: Callable[[], object], device: torch.device) -> tuple[profile, float]:
+    on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as recorder:
         began = time.perf_counter()

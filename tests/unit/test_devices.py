@@ -1,0 +1,103 @@
+"""Which device a rank takes; what is told where it has none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+
+from adatad_ds.config import ConfigError
+from adatad_ds.models.stored import lock_pages
+from adatad_ds.parallel import gpu_count, local_device
+from tests.distributed.launch import REPOSITORY, environment
+
+SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+
+
+def test_a_rank_has_the_device_of_its_local_rank():
+    for local_rank in range(4):
+        assert local_device({"LOCAL_RANK": str(local_rank)}, gpus=4) == local_rank
+
+
+@pytest.mark.parametrize("bind", ["SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK"])
+def test_slurm_shows_a_task_its_own_device_only(bind):
+    assert local_device({"LOCAL_RANK": "1", **SRUN, bind: "1"}, gpus=1) == 0
+
+
+@pytest.mark.parametrize(("more", "gpus"), [({}, 1), (SRUN, 1), ({"SLURM_GPUS_PER_TASK": "1"}, 1), ({}, 2)])
+def test_ranks_do_not_share_a_device(more, gpus):
+    with pytest.raises(
+        ConfigError, match=f"local rank 2 has no GPU of its own: this process sees {gpus} .*at most {gpus}"
+    ):
+        local_device({"LOCAL_RANK": "2", **more}, gpus=gpus)
+
+
+def test_the_cpu_when_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # as on a machine with GPUs
+    assert gpu_count({}) == 8
+    assert gpu_count({"DS_ACCELERATOR": "cpu"}) == 0
+
+
+def test_nothing_else_asks_whether_there_is_a_gpu():
+    """One home for the question, or `DS_ACCELERATOR=cpu` holds for a part of the program only."""
+    asks = ("cuda.is_available", "cuda.device_count")
+    files = [
+        path
+        for folder in ("adatad_ds", "tools")
+        for path in (REPOSITORY / folder).rglob("*.*")
+        if path.suffix in (".py", ".sh")
+    ]
+    asking = [str(path.relative_to(REPOSITORY)) for path in files if any(ask in path.read_text() for ask in asks)]
+    assert asking == ["adatad_ds/parallel.py"]
+
+
+@pytest.mark.parametrize(("timeout_sec", "minutes"), [(600, 30), (7200, 125)])
+def test_ranks_wait_longer_than_for_a_worker(timeout_sec, minutes):
+    """Also in groups made later."""
+    code = (
+        "from adatad_ds.parallel import World; import torch.distributed as dist;"
+        f"world = World.join(worker_timeout_sec={timeout_sec}); group = world.groups(1).handle;"
+        "waits = [g._get_backend(world.device).options._timeout for g in (dist.group.WORLD, group)];"
+        "print(*(int(wait.total_seconds()) for wait in waits)); world.leave()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(int(timedelta(minutes=minutes).total_seconds()))] * 2
+
+
+class Runtime:
+    """CUDA's functions for page-locked memory, which need a GPU: what was asked of them."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.locked = status, {}
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        if self.status == 0:
+            self.locked[address] = size
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        del self.locked[address]
+        return 0
+
+
+def test_pages_are_locked_as_long_as_the_buffer_lives():
+    buffer, runtime = torch.zeros(1000), Runtime(0)
+    assert lock_pages(buffer, runtime)
+    view = buffer.view(10, 100)
+    address = buffer.data_ptr()
+    del buffer
+    assert runtime.locked == {address: 4000}
+    del view
+    assert runtime.locked == {}
+
+
+def test_pages_that_cannot_be_locked_are_said():
+    runtime = Runtime(2)
+    with pytest.warns(UserWarning, match=r"could not be page-locked \(CUDA error 2\)"):
+        assert not lock_pages(torch.zeros(1000), runtime)
