@@ -228,8 +228,8 @@ def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
         return 0
     raise ConfigError(
         f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
-        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a node, "
-        "or set DS_ACCELERATOR=cpu to train on the CPU"
+        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a "
+        "node, or set DS_ACCELERATOR=cpu to train on the CPU"
     )
 
 

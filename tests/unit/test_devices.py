@@ -29,9 +29,7 @@ def test_slurm_shows_a_task_its_own_device_only(bind):
 
 @pytest.mark.parametrize(("more", "gpus"), [({}, 1), (SRUN, 1), ({"SLURM_GPUS_PER_TASK": "1"}, 1), ({}, 2)])
 def test_ranks_do_not_share_a_device(more, gpus):
-    with pytest.raises(
-        ConfigError, match=f"local rank 2 has no GPU of its own: this process sees {gpus} .*at most {gpus}"
-    ):
+    with pytest.raises(ConfigError, match=f"local rank 2 has no GPU of its own: .* sees {gpus} .*at most {gpus}"):
         local_device({"LOCAL_RANK": "2", **more}, gpus=gpus)
 
 
