@@ -139,7 +139,8 @@ def test_execution_does_not_change_the_numbers(tuning, changes):
     torch.testing.assert_close(logits, other_logits)
     assert gradients.keys() == other_gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+        rounding = 1e-6 * float(gradient.abs().max())  # of sums whose terms are as large as that
+        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-5 + rounding, msg=name)
 
 
 def test_a_sample_is_dropped_alike_in_any_batch():
