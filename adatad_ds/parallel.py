@@ -21,11 +21,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 _MARGIN = timedelta(minutes=5)
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-_SLURM_BINDS = (
-    "SLURM_GPUS_PER_TASK",
-    "SLURM_GPU_BIND",
-    "SLURM_TRES_PER_TASK",
-)  # there where each task has GPUs of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +219,7 @@ def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
     local_rank = int(environment["LOCAL_RANK"])
     if local_rank < gpus:
         return local_rank
-    if gpus == 1 and _in_slurm_step(environment) and any(name in environment for name in _SLURM_BINDS):
+    if gpus == 1 and _is_srun_rank(environment) and _slurm_binds_gpus(environment):
         return 0
     raise ConfigError(
         f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
@@ -275,6 +270,24 @@ def _next_multiple(number: int, step: int) -> int:
 
 def _in_slurm_step(environment: Mapping[str, str]) -> bool:
     return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
+
+
+def _is_srun_rank(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this very rank, rather than a launcher that started it and others in one task."""
+    return _in_slurm_step(environment) and all(
+        environment.get(name, environment[slurm_name]) == environment[slurm_name]
+        for name, slurm_name in _SLURM_NAMES.items()
+    )
+
+
+def _slurm_binds_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether each task has GPUs of its own: a bind may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
+    bind = environment.get("SLURM_GPU_BIND", "")
+    return (
+        "SLURM_GPUS_PER_TASK" in environment
+        or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+        or bind.removeprefix("verbose,").startswith(("single:", "per_task:"))
+    )
 
 
 def _free_port() -> int:

@@ -194,7 +194,7 @@ def lock_pages(buffer: Tensor, runtime: Any) -> bool:
     status = runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0)
     if int(status) != 0:
         warnings.warn(
-            f"{storage.nbytes() / 1e9:.2f} GB of host memory could not be page-locked (CUDA error {int(status)}); "
+            f"host memory could not be page-locked (CUDA error {int(status)}); "  # no size: told once for all buffers
             "copies of stored activations will be slow. Raise the limit (ulimit -l), or keep them on the device with "
             "cpu_checkpointing: false in the DeepSpeed config",
             stacklevel=2,

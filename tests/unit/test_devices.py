@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -22,9 +23,33 @@ def test_a_rank_has_the_device_of_its_local_rank():
         assert local_device({"LOCAL_RANK": str(local_rank)}, gpus=4) == local_rank
 
 
-@pytest.mark.parametrize("bind", ["SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK"])
+@pytest.mark.parametrize(
+    "bind",
+    [
+        {"SLURM_GPUS_PER_TASK": "1"},
+        {"SLURM_GPU_BIND": "single:1"},
+        {"SLURM_GPU_BIND": "verbose,per_task:1"},
+        {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=1"},
+        {"SLURM_TRES_PER_TASK": "cpu:4,gres:gpu:1"},
+    ],
+)
 def test_slurm_shows_a_task_its_own_device_only(bind):
-    assert local_device({"LOCAL_RANK": "1", **SRUN, bind: "1"}, gpus=1) == 0
+    assert local_device({"LOCAL_RANK": "1", **SRUN, **bind}, gpus=1) == 0
+
+
+@pytest.mark.parametrize(
+    "bind", [{"SLURM_GPU_BIND": "none"}, {"SLURM_GPU_BIND": "map_gpu:0"}, {"SLURM_TRES_PER_TASK": "cpu=4"}]
+)
+def test_tasks_that_slurm_binds_to_no_gpu_of_their_own_do_not_share(bind):
+    with pytest.raises(ConfigError, match="local rank 1 has no GPU of its own"):
+        local_device({"LOCAL_RANK": "1", **SRUN, **bind}, gpus=1)
+
+
+def test_ranks_of_torchrun_within_one_bound_task_do_not_share():
+    task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0"}
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    with pytest.raises(ConfigError, match="local rank 1 has no GPU of its own"):
+        local_device({**task, **torchrun, "SLURM_GPUS_PER_TASK": "1"}, gpus=1)
 
 
 @pytest.mark.parametrize(("more", "gpus"), [({}, 1), (SRUN, 1), ({"SLURM_GPUS_PER_TASK": "1"}, 1), ({}, 2)])
@@ -99,3 +124,11 @@ def test_pages_that_cannot_be_locked_are_said():
     runtime = Runtime(2)
     with pytest.warns(UserWarning, match=r"could not be page-locked \(CUDA error 2\)"):
         assert not lock_pages(torch.zeros(1000), runtime)
+
+
+def test_one_warning_for_buffers_of_all_sizes():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for size in (10_000_000, 20_000_000, 10_000_000):
+            lock_pages(torch.empty(size), Runtime(2))
+    assert len(caught) == 1
