@@ -92,6 +92,12 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
 
 def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
     """Peak of the pyramid's and the heads' forward and backward pass."""
+    backbone = replace(config.backbone, weights=None, clips_per_chunk=0)  # how it is run is the same to the head
+    return _head_bytes(replace(config, backbone=backbone), num_classes, windows)
+
+
+@cache
+def _head_bytes(config: Config, num_classes: int, windows: int) -> int:
     detector = _with_one_block(config, num_classes=num_classes)
     with fake_tensors(detector, config.train.dtype):
         width = detector.backbone.width

@@ -12,6 +12,7 @@ read it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import subprocess
@@ -47,17 +48,17 @@ class Part:
     limit_sec: float
 
 
-# Name, title, seconds on a GPU; most valuable first. In miniature every part has MINIATURE_SEC.
+# Name, title, what measures it (imported in its own process alone), seconds on a GPU; most valuable first.
 PARTS = (
-    ("machine", "The machine", 30),
-    ("numerics", "Numbers against the CPU's", 40),
-    ("attention", "Attention", 30),
-    ("steps", "Whole steps", 150),
-    ("profile", "Where a step's time goes", 45),
-    ("tia", "The adapter alone", 20),
-    ("data", "The data path", 50),
-    ("launch", "Under the launcher: killed, resumed, fp16, stopped", 80),
-    ("reference", "The reference's way", 35),
+    ("machine", "The machine", "machine.run", 30),
+    ("numerics", "Numbers against the CPU's", "numerics.run", 40),
+    ("attention", "Attention", "attention.run", 30),
+    ("steps", "Whole steps", "steps.run", 140),
+    ("profile", "Where a step's time goes", "steps.run_profile", 45),
+    ("tia", "The adapter alone", "attention.run_tia", 20),
+    ("data", "The data path", "data_path.run", 50),
+    ("launch", "Under the launcher: killed, resumed, fp16, stopped", "launched.run", 80),
+    ("reference", "The reference's way", "steps.run_reference", 35),
 )
 MINIATURE_SEC = 240  # on a machine with much else to do
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command=_command(name, arguments.out, miniature=arguments.miniature),
             limit_sec=MINIATURE_SEC if arguments.miniature else limit_sec,
         )
-        for name, title, limit_sec in PARTS
+        for name, title, _, limit_sec in PARTS
         if name in wanted
     ]
     return check(parts, arguments.out, heading="no GPU: miniature" if arguments.miniature else None)
@@ -201,19 +202,9 @@ def _run_here(name: str, rows_path: Path, *, miniature: bool) -> int:
         os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
     import torch
 
-    from tools.gpu_parts import attention, data_path, launched, machine, numerics, steps
-
-    run: Callable[[Recorder, torch.device], None] = {
-        "machine": machine.run,
-        "numerics": numerics.run,
-        "attention": attention.run,
-        "steps": steps.run,
-        "profile": steps.run_profile,
-        "tia": attention.run_tia,
-        "data": data_path.run,
-        "launch": launched.run,
-        "reference": steps.run_reference,
-    }[name]
+    module, function = next(measures for part, _, measures, _ in PARTS if part == name).split(".")
+    part = importlib.import_module(f"tools.gpu_parts.{module}")
+    run: Callable[[Recorder, torch.device], None] = getattr(part, function)
     device = torch.device("cpu" if miniature else "cuda")
     run(Recorder(rows_path, part=name, miniature=miniature), device)
     return 0

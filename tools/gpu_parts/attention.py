@@ -16,7 +16,7 @@ from adatad_ds.recipes import find_recipe
 from tools.bench_step import time_tia
 from tools.gpu_parts.record import Recorder
 
-# heads, head width, pixels a patch's side; clips at once as the executor's default
+# backbone, resolution in pixels, clips at once: the executor's default, and least
 SHAPES = [
     (name, side, clips)
     for name in ("videomaev2_g", "videomae_b", "videomae_s")

@@ -39,8 +39,8 @@ def run(record: Recorder, device: torch.device) -> None:
         config = replace(config, data=_with_videos(data, folder, videos=2))
         dataset = WindowDataset.for_training(config.data, seed=0, repeats=2 * steps)
         plain = replace(config.data, augment=())
-        undecorated = WindowDataset.for_training(plain, seed=0, repeats=2 * steps)
-        decode_sec, sample_sec = (_seconds(each, count=1 if record.miniature else 3) for each in (undecorated, dataset))
+        unaugmented = WindowDataset.for_training(plain, seed=0, repeats=2 * steps)
+        decode_sec, sample_sec = (_seconds(each, count=1 if record.miniature else 3) for each in (unaugmented, dataset))
         frames = config.sample_frames
         record.amount(f"{setting}: frames of one core, decoded alone", frames / decode_sec, "frames/s")
         record.amount(f"{setting}: frames of one core, with augmentation", frames / sample_sec, "frames/s")

@@ -36,10 +36,10 @@ def run(record: Recorder, device: torch.device) -> None:
     steps, at = (60, 30) if on_gpu else (8, 2)
     with tempfile.TemporaryDirectory() as temporary:
         runs = Path(temporary)
-        _make_videos(runs / "data", videos=16)
+        _make_videos(runs / "data", videos=16 if on_gpu else 8)
         settings = {**COMMON, **({} if on_gpu else SMALL), "train.repeats": 1, "train.checkpoint_every_steps": at // 2}
         settings |= {"data.annotations": runs / "data/annotations.json", "data.videos": runs / "data/videos"}
-        settings |= {"train.stop_epoch": steps // 4}
+        settings |= {"train.stop_epoch": steps // (4 if on_gpu else 2)}
         whole = _Training(runs / "whole", settings)
         killed = _Training(runs / "killed", settings)
         killed.until(at)

@@ -17,15 +17,15 @@ from adatad_ds.parallel import World
 from adatad_ds.pretrained import fill_backbone, find_weights
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
+from tools.gpu_parts.inputs import CLASSES, random_batch
 from tools.gpu_parts.record import Recorder
-from tools.gpu_parts.whole_step import CLASSES, random_batch
 
 # Relative to the largest number of its kind: fp32 without TF32, as the golden numerics are compared; bf16 has 8 bits.
 MOST = {"fp32": {"loss": 1e-5, "features": 1e-4, "gradients": 1e-3}, "bf16": {"loss": 2e-2, "features": 5e-2}}
 
 
 def run(record: Recorder, device: torch.device) -> None:
-    """Losses, features and gradients of the quickstart's model, in three ways to run it, against plain fp32 on a CPU.
+    """Losses, features and gradients of the quickstart's model, run in two ways, against plain fp32 on a CPU.
 
     The CPU's own numbers are held to the published implementations' by tests/golden.
     """

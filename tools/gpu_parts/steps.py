@@ -21,9 +21,10 @@ from adatad_ds.parallel import World
 from adatad_ds.plan import make_plan, step_flop
 from adatad_ds.recipes import find_recipe
 from tools.bench_step import Bench, cpu_allocator_peak, matmul_flop_per_sec
+from tools.gpu_parts.inputs import CLASSES
 from tools.gpu_parts.machine import MATMUL, peak_dtype
 from tools.gpu_parts.record import Recorder
-from tools.gpu_parts.whole_step import CLASSES, WholeStep, gpu_activity
+from tools.gpu_parts.whole_step import WholeStep, gpu_activity
 
 HELD = ("frozen weights", "learnt weights", "masters, moments, average")
 MAX_TRACE_BYTES = 10e6
@@ -123,8 +124,8 @@ def _measure_variant(record: Recorder, what: str, step: WholeStep, device: torch
     if device.type == "cuda":
         record.amount(f"{what}: peak above what is held", (peak - before) / 1e9, "GB")
     record.amount(f"{what}: peak", peak / 1e9, "GB")
-    if device.type == "cuda":
-        activity = _activity(step, device)
+    if device.type == "cuda" and what.endswith("chunks of 8"):
+        activity = _activity(step, device)  # reading a trace takes longer than the step: once a setting
         giant = "_g" in what.split(",")[0]
         record.amount(f"{what}: GPU busy", activity["busy_percent"], "%", low=90 if giant else None)
         record.amount(f"{what}: host synchronisations", activity["synchronisations"], "a step")
@@ -170,25 +171,24 @@ def run_profile(record: Recorder, device: torch.device) -> None:
             step = WholeStep(config_of(setting), ds_config=ds_config, world=world)
             step()
             recorder, seconds = _profiled(step, device)
-            on_gpu = device.type == "cuda"
-            table = recorder.key_averages().table(
-                sort_by="self_device_time_total" if on_gpu else "self_cpu_time_total",
-                row_limit=20,
-                max_name_column_width=60,
-            )
-            print(f"{setting}\n{table}", flush=True)
-            key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-            averages = sorted(recorder.key_averages(), key=lambda each: -getattr(each, key))[:20]
-            total = sum(getattr(each, key) for each in recorder.key_averages())
-            top = "; ".join(f"{each.key[:48]} {100 * getattr(each, key) / total:.0f} %" for each in averages)
-            record.row(f"{setting}: most time in", top)
-            if on_gpu:
+            record.row(f"{setting}: most time in", _most_time(recorder, device))
+            if device.type == "cuda":
                 for name, value in gpu_activity(recorder.events(), seconds).items():
                     record.amount(f"{setting}: {name.replace('_', ' ')}", value, "")
             _keep_trace(recorder, record, setting)
             step.close()
             del recorder, step
             _free(device)
+
+
+def _most_time(recorder: profile, device: torch.device) -> str:
+    """The 20 kernels, on a CPU operators, that take most of the time, and their shares."""
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    averages = recorder.key_averages()
+    print(averages.table(sort_by=key, row_limit=20, max_name_column_width=60), flush=True)
+    times = {each.key: getattr(each, key) for each in averages}
+    top = sorted(times, key=lambda name: -times[name])[:20]
+    return "; ".join(f"{name[:48]} {100 * times[name] / sum(times.values()):.0f} %" for name in top)
 
 
 def _keep_trace(recorder: profile, record: Recorder, setting: Setting) -> None:

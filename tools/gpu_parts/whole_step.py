@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import DeviceType
 
 from adatad_ds.config import Config
@@ -23,9 +22,8 @@ from adatad_ds.objective import Objective
 from adatad_ds.parallel import World
 from adatad_ds.pretrained import fill_backbone
 from adatad_ds.temporal import Mesh
-from adatad_ds.weight_files import StoredTensor
+from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors
 
-CLASSES = 20
 SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
 
@@ -87,46 +85,6 @@ class WholeStep:
     def close(self) -> None:
         """Let go of the engine and its memory."""
         self.engine.close()
-
-
-def random_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """Weights that stand in for pretrained ones: small random matrices, plain norms, no biases."""
-    tensors = {}
-    for name, parameter in module.named_parameters():
-        shape = tuple(parameter.shape)
-        is_scale = name.endswith("weight") and len(shape) == 1
-        tensors[name] = StoredTensor(shape=shape, read=partial(_random, shape, dtype, is_scale))
-    return tensors
-
-
-@cache  # blocks of one shape share their numbers: drawing a billion of them would take longer than what is measured
-def _random(shape: tuple[int, ...], dtype: torch.dtype, is_scale: bool) -> Tensor:
-    if len(shape) == 1:
-        return torch.full(shape, float(is_scale), dtype=dtype)
-    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
-
-
-def random_batch(config: Config, *, windows: int, pin: bool = False) -> Batch:
-    """Windows of random frames with three actions each."""
-    generator = torch.Generator().manual_seed(0)
-    steps, side = config.data.window_size, config.data.resolution
-    frames = torch.randint(
-        256, (windows, config.data.window_frames, side, side, 3), dtype=torch.uint8, generator=generator
-    )
-    segments = torch.tensor([[0.1, 0.15], [0.3, 0.5], [0.55, 0.9]]) * steps
-    batch = Batch(
-        frames=frames,
-        valid=torch.ones(windows, steps, dtype=torch.bool),
-        segments=[segments] * windows,
-        labels=[torch.tensor([0, 1, 2])] * windows,
-        grids=[],
-        videos=["random"] * windows,
-        sample_ids=list(range(windows)),
-        seeds=torch.arange(windows),
-        errors=[None] * windows,
-        padding=[False] * windows,
-    )
-    return batch.pin_memory() if pin else batch
 
 
 def gpu_activity(events: Any, wall_sec: float) -> dict[str, float]:

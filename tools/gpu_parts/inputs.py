@@ -1,0 +1,54 @@
+"""Random weights and windows in the place of pretrained ones and videos."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from adatad_ds.config import Config
+from adatad_ds.data.dataset import Batch
+from adatad_ds.weight_files import StoredTensor
+
+CLASSES = 20
+
+
+def random_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:
+    """Weights that stand in for pretrained ones: small random matrices, plain norms, no biases."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        shape = tuple(parameter.shape)
+        is_scale = name.endswith("weight") and len(shape) == 1
+        tensors[name] = StoredTensor(shape=shape, read=partial(_random, shape, dtype, is_scale))
+    return tensors
+
+
+@cache  # blocks of one shape share their numbers: drawing a billion of them would take longer than what is measured
+def _random(shape: tuple[int, ...], dtype: torch.dtype, is_scale: bool) -> Tensor:
+    if len(shape) == 1:
+        return torch.full(shape, float(is_scale), dtype=dtype)
+    return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def random_batch(config: Config, *, windows: int, pin: bool = False) -> Batch:
+    """Windows of random frames with three actions each."""
+    generator = torch.Generator().manual_seed(0)
+    steps, side = config.data.window_size, config.data.resolution
+    frames = torch.randint(
+        256, (windows, config.data.window_frames, side, side, 3), dtype=torch.uint8, generator=generator
+    )
+    segments = torch.tensor([[0.1, 0.15], [0.3, 0.5], [0.55, 0.9]]) * steps
+    batch = Batch(
+        frames=frames,
+        valid=torch.ones(windows, steps, dtype=torch.bool),
+        segments=[segments] * windows,
+        labels=[torch.tensor([0, 1, 2])] * windows,
+        grids=[],
+        videos=["random"] * windows,
+        sample_ids=list(range(windows)),
+        seeds=torch.arange(windows),
+        errors=[None] * windows,
+        padding=[False] * windows,
+    )
+    return batch.pin_memory() if pin else batch
