@@ -18,8 +18,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,35 +92,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, title, _, limit_sec in PARTS
         if name in wanted
     ]
-    return check(parts, arguments.out, heading="no GPU: miniature" if arguments.miniature else None)
+    if arguments.miniature:  # speed is not judged there, so parts may disturb each other
+        return check(parts, arguments.out, heading="no GPU: miniature", at_once=2)
+    return check(parts, arguments.out)
 
 
-def check(parts: Sequence[Part], folder: Path, *, heading: str | None = None) -> int:
-    """Run the parts one after the other; rows and report lie in the folder. 1 if any row failed, else 0."""
+def check(parts: Sequence[Part], folder: Path, *, heading: str | None = None, at_once: int = 1) -> int:
+    """Run the parts; rows and report lie in the folder.
+
+    Args:
+        parts: in the order in which they begin.
+        folder: for the report.
+        heading: what is said at its top; None: nothing.
+        at_once: how many run side by side.
+
+    Returns:
+        1 if any row failed, else 0.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows_path = folder / ROWS_FILE
     rows_path.unlink(missing_ok=True)
     if heading:
         print(heading)
     seconds: dict[str, float] = {}
-    for part in parts:
-        print(f"=== {part.title} ({part.name}, at most {part.limit_sec:.0f} s)", flush=True)
+    reporting, check_began = threading.Lock(), time.monotonic()
+
+    def run(part: Part) -> None:
         began = time.monotonic()
-        problem = run_part(part)
-        seconds[part.name] = time.monotonic() - began
-        if problem:
-            Recorder(rows_path, part=part.name, miniature=heading is not None).row(
-                "the part itself", problem, expected="a good end", verdict=FAILED
+        problem, output = run_part(part)
+        with reporting:
+            seconds[part.name] = time.monotonic() - began
+            print(
+                f"=== {part.title} ({part.name}), {seconds[part.name]:.0f} of {part.limit_sec:.0f} s\n{output}", end=""
             )
-        _write(folder / REPORT_FILE, report(parts, read_rows(rows_path), seconds=seconds, heading=heading))
-        print(f"--- {seconds[part.name]:.0f} s", flush=True)
+            if problem:
+                Recorder(rows_path, part=part.name, miniature=heading is not None).row(
+                    "the part itself", problem, expected="a good end", verdict=FAILED
+                )
+            _write(folder / REPORT_FILE, report(parts, read_rows(rows_path), seconds=seconds, heading=heading))
+            sys.stdout.flush()
+
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, parts))
     rows = read_rows(rows_path)
-    print(f"{folder / REPORT_FILE}: {counts(rows)}, {sum(seconds.values()):.0f} s")
+    print(f"{folder / REPORT_FILE}: {counts(rows)}, {time.monotonic() - check_began:.0f} s")
     return int(any(row.verdict == FAILED for row in rows))
 
 
-def run_part(part: Part) -> str | None:
-    """Run one part, echoing what it prints; how it failed, with the last lines that it printed, or None."""
+def run_part(part: Part) -> tuple[str | None, str]:
+    """Run one part; how it failed, with the last lines that it printed, or None; and all that it printed."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         problem = None
@@ -132,11 +154,10 @@ def run_part(part: Part) -> str | None:
             _kill_group(process)
         output.seek(0)
         text = output.read()
-    print(text, end="", flush=True)
     if problem is None:
-        return None
+        return None, text
     tail = " / ".join(line.strip() for line in text.splitlines()[-TAIL_LINES:] if line.strip())
-    return f"{problem}: {tail}" if tail else problem
+    return f"{problem}: {tail}" if tail else problem, text
 
 
 def _kill_group(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
@@ -199,7 +220,7 @@ def _has_gpu() -> bool:
 
 def _run_here(name: str, rows_path: Path, *, miniature: bool) -> int:
     if miniature:
-        os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     import torch
 
     module, function = next(measures for part, _, measures, _ in PARTS if part == name).split(".")
