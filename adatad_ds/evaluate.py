@@ -32,7 +32,7 @@ from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
-from adatad_ds.parallel import World, speaks
+from adatad_ds.parallel import World, end_process, speaks
 from adatad_ds.recognition_task import (
     make_clip_loader,
     measure_recognition,
@@ -271,4 +271,4 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

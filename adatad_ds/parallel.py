@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -187,6 +189,18 @@ class RankGroup:
         for work in dist.batch_isend_irecv(transfers) if transfers else ():
             work.wait()
         return before, after
+
+
+def end_process(code: int) -> NoReturn:
+    """End this rank with an exit code: exit functions are run and output is flushed, the interpreter is not torn down.
+
+    DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its threads in gloo: to
+    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs.
+    """
+    atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def complete_environment(environment: MutableMapping[str, str]) -> int:

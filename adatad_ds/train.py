@@ -34,7 +34,7 @@ from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
 from adatad_ds.optim import parameter_table
-from adatad_ds.parallel import World, launched_ranks, speaks
+from adatad_ds.parallel import World, end_process, launched_ranks, speaks
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
 from adatad_ds.pretrained import (
@@ -259,4 +259,4 @@ def _show(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

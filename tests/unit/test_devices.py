@@ -132,3 +132,23 @@ def test_one_warning_for_buffers_of_all_sizes():
         for size in (10_000_000, 20_000_000, 10_000_000):
             lock_pages(torch.empty(size), Runtime(2))
     assert len(caught) == 1
+
+
+def test_a_process_ends_without_taking_the_interpreter_from_its_threads():
+    script = """
+import atexit, os
+from adatad_ds.parallel import end_process
+
+class Group:  # like one that DeepSpeed's hooks keep: it must not be taken apart with the interpreter
+    def __del__(self):
+        os.abort()
+
+group = Group()
+atexit.register(print, "exit function")
+print("all done")
+end_process(3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["all done", "exit function", ""]), done.stderr
