@@ -28,6 +28,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now on; stdout is for what was asked for
     import deepspeed  # (reads its environment and logger at import)
+from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -87,7 +88,7 @@ class Engine:
         if not groups:
             raise ConfigError("nothing in this model learns")
         _complete(model, dtype=config.train.dtype, device=world.device)
-        with _quiet_optimizer_checks():
+        with _quick_optimizer_checks():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=torch.optim.AdamW(groups),
@@ -306,12 +307,17 @@ def _to_cpu(tensor: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet_optimizer_checks() -> Iterator[None]:
-    """DeepSpeed warns that torch's AdamW is untested with ZeRO; this project tests it."""
+def _quick_optimizer_checks() -> Iterator[None]:
+    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process.
+
+    It also warns that torch's AdamW is untested with ZeRO; this project tests it.
+    """
     logger = logging.getLogger("DeepSpeed")
-    level = logger.level
+    level, compile_ = logger.level, compiler.compile
     logger.setLevel(logging.ERROR)
+    compiler.compile = lambda: lambda function: function
     try:
         yield
     finally:
+        compiler.compile = compile_
         logger.setLevel(level)

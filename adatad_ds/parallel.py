@@ -192,11 +192,14 @@ class RankGroup:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this rank with an exit code: exit functions are run and output is flushed, the interpreter is not torn down.
+    """End this process with an exit code; one of several ranks does not tear down its interpreter.
 
     DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its threads in gloo: to
-    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs.
+    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs. Exit
+    functions are run and output is flushed.
     """
+    if launched_ranks() == 1:  # nothing to talk about; and a profiler around it still writes its figures
+        sys.exit(code)
     atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -134,9 +134,10 @@ def test_one_warning_for_buffers_of_all_sizes():
     assert len(caught) == 1
 
 
-def test_a_process_ends_without_taking_the_interpreter_from_its_threads():
+def test_a_rank_ends_without_taking_the_interpreter_from_its_threads():
     script = """
 import atexit, os
+os.environ["WORLD_SIZE"] = "2"
 from adatad_ds.parallel import end_process
 
 class Group:  # like one that DeepSpeed's hooks keep: it must not be taken apart with the interpreter
