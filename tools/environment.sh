@@ -19,7 +19,7 @@ if ! grep -qxF "$wanted" "$environment/installed" 2>/dev/null; then
         known) chosen=(--constraint constraints.txt) ;;
         newest) chosen=(--upgrade --upgrade-strategy eager) ;;
         lowest)
-            sed -nE 's/^([a-z]+)>=([0-9.]+).*/\1==\2.*/p' requirements.txt >"$environment/lowest.txt"
+            sed -nE 's/^([a-z]+)>=([0-9.]+).*/\1==\2/p' requirements.txt >"$environment/lowest.txt"
             chosen=(--constraint "$environment/lowest.txt")
             ;;
         *)
