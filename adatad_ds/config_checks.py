@@ -1,7 +1,8 @@
-"""Values of a config that contradict one another."""
+"""Values of a config that contradict one another; the range of each alone stands beside its type, in config.py."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def problems(config: Config) -> list[str]:
     _check_training(config, found)
     data = config.data
     found.need(
-        data.resolution > 0 and data.short_side_before_crop >= data.resolution,
-        "data.short_side_before_crop must be at least data.resolution",
+        data.short_side_before_crop >= data.resolution,
+        f"data.short_side_before_crop = {data.short_side_before_crop} must be at least data.resolution = "
+        f"{data.resolution} pixels",
     )
     return found
 
@@ -37,20 +39,16 @@ def problems(config: Config) -> list[str]:
 def _check_windows(config: Config, found: _Problems) -> None:
     data, clip = config.data, config.clip_frames
     found.need(
-        data.window_size > 0 and data.frames_per_feature > 0, "data.window_size and frames_per_feature must be > 0"
-    )
-    found.need(
-        clip > 0 and data.window_frames % clip == 0,
+        data.window_frames % clip == 0,
         f"data.window_size * data.frames_per_feature = {data.window_frames} frames is no multiple of {clip}, "
         "the frames of a clip",
     )
-    found.need(data.fixed_fps is None or data.fixed_fps > 0, "data.fixed_fps must be > 0 or None")
-    found.need(0 <= data.test_window_overlap < 1, "data.test_window_overlap must be in [0, 1)")
+    if data.crop_ratio is not None:
+        least, most = data.crop_ratio
+        found.need(least <= most, f"data.crop_ratio = {[least, most]} must not decrease")
     if data.sampling == "random_trunc":
         stride = data.feature_stride_frames
-        found.need(
-            stride is not None and stride > 0, "data.feature_stride_frames must be > 0 with data.sampling=random_trunc"
-        )
+        found.need(stride is not None, "data.feature_stride_frames must be given with data.sampling=random_trunc")
         found.need(
             stride is None or stride % data.frames_per_feature == 0,
             f"data.feature_stride_frames = {stride} is no multiple of frames_per_feature = {data.frames_per_feature}",
@@ -74,33 +72,41 @@ def _check_head(config: Config, found: _Problems) -> None:
         f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)",
     )
     found.need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
-    found.need(config.test.external_topk > 0, "test.external_topk must be > 0")
+    for least, most in head.regression_range:
+        found.need(least < most, f"head.regression_range: {[least, most]} must increase, in feature steps of its level")
+    found.need(0 not in head.attn_windows, "head.attn_window = 0 lets no step attend to any; -1: to all of its level")
+    found.need(bool(config.test.tiou), "test.tiou must name a threshold at least, e.g. test.tiou=[0.5]")
 
 
 def _check_recognition(config: Config, found: _Problems) -> None:
     settings = config.recognition
     assert settings is not None
     found.need(
-        min(settings.frames, settings.stride, settings.test_clips) > 0,
-        "recognition.frames, stride and test_clips must be > 0",
-    )
-    found.need(
-        settings.frames % max(1, config.clip_frames) == 0,
+        settings.frames % config.clip_frames == 0,
         f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames that attend to "
         "one another" + (" (backbone.clip_frames)" if config.backbone.is_image else " in a video transformer"),
     )
-    for name in ("dropout", "label_smoothing"):
-        found.need(0 <= getattr(settings, name) < 1, f"recognition.{name} must be in [0, 1)")
-    found.need(min(settings.mixup_alpha, settings.cutmix_alpha) >= 0, "recognition.mixup_alpha, cutmix_alpha: >= 0")
     found.need(config.parallel.temporal == 1, "parallel.temporal is for detection: clips of recognition are not shared")
 
 
 def _check_backbone(config: Config, found: _Problems) -> None:
     backbone = config.backbone
     found.need(backbone.adapter_kernel % 2 == 1, "backbone.adapter_kernel must be odd")
-    found.need(backbone.clips_per_chunk >= 0, "backbone.clips_per_chunk must be >= 0 (0: all clips at once)")
-    found.need(backbone.stored_on_device_gb >= 0, "backbone.stored_on_device_gb must be >= 0")
-    found.need(backbone.clip_frames is None or backbone.clip_frames > 0, "backbone.clip_frames must be > 0 or None")
+    sides = _patch_sides(backbone.name)
+    found.need(
+        any(config.data.resolution % side == 0 for side in sides),
+        f"data.resolution = {config.data.resolution} is no multiple of {' or '.join(map(str, sides))} pixels, the side "
+        f"of {backbone.name}'s patches",
+    )
+    found.need(
+        backbone.aim_adapters is None or len(set(backbone.aim_adapters)) == len(backbone.aim_adapters),
+        "backbone.aim_adapters names one twice",
+    )
+    blocks = backbone.adapter_blocks
+    found.need(
+        blocks is None or (bool(blocks) and len(set(blocks)) == len(blocks)),
+        "backbone.adapter_blocks must name each block once, and one at least; None: all",
+    )
     if backbone.is_image:
         found.need(
             backbone.tuning in ("frozen", "full", "aim"),
@@ -119,12 +125,20 @@ def _check_backbone(config: Config, found: _Problems) -> None:
     )
 
 
+def _patch_sides(backbone: str) -> tuple[int, ...]:
+    if backbone == "videomaev2_g":
+        return 14, 16  # its patches have 14 pixels; at 160 its authors leave the last 6 out
+    named = re.search(r"patch(\d+)", backbone)  # in timm's names
+    return (int(named[1]),) if named else (16,)
+
+
 def _check_training(config: Config, found: _Problems) -> None:
     train = config.train
-    found.need(config.parallel.temporal > 0, "parallel.temporal must be > 0")
-    found.need(train.global_batch > 0, "train.global_batch must be > 0")
-    found.need(train.micro_batch is None or train.micro_batch > 0, "train.micro_batch must be > 0 or None")
-    found.need(0 <= train.ema_decay < 1, "train.ema_decay must be in [0, 1)")
-    found.need(0 < train.stop_epoch <= train.schedule_epochs, "train.stop_epoch must be in 1..train.schedule_epochs")
-    found.need(train.warmup_epochs < train.schedule_epochs, "train.warmup_epochs must be below train.schedule_epochs")
-    found.need(train.eval_every > 0 and train.keep_checkpoints > 0, "train.eval_every and keep_checkpoints must be > 0")
+    found.need(
+        train.stop_epoch <= train.schedule_epochs,
+        f"train.stop_epoch = {train.stop_epoch} must be in 1..train.schedule_epochs = {train.schedule_epochs}",
+    )
+    found.need(
+        train.warmup_epochs < train.schedule_epochs,
+        f"train.warmup_epochs = {train.warmup_epochs} must be below train.schedule_epochs = {train.schedule_epochs}",
+    )

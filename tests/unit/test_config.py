@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import typing
+from typing import Annotated
 
 import pytest
 
-from adatad_ds.config import Config, ConfigError, from_dict, load, override
+from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
+from adatad_ds.config_values import Range
 from adatad_ds.parallel import complete_environment, split_batch
 from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
 
@@ -56,6 +59,91 @@ def test_overrides_reach_typed_values():
 def test_what_cannot_be_run_is_named(assignment, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(").replace("[", r"\[")):
         override(Config(), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("data.window_size=0", "[1, inf)"),
+        ("data.frames_per_feature=0", "[1, inf)"),
+        ("data.feature_stride_frames=-4", "[1, inf)"),
+        ("data.fixed_fps=0", "(0, inf) frames a second"),
+        ("data.trunc_thresh=75", "data.trunc_thresh must be in [0, 1]; got 75"),
+        ("data.crop_ratio=[0.9,0.5]", "must not decrease"),
+        ("data.crop_ratio=[0,1]", "(0, 1] of the video's length"),
+        ("data.test_window_overlap=1", "[0, 1) of a window"),
+        ("data.resolution=150", "no multiple of 16 pixels"),
+        ("data.resolution=-160", "[1, inf) pixels"),
+        ("data.workers=-1", "[0, inf)"),
+        ("data.prefetch=0", "[1, inf)"),
+        ("data.worker_timeout_sec=0", "[1, inf) seconds"),
+        ("backbone.adapter_blocks=[]", "one at least"),
+        ("backbone.adapter_blocks=[3,3]", "each block once"),
+        ("backbone.adapter_blocks=[-1]", "[0, inf)"),
+        ("backbone.adapter_ratio=0", "(0, inf) of the width"),
+        ("backbone.adapter_kernel=-3", "[1, inf)"),
+        ("backbone.drop_path=1", "[0, 1)"),
+        ("head.arch=[2,-2,5]", "[0, inf)"),
+        ("head.heads=0", "[1, inf)"),
+        ("head.attn_window=0", "no step attend"),
+        ("head.attn_window=-2", "[-1, inf) feature steps"),
+        ("head.cls_prior=0", "(0, 1)"),
+        ("head.regression_range=[[4,0],[4,8],[8,16],[16,32],[32,64],[64,10000]]", "must increase"),
+        ("head.loss_normalizer=0", "(0, inf)"),
+        ("head.loss_normalizer_momentum=1.5", "[0, 1)"),
+        ("head.label_smoothing=2", "[0, 1)"),
+        ("head.reg_loss_weight=-1", "[0, inf)"),
+        ("train.seed=-1", "[0, 4294967295]"),
+        ("train.lr_head=-1", "[0, 1] a step"),
+        ("train.lr_head=nan", "train.lr_head must be float"),
+        ("train.grad_clip=1e999", "[0, inf)"),
+        ("train.stop_epoch=200", "train.stop_epoch = 200 must be in 1..train.schedule_epochs = 100"),
+        ("train.log_every_steps=0", "[1, inf)"),
+        ("test.sigma=0", "(0, inf)"),
+        ("test.tiou=[50]", "(0, 1] of temporal overlap"),
+        ("test.tiou=[]", "at least"),
+        ("test.recall_topk=[0]", "[1, inf)"),
+        ("test.pre_nms_thresh=30", "[0, 1)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(assignment, said):
+    with pytest.raises(ConfigError) as error:
+        override(Config(), [assignment])
+    assert assignment.partition("=")[0].partition(".")[2] in str(error.value)
+    assert said in str(error.value)
+
+
+def test_the_giant_takes_its_own_patches_and_those_published():
+    for resolution in (154, 160, 224):
+        override(
+            Config(), ["backbone.name=videomaev2_g", f"data.resolution={resolution}", "data.short_side_before_crop=256"]
+        )
+    override(Config(), ["backbone.name=vit_base_patch14_dinov2", "backbone.tuning=aim", "data.resolution=154"])
+    with pytest.raises(ConfigError, match="multiple of 14"):
+        override(Config(), ["backbone.name=vit_base_patch14_dinov2", "backbone.tuning=aim"])
+
+
+def _numbers_without_range(hint: object, has_range: bool = False) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        base, *limits = typing.get_args(hint)
+        return _numbers_without_range(base, any(isinstance(limit, Range) for limit in limits))
+    if typing.get_origin(hint) is typing.Literal:
+        return False
+    return (hint in (int, float) and not has_range) or any(
+        _numbers_without_range(part) for part in typing.get_args(hint) if part is not Ellipsis
+    )
+
+
+def test_each_number_states_its_range():
+    sections = [type(section) for section in vars(Config()).values() if section is not None] + [RecognitionConfig]
+    fields = {
+        f"{section.__name__}.{name}": hint
+        for section in sections
+        for name, hint in typing.get_type_hints(section, include_extras=True).items()
+    }
+    assert len(fields) > 90
+    assert not [name for name, hint in fields.items() if _numbers_without_range(hint)]
+    assert _numbers_without_range(tuple[int, ...] | None), "a new field without one would pass"
 
 
 def test_all_problems_at_once():
