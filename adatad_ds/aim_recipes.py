@@ -132,6 +132,7 @@ def _published(
             videos=f"data/{dataset}/videos",
             resolution=224,
             short_side_before_crop=256,
+            scaling="bilinear",
             augment=("random_resized_crop", "flip"),
         ),
         backbone=BackboneConfig(name=name, weights=weights, tuning="aim", drop_path=0.2, clips_per_chunk=1),

@@ -13,44 +13,22 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 
+from adatad_ds import config_numbers as number
 from adatad_ds.config_checks import problems
-from adatad_ds.config_values import (
-    CLIP_FRAMES,
-    TUBELET_FRAMES,
-    ConfigError,
-    Fraction,
-    LearningRate,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    Range,
-    coerce,
-    literal,
-    nearest,
-)
+from adatad_ds.config_values import CLIP_FRAMES, TUBELET_FRAMES, ConfigError, coerce, literal, nearest
 
 __all__ = ["CLIP_FRAMES", "TUBELET_FRAMES", "ConfigError"]
 
 Tuning = Literal["frozen", "full", "tia", "side", "aim"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
+REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
+Scaling = Literal["bilinear", "antialias"]  # see data/scaling.py
 Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
-Pixels = Annotated[int, Range("[1, inf)", "pixels")]
-VideoShare = Annotated[float, Range("(0, 1]", "of the video's length")]
-Frames = Annotated[int, Range("(-inf, inf)", "frames")]
-FramesPerSec = Annotated[float, Range("(0, inf)", "frames a second")]
-Seconds = Annotated[int, Range("[1, inf)", "seconds")]
-Epochs = Annotated[float, Range("[0, inf)", "epochs")]
-Gigabytes = Annotated[float, Range("[0, inf)", "GB")]
-Steps = Annotated[int, Range("[-1, inf)", "feature steps (-1: all)")]
-Reach = Annotated[float, Range("[0, inf)", "feature steps")]
-TIoU = Annotated[float, Range("(0, 1]", "of temporal overlap (IoU)")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +44,28 @@ class DataConfig:
     class_agnostic: bool = False  # one class, any action; which one it is, a video classifier says (test.external_*)
     reader: Literal["decord", "pyav"] = "decord"
 
-    window_size: PositiveInt = 768  # feature steps T of one window
-    frames_per_feature: PositiveInt = 1
-    feature_stride_frames: PositiveInt | None = 4  # file frames between two feature steps; None with sampling=resize
+    window_size: number.PositiveInt = 768  # feature steps T of one window
+    frames_per_feature: number.PositiveInt = 1
+    feature_stride_frames: number.PositiveInt | None = 4  # file frames a feature step; None with sampling=resize
     sampling: Literal["random_trunc", "resize"] = "random_trunc"
-    fixed_fps: FramesPerSec | None = (
-        None  # strides count frames at this rate, whatever the file's; None: the file's own
-    )
-    offset_frames: Frames = 0  # added to every window's start when grid positions become seconds
-    trunc_thresh: Fraction = 0.75  # keep a segment when at least this share of it lies in the window
-    crop_ratio: tuple[VideoShare, VideoShare] | None = (0.9, 1.0)  # random length of videos shorter than the window
-    test_window_overlap: Annotated[float, Range("[0, 1)", "of a window")] = 0.5
+    fixed_fps: number.FramesPerSec | None = None  # rate that strides count frames at; None: the file's own
+    offset_frames: number.Frames = 0  # added to every window's start when grid positions become seconds
+    trunc_thresh: number.Fraction = 0.75  # keep a segment when at least this share of it lies in the window
+    crop_ratio: tuple[number.VideoShare, number.VideoShare] | None = (
+        0.9,
+        1.0,
+    )  # random length of short videos
+    test_window_overlap: number.WindowShare = 0.5
 
-    resolution: Pixels = 160  # side in pixels of what the backbone sees
-    short_side_before_crop: Pixels = 182  # decoded short side in training; testing decodes at `resolution`
+    resolution: number.Pixels = 160  # side in pixels of what the backbone sees
+    short_side_before_crop: number.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
+    scaling: Scaling = "antialias"  # how frames are made smaller; "bilinear": as for published checkpoints
     augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
 
-    workers: NonNegativeInt = 2  # decoding processes a rank
-    prefetch: PositiveInt = 2  # micro batches ahead, a worker
-    worker_timeout_sec: Seconds = 600  # a sample that takes longer ends the run with an error
-    max_failed_videos: NonNegativeInt = 10  # unreadable training videos, replaced by others, before the run gives up
+    workers: number.NonNegativeInt = 2  # decoding processes a rank
+    prefetch: number.PositiveInt = 2  # micro batches ahead, a worker
+    worker_timeout_sec: number.Seconds = 600  # a sample that takes longer ends the run with an error
+    max_failed_videos: number.NonNegativeInt = 10  # unreadable training videos before the run gives up
 
     @property
     def window_frames(self) -> int:
@@ -107,24 +87,20 @@ class BackboneConfig:
     weights: str | None = None  # pretrained: a file, folder or hub name (docs/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
-    adapter_blocks: tuple[NonNegativeInt, ...] | None = None  # None: all blocks
-    adapter_ratio: Annotated[float, Range("(0, inf)", "of the width")] = 0.25
-    adapter_kernel: PositiveInt = 3
-    adapter_dilation: PositiveInt = 1
-    drop_path: Probability = 0.0
+    adapter_blocks: tuple[number.NonNegativeInt, ...] | None = None  # None: all blocks
+    adapter_ratio: number.WidthShare = 0.25
+    adapter_kernel: number.PositiveInt = 3
+    adapter_dilation: number.PositiveInt = 1
+    drop_path: number.Probability = 0.0
     activation_checkpointing: bool = True
-    clips_per_chunk: NonNegativeInt = 8  # clips that run through a block at once; 0: all
-    stored_on_device_gb: Gigabytes = (
-        0.0  # of what cpu_checkpointing in the ds_config sends to host memory, stays this much
-    )
+    clips_per_chunk: number.NonNegativeInt = 8  # clips that run through a block at once; 0: all
+    stored_on_device_gb: number.Gigabytes = 0.0  # activations kept there under cpu_checkpointing
 
     # image transformers only (AIM)
     aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, otherwise none
     aim_before_time: bool = False  # one more adapter before the attention over time, for strongly temporal data
-    aim_joint_scale: NonNegativeFloat = 0.5  # factor of the joint adapters' output
-    clip_frames: PositiveInt | None = (
-        None  # that attend to one another over time; None: 16, in recognition all of a clip's
-    )
+    aim_joint_scale: number.NonNegativeFloat = 0.5  # factor of the joint adapters' output
+    clip_frames: number.PositiveInt | None = None  # frames that attend to one another; None: 16, in recognition all
 
     @property
     def is_image(self) -> bool:
@@ -136,33 +112,26 @@ class BackboneConfig:
 class HeadConfig:
     """ActionFormer's pyramid and heads."""
 
-    width: PositiveInt = 512
-    arch: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] = (
-        2,
-        2,
-        5,
-    )  # convolutions, transformer blocks, halving blocks
-    heads: PositiveInt = 4
-    max_len: PositiveInt | None = (
-        None  # steps that windows are padded to, for pyramids that do not divide them; None: none
-    )
-    attn_window: Steps | tuple[Steps, ...] = -1  # steps that one attends to, of all levels or level by level; -1: all
+    width: number.PositiveInt = 512
+    # convolutions, transformer blocks, halving blocks
+    arch: tuple[number.NonNegativeInt, number.NonNegativeInt, number.NonNegativeInt] = (2, 2, 5)
+    heads: number.PositiveInt = 4
+    max_len: number.PositiveInt | None = None  # steps that windows are padded to; None: none
+    attn_window: number.Steps | tuple[number.Steps, ...] = -1  # of all levels, or level by level; -1: all
     abs_pos_embed: bool = False
-    drop_path: Probability = 0.1
-    input_dropout: Probability = 0.0
-    num_convs: PositiveInt = 2
-    cls_prior: Annotated[float, Range("(0, 1)")] = 0.01
-    regression_range: tuple[tuple[Reach, Reach], ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
+    drop_path: number.Probability = 0.1
+    input_dropout: number.Probability = 0.0
+    num_convs: number.PositiveInt = 2
+    cls_prior: number.OpenFraction = 0.01
+    regression_range: tuple[tuple[number.Reach, number.Reach], ...] = REGRESSION_RANGE
     point_offset: bool = False
-    loss_normalizer: PositiveFloat = 100.0
-    loss_normalizer_momentum: Probability = 0.9
-    center_radius: PositiveFloat = 1.5
-    label_smoothing: Probability = 0.0
-    reg_loss_weight: NonNegativeFloat = 1.0
+    loss_normalizer: number.PositiveFloat = 100.0
+    loss_normalizer_momentum: number.Probability = 0.9
+    center_radius: number.PositiveFloat = 1.5
+    label_smoothing: number.Probability = 0.0
+    reg_loss_weight: number.NonNegativeFloat = 1.0
     filter_similar_gt: bool = True
-    reset_classifier: bool = (
-        False  # start the class logits anew where `backbone.weights` is a detector of other classes
-    )
+    reset_classifier: bool = False  # new class logits where `backbone.weights` is a detector
 
     @property
     def levels(self) -> int:
@@ -191,15 +160,15 @@ class RecognitionConfig:
     train_list: str  # a list, or a folder of CLASS/VIDEO files
     test_list: str
     class_names: str = ""  # a file of class names by index, one a line; "": data.classes, or what the training list has
-    frames: PositiveInt = 8  # T of a clip
+    frames: number.PositiveInt = 8  # T of a clip
     sampling: Literal["uniform", "dense"] = "dense"
-    stride: PositiveInt = 16  # frames of the file between two frames of a dense clip
-    test_clips: PositiveInt = 1
+    stride: number.PositiveInt = 16  # frames of the file between two frames of a dense clip
+    test_clips: number.PositiveInt = 1
     test_crops: Literal[1, 3] = 1  # of each test clip: the centre, or both ends and the centre
-    dropout: Probability = 0.5  # before the classifier
-    label_smoothing: Probability = 0.0
-    mixup_alpha: NonNegativeFloat = 0.0  # 0: off
-    cutmix_alpha: NonNegativeFloat = 0.0  # 0: off
+    dropout: number.Probability = 0.5  # before the classifier
+    label_smoothing: number.Probability = 0.0
+    mixup_alpha: number.NonNegativeFloat = 0.0  # 0: off
+    cutmix_alpha: number.NonNegativeFloat = 0.0  # 0: off
     reset_classifier: bool = False  # start the classifier anew where `backbone.weights` is a model of other classes
 
 
@@ -207,29 +176,27 @@ class RecognitionConfig:
 class TrainConfig:
     """Optimisation. The batch is GLOBAL: results do not depend on how ranks and accumulation split it."""
 
-    seed: Annotated[int, Range("[0, 4294967295]")] = 0
+    seed: number.Seed = 0
     precision: Precision = "bf16"
-    global_batch: PositiveInt = 2
-    micro_batch: PositiveInt | None = (
-        None  # windows a rank and forward pass; None: as many as fit the batch over the ranks
-    )
-    lr_head: LearningRate = 1e-4
-    lr_adapter: LearningRate = 2e-4
-    lr_backbone: LearningRate | None = None  # tuning=full only
-    weight_decay: Fraction = 0.05
-    weight_decay_backbone: Fraction = 0.05
-    grad_clip: NonNegativeFloat = 1.0  # 0: off
-    ema_decay: Probability = 0.999  # 0: off, evaluate the raw weights
-    warmup_epochs: Epochs = 5.0
-    schedule_epochs: PositiveInt = 100  # where the cosine would reach 0
-    stop_epoch: PositiveInt = 60
-    repeats: PositiveInt = 1  # windows drawn from every training video in an epoch
-    eval_from_epoch: NonNegativeInt = 40
-    eval_every: PositiveInt = 2  # epochs
-    checkpoint_every_steps: NonNegativeInt = 0  # besides the end of every epoch; 0: off
-    keep_checkpoints: PositiveInt = 2  # the newest; the best one is kept besides
+    global_batch: number.PositiveInt = 2
+    micro_batch: number.PositiveInt | None = None  # windows a rank and forward pass; None: global_batch / ranks
+    lr_head: number.LearningRate = 1e-4
+    lr_adapter: number.LearningRate = 2e-4
+    lr_backbone: number.LearningRate | None = None  # tuning=full only
+    weight_decay: number.Fraction = 0.05
+    weight_decay_backbone: number.Fraction = 0.05
+    grad_clip: number.NonNegativeFloat = 1.0  # 0: off
+    ema_decay: number.Probability = 0.999  # 0: off, evaluate the raw weights
+    warmup_epochs: number.Epochs = 5.0
+    schedule_epochs: number.PositiveInt = 100  # where the cosine would reach 0
+    stop_epoch: number.PositiveInt = 60
+    repeats: number.PositiveInt = 1  # windows drawn from every training video in an epoch
+    eval_from_epoch: number.NonNegativeInt = 40
+    eval_every: number.PositiveInt = 2  # epochs
+    checkpoint_every_steps: number.NonNegativeInt = 0  # besides the end of every epoch; 0: off
+    keep_checkpoints: number.PositiveInt = 2  # the newest; the best one is kept besides
     compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
-    log_every_steps: PositiveInt = 10
+    log_every_steps: number.PositiveInt = 10
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,28 +208,28 @@ class TrainConfig:
 class TestConfig:
     """From scores to detections, and the metric."""
 
-    batch: PositiveInt = 1  # windows a rank and forward pass
-    pre_nms_thresh: Probability = 0.001
-    pre_nms_topk: PositiveInt = 2000
+    batch: number.PositiveInt = 1  # windows a rank and forward pass
+    pre_nms_thresh: number.Probability = 0.001
+    pre_nms_topk: number.PositiveInt = 2000
     suppression: Literal["gaussian", "linear", "hard"] = "gaussian"
-    sigma: PositiveFloat = 0.7
-    tiou_suppression: TIoU = 0.5  # linear and hard suppression only
-    min_score: Probability = 0.0
-    max_per_video: PositiveInt = 2000
+    sigma: number.PositiveFloat = 0.7
+    tiou_suppression: number.TIoU = 0.5  # linear and hard suppression only
+    min_score: number.Probability = 0.0
+    max_per_video: number.PositiveInt = 2000
     per_class: bool = True
-    voting_thresh: Fraction = 0.7  # tIoU of the neighbours that vote; class-agnostic suppression only; 0: off
-    tiou: tuple[TIoU, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
-    recall_topk: tuple[PositiveInt, ...] = ()
+    voting_thresh: number.Fraction = 0.7  # tIoU of the neighbours that vote; class-agnostic suppression only; 0: off
+    tiou: tuple[number.TIoU, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    recall_topk: tuple[number.PositiveInt, ...] = ()
     external_scores: str = ""  # video-level class scores that a class-agnostic detector's segments take; "": none
     external_layout: Literal["cuhk", "plain", "tcanet"] = "cuhk"  # of that file, and with it how scores are fused
-    external_topk: PositiveInt = 2  # classes that each segment takes
+    external_topk: number.PositiveInt = 2  # classes that each segment takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How the work of training is spread over ranks; results do not depend on it."""
 
-    temporal: PositiveInt = 1  # ranks that share each window's clips; the other ranks take other windows
+    temporal: number.PositiveInt = 1  # ranks that share each window's clips; the other ranks take other windows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,32 +15,6 @@ TUBELET_FRAMES = 2  # frames that one of its tokens spans
 
 class ConfigError(ValueError):
     """What the user asked for cannot be run; the message says which key or file, and what would do."""
-
-
-class Range:
-    """The numbers that a setting can mean, and their unit; in a type hint: `Annotated[float, Range("[0, 1)", "s")]`."""
-
-    def __init__(self, interval: str, unit: str = "") -> None:
-        self.interval, self.unit = interval, unit
-        low, high = (float(bound) for bound in interval[1:-1].split(","))
-        # the closed interval of the same numbers
-        self.low = low if interval[0] == "[" else math.nextafter(low, math.inf)
-        self.high = high if interval[-1] == "]" else math.nextafter(high, -math.inf)
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        return f"in {self.interval}" + (f" {self.unit}" if self.unit else "")
-
-
-PositiveInt = Annotated[int, Range("[1, inf)")]
-NonNegativeInt = Annotated[int, Range("[0, inf)")]
-PositiveFloat = Annotated[float, Range("(0, inf)")]
-NonNegativeFloat = Annotated[float, Range("[0, inf)")]
-Fraction = Annotated[float, Range("[0, 1]")]
-Probability = Annotated[float, Range("[0, 1)")]  # of being dropped, or spread over other classes
-LearningRate = Annotated[float, Range("[0, 1]", "a step")]
 
 
 def coerce(value: Any, hint: Any, key: str) -> Any:

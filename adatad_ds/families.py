@@ -16,7 +16,10 @@ def thumos_config(backbone: str, *, lr_adapter: float) -> Config:
     """Adapters in all blocks, 768 frames, 160 px."""
     return Config(
         data=DataConfig(
-            annotations="data/thumos14/annotations.json", videos="data/thumos14/videos", augment=ALL_AUGMENTATIONS
+            annotations="data/thumos14/annotations.json",
+            videos="data/thumos14/videos",
+            scaling="bilinear",
+            augment=ALL_AUGMENTATIONS,
         ),
         backbone=BackboneConfig(name=backbone, weights=f"pretrained/{backbone}.safetensors", drop_path=0.1),
         head=HeadConfig(),

@@ -86,9 +86,13 @@ class Profiler:
         """Write what was recorded, if it has not been: also where the run ends before STOP."""
         if self._steps and not self._recorded:
             self._report(f"nothing was profiled: no step of {self._steps.start}:{self._steps.stop} was run")
-        if self._profile is None or not self._recorded:
+        if self._profile is None:
             return
         recorder, self._profile = self._profile, None
+        if not self._recorded:
+            recorder.start_trace()  # else PyTorch 2.11 lets no other tracer start in this process
+            recorder.stop_trace()
+            return
         recorder.stop_trace()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         recorder.export_chrome_trace(str(self._path))

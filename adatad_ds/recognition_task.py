@@ -149,6 +149,7 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
         stride=settings.stride,
         resolution=data.resolution,
         short_side_before_crop=data.short_side_before_crop,
+        scaling=data.scaling,
         augment=data.augment,
         clips=settings.test_clips,
         crops=settings.test_crops,

@@ -38,7 +38,8 @@ from adatad_ds.data.survey import (
     suggest,
     uneven_rate,
 )
-from adatad_ds.data.video import EXTENSIONS, find_videos
+from adatad_ds.data.video import EXTENSIONS
+from adatad_ds.data.video_files import find_videos
 from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
 from adatad_ds.recipes import find_recipe
 

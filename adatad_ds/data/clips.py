@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adatad_ds.config import Augmentation
+from adatad_ds.config import Augmentation, Scaling
 from adatad_ds.data.dataset import REPLACEMENTS, SampleKey
 from adatad_ds.data.transforms import augment, square_crops
 from adatad_ds.data.video import Backend, VideoError, probe, read_frames
@@ -177,6 +177,7 @@ class ClipDataset(Dataset[ClipSample]):
         sampling: ClipSampling,
         resolution: int,
         short_side_before_crop: int,
+        scaling: Scaling,
         augment: Collection[Augmentation] = (),
         stride: int = 1,
         clips: int = 1,
@@ -198,6 +199,7 @@ class ClipDataset(Dataset[ClipSample]):
         self._sampling: ClipSampling = sampling
         self._crops: Crops = crops
         self._reader: Backend = reader
+        self._scaling: Scaling = scaling
         self._resolution, self._short_side = resolution, short_side_before_crop if training else resolution
         self._augment = tuple(augment)
 
@@ -228,7 +230,7 @@ class ClipDataset(Dataset[ClipSample]):
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
                 continue
-            frames = augment(read, resolution=self._resolution, kinds=self._augment, rng=rng)
+            frames = augment(read, resolution=self._resolution, scaling=self._scaling, kinds=self._augment, rng=rng)
             return ClipSample(
                 frames=frames[None],
                 label=video.label,
@@ -251,14 +253,18 @@ class ClipDataset(Dataset[ClipSample]):
             read = self._read(sample_id, wanted.reshape(-1))
         except VideoError as caught:
             return replace(blank, error=str(caught))
-        crops = square_crops(read, resolution=self._resolution, crops=self._crops)  # (crops, clips * T, S, S, 3)
+        crops = square_crops(
+            read, resolution=self._resolution, scaling=self._scaling, crops=self._crops
+        )  # (crops, clips * T, S, S, 3)
         return replace(blank, frames=crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1))
 
     def _read(self, index: int, wanted: Indices) -> NDArray[np.uint8]:
         """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file."""
         distinct, inverse = np.unique(wanted, return_inverse=True)
         path = self.videos[index].path
-        return read_frames(path, distinct, short_side=self._short_side, backend=self._reader)[inverse]
+        return read_frames(path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader)[
+            inverse
+        ]
 
     def _blank(self, *, video: str, label: int, sample_id: int, seed: int) -> ClipSample:
         """Black frames."""

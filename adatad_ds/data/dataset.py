@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, DataError, listed, load_annotations
 from adatad_ds.data.transforms import augment, center_crop
-from adatad_ds.data.video import VideoError, VideoInfo, find_videos, probe, read_frames
+from adatad_ds.data.video import VideoError, VideoInfo, probe, read_frames
+from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.windows import (
     Window,
     file_frames,
@@ -219,7 +220,8 @@ class WindowDataset(Dataset[Sample]):
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
                 continue
-            frames = augment(frames, resolution=config.resolution, kinds=config.augment, rng=rng)
+            side, scaling = config.resolution, config.scaling
+            frames = augment(frames, resolution=side, scaling=scaling, kinds=config.augment, rng=rng)
             return self._sample(window, frames, sample_id, model_seed, error)
         return replace(self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed), error=error)
 
@@ -227,9 +229,8 @@ class WindowDataset(Dataset[Sample]):
         index = sample_id if self._windows is None else self._windows[sample_id].video_index
         try:
             window = self._resized(index) if self._windows is None else self._windows[sample_id]
-            frames = center_crop(
-                self._read(window, short_side=self._config.resolution), resolution=self._config.resolution
-            )
+            side = self._config.resolution
+            frames = center_crop(self._read(window, short_side=side), resolution=side, scaling=self._config.scaling)
         except VideoError as caught:
             blank = self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed)
             return replace(blank, error=str(caught))
@@ -322,7 +323,9 @@ class WindowDataset(Dataset[Sample]):
             _, fps = self._timing(window.video_index)
             _check_rate(path, probe(path), fps=fps, duration_sec=video.duration_sec)
         indices = file_frames(window, path, self._config)[self._frames]
-        return read_frames(path, indices, short_side=short_side, backend=self._config.reader)
+        return read_frames(
+            path, indices, short_side=short_side, scaling=self._config.scaling, backend=self._config.reader
+        )
 
 
 def _load(

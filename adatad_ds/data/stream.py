@@ -72,10 +72,11 @@ def stream_batches(
         path,
         np.unique(np.concatenate(rows)),
         short_side=config.resolution,
+        scaling=config.scaling,
         backend=config.reader,
         num_threads=DECODING_THREADS,
     )
-    cropped = (center_crop(frame[None], resolution=config.resolution)[0] for frame in frames)
+    cropped = (center_crop(frame[None], resolution=config.resolution, scaling=config.scaling)[0] for frame in frames)
     cropped = takewhile(lambda _: not closed.is_set(), cropped)
     samples = (
         Sample(

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adatad_ds.config import Augmentation
+from adatad_ds.config import Augmentation, Scaling
+from adatad_ds.data.scaling import scale
 
 CHUNK_FRAMES = 32  # frames that pass through all steps at once: bounds the memory of their float copies
 
@@ -28,13 +28,19 @@ Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
 
 
 def augment(
-    frames: Tensor | NDArray[np.uint8], *, resolution: int, kinds: Collection[Augmentation], rng: np.random.Generator
+    frames: Tensor | NDArray[np.uint8],
+    *,
+    resolution: int,
+    scaling: Scaling,
+    kinds: Collection[Augmentation],
+    rng: np.random.Generator,
 ) -> Tensor:
     """The published training augmentation: crop, flip, RandAugment, colour jitter, each drawn once for all frames.
 
     Args:
         frames: (F, h, w, 3).
         resolution: S.
+        scaling: how crops get there.
         kinds: which of the four to apply; without the random crop, the centre is cropped.
         rng: the only source of randomness.
 
@@ -43,9 +49,9 @@ def augment(
     """
     height, width = frames.shape[1:3]
     if "random_resized_crop" in kinds:
-        steps = [_random_resized_crop(height, width, resolution, rng)]
+        steps = [_random_resized_crop(height, width, resolution, scaling, rng)]
     else:
-        steps = [_center_crop(height, width, resolution)]
+        steps = [_center_crop(height, width, resolution, scaling)]
     if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
         steps.append(lambda chunk: chunk.flip(-1))
     if "rand_augment" in kinds or "color_jitter" in kinds:
@@ -58,13 +64,15 @@ def augment(
     return _apply(frames, steps, resolution)
 
 
-def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int) -> Tensor:
+def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling) -> Tensor:
     """The largest centred square of frames (F, h, w, 3), scaled to (F, S, S, 3) where it is not S already."""
     height, width = frames.shape[1:3]
-    return _apply(frames, [_center_crop(height, width, resolution)], resolution)
+    return _apply(frames, [_center_crop(height, width, resolution, scaling)], resolution)
 
 
-def square_crops(frames: Tensor | NDArray[np.uint8], *, resolution: int, crops: Literal[1, 3]) -> Tensor:
+def square_crops(
+    frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling, crops: Literal[1, 3]
+) -> Tensor:
     """The largest squares of frames (F, h, w, 3) along their longer side, scaled: (crops, F, S, S, 3).
 
     One crop is the centre; three are the left (or top), the centre and the right (or bottom).
@@ -73,7 +81,9 @@ def square_crops(frames: Tensor | NDArray[np.uint8], *, resolution: int, crops: 
     side = min(height, width)
     views = []
     for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # halves of what is left over
-        step = _crop_and_resize((height - side) * place // 2, (width - side) * place // 2, side, side, resolution)
+        step = _crop_and_resize(
+            (height - side) * place // 2, (width - side) * place // 2, side, side, resolution, scaling
+        )
         views.append(_apply(frames, [step], resolution))
     return torch.stack(views)
 
@@ -89,22 +99,20 @@ def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: in
     return out
 
 
-def _crop_and_resize(top: int, left: int, height: int, width: int, resolution: int) -> Step:
+def _crop_and_resize(top: int, left: int, height: int, width: int, resolution: int, scaling: Scaling) -> Step:
     def step(frames: Tensor) -> Tensor:
         frames = frames[..., top : top + height, left : left + width]
-        if (height, width) == (resolution,) * 2:
-            return frames
-        return F.interpolate(frames, size=(resolution, resolution), mode="bilinear", antialias=True)
+        return scale(frames, height=resolution, width=resolution, scaling=scaling)
 
     return step
 
 
-def _center_crop(height: int, width: int, resolution: int) -> Step:
+def _center_crop(height: int, width: int, resolution: int, scaling: Scaling) -> Step:
     side = min(height, width)
-    return _crop_and_resize((height - side) // 2, (width - side) // 2, side, side, resolution)
+    return _crop_and_resize((height - side) // 2, (width - side) // 2, side, side, resolution, scaling)
 
 
-def _random_resized_crop(height: int, width: int, resolution: int, rng: np.random.Generator) -> Step:
+def _random_resized_crop(height: int, width: int, resolution: int, scaling: Scaling, rng: np.random.Generator) -> Step:
     for _ in range(CROP_TRIES):
         area = rng.uniform(*CROP_AREA) * height * width
         aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
@@ -112,5 +120,5 @@ def _random_resized_crop(height: int, width: int, resolution: int, rng: np.rando
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(rng.integers(height - crop_height, endpoint=True))
             left = int(rng.integers(width - crop_width, endpoint=True))
-            return _crop_and_resize(top, left, crop_height, crop_width, resolution)
-    return _center_crop(height, width, resolution)
+            return _crop_and_resize(top, left, crop_height, crop_width, resolution, scaling)
+    return _center_crop(height, width, resolution, scaling)

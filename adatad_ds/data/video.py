@@ -7,7 +7,7 @@ stays exact with B-frames, and damaged files are known before a decoder meets th
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,16 +17,19 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from adatad_ds.data.annotations import DataError, listed
+from adatad_ds.config import Scaling
+from adatad_ds.data.scaling import scale, scaled_size
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
 COMPLETE_SHARE = 0.98  # of the promised frames; headers also count those that a recording dropped
-DECORD_CHUNK = 64  # frames a call, so that its copies stay small
+DECORD_CHUNK_BYTES = 2**26  # of full-size frames a call, so that its copies stay small
 
 Backend = Literal["decord", "pyav"]
 Frames = NDArray[np.uint8]
+Finish = Callable[[Frames], Frames]  # a frame of the file's size to one of the wanted size
 
 
 class VideoError(RuntimeError):
@@ -80,27 +83,45 @@ def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int6
 
 
 def read_frames(
-    path: str | Path, indices: NDArray[np.int64], *, short_side: int, backend: Backend, num_threads: int = 1
+    path: str | Path,
+    indices: NDArray[np.int64],
+    *,
+    short_side: int,
+    scaling: Scaling,
+    backend: Backend,
+    num_threads: int = 1,
 ) -> Frames:
     """Decode chosen frames into one array (n, h, w, 3); arguments and errors as of `stream_frames`."""
-    width, height = _size(_index(Path(path)).info, short_side)
+    info = probe(path)
+    height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
     out = np.empty((len(indices), height, width, 3), dtype=np.uint8)
-    frames = stream_frames(path, indices, short_side=short_side, backend=backend, num_threads=num_threads)
+    frames = stream_frames(
+        path, indices, short_side=short_side, scaling=scaling, backend=backend, num_threads=num_threads
+    )
     for row, frame in enumerate(frames):
         out[row] = frame
     return out
 
 
 def stream_frames(
-    path: str | Path, indices: NDArray[np.int64], *, short_side: int, backend: Backend, num_threads: int = 1
+    path: str | Path,
+    indices: NDArray[np.int64],
+    *,
+    short_side: int,
+    scaling: Scaling,
+    backend: Backend,
+    num_threads: int = 1,
 ) -> Iterator[Frames]:
     """Decode chosen frames one after the other, scaled on the way so that full-size frames never pile up.
+
+    Whichever reader serves a file, it decodes at full size, where all give the same pixels; scaling is no reader's.
 
     Args:
         path: a video file.
         indices: frames (n,) in display order, non-decreasing, repeats allowed; those past the last frame that can be
             decoded take that one, those that are damaged the one before.
         short_side: pixels of the shorter side of the result; the aspect is kept.
+        scaling: how frames get there.
         backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
         num_threads: decoding threads.
 
@@ -112,44 +133,24 @@ def stream_frames(
     """
     path = Path(path)
     index = _index(path)
-    size = _size(index.info, short_side)
+    height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
+
+    def finish(frame: Frames) -> Frames:
+        pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
+        pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
+        return np.ascontiguousarray(pixels.numpy())
+
     wanted = np.clip(indices, 0, index.info.num_frames - 1)
     done = 0
     # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
     # (dmlc/decord#373), and where leading frames are lost it takes later ones for them, silently; it only gets files
     # where nothing is unusual.
     if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
-        for frame in _by_decord(path, wanted, size=size, num_threads=num_threads):
+        for frame in _by_decord(path, index.info, wanted, finish=finish, num_threads=num_threads):
             yield frame
             done += 1
     if done < len(wanted):
-        yield from _by_pyav(path, index, wanted[done:], size=size, num_threads=num_threads)
-
-
-def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
-    """The file of every video, NAME or v_NAME (as ActivityNet's are called) with a known extension.
-
-    Raises:
-        DataError: no such folder, or files are missing.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"data.videos: there is no folder {str(folder)!r}; it must hold VIDEO_NAME.mp4 (or .mkv, ...)")
-    files: dict[str, Path] = {}
-    videos = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
-    for path in sorted(videos, key=lambda p: (EXTENSIONS.index(p.suffix.lower()), p.name)):
-        files.setdefault(path.stem, path)
-    if not files:
-        raise DataError(f"data.videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
-    found = {name: files.get(name) or files.get(f"v_{name}") for name in names}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        raise DataError(
-            f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
-            f"{listed(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out on "
-            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on"
-        )
-    return {name: path for name, path in found.items() if path is not None}
+        yield from _by_pyav(path, index, wanted[done:], finish=finish, num_threads=num_threads)
 
 
 def _index(path: Path) -> _Index:
@@ -253,31 +254,26 @@ def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
         return ()
 
 
-def _size(info: VideoInfo, short_side: int) -> tuple[int, int]:
-    """Width and height of frames scaled to a shorter side."""
-    scale = short_side / min(info.width, info.height)
-    if info.width <= info.height:
-        return short_side, max(1, round(info.height * scale))
-    return max(1, round(info.width * scale)), short_side
-
-
-def _by_decord(path: Path, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int) -> Iterator[Frames]:
-    """Frames by decord, up to where it fails (codecs it lacks, damaged packets); `size` is (w, h)."""
+def _by_decord(
+    path: Path, info: VideoInfo, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
+) -> Iterator[Frames]:
+    """Frames by decord, up to where it fails (codecs it lacks, damaged packets)."""
     import decord  # optional: no wheels for some platforms
 
     distinct, counts = np.unique(wanted, return_counts=True)
     try:
-        reader = decord.VideoReader(str(path), width=size[0], height=size[1], num_threads=num_threads)
-        for begin in range(0, len(distinct), DECORD_CHUNK):
-            chunk = reader.get_batch(distinct[begin : begin + DECORD_CHUNK]).asnumpy()
+        reader = decord.VideoReader(str(path), num_threads=num_threads)
+        at_once = max(1, DECORD_CHUNK_BYTES // (3 * info.width * info.height))
+        for begin in range(0, len(distinct), at_once):
+            chunk = reader.get_batch(distinct[begin : begin + at_once]).asnumpy()
             for frame, count in zip(chunk, counts[begin:], strict=False):
-                yield from repeat(frame, count)
+                yield from repeat(finish(frame), count)
     except (decord.DECORDError, RuntimeError, IndexError):
         return
 
 
 def _by_pyav(
-    path: Path, index: _Index, wanted: NDArray[np.int64], *, size: tuple[int, int], num_threads: int
+    path: Path, index: _Index, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
 ) -> Iterator[Frames]:
     """Frames by PyAV: from the keyframe before the first wanted frame where that works, else from the beginning."""
     starts: list[int | None] = [None]
@@ -292,25 +288,23 @@ def _by_pyav(
             positions = _positions(container, stream, index.times)
             first = next(positions, None)
             if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else it began too late
-                yield from _chosen(chain((first,), positions), wanted, size=size)
+                yield from _chosen(chain((first,), positions), wanted, finish=finish)
                 return
     raise VideoError(f"{path}: no frame can be decoded")
 
 
-def _chosen(
-    positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, size: tuple[int, int]
-) -> Iterator[Frames]:
+def _chosen(positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, finish: Finish) -> Iterator[Frames]:
     """The wanted ones of decoded frames; lost ones take the one before."""
     row, previous = 0, None
     for position, frame in positions:
         last = int(np.searchsorted(wanted, position)) if previous is not None else row
         if last > row:
-            yield from repeat(scaled(previous, size), last - row)
+            yield from repeat(finish(upright(previous)), last - row)
             row = last
         if row == len(wanted):
             return
         previous = frame
-    yield from repeat(scaled(previous, size), len(wanted) - row)
+    yield from repeat(finish(upright(previous)), len(wanted) - row)
 
 
 def _seek(container: Any, stream: Any, time: int) -> bool:
@@ -332,10 +326,15 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
             count += 1
 
 
-def scaled(frame: Any, size: tuple[int, int]) -> Frames:
-    """One frame as RGB of a (width, height), upright."""
+def upright(frame: Any, size: tuple[int, int] | None = None) -> Frames:
+    """One decoded frame as RGB (h, w, 3), turned as it is shown.
+
+    Args:
+        frame: PyAV's.
+        size: width and height of the result, for a picture to be looked at; None: the file's own.
+    """
     turns = round(frame.rotation / 90) % 4
-    width, height = size[::-1] if turns % 2 else size
-    # bilinear is what decord scales with
+    width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
+    # bilinear is how decord, too, makes RGB of YUV
     rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -8,10 +8,36 @@ from glob import glob
 from os.path import commonpath
 from pathlib import Path
 
-from adatad_ds.data.annotations import DataError
+from adatad_ds.data.annotations import DataError, listed
 from adatad_ds.data.video import EXTENSIONS, opened
 
 ANNOTATED = ".annotated.mp4"  # how the name of what is written by us ends
+
+
+def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
+    """The file of every video, NAME or v_NAME (as ActivityNet's are called) with a known extension.
+
+    Raises:
+        DataError: no such folder, or files are missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"data.videos: there is no folder {str(folder)!r}; it must hold VIDEO_NAME.mp4 (or .mkv, ...)")
+    files: dict[str, Path] = {}
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    for path in sorted(videos, key=lambda p: (EXTENSIONS.index(p.suffix.lower()), p.name)):
+        files.setdefault(path.stem, path)
+    if not files:
+        raise DataError(f"data.videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
+    found = {name: files.get(name) or files.get(f"v_{name}") for name in names}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise DataError(
+            f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
+            f"{listed(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out on "
+            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on"
+        )
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:

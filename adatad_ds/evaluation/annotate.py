@@ -19,7 +19,7 @@ from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from adatad_ds.data.video import decoded_frames, opened, packets_of, probe, scaled
+from adatad_ds.data.video import decoded_frames, opened, packets_of, probe, upright
 from adatad_ds.evaluation.pictures import PALETTE
 
 MOST_SHORT_SIDE = 720  # pixels; larger videos are scaled down
@@ -73,7 +73,7 @@ def write_annotated(
                 if shown and time <= shown[1]:  # encoders take rising times only
                     continue
                 shown = [*shown[:1], time] if shown else [time, time]
-                picture = scaled(frame, (width, height))
+                picture = upright(frame, (width, height))
                 annotated = av.VideoFrame.from_ndarray(overlay.over(picture, float((time - shown[0]) * time_base)))
                 annotated.pts, annotated.time_base = time, time_base
                 out.mux(encoder.encode(annotated))

@@ -149,5 +149,5 @@ def test_a_class_agnostic_detector_is_measured_by_real_labels(path):
     with pytest.raises(DataError, match="class-agnostic detector its classes, but this one has 3"):
         external_scores(config, videos=videos, classes=CLASSES)
     assert external_scores(Config(), videos=videos, classes=CLASSES) is None
-    with pytest.raises(ConfigError, match="external_topk must be > 0"):
+    with pytest.raises(ConfigError, match=r"external_topk must be in \[1, inf\)"):
         from_dict({"test": {"external_topk": 0}})

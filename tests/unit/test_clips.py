@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ import torch
 
 from adatad_ds.config import DataConfig
 from adatad_ds.data import clips as sampling
+from adatad_ds.data import transforms
+from adatad_ds.data import video as reading
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.clips import IGNORED, ClipDataset, ClipSample
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.data.mixing import mix, soft_targets
 from adatad_ds.data.synthetic_clips import CLASSES, TWINS, generator, make_clip
-from adatad_ds.data.transforms import center_crop, square_crops
-from adatad_ds.data.video import read_frames
 from adatad_ds.data.video_lists import VideoList, read_class_names, read_folders, read_list
 from tests.unit.videos import frame_numbers, write_video
+
+center_crop = partial(transforms.center_crop, scaling="antialias")
+square_crops = partial(transforms.square_crops, scaling="antialias")
+read_frames = partial(reading.read_frames, scaling="antialias")
 
 LENGTHS = {"jump/a": 30, "jump/b": 17, "run/c": 24, "run/d": 3}  # frames
 WIDTH, HEIGHT = 88, 48  # 5 squares of the number fit
@@ -240,7 +245,8 @@ def test_three_crops():
 
 
 def dataset(root: Path, *, training: bool = True, **changes) -> ClipDataset:
-    arguments = {"frames": 8, "sampling": "uniform", "resolution": 32, "short_side_before_crop": 40} | changes
+    arguments = {"frames": 8, "sampling": "uniform", "resolution": 32, "short_side_before_crop": 40}
+    arguments |= {"scaling": "antialias"} | changes
     return ClipDataset(videos=read_folders(root), training=training, **arguments)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 
 from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
-from adatad_ds.config_values import Range
+from adatad_ds.config_numbers import Range
 from adatad_ds.parallel import complete_environment, split_batch
 from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("backbone.adapter_blocks=[]", "one at least"),
         ("backbone.adapter_blocks=[3,3]", "each block once"),
         ("backbone.adapter_blocks=[-1]", "[0, inf)"),
-        ("backbone.adapter_ratio=0", "(0, inf) of the width"),
+        ("backbone.adapter_ratio=0", "(0, inf) of the backbone's width"),
         ("backbone.adapter_kernel=-3", "[1, inf)"),
         ("backbone.drop_path=1", "[0, 1)"),
         ("head.arch=[2,-2,5]", "[0, inf)"),

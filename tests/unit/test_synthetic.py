@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
+from adatad_ds.data import video as reading
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
 from adatad_ds.data.synthetic import CLASSES, annotation, generator, make_video, move, random_pose, write_video
-from adatad_ds.data.video import probe, read_frames
+from adatad_ds.data.video import probe
+
+read_frames = partial(reading.read_frames, scaling="antialias")
 
 
 def test_same_seed_same_video_and_no_stream_repeats_another():

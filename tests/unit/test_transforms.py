@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from adatad_ds.data import augmentations
-from adatad_ds.data.transforms import augment, center_crop
+from adatad_ds.data import augmentations, transforms
+
+augment = partial(transforms.augment, scaling="antialias")
+center_crop = partial(transforms.center_crop, scaling="antialias")
 
 ALL = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
 SIDE = 32

@@ -65,6 +65,21 @@ def write_video(
     return path
 
 
+def write_textured(path: Path, *, frames: int, width: int, height: int) -> Path:
+    """A file of sharp squares that move, where ways to scale differ most."""
+    squares = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    still = squares.repeat(8, axis=0).repeat(8, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"qp": "0", "preset": "ultrafast"}
+        for index in range(frames):
+            picture = np.ascontiguousarray(np.roll(still, 3 * index, axis=1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
 def cut(source: Path, path: Path, *, share: float) -> Path:
     """The first part of a file."""
     content = source.read_bytes()

@@ -1,0 +1,65 @@
+"""Frames at another size: by OpenCV's rule where published, the same from every reader."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adatad_ds.config import Config, override
+from adatad_ds.data.scaling import scale, scaled_size
+from adatad_ds.data.video import read_frames
+from adatad_ds.recipes import all_recipes
+from tests.unit.videos import write_textured
+
+
+def of_four_neighbours(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """OpenCV's INTER_LINEAR, from its documentation: pixel centres at halves, borders repeated; in float64."""
+    rows = (np.arange(height) + 0.5) * picture.shape[0] / height - 0.5
+    columns = (np.arange(width) + 0.5) * picture.shape[1] / width - 0.5
+    out = np.zeros((height, width, picture.shape[2]))
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            top, left = int(np.floor(row)), int(np.floor(column))
+            for dy in (0, 1):
+                for dx in (0, 1):
+                    weight = (1 - abs(row - top - dy)) * (1 - abs(column - left - dx))
+                    inside = min(max(top + dy, 0), picture.shape[0] - 1), min(max(left + dx, 0), picture.shape[1] - 1)
+                    out[y, x] += weight * picture[inside]
+    return out
+
+
+@pytest.mark.parametrize(("height", "width"), [(18, 21), (50, 64), (96, 112), (31, 17)])
+def test_bilinear_is_opencvs(height: int, width: int):
+    picture = np.random.default_rng(0).integers(0, 256, (40, 45, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)
+    scaled = scale(pixels, height=height, width=width, scaling="bilinear")[0].permute(1, 2, 0).numpy()
+    difference = np.abs(scaled - of_four_neighbours(picture, height, width))
+    assert difference.max() <= 1  # rounding, once for rows and once for columns
+    averaged = scale(pixels, height=18, width=21, scaling="antialias")[0].permute(1, 2, 0).numpy()
+    assert np.abs(averaged - of_four_neighbours(picture, 18, 21)).mean() > 10, "the two ways differ"
+
+
+def test_sizes_are_rounded_as_openmmlab_does():
+    assert scaled_size(height=240, width=320, short_side=182) == (182, 243)  # 242.67
+    assert scaled_size(height=320, width=240, short_side=160) == (213, 160)  # 213.33
+    assert scaled_size(height=4, width=5, short_side=2) == (2, 3)  # 2.5: up, not to the even number
+    assert scaled_size(height=1080, width=1920, short_side=160) == (160, 284)
+
+
+@pytest.mark.parametrize("scaling", ["bilinear", "antialias"])
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_readers_give_the_same_pixels(tmp_path, scaling, container):
+    path = write_textured(tmp_path / f"v.{container}", frames=24, width=112, height=96)
+    wanted = np.arange(0, 24, 3)
+    first, second = (
+        read_frames(path, wanted, short_side=72, scaling=scaling, backend=backend) for backend in ("decord", "pyav")
+    )
+    assert first.shape == (8, 72, 84, 3)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_recipes_scale_as_their_checkpoints_were_trained():
+    ways = {name: recipe.config.data.scaling for name, recipe in all_recipes().items()}
+    assert {name for name, way in ways.items() if way == "antialias"} == {n for n in ways if n.startswith("quickstart")}
+    assert override(Config(), ["data.scaling=bilinear"]).data.scaling == "bilinear"
