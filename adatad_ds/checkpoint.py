@@ -64,7 +64,7 @@ class CheckpointStore:
                 save_file(tensors, temporary / f"{kind}.safetensors")
             sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
             content = {"step": step, "compact": compact, "files": sizes, **state}
-            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1))
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
             for path in [*temporary.iterdir(), temporary]:
                 _flush(path)
             if final.exists():  # the same step, saved before a resume
@@ -85,14 +85,14 @@ class CheckpointStore:
     def mark_best(self, *, step: int) -> None:
         """Remember the checkpoint of a step as the best, which keeps it."""
         temporary = self.folder / f"{_TEMPORARY}best"
-        temporary.write_text(_name(step) + "\n")
+        temporary.write_text(_name(step) + "\n", encoding="utf-8")
         _flush(temporary)
         temporary.rename(self.folder / "best")
 
     def best(self) -> Path | None:
         """The checkpoint marked best, if it is there."""
         try:
-            path = self.folder / (self.folder / "best").read_text().strip()
+            path = self.folder / (self.folder / "best").read_text(encoding="utf-8").strip()
         except OSError:
             return None
         return path if is_whole(path) else None
@@ -161,7 +161,7 @@ def _decoded(learnt: LearntState) -> LearntState:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's `state.json`."""
-    return json.loads((path / STATE_FILE).read_text())
+    return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def is_whole(path: Path) -> bool:

@@ -268,7 +268,7 @@ class Config:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -295,7 +295,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def load(path: Path) -> Config:
     """Read a config saved by `Config.save`."""
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
 

@@ -31,7 +31,7 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         ConfigError: it is absent or no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
     if not isinstance(content, dict):

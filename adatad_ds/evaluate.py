@@ -165,7 +165,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     output.mkdir(parents=True, exist_ok=True)
     recognition = measure_recognition(logits, data=data)
     save_predictions(logits, data=data, folder=output)
-    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n")
+    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
     write_per_class(output / PER_CLASS_FILE, recognition.per_class())
     tqdm.write(f"{trained.name}\n{recognition.table()}")
     if per_class:
@@ -223,7 +223,7 @@ def report(
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
     if any(video.actions for video in videos):
         metrics = measure(results, videos=videos, config=config)
-        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
+        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         write_per_class(output / PER_CLASS_FILE, metrics.per_class())
         written += [METRICS_FILE, PER_CLASS_FILE]
         tqdm.write(f"{what}\n{metrics.table()}")

@@ -37,7 +37,7 @@ class Monitor:
         self._log_path = folder / LOG_FILE
         if start_step and self._log_path.exists():
             _drop_later_steps(self._log_path, before=start_step)
-        self._log = self._log_path.open("a" if start_step else "w")
+        self._log = self._log_path.open("a" if start_step else "w", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step)
         self._start_step = start_step
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
@@ -103,10 +103,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def _drop_later_steps(path: Path, *, before: int) -> None:
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] < before:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # a line cut off by the crash
-    path.write_text("".join(line + "\n" for line in kept))
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

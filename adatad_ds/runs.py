@@ -72,7 +72,7 @@ class RunFolder:
         Call it before `describe`, which replaces what was saved.
         """
         try:
-            before = json.loads((self.path / VERSIONS_FILE).read_text())
+            before = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return ""
         return version_changes(before, versions())
@@ -88,7 +88,7 @@ class RunFolder:
             ConfigError: this is no run's folder.
         """
         try:
-            classes = tuple(json.loads((self.path / CLASSES_FILE).read_text()))
+            classes = tuple(json.loads((self.path / CLASSES_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.path} is no run's folder: {error}") from error
         return configuration.load(self.path / CONFIG_FILE), classes
@@ -99,13 +99,15 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.save(folder)
         temporary = folder / f".{METRICS_FILE}"
-        temporary.write_text(json.dumps(evaluation.metrics, indent=1) + "\n")
+        temporary.write_text(json.dumps(evaluation.metrics, indent=1) + "\n", encoding="utf-8")
         temporary.rename(folder / METRICS_FILE)
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """Metrics of every evaluated epoch."""
         files = sorted((self.path / "evaluations").glob(f"epoch_*/{METRICS_FILE}"))
-        return {int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text()) for file in files}
+        return {
+            int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text(encoding="utf-8")) for file in files
+        }
 
     def scores(self) -> tuple[str, dict[int, float]]:
         """By which metric epochs are compared, and what each evaluated one reached."""
@@ -132,7 +134,7 @@ class RunFolder:
         )
 
     def _write(self, name: str, content: Any) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
+        (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, Any]:
@@ -168,7 +170,7 @@ def revision() -> dict[str, str | None]:
     """The commit of this code and what was changed since; as noted in a snapshot, or asked of git."""
     noted = Path(__file__).resolve().parents[1] / REVISION_FILE
     if noted.exists():
-        return json.loads(noted.read_text())
+        return json.loads(noted.read_text(encoding="utf-8"))
     return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}
 
 

@@ -157,7 +157,7 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: stored.read().contiguous() for name, stored in trained.learnt.items()}, path)
-    path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -> Trained:
@@ -193,7 +193,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
 
 def _read_description(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     return content if isinstance(content, Mapping) else {}

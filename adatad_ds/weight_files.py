@@ -105,7 +105,7 @@ def _open_folder(folder: Path, entries: tuple[str, ...]) -> Tensors:
     index = folder / _INDEX
     if index.is_file():
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
             raise ConfigError(f"the index of shards {index} is damaged: {first_line(error)}") from error
         absent = [name for name in files if not (folder / name).is_file()]

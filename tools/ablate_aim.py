@@ -80,7 +80,7 @@ def train(arguments: argparse.Namespace, recipe: str) -> None:
         environment["DS_ACCELERATOR"] = "cpu"
     began = time.monotonic()
     subprocess.run([*launch, *command, *sets, "--run-dir", str(run), "--resume", "auto"], check=True, env=environment)
-    (run / SECONDS_FILE).write_text(json.dumps(time.monotonic() - began))
+    (run / SECONDS_FILE).write_text(json.dumps(time.monotonic() - began), encoding="utf-8")
 
 
 def measure(run: Path, recipe: str, row: str) -> Row:
@@ -89,7 +89,7 @@ def measure(run: Path, recipe: str, row: str) -> Row:
     config, classes = folder.read()
     last = run / f"evaluations/epoch_{max(folder.evaluations()):04d}"
     twin = {name: other for pair in TWINS for name, other in (pair, pair[::-1])}
-    results = json.loads((last / PREDICTIONS_FILE).read_text())["results"].values()
+    results = json.loads((last / PREDICTIONS_FILE).read_text(encoding="utf-8"))["results"].values()
     taken = [(each["label"], each["predictions"][0]["label"]) for each in results]
     right = sum(label == found for label, found in taken)
     in_pair = sum(found in (label, twin[label]) for label, found in taken)
@@ -100,10 +100,10 @@ def measure(run: Path, recipe: str, row: str) -> Row:
     return Row(
         what=f"{what}: {' + '.join(adapters)}" if adapters else what,
         learning=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        top1=json.loads((last / METRICS_FILE).read_text())["top1"],
+        top1=json.loads((last / METRICS_FILE).read_text(encoding="utf-8"))["top1"],
         pairs=in_pair / len(taken),
         within=right / max(1, in_pair),
-        seconds=json.loads((run / SECONDS_FILE).read_text()),
+        seconds=json.loads((run / SECONDS_FILE).read_text(encoding="utf-8")),
     )
 
 

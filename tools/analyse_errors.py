@@ -132,7 +132,7 @@ def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Name
 def evaluated_beside(detections: Path) -> tuple[tuple[float, ...], float]:
     """Thresholds and average mAP of the metrics.json that evaluate.py wrote beside the detections; none without."""
     try:
-        metrics = json.loads((detections.parent / METRICS_FILE).read_text())
+        metrics = json.loads((detections.parent / METRICS_FILE).read_text(encoding="utf-8"))
         tiou = tuple(float(key.removeprefix("mAP@")) for key in metrics if key.startswith("mAP@"))
         return tiou, float(metrics["average_mAP"])
     except (OSError, ValueError, TypeError, KeyError):

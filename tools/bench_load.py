@@ -107,12 +107,12 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
 
 def forget_peak() -> None:
     """Have the kernel count this process's peak from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def resident(field: str) -> int:
     """A line of /proc/self/status in bytes: VmRSS now, VmHWM at the peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 

@@ -100,7 +100,7 @@ def main() -> int:
         _print(rows, config=config, device=bench.device_name, ranks=world.size, roof=bench.roof)
         if arguments.json:
             result = {"device": bench.device_name, "torch": torch.__version__, "config": config.to_dict(), "ways": rows}
-            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

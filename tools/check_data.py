@@ -142,11 +142,11 @@ def check(arguments: argparse.Namespace) -> int:
     step_sec = suggestion.feature_stride_frames / float(np.median(lengths[train].frames / lengths[train].sec))
     draw(arguments.out / "distributions.png", data, lengths, suggestion, step_sec=step_sec, first=(train, test))
     pasted = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
-    (arguments.out / "settings.txt").write_text("\n".join(pasted) + "\n")
+    (arguments.out / "settings.txt").write_text("\n".join(pasted) + "\n", encoding="utf-8")
     command = command_line(arguments.recipe or DEFAULT_RECIPE, pasted)
     about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=None)]
     report = [*about, *lines, "", *list_uneven(data, limit=None), *list_problems(problems, limit=None), "", command]
-    (arguments.out / "report.txt").write_text("\n".join(report) + "\n")
+    (arguments.out / "report.txt").write_text("\n".join(report) + "\n", encoding="utf-8")
     about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=SHOWN)]
     found = [*list_uneven(data, limit=SHOWN), *list_problems(problems, limit=SHOWN)]
     print("\n".join([*about, *lines, "", *found, "", "to train:", command]))

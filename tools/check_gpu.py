@@ -141,7 +141,7 @@ def check(parts: Sequence[Part], folder: Path, *, heading: str | None = None, at
 
 def run_part(part: Part) -> tuple[str | None, str]:
     """Run one part; how it failed, with the last lines that it printed, or None; and all that it printed."""
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(part.command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         problem = None
         try:
@@ -202,7 +202,7 @@ def _cell(text: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)
 
 

@@ -22,7 +22,7 @@ def main() -> int:
     if missing:
         print(f"error: not evaluated yet: {', '.join(missing)}; run adatad_ds/evaluate.py first", file=sys.stderr)
         return 2
-    metrics = {run.name: json.loads((run / METRICS).read_text()) for run in runs}
+    metrics = {run.name: json.loads((run / METRICS).read_text(encoding="utf-8")) for run in runs}
     names = [name for name in next(iter(metrics.values())) if name.startswith("mAP@")]
     width = max(map(len, metrics))
     print(f"\n{'mAP %':{width}}  average  " + "  ".join(f"{name.removeprefix('mAP@'):>6}" for name in names))

@@ -76,7 +76,7 @@ def convert(weights: Weights, *, out: Path, dtype: torch.dtype | None) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
-    out.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     print(weights.report())
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB), {len(tensors)} tensors, {name or 'a size of its own'}")
     if name in WHERE_FROM:

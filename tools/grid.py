@@ -110,14 +110,14 @@ class Grid:
                 section = ds_config.get("activation_checkpointing", {})
                 ds_config["activation_checkpointing"] = section | {"cpu_checkpointing": True}
             copied = _snapshot_of(self.site.ds_config, folder, on_host=on_host)
-            copied.write_text(json.dumps(ds_config, indent=2) + "\n")
-        (folder / "code" / REVISION_FILE).write_text(json.dumps(revision(), indent=1) + "\n")
+            copied.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        (folder / "code" / REVISION_FILE).write_text(json.dumps(revision(), indent=1) + "\n", encoding="utf-8")
         for index, cell in enumerate(self.cells):
             words = cell.arguments(folder, self.site.ds_config)
-            (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n")
-            (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n")
+            (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n", encoding="utf-8")
+            (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n", encoding="utf-8")
         content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
-        (folder / "cells.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / "cells.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Grid:
@@ -127,7 +127,7 @@ class Grid:
             ConfigError: this is no grid's folder.
         """
         try:
-            content = json.loads((folder / "cells.json").read_text())
+            content = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
             site = Site(**{**content["site"], "options": tuple(content["site"]["options"])})
             tuples = ("assignments", "extra")
             cells = [Cell(**{**cell, **{name: tuple(cell[name]) for name in tuples}}) for cell in content["cells"]]
@@ -137,7 +137,7 @@ class Grid:
 
     def submitted(self, index: int, job: str) -> None:
         """Note the array task that a cell became; it has not failed yet."""
-        (self.folder / f"cells/{index}.job").write_text(f"{job}_{index}\n")
+        (self.folder / f"cells/{index}.job").write_text(f"{job}_{index}\n", encoding="utf-8")
         (self.folder / self.cells[index].name / FAILED_FILE).unlink(missing_ok=True)
 
     def slurm_states(self) -> dict[int, str] | None:
@@ -150,7 +150,7 @@ class Grid:
             return None
         states = dict(line.split() for line in done.stdout.splitlines())
         files = ((index, self.folder / f"cells/{index}.job") for index in range(len(self.cells)))
-        jobs = {index: file.read_text().strip() for index, file in files if file.exists()}
+        jobs = {index: file.read_text(encoding="utf-8").strip() for index, file in files if file.exists()}
         return {index: states[job] for index, job in jobs.items() if job in states}
 
     def failed(self, index: int) -> bool:
@@ -181,7 +181,7 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
     Raises:
         ConfigError: a cell cannot be, or fits nowhere.
     """
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     recipes = overrides.recipes or tuple(content["recipes"])
     cells = []
     for recipe in recipes:

@@ -52,7 +52,7 @@ def main() -> int:
     counts = {"train": arguments.train, "test": arguments.test}
     wanted = {**counts, "seed": arguments.seed}
     marker = arguments.out / "complete.json"  # written last
-    if marker.is_file() and json.loads(marker.read_text()) == wanted:
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         print(f"{arguments.out} is complete")
         return 0
     marker.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def main() -> int:
     with multiprocessing.Pool(arguments.workers) as pool:
         for _ in tqdm(pool.imap(make, jobs), total=len(jobs), unit="pair", dynamic_ncols=True):
             pass
-    marker.write_text(json.dumps(wanted))
+    marker.write_text(json.dumps(wanted), encoding="utf-8")
     print(f"{2 * len(jobs)} clips of {len(CLASSES)} classes in {arguments.out}")
     return 0
 

@@ -55,7 +55,7 @@ def main() -> int:
 
     wanted = {"train": arguments.train, "test": arguments.test, "seed": arguments.seed}
     marker = arguments.out / "complete.json"  # written last
-    if marker.is_file() and json.loads(marker.read_text()) == wanted:
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         print(f"{arguments.out} is complete")
         return 0
     marker.unlink(missing_ok=True)
@@ -65,8 +65,8 @@ def main() -> int:
     jobs = [Job(purpose, arguments.seed, index, videos) for purpose, count in counts for index in range(count)]
     with multiprocessing.Pool(arguments.workers) as pool:
         made = dict(tqdm(pool.imap(make, jobs), total=len(jobs), unit="video", dynamic_ncols=True))
-    (arguments.out / "annotations.json").write_text(json.dumps({"database": made}, indent=1))
-    marker.write_text(json.dumps(wanted))
+    (arguments.out / "annotations.json").write_text(json.dumps({"database": made}, indent=1), encoding="utf-8")
+    marker.write_text(json.dumps(wanted), encoding="utf-8")
     seconds = sum(float(str(video["duration"])) for video in made.values())
     actions = [action for video in made.values() for action in video["annotations"]]  # type: ignore[union-attr]
     print(f"{len(made)} videos, {seconds / 60:.0f} minutes, {len(actions)} actions in {arguments.out}")

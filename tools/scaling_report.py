@@ -155,7 +155,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
     """The logged steps."""
     lines = []
     if (run / LOG_FILE).exists():
-        for text in (run / LOG_FILE).read_text().splitlines():
+        for text in (run / LOG_FILE).read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:
@@ -192,8 +192,8 @@ def _show(value: float | None, scale: float, digits: int) -> str:
 
 def write(grid: Path, rows: Sequence[Row]) -> None:
     """report.md, report.csv, report.png, hparams/."""
-    (grid / "report.md").write_text(table(rows) + "\n")
-    with (grid / "report.csv").open("w", newline="") as file:
+    (grid / "report.md").write_text(table(rows) + "\n", encoding="utf-8")
+    with (grid / "report.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

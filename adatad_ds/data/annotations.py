@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+NO_CLASSES = ("Ambiguous",)  # THUMOS14 marks so what may be an action or not; a class only where data.classes names it
+MOST_BEYOND = 0.5  # of the actions, that begin beyond their video before all are doubted
+SAME_SEC = 1e-3  # times closer than this are equal to the metric, as in the published evaluation
 LISTED_FAULTS = 10  # of one error; the rest is counted
 LISTED_EXAMPLES = 3  # of one report
 FRAME_FIELDS = ("frame", "num_frames", "frames")  # what published files call the number of frames
@@ -66,8 +70,8 @@ def load_annotations(
         subset: videos with this `subset` are taken.
         classes: class names by index; empty: all labels of the whole file (every subset), sorted.
         exclude: names of videos left out on purpose.
-        as_published: for the metric: actions beyond the video and duplicates stay, because published results count
-            them (THUMOS14 has some); only what is no segment is dropped.
+        as_published: for the metric: actions beyond the video stay, because published results count them (THUMOS14
+            has some); what is no segment is dropped, and of equals (label, and times to 1 ms) all but the first.
 
     Returns:
         The videos, and one line for each kind of mended or dropped action.
@@ -89,9 +93,13 @@ def load_annotations(
             faults.append(f"{name}.subset: {_found(entry, 'subset')}, expected a string")
         elif entry["subset"] == subset:
             chosen[name] = entry
-    known_classes = tuple(classes) or tuple(sorted(set(_labels(database))))
+    labels = Counter(_labels(database))
+    known_classes = tuple(classes) or tuple(sorted(label for label in labels if label not in NO_CLASSES))
+    if not classes:
+        faults += _doubtful(labels)
     notes = _Notes()
     videos = [_video(name, entry, known_classes, faults, notes, as_published) for name, entry in chosen.items()]
+    faults += _beyond(chosen)
     if faults:
         raise DataError(f"{path} cannot be used: {listed(faults)}")
     if not videos:
@@ -120,8 +128,16 @@ def listed(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str =
 
 
 def _read_database(path: Path) -> Mapping[str, Any]:
+    twice: list[str] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return found
+
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=mapping)
     except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
         raise DataError(
             f"data.annotations: cannot read {str(path)!r}: {error}. It must be a JSON file: "
@@ -130,7 +146,47 @@ def _read_database(path: Path) -> Mapping[str, Any]:
     database = tree.get("database") if isinstance(tree, Mapping) else None
     if not isinstance(database, Mapping):
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
+    if twice:
+        raise DataError(
+            f"{path} cannot be used: {listed([repr(key) for key in twice], separator=', ')} stands twice, and JSON keeps "
+            "only the last; merge the entries"
+        )
     return database
+
+
+def _doubtful(labels: Mapping[str, int]) -> list[str]:
+    """Labels that nobody means as classes of their own."""
+    faults = []
+    if empty := sum(count for label, count in labels.items() if not label.strip()):
+        faults.append(f"of the annotations {empty} have an empty label")
+    alike: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            counted = ", ".join(f"{label!r} ({labels[label]})" for label in spellings)
+            faults.append(
+                f"the labels {counted} differ only by case or spaces; spell them alike, or name both in data.classes"
+            )
+    return faults
+
+
+def _beyond(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A fault where most actions begin after their video has ended: then times are not in seconds."""
+    starts = [
+        (segment[0], entry["duration"])
+        for entry in chosen.values()
+        if _is_positive(entry.get("duration")) and isinstance(entry.get("annotations"), list)
+        for action in entry["annotations"]
+        if isinstance(action, Mapping) and isinstance(segment := action.get("segment"), list)
+        if segment and _is_number(segment[0]) and segment[0] > 0
+    ]
+    beyond = sum(start >= duration for start, duration in starts)
+    if beyond <= MOST_BEYOND * len(starts):
+        return []
+    in_ms = sum(start / 1000 < duration for start, duration in starts) > MOST_BEYOND * len(starts)
+    meant = "; were milliseconds meant, divide them by 1000" if in_ms else ""
+    return [f"{beyond} of {len(starts)} actions begin beyond the end of their video: times must be in seconds{meant}"]
 
 
 def _labels(database: Mapping[str, Any]) -> Iterator[str]:
@@ -178,7 +234,7 @@ def _video(
         duration_sec=float(duration_sec),
         num_frames=None if num_frames is None else int(num_frames),
         fps=None if fps is None else float(fps),
-        actions=tuple(segments.values()) if as_published else _mended(segments, float(duration_sec), notes),
+        actions=_once(segments, notes) if as_published else _mended(segments, float(duration_sec), notes),
     )
 
 
@@ -193,6 +249,8 @@ def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) 
         faults.append(f"{where}.segment: {_found(action, 'segment')}, expected [start, end] in seconds")
     if not isinstance(label, str):
         faults.append(f"{where}.label: {_found(action, 'label')}, expected a string")
+    elif label in NO_CLASSES and label not in classes:
+        return None
     elif label not in classes:
         faults.append(f"{where}.label: {label!r} is not in data.classes")
     elif segment is not None:
@@ -214,6 +272,22 @@ def _well_formed(name: str, actions: Sequence[Action | None], notes: _Notes) -> 
         else:
             kept[where] = action
     return kept
+
+
+def _once(actions: Mapping[str, Action], notes: _Notes) -> tuple[Action, ...]:
+    """The first of equal actions; times differ where they differ by more than SAME_SEC."""
+    kept: dict[str, list[Action]] = {}
+    for where, action in actions.items():
+        of_label = kept.setdefault(action.label, [])
+        if any(
+            abs(action.start_sec - other.start_sec) <= SAME_SEC and abs(action.end_sec - other.end_sec) <= SAME_SEC
+            for other in of_label
+        ):
+            notes.add("counted once: duplicates", where)
+        else:
+            of_label.append(action)
+    remaining = {id(action) for of_label in kept.values() for action in of_label}
+    return tuple(action for action in actions.values() if id(action) in remaining)
 
 
 def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:

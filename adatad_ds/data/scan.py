@@ -72,7 +72,7 @@ class Cache:
         self._path = path
         self._files: dict[str, dict[str, object]] = {}
         try:
-            tree = json.loads(path.read_text())
+            tree = json.loads(path.read_text(encoding="utf-8"))
             if tree["version"] == CACHE_VERSION:
                 self._files = dict(tree["files"])
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or no use
@@ -93,7 +93,7 @@ class Cache:
     def save(self) -> None:
         """Write all, or nothing."""
         part = self._path.with_suffix(".part")
-        part.write_text(json.dumps({"version": CACHE_VERSION, "files": self._files}))
+        part.write_text(json.dumps({"version": CACHE_VERSION, "files": self._files}), encoding="utf-8")
         part.replace(self._path)
 
 

@@ -172,5 +172,5 @@ def write_predictions(
         predicted = [{"label": classes[int(index)], "score": round(float(probable[index]), 4)} for index in best]
         results[name] = {"label": classes[label], "predictions": predicted}
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps({"results": results}))
+    temporary.write_text(json.dumps({"results": results}), encoding="utf-8")
     temporary.rename(path)

@@ -28,13 +28,13 @@ def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str,
 def write_results(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write a result file; a reader sees the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps({"version": VERSION, "results": results, "external_data": {}}))
+    temporary.write_text(json.dumps({"version": VERSION, "results": results, "external_data": {}}), encoding="utf-8")
     temporary.rename(path)
 
 
 def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
     """Write `Metrics.per_class` as CSV with a header."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -47,7 +47,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
         DataError: it is absent, no such file, or records lack fields; the first ten are named.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the detections {path}: {error}") from error
     results = content.get("results") if isinstance(content, dict) else None

@@ -121,7 +121,7 @@ def write_submission(path: Path, submission: Mapping[str, Any]) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(EPIC_MEMBER, text)
     else:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def read_class_ids(path: Path) -> dict[str, int]:

@@ -88,8 +88,53 @@ def test_values_are_mended_and_reported(tmp_path: Path):
 def test_the_metric_counts_what_was_published(tmp_path: Path):
     path = write(tmp_path / "a.json", {"v": entry((2, 2, "x"), (8, 12, "x"), (20, 21, "x"), (5, 6, "x"), (5, 6, "x"))})
     found, reports = load_annotations(path, subset="training", as_published=True)
-    assert [action.start_sec for action in found.videos[0].actions] == [8, 20, 5, 5]
-    assert reports == ["1 annotation dropped: end <= start (v #0)"]
+    assert [action.start_sec for action in found.videos[0].actions] == [8, 20, 5]
+    assert reports == ["1 annotation dropped: end <= start (v #0)", "1 annotation counted once: duplicates (v #4)"]
+
+
+def test_the_metric_counts_equals_to_a_millisecond_once(tmp_path: Path):
+    actions = [(1, 2, "x"), (1.0009, 2, "x"), (1.0009, 2, "y"), (1, 2.002, "x")]
+    path = write(tmp_path / "a.json", {"v": entry(*actions)})
+    found, _ = load_annotations(path, subset="training", as_published=True)
+    assert [(a.start_sec, a.end_sec, a.label) for a in found.videos[0].actions] == [
+        (1, 2, "x"), (1.0009, 2, "y"), (1, 2.002, "x")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_ambiguous_is_no_class_unless_named(tmp_path: Path, as_published: bool):
+    path = write(tmp_path / "a.json", {"v": entry((1, 2, "x"), (3, 4, "Ambiguous"))})
+    found, _ = load_annotations(path, subset="training", as_published=as_published)
+    assert (found.classes, len(found.videos[0].actions)) == (("x",), 1)
+    found, _ = load_annotations(path, subset="training", classes=("Ambiguous", "x"), as_published=as_published)
+    assert len(found.videos[0].actions) == 2
+
+
+def test_a_video_that_stands_twice_is_refused(tmp_path: Path):
+    text = json.dumps({"database": {"v": entry((1, 2, "x"))}})
+    path = tmp_path / "a.json"
+    path.write_text(text.replace('{"v":', '{"v": {"subset": "training", "duration": 1, "annotations": []}, "v":'))
+    with pytest.raises(DataError, match="'v' stands twice"):
+        load_annotations(path, subset="training")
+
+
+def test_a_byte_order_mark_is_read(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"database": {"v": entry((1, 2, "x"))}}).encode())
+    assert load_annotations(path, subset="training")[0].classes == ("x",)
+
+
+def test_labels_that_nobody_means_are_refused(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry((1, 2, "run"), (2, 3, "Run "), (3, 4, "run"), (4, 5, " "))})
+    with pytest.raises(DataError, match=r"1 have an empty label; the labels 'Run ' \(1\), 'run' \(2\)"):
+        load_annotations(path, subset="training")
+    load_annotations(path, subset="training", classes=("run", "Run ", " "))  # whoever means them names them
+
+
+def test_milliseconds_are_named(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry((1000, 2000, "x"), (3000, 4000, "x"))})
+    with pytest.raises(DataError, match=r"2 of 2 actions begin beyond the end of their video.*divide them by 1000"):
+        load_annotations(path, subset="training")
 
 
 def test_equal_after_clipping_is_a_duplicate(tmp_path: Path):

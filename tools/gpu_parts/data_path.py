@@ -104,5 +104,5 @@ def _with_videos(data: DataConfig, folder: Path, *, videos: int) -> DataConfig:
         actions = [{"segment": [1.0, count / FPS / 2], "label": "action"}]
         entry = {"duration": count / FPS, "frame": count, "fps": FPS, "annotations": actions}
         database[f"video_{index}"] = entry | {"subset": data.train_subset}
-    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    (folder / "annotations.json").write_text(json.dumps({"database": database}), encoding="utf-8")
     return replace(data, annotations=str(folder / "annotations.json"), videos=str(folder))

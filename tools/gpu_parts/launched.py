@@ -118,7 +118,7 @@ class _Training:
             environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         if environment.get("CUDA_VISIBLE_DEVICES") == "":
             environment["OMP_NUM_THREADS"] = "1"  # several runs at once
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command + (["--resume", "auto"] if resume else []),
                 cwd=REPOSITORY,
@@ -131,7 +131,7 @@ class _Training:
         """Wait for a step to be logged."""
         while step not in self.losses():
             if self._process.poll() is not None:
-                raise RuntimeError(f"ended before step {step}: {self._log.read_text()[-1500:]}")
+                raise RuntimeError(f"ended before step {step}: {self._log.read_text(encoding='utf-8')[-1500:]}")
             time.sleep(0.02)
 
     def signal(self, number: int) -> int:
@@ -143,12 +143,12 @@ class _Training:
     def finish(self) -> None:
         """Wait for its good end."""
         if self._process.wait():
-            raise RuntimeError(self._log.read_text()[-1500:])
+            raise RuntimeError(self._log.read_text(encoding="utf-8")[-1500:])
 
     def losses(self) -> dict[int, float]:
         """Total loss by step, as logged."""
         log, losses = self.folder / "log.jsonl", {}
-        for line in log.read_text().splitlines() if log.exists() else ():
+        for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -48,7 +48,7 @@ class Recorder:
     ) -> None:
         """Add a row, and say it."""
         row = Row(part=self._part, what=what, measured=measured, expected=expected, verdict=verdict, value=value)
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         print(f"{what}: {measured}" + (f" (expected {expected})" if expected else "") + f": {verdict}", flush=True)
 
@@ -93,7 +93,7 @@ class Recorder:
 def read_rows(path: Path) -> list[Row]:
     """All rows so far; a line cut short by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(Row(**json.loads(line)))
         except (ValueError, TypeError):
