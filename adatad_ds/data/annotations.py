@@ -148,8 +148,8 @@ def _read_database(path: Path) -> Mapping[str, Any]:
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
     if twice:
         raise DataError(
-            f"{path} cannot be used: {listed([repr(key) for key in twice], separator=', ')} stands twice, and JSON keeps "
-            "only the last; merge the entries"
+            f"{path} cannot be used: {listed([repr(key) for key in twice], separator=', ')} stands twice, and JSON "
+            "keeps only the last; merge the entries"
         )
     return database
 

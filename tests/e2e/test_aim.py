@@ -133,8 +133,8 @@ def test_bad_input(fault, small_clips, tmp_path):
         changes = {"backbone__clip_frames": 3}
         said = ["recognition.frames = 4 is no multiple of 3"]
     else:
-        changes = {"backbone__name": "vit_tiny_patch17"}
-        said = ["timm has no plain vision transformer named vit_tiny_patch17"]
+        changes = {"backbone__name": "vit_tiny_patch16_of_ours"}
+        said = ["timm has no plain vision transformer named vit_tiny_patch16_of_ours"]
     fails(
         recognition_command(
             clips=clips, run=tmp_path / "run", ranks=1, ds_config="zero3", launcher="python", **changes
