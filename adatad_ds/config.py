@@ -51,10 +51,8 @@ class DataConfig:
     fixed_fps: number.FramesPerSec | None = None  # rate that strides count frames at; None: the file's own
     offset_frames: number.Frames = 0  # added to every window's start when grid positions become seconds
     trunc_thresh: number.Fraction = 0.75  # keep a segment when at least this share of it lies in the window
-    crop_ratio: tuple[number.VideoShare, number.VideoShare] | None = (
-        0.9,
-        1.0,
-    )  # random length of short videos
+    # random length that videos shorter than the window are cut to
+    crop_ratio: tuple[number.VideoShare, number.VideoShare] | None = (0.9, 1.0)
     test_window_overlap: number.WindowShare = 0.5
 
     resolution: number.Pixels = 160  # side in pixels of what the backbone sees
@@ -94,13 +92,13 @@ class BackboneConfig:
     drop_path: number.Probability = 0.0
     activation_checkpointing: bool = True
     clips_per_chunk: number.NonNegativeInt = 8  # clips that run through a block at once; 0: all
-    stored_on_device_gb: number.Gigabytes = 0.0  # activations kept there under cpu_checkpointing
+    stored_on_device_gb: number.Gigabytes = 0.0  # of the activations that cpu_checkpointing sends to host memory
 
     # image transformers only (AIM)
     aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, otherwise none
     aim_before_time: bool = False  # one more adapter before the attention over time, for strongly temporal data
     aim_joint_scale: number.NonNegativeFloat = 0.5  # factor of the joint adapters' output
-    clip_frames: number.PositiveInt | None = None  # frames that attend to one another; None: 16, in recognition all
+    clip_frames: number.PositiveInt | None = None  # frames of one attention; None: 16, in recognition all T
 
     @property
     def is_image(self) -> bool:
@@ -295,9 +293,10 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def load(path: Path) -> Config:
     """Read a config saved by `Config.save`."""
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
         raise ConfigError(f"cannot read the config {path}: {error}") from error
+    return from_dict(tree)
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:

@@ -31,8 +31,8 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         ConfigError: it is absent or no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
         raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")

@@ -195,7 +195,7 @@ def _read_classes(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--classes: cannot read {path}: {error}") from error
     return names

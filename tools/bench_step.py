@@ -54,7 +54,7 @@ from adatad_ds.models.build import backbone_spec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
-from adatad_ds.parallel import World
+from adatad_ds.parallel import World, end_process
 from adatad_ds.plan import step_flop, stored_tensor_bytes
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
@@ -306,4 +306,4 @@ def _print(rows: Sequence[Row], *, config: Config, device: str, ranks: int, roof
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

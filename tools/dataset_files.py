@@ -57,7 +57,7 @@ def timestamp(text: str, place: str) -> float:
 def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
     """A JSON object; fractions as `Decimal` where `exact`."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal if exact else None)
+        tree = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal if exact else None)
     except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(tree, Mapping):
@@ -68,7 +68,7 @@ def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Lines that are not empty, with their places for messages."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     yield from ((f"{path}, line {index}", line.strip()) for index, line in enumerate(lines, 1) if line.strip())

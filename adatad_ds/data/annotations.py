@@ -276,18 +276,21 @@ def _well_formed(name: str, actions: Sequence[Action | None], notes: _Notes) -> 
 
 def _once(actions: Mapping[str, Action], notes: _Notes) -> tuple[Action, ...]:
     """The first of equal actions; times differ where they differ by more than SAME_SEC."""
-    kept: dict[str, list[Action]] = {}
+    kept: list[Action] = []
     for where, action in actions.items():
-        of_label = kept.setdefault(action.label, [])
-        if any(
-            abs(action.start_sec - other.start_sec) <= SAME_SEC and abs(action.end_sec - other.end_sec) <= SAME_SEC
-            for other in of_label
-        ):
+        if any(_are_equal(action, other) for other in kept):
             notes.add("counted once: duplicates", where)
         else:
-            of_label.append(action)
-    remaining = {id(action) for of_label in kept.values() for action in of_label}
-    return tuple(action for action in actions.values() if id(action) in remaining)
+            kept.append(action)
+    return tuple(kept)
+
+
+def _are_equal(one: Action, other: Action) -> bool:
+    return (
+        one.label == other.label
+        and abs(one.start_sec - other.start_sec) <= SAME_SEC
+        and abs(one.end_sec - other.end_sec) <= SAME_SEC
+    )
 
 
 def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:

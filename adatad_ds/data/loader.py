@@ -158,7 +158,7 @@ class BatchLoader(Generic[BatchT]):
             batch_sampler=keys,  # pyright: ignore[reportArgumentType]
             collate_fn=dataset.collate,
             num_workers=config.workers,
-            prefetch_factor=max(1, config.prefetch) if several else None,
+            prefetch_factor=config.prefetch if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
             multiprocessing_context=_processes(config) if several else None,
             worker_init_fn=_start_worker,

@@ -89,15 +89,12 @@ def read_frames(
     short_side: int,
     scaling: Scaling,
     backend: Backend,
-    num_threads: int = 1,
 ) -> Frames:
-    """Decode chosen frames into one array (n, h, w, 3); arguments and errors as of `stream_frames`."""
+    """Decode chosen frames into one array (n, h, w, 3), in one thread; arguments and errors as of `stream_frames`."""
     info = probe(path)
     height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
     out = np.empty((len(indices), height, width, 3), dtype=np.uint8)
-    frames = stream_frames(
-        path, indices, short_side=short_side, scaling=scaling, backend=backend, num_threads=num_threads
-    )
+    frames = stream_frames(path, indices, short_side=short_side, scaling=scaling, backend=backend)
     for row, frame in enumerate(frames):
         out[row] = frame
     return out

@@ -125,7 +125,7 @@ def fuse(detections: Candidates, video: str, external: VideoScores) -> Candidate
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"test.external_scores: cannot read {str(path)!r}: {error}. It gives segments their classes; without "

@@ -47,7 +47,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
         DataError: it is absent, no such file, or records lack fields; the first ten are named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the detections {path}: {error}") from error
     results = content.get("results") if isinstance(content, dict) else None

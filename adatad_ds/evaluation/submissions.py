@@ -131,7 +131,7 @@ def read_class_ids(path: Path) -> dict[str, int]:
         DataError: it lacks the columns `id` and `key`.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return {row["key"]: int(row["id"]) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no table of classes with the columns id and key: {error!r}") from error

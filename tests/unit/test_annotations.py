@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from adatad_ds.data.annotations import Action, DataError, Video, load_annotations
+from adatad_ds.evaluation.metrics import evaluate_detections
 
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
 
@@ -90,6 +91,14 @@ def test_the_metric_counts_what_was_published(tmp_path: Path):
     found, reports = load_annotations(path, subset="training", as_published=True)
     assert [action.start_sec for action in found.videos[0].actions] == [8, 20, 5]
     assert reports == ["1 annotation dropped: end <= start (v #0)", "1 annotation counted once: duplicates (v #4)"]
+
+
+def test_one_detection_of_an_action_annotated_twice_is_perfect(tmp_path: Path):
+    path = write(tmp_path / "a.json", {"v": entry((1, 2, "x"), (1, 2, "x"))})
+    found, _ = load_annotations(path, subset="training", as_published=True)
+    truth = {video.name: [(a.start_sec, a.end_sec, a.label) for a in video.actions] for video in found.videos}
+    detected = {"v": [{"segment": [1.0, 2.0], "label": "x", "score": 0.9}]}
+    assert evaluate_detections(detected, truth, tiou=(0.5,)).ap.tolist() == [[1.0]]
 
 
 def test_the_metric_counts_equals_to_a_millisecond_once(tmp_path: Path):

@@ -94,7 +94,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("head.label_smoothing=2", "[0, 1)"),
         ("head.reg_loss_weight=-1", "[0, inf)"),
         ("train.seed=-1", "[0, 4294967295]"),
-        ("train.lr_head=-1", "[0, 1] a step"),
+        ("train.lr_head=-1", "[0, 1]"),
         ("train.lr_head=nan", "train.lr_head must be float"),
         ("train.grad_clip=1e999", "[0, inf)"),
         ("train.stop_epoch=200", "train.stop_epoch = 200 must be in 1..train.schedule_epochs = 100"),

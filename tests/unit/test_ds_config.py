@@ -50,3 +50,12 @@ def test_what_is_refused(section, said):
 
 def test_room_enough_is_fine():
     policy({"number_checkpoints": 12, "contiguous_memory_optimization": True, "partition_activations": True})
+
+
+def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_bytes(b"\xef\xbb\xbf{}")
+    assert read_ds_config(path) == {}
+    path.write_bytes('{"é": 1}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot read the DeepSpeed config"):
+        read_ds_config(path)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.distributed.launch import environment
+
 PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
 LAYERS = ("models", "detection", "data", "evaluation")  # libraries: nothing from the outside world
 ENTRIES = ("train", "evaluate", "predict")
@@ -75,6 +77,43 @@ def test_what_takes_seconds_to_import_waits_until_it_is_needed():
     code = f"import sys, adatad_ds.train, adatad_ds.predict; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_deepspeed_compiles_nothing_to_ask_about_our_optimizer():
+    code = """
+import sys
+from pathlib import Path
+from torch import nn
+from adatad_ds.config import Config
+from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.engine import Engine
+from adatad_ds.parallel import World
+
+world, config = World.join(), Config()
+ds_config = resolve_ds_config(read_ds_config(Path("ds_configs/zero1.json")), config=config, ranks=1, cuda=False)
+Engine(model=nn.Linear(2, 2), config=config, ds_config=ds_config, world=world)
+print("torch._inductor.lowering" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1:] == ["False"], done.stderr
+
+
+def test_text_files_are_utf8_whatever_the_locale():
+    """Names of videos and classes may be in any script."""
+    unsaid = []
+    for path in (*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "tools").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            words = ast.unparse(call)
+            of_files = call.func.attr in ("read_text", "write_text") or (
+                call.func.attr == "open" and not words.startswith(("av.", "os.", "Image."))
+            )
+            if of_files and "encoding=" not in words and not any(mode in words for mode in ("'rb'", "'wb'")):
+                unsaid.append(f"{path.name}, line {call.lineno}: {words}")
+    assert not unsaid
 
 
 def test_modules_stay_small():
