@@ -43,6 +43,7 @@ def test_bilinear_is_opencvs(height: int, width: int):
 def test_sizes_are_rounded_as_openmmlab_does():
     assert scaled_size(height=240, width=320, short_side=182) == (182, 243)  # 242.67
     assert scaled_size(height=320, width=240, short_side=160) == (213, 160)  # 213.33
+    assert scaled_size(height=320, width=240, short_side=182) == (243, 182)
     assert scaled_size(height=4, width=5, short_side=2) == (2, 3)  # 2.5: up, not to the even number
     assert scaled_size(height=1080, width=1920, short_side=160) == (160, 284)
 
