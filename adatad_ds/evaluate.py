@@ -32,7 +32,7 @@ from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
-from adatad_ds.parallel import World, end_process, speaks
+from adatad_ds.parallel import World, end_process, report_error
 from adatad_ds.recognition_task import (
     make_clip_loader,
     measure_recognition,
@@ -78,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
     except (ConfigError, DataError) as error:
-        if speaks():
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        report_error(error)
         return 2
     finally:
         if world is not None:

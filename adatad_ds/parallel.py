@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ T = TypeVar("T")
 # How long a collective waits. Longer than NCCL's own 10 minutes: ranks that wait for one that still reads videos are to
 # hear of its error, not to end in their own.
 PATIENCE = timedelta(minutes=30)
+SILENT_SEC = 20  # that a rank without a word waits to be ended when the program fails
 _MARGIN = timedelta(minutes=5)
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -189,6 +191,17 @@ class RankGroup:
         for work in dist.batch_isend_irecv(transfers) if transfers else ():
             work.wait()
         return before, after
+
+
+def report_error(error: Exception) -> None:
+    """Print what ends this program, once for all ranks.
+
+    The first rank that exits has its launcher end the others, so the silent ones wait until rank 0 must have spoken.
+    """
+    if speaks():
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SILENT_SEC)
 
 
 def end_process(code: int) -> NoReturn:

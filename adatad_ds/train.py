@@ -34,7 +34,7 @@ from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
 from adatad_ds.optim import parameter_table
-from adatad_ds.parallel import World, end_process, launched_ranks, speaks
+from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
 from adatad_ds.pretrained import (
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = World.join(worker_timeout_sec=config.data.worker_timeout_sec)
         train(config, arguments=arguments, world=world)
     except (ConfigError, DataError) as error:
-        if speaks():
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        report_error(error)
         return 2
     finally:
         if world is not None:

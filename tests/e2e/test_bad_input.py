@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -64,6 +65,21 @@ def test_unknown_recipe_under_the_deepspeed_launcher(small_videos, tmp_path):
     command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3")
     command[command.index("quickstart")] = "quikstart"
     done = start(command)
+    assert done.returncode != 0
+    assert done.stderr.count("error: there is no recipe 'quikstart'; did you mean quickstart") == 1
+
+
+@pytest.mark.slow
+def test_the_error_is_heard_where_rank_0_is_the_last(tmp_path):
+    """A launcher ends all ranks when the first one exits."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time; sys.path[0] = '.'; from adatad_ds.train import main; from adatad_ds.parallel import *;"
+        "time.sleep(6 if os.environ['RANK'] == '0' else 0); end_process(main())"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = ["--deepspeed_config", "ds_configs/zero3.json", "--recipe", "quikstart"]
+    done = start([*torchrun, str(script), *arguments])
     assert done.returncode != 0
     assert done.stderr.count("error: there is no recipe 'quikstart'; did you mean quickstart") == 1
 
