@@ -112,7 +112,7 @@ def finish(
     world: World,
     external: VideoScores | None = None,
 ) -> Results:
-    """From candidates to detections, the second half of `detect`: suppressed, clipped, given external classes.
+    """From candidates to detections, the second half of `detect`: clipped, suppressed, given external classes.
 
     A collective: each rank does its share of the videos. Candidates of other videos are left out.
     """
@@ -172,8 +172,13 @@ def _finish(
 ) -> list[dict[str, Any]]:
     """One video's candidates to its detections."""
     test = config.test
+    candidates = found.candidates
+    if config.data.sampling == "random_trunc":  # as published: of whole videos, overlaps are judged before clipping
+        candidates = clip_to_video(candidates, duration_sec=found.duration_sec)
+    # differs: the published code has by now rounded sliding windows' segments to 0.01 s and scores to 0.0001, as it
+    # keeps each window's detections for JSON; here they are rounded once, when they are written.
     kept = suppress(
-        found.candidates,
+        candidates,
         method=test.suppression,
         sigma=test.sigma,
         tiou=test.tiou_suppression,
