@@ -113,7 +113,7 @@ def test_the_metric_counts_equals_to_a_millisecond_once(tmp_path: Path):
 def test_actions_of_a_small_share_of_the_video(tmp_path: Path):
     """Of at most the share, as annotated: what reaches out of the video counts whole."""
     actions = [(1, 1.25, "x"), (2, 2.26, "x"), (24.9, 25.2, "x"), (3, 3.1, "x")]
-    path = write(tmp_path / "a.json", {"v": {**entry(*actions), "duration": 25}, "w": entry((1, 1.1, "x"))})
+    path = write(tmp_path / "a.json", {"v": {**entry(*actions), "duration": 25}, "w": entry((1, 1.05, "x"))})
     found, reports = load_annotations(path, subset="training", min_share=0.01)
     assert [action.start_sec for action in found.videos[0].actions] == [2, 24.9]
     assert found.videos[1].actions == ()
