@@ -69,7 +69,7 @@ BaseballPitch BasketballDunk Billiards CleanAndJerk CliffDiving CricketBowling C
 GolfSwing HammerThrow HighJump JavelinThrow LongJump PoleVault Shotput SoccerPenalty TennisSwing ThrowDiscus
 VolleyballSpiking
 """
-# EPIC-KITCHENS-100 (Damen et al., IJCV 2022), EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv: names by class id.
+# By class id, from EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv (EPIC-KITCHENS-100, Damen et al., IJCV 2022)
 _EPIC_VERBS = """
 take put wash open close insert turn-on cut turn-off pour mix move remove throw dry shake scoop adjust squeeze
 peel empty press flip turn check scrape fill apply fold scrub break pull pat lift hold eat wrap filter look unroll

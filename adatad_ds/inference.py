@@ -79,6 +79,8 @@ def find_candidates(
             error = batch.errors[index]
             if error is not None:
                 failed.add(error)
+            # differs: the published code skips threshold and limit where there is one class; what scores less than
+            # the threshold could only vote, by that score.
             candidates = select_candidates(
                 segments_grid=segments[index],
                 scores=scores[index],
