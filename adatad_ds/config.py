@@ -51,6 +51,7 @@ class DataConfig:
     fixed_fps: number.FramesPerSec | None = None  # rate that strides count frames at; None: the file's own
     offset_frames: number.Frames = 0  # added to every window's start when grid positions become seconds
     trunc_thresh: number.Fraction = 0.75  # keep a segment when at least this share of it lies in the window
+    min_action_share: number.ActionShare = 0.0  # training actions of at most this share of their video are left out
     # random length that videos shorter than the window are cut to
     crop_ratio: tuple[number.VideoShare, number.VideoShare] | None = (0.9, 1.0)
     test_window_overlap: number.WindowShare = 0.5
@@ -119,6 +120,7 @@ class HeadConfig:
     abs_pos_embed: bool = False
     drop_path: number.Probability = 0.1
     input_dropout: number.Probability = 0.0
+    proj_dropout: number.Probability = 0.0  # after the attention's projection and both layers of the MLP
     num_convs: number.PositiveInt = 2
     cls_prior: number.OpenFraction = 0.01
     regression_range: tuple[tuple[number.Reach, number.Reach], ...] = REGRESSION_RANGE

@@ -32,6 +32,7 @@ Probability = Annotated[float, Range("[0, 1)")]  # of being dropped, or spread o
 LearningRate = Annotated[float, Range("[0, 1]")]
 Pixels = Annotated[int, Range("[1, inf)", "pixels")]
 VideoShare = Annotated[float, Range("(0, 1]", "of the video's length")]
+ActionShare = Annotated[float, Range("[0, 1)", "of the video's length")]
 Frames = Annotated[int, Range("(-inf, inf)", "frames")]
 FramesPerSec = Annotated[float, Range("(0, inf)", "frames a second")]
 Seconds = Annotated[int, Range("[1, inf)", "seconds")]

@@ -23,16 +23,19 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 from tqdm import tqdm
 
 from adatad_ds import config as configuration
+from adatad_ds.class_order import describe_logits
 from adatad_ds.config import Config, ConfigError, ParallelConfig
 from adatad_ds.data.annotations import DataError, Video, load_annotations
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.video_lists import class_assignments
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, end_process, report_error
+from adatad_ds.pretrained import in_published_order
 from adatad_ds.recognition_task import (
     make_clip_loader,
     measure_recognition,
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 per_class=arguments.per_class,
             )
             return 0
-        trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
+        overrides = [*arguments.set, *class_assignments(arguments.classes)]
+        trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw)
         if trained.config.recognition and arguments.save_raw:
             raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
         world = World.join(worker_timeout_sec=trained.config.data.worker_timeout_sec)
@@ -97,7 +101,12 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
         per_class: print every class's AP; they are saved in any case.
     """
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
+    published = trained.learnt is None
+    if published:
+        config = in_published_order(config, order=trained.class_order)
     data = WindowDataset.for_testing(config.data, classes=trained.classes)
+    if published and world.is_main and not config.data.class_agnostic:
+        tqdm.write(describe_logits(data.classes))
     external = external_scores(config, videos=data.videos, classes=data.classes)
     detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
@@ -258,6 +267,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz",
     )
     parser.add_argument("--recipe", help="what a published checkpoint was trained by; see train.py --list-recipes")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names in the order of the logits, one a line, where unknown"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
     parser.add_argument("--output", type=Path, help="where results go; default: evaluate/ beside what is evaluated")
     parser.add_argument("--per-class", action="store_true", help="print every class's AP, too")

@@ -39,6 +39,7 @@ def activitynet_config(backbone: str, *, lr_adapter: float) -> Config:
             frames_per_feature=4,
             feature_stride_frames=None,
             sampling="resize",
+            min_action_share=0.01,
             class_agnostic=True,
         ),
         head=replace(
@@ -146,6 +147,7 @@ def ego4d_config() -> Config:
             attn_window=(17,) * 7 + (-1,) * 3,
             abs_pos_embed=True,
             input_dropout=0.2,
+            proj_dropout=0.1,
             regression_range=_doubling(10, overlap=True),
             filter_similar_gt=False,
         ),

@@ -79,6 +79,8 @@ def find_candidates(
             error = batch.errors[index]
             if error is not None:
                 failed.add(error)
+            # differs: the published code skips threshold and limit where there is one class; what scores less than
+            # the threshold could only vote, by that score.
             candidates = select_candidates(
                 segments_grid=segments[index],
                 scores=scores[index],
@@ -112,7 +114,7 @@ def finish(
     world: World,
     external: VideoScores | None = None,
 ) -> Results:
-    """From candidates to detections, the second half of `detect`: suppressed, clipped, given external classes.
+    """From candidates to detections, the second half of `detect`: clipped, suppressed, given external classes.
 
     A collective: each rank does its share of the videos. Candidates of other videos are left out.
     """
@@ -172,8 +174,13 @@ def _finish(
 ) -> list[dict[str, Any]]:
     """One video's candidates to its detections."""
     test = config.test
+    candidates = found.candidates
+    if config.data.sampling == "random_trunc":  # as published: of whole videos, overlaps are judged before clipping
+        candidates = clip_to_video(candidates, duration_sec=found.duration_sec)
+    # differs: the published code has by now rounded sliding windows' segments to 0.01 s and scores to 0.0001, as it
+    # keeps each window's detections for JSON; here they are rounded once, when they are written.
     kept = suppress(
-        found.candidates,
+        candidates,
         method=test.suppression,
         sigma=test.sigma,
         tiou=test.tiou_suppression,

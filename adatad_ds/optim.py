@@ -7,22 +7,27 @@ from typing import Any
 
 from torch import nn
 
-from adatad_ds.config import TrainConfig
+from adatad_ds.config import Config
 
 
-def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
 
-    No weight decay on biases, norms and scales, that is on tensors of at most one axis longer than 1. Each group
-    carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and `weight_decay`.
+    Weights decay as AdaTAD's authors have it: every tensor of adapters and of a video transformer, biases, norms and
+    gamma included; of the head, and of an image transformer, all but biases, norms and scales, that is all tensors of
+    more than one axis longer than 1. Each group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where
+    the schedule starts) and `weight_decay`.
     """
+    train = config.train
     lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
     rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = sum(size > 1 for size in parameter.shape) > 1
-            groups.setdefault((parameter_kind(name), decayed), []).append(parameter)
+            kind = parameter_kind(name)
+            whole = kind == "adapter" or (kind == "backbone" and not config.backbone.is_image)
+            decayed = whole or sum(size > 1 for size in parameter.shape) > 1
+            groups.setdefault((kind, decayed), []).append(parameter)
     decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}
     return [
         {

@@ -25,10 +25,12 @@ import av
 import torch
 from tqdm import tqdm
 
+from adatad_ds.class_order import describe_logits
 from adatad_ds.config import ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_files import ANNOTATED, find_files, length_sec
+from adatad_ds.data.video_lists import read_class_names
 from adatad_ds.evaluation.annotate import write_annotated
 from adatad_ds.evaluation.pictures import draw_detections
 from adatad_ds.evaluation.player import plays_in_browsers, video_address, write_page
@@ -78,12 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         detector = load_detector(
             arguments.checkpoint,
             recipe=arguments.recipe,
-            classes=_read_classes(arguments.classes),
+            classes=read_class_names(arguments.classes) if arguments.classes else (),
             overrides=arguments.set,
             raw=arguments.raw,
             device=arguments.device,
             max_device_gb=arguments.max_device_gb,
         )
+        if arguments.recipe:  # a published checkpoint, which does not name its classes
+            print(describe_logits(detector.classes))
         wanted.folder.mkdir(parents=True, exist_ok=True)
         write_results(wanted.folder / RESULTS_FILE, {})
         for message in absent:
@@ -189,16 +193,6 @@ def _incomplete(path: Path) -> bool:
             file=sys.stderr,
         )
     return not info.complete
-
-
-def _read_classes(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        return ()
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes: cannot read {path}: {error}") from error
-    return names
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

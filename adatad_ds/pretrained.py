@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.aim_weights import AIMWeights, fit_image_weights, open_aim_weights
+from adatad_ds.class_order import ClassOrder
 from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
+from adatad_ds.data.annotations import load_annotations
 from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.recogniser import Model, Recogniser
 from adatad_ds.models.vit import VisionTransformer
@@ -166,7 +169,7 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
     Args:
         weights: of a trained detector or recogniser.
         model: the model that they are for. A detector over an image transformer takes a recogniser's backbone alone.
-        reset_classifier: leave out the class logits' layer where it is for another number of classes.
+        reset_classifier: leave out the class logits' layer, which is for other classes.
 
     Raises:
         ConfigError: keys that are missing, unexpected or of another shape.
@@ -183,14 +186,14 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
     tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items() if f"{VIT}{key}" in shapes}
     classifier = [key for key in tensors if key.startswith(_CLASSIFIERS)]
     other_classes = [key for key in classifier if key in shapes and tensors[key].shape[0] != shapes[key][0]]
-    if other_classes:
+    if other_classes and not reset_classifier:
         theirs, ours = tensors[other_classes[0]].shape[0], shapes[other_classes[0]][0]
-        if not reset_classifier:
-            section = "recognition" if isinstance(model, Recogniser) else "head"
-            raise ConfigError(
-                f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
-                f"--set {section}.reset_classifier=true starts the layer of class logits anew"
-            )
+        section = "recognition" if isinstance(model, Recogniser) else "head"
+        raise ConfigError(
+            f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
+            f"--set {section}.reset_classifier=true starts the layer of class logits anew"
+        )
+    if reset_classifier:
         tensors = {key: tensor for key, tensor in tensors.items() if key not in classifier}
         shapes = {key: shape for key, shape in shapes.items() if key not in classifier}
     check_fit(tensors, shapes, source=weights.source)
@@ -217,6 +220,40 @@ def published_state(weights: Weights | AIMWeights, model: Model, *, config: Conf
         assert average is not None
         state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset)
     return state
+
+
+def in_published_order(config: Config, *, order: ClassOrder | None) -> Config:
+    """The config with classes named in the order of the logits, where `backbone.weights` is a published detector.
+
+    Nothing changes where it is none, where the classes are named already, start anew, or are only one.
+
+    Args:
+        config: of the run.
+        order: of the recipe's published checkpoint; None: not known.
+
+    Raises:
+        ConfigError: the order is not known, or the annotations have other classes.
+        DataError: the annotations cannot be used.
+    """
+    data, backbone = config.data, config.backbone
+    if config.recognition or backbone.is_image or backbone.weights is None:
+        return config
+    if data.classes or data.class_agnostic or config.head.reset_classifier:
+        return config
+    try:
+        weights = open_backbone_weights(backbone)
+    except FileNotFoundError:
+        return config  # said where they are read
+    if not weights.trained:
+        return config
+    if order is None:
+        raise ConfigError(
+            f"{weights.source} is a detector that does not name its classes, and their order is not known for this "
+            "recipe: name them in the order of its class logits (OpenTAD's category_idx.txt) with --classes FILE, a "
+            "text file of one name a line; or, to train on other classes, --set head.reset_classifier=true"
+        )
+    annotations, _ = load_annotations(data.annotations, subset=data.test_subset, exclude=data.exclude)
+    return replace(config, data=replace(data, classes=order.names(annotations.classes, source=weights.source)))
 
 
 def _beside_their_blocks(tensors: Tensors, adapted_blocks: Sequence[int]) -> Tensors:

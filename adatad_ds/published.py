@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from adatad_ds.class_order import PUBLISHED_ORDERS, ClassOrder
 from adatad_ds.config import Config
 from adatad_ds.families import (
     GIANT,
@@ -41,6 +42,11 @@ class Recipe:
     published_map: float | None = None
     published_top1: float | None = None
     published_id: str | None = None
+
+    @property
+    def class_order(self) -> ClassOrder | None:
+        """What the logits of its authors' checkpoint stand for; None: not known, or not published."""
+        return PUBLISHED_ORDERS.get(self.dataset) if self.published_id else None
 
 
 # By backbone: adapter learning rate and published average mAP (tables 1 and 3) of the adapters inside the backbone.

@@ -21,10 +21,12 @@ import torch
 from adatad_ds import config as configuration
 from adatad_ds.aim_weights import AIMWeights
 from adatad_ds.checkpoint import open_checkpoint
+from adatad_ds.class_order import describe_logits
 from adatad_ds.compact import MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.loader import TrainBatches
+from adatad_ds.data.video_lists import class_assignments
 from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
@@ -43,6 +45,7 @@ from adatad_ds.pretrained import (
     fill_backbone,
     find_weights,
     fingerprint,
+    in_published_order,
     published_state,
 )
 from adatad_ds.profiling import Profiler, parse_profile
@@ -54,6 +57,8 @@ from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
 from adatad_ds.weight_layouts import Weights, some
 
+CLASS_LOGITS = "head.cls_head.weight"  # of a detector
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
@@ -62,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.list_recipes:
             return _show(recipe_table())
-        config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
+        overrides = [*arguments.set, *class_assignments(arguments.classes)]
+        config = configuration.override(find_recipe(arguments.recipe).config, overrides)
         if arguments.print_config:
             return _show(json.dumps(config.to_dict(), indent=1))
         if arguments.diff:
@@ -100,6 +106,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ConfigError: settings that contradict each other, weights that do not fit.
         DataError: no usable videos or annotations.
     """
+    order = find_recipe(arguments.recipe).class_order
+    config = world.attempt(lambda: in_published_order(config, order=order))
     on_gpu = world.device.type == "cuda"
     settings = config.train
     mesh = Mesh(world=world, config=config)
@@ -164,6 +172,8 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     if learnt and checkpoint is None:
         anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
         monitor.say("weights: what had learnt too" + (f"; anew: {some(anew)}" if anew else ""))
+        if CLASS_LOGITS in learnt[MASTER] and len(task.classes) > 1:
+            monitor.say(describe_logits(task.classes))
     for path in store.broken():
         monitor.say(f"passed over {path}: it is not whole")
     if checkpoint is not None:
@@ -227,6 +237,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a temporal action detector.", allow_abbrev=False)
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
     parser.add_argument("--deepspeed_config", type=Path, help="engine policy, e.g. ds_configs/zero3_offload.json")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names by index, one a line; default: the labels, sorted"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/RECIPE")
     parser.add_argument(

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from adatad_ds import config as configuration
 from adatad_ds.checkpoint import find_checkpoint, open_checkpoint
+from adatad_ds.class_order import ClassOrder
 from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.models.recogniser import Model, build_model
@@ -47,6 +48,7 @@ class Trained:
         learnt: adapters, pyramid and heads by name; None: they come with `backbone.weights`.
         frozen_fingerprint: of the weights under which it was trained; None: unknown.
         averaged: whether these are the running average.
+        class_order: of a published checkpoint's logits; None: not known.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Trained:
     learnt: Tensors | None
     frozen_fingerprint: Mapping[str, str] | None
     averaged: bool
+    class_order: ClassOrder | None = None
 
 
 def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
@@ -83,7 +86,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
             f"{path} does not say how it was trained; of a published model, add --recipe NAME (train.py --list-recipes "
             "shows all). A transformer alone, without what was learnt over it, is no trained model"
         )
-    config = configuration.override(find_recipe(recipe).config, overrides)
+    found = find_recipe(recipe)
+    config = configuration.override(found.config, overrides)
     config = replace(config, backbone=replace(config.backbone, weights=str(path)))
     if not open_backbone_weights(config.backbone).trained:
         raise ConfigError(f"{path} holds a transformer alone, without a trained model")
@@ -95,6 +99,7 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
         learnt=None,
         frozen_fingerprint=None,
         averaged=not raw,
+        class_order=found.class_order,
     )
 
 

@@ -115,6 +115,8 @@ def load_detector(
     if found.config.recognition:
         raise ConfigError(f"{found.name} is a model of recognition, which finds no actions in untrimmed videos")
     names = tuple(classes or found.classes or found.config.data.classes)
+    if not names and found.class_order and found.class_order.spellings:
+        names = found.class_order.spellings[0]
     if found.config.data.class_agnostic:
         names = (ANY_ACTION,)
     if not names:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.annotations import Action, DataError, listed
+from adatad_ds.data.annotations import NO_CLASSES, Action, DataError, listed
 from tools.dataset_files import (
     decimal,
     find,
@@ -73,14 +73,15 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
     files = find(sources, "*.json")
     if not any(texts.values()):
         path = find_one(sources, "*.json", ", or the owners' CLASS_val.txt and CLASS_test.txt")
-        timings = _timings(path)
-        return Annotations(
-            tuple(
-                Entry(name, _thumos_subset(name, f"{path}, {name}"), duration_sec, actions, num_frames)
-                for name, video in _community_json(path).items()
-                for (duration_sec, num_frames), actions in [(timings[name], _json_actions(video, f"{path}, {name}"))]
-            )
-        )
+        timings, entries, ambiguous = _timings(path), [], 0
+        for name, video in _community_json(path).items():
+            actions = _json_actions(video, f"{path}, {name}")
+            kept = tuple(action for action in actions if action.label not in NO_CLASSES)
+            ambiguous += len(actions) - len(kept)
+            duration_sec, num_frames = timings[name]
+            entries.append(Entry(name, _thumos_subset(name, f"{path}, {name}"), duration_sec, kept, num_frames))
+        left = f"left out: {ambiguous} of {', '.join(NO_CLASSES)}, parts that the owners do not evaluate"
+        return Annotations(tuple(entries), (left,) if ambiguous else ())
     for ending, paths in texts.items():
         if not paths:
             raise DataError(
@@ -88,8 +89,8 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
             )
     paths = [path for ending in texts.values() for path in ending]
     classes = {path: path.stem.rsplit("_", 1)[0] for path in paths}
-    ambiguous = [path for path, label in classes.items() if label == "Ambiguous"]
-    labels = {path: label for path, label in classes.items() if label != "Ambiguous"}
+    ambiguous = [path for path, label in classes.items() if label in NO_CLASSES]
+    labels = {path: label for path, label in classes.items() if label not in NO_CLASSES}
     notes = [f"left out: {path.name}, parts that the owners do not evaluate" for path in ambiguous]
     return Annotations(_thumos_entries(labels, files), tuple(notes))
 

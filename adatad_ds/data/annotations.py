@@ -62,6 +62,7 @@ def load_annotations(
     classes: Sequence[str] = (),
     exclude: Sequence[str] = (),
     as_published: bool = False,
+    min_share: float = 0.0,
 ) -> tuple[AnnotationSet, list[str]]:
     """Read one subset of an annotation file.
 
@@ -72,6 +73,7 @@ def load_annotations(
         exclude: names of videos left out on purpose.
         as_published: for the metric: actions beyond the video stay, because published results count them (THUMOS14
             has some); what is no segment is dropped, and of equals (label, and times to 1 ms) all but the first.
+        min_share: actions of at most this share of their video, as annotated, are dropped.
 
     Returns:
         The videos, and one line for each kind of mended or dropped action.
@@ -83,7 +85,7 @@ def load_annotations(
     faults = [f"data.exclude names {name!r}, which is not in the file" for name in exclude if name not in database]
     if len(set(classes)) != len(classes):
         faults.append(f"data.classes names a class twice: {', '.join(classes)}")
-    chosen = {}
+    chosen, notes = {}, _Notes()
     for name, entry in database.items():
         if name in exclude:
             continue
@@ -95,10 +97,10 @@ def load_annotations(
             chosen[name] = entry
     labels = Counter(_labels(database))
     known_classes = tuple(classes) or tuple(sorted(label for label in labels if label not in NO_CLASSES))
-    if not classes:
-        faults += _doubtful(labels)
-    notes = _Notes()
-    videos = [_video(name, entry, known_classes, faults, notes, as_published) for name, entry in chosen.items()]
+    faults += [] if classes else _doubtful(labels)
+    videos = [
+        _video(name, entry, known_classes, faults, notes, as_published, min_share) for name, entry in chosen.items()
+    ]
     faults += _beyond(chosen)
     if faults:
         raise DataError(f"{path} cannot be used: {listed(faults)}")
@@ -205,6 +207,7 @@ def _video(
     faults: list[str],
     notes: _Notes,
     as_published: bool,
+    min_share: float,
 ) -> Video | None:
     """Check one video, adding to `faults` and `notes`; None when its duration is unusable."""
     duration_sec = entry.get("duration")
@@ -227,7 +230,7 @@ def _video(
     parsed = [_action(f"{name}.annotations[{i}]", action, classes, faults) for i, action in enumerate(actions)]
     if duration_sec is None:
         return None
-    segments = _well_formed(name, parsed, notes)
+    segments = _well_formed(name, parsed, notes, duration_sec=float(duration_sec), min_share=min_share)
     return Video(
         name=name,
         subset=entry["subset"],
@@ -258,8 +261,10 @@ def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) 
     return None
 
 
-def _well_formed(name: str, actions: Sequence[Action | None], notes: _Notes) -> dict[str, Action]:
-    """The actions that are segments at all, by where they stand in the file."""
+def _well_formed(
+    name: str, actions: Sequence[Action | None], notes: _Notes, *, duration_sec: float, min_share: float
+) -> dict[str, Action]:
+    """The actions that are segments at all and more than `min_share` of the video, by where they stand in the file."""
     kept = {}
     for index, action in enumerate(actions):
         where = f"{name} #{index}"
@@ -269,6 +274,8 @@ def _well_formed(name: str, actions: Sequence[Action | None], notes: _Notes) -> 
             notes.add("dropped: a time is not a finite number", where)
         elif action.end_sec <= action.start_sec:
             notes.add("dropped: end <= start", where)
+        elif (action.end_sec - action.start_sec) / duration_sec <= min_share:
+            notes.add(f"dropped: at most {min_share:g} of the video (data.min_action_share)", where)
         else:
             kept[where] = action
     return kept

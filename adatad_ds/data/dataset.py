@@ -159,7 +159,7 @@ class WindowDataset(Dataset[Sample]):
         Raises:
             DataError: annotations or files that cannot be used.
         """
-        annotations, reports = _load(config, subset=config.train_subset, classes=config.classes, as_published=False)
+        annotations, reports = _load(config, subset=config.train_subset, classes=config.classes, train=True)
         with_actions = tuple(video for video in annotations.videos if video.actions)
         without = [video.name for video in annotations.videos if not video.actions]
         if not with_actions:
@@ -167,12 +167,10 @@ class WindowDataset(Dataset[Sample]):
         if without:
             names = listed(without, limit=3, separator=", ")
             reports.append(f"{len(without)} videos of {config.train_subset!r} without actions left out ({names})")
-        paths = find_videos(config.videos, [video.name for video in with_actions])
-        annotations = replace(annotations, videos=with_actions)
         return cls(
             config=config,
-            annotations=annotations,
-            paths=paths,
+            annotations=replace(annotations, videos=with_actions),
+            paths=find_videos(config.videos, [video.name for video in with_actions]),
             training=True,
             seed=seed,
             repeats=repeats,
@@ -190,7 +188,7 @@ class WindowDataset(Dataset[Sample]):
             DataError: annotations or files that cannot be used.
         """
         known = config.classes if config.class_agnostic else classes or config.classes
-        annotations, reports = _load(config, subset=config.test_subset, classes=known, as_published=True)
+        annotations, reports = _load(config, subset=config.test_subset, classes=known, train=False)
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
 
@@ -251,8 +249,7 @@ class WindowDataset(Dataset[Sample]):
 
     def _blank(self, *, video: str, sample_id: int, seed: int) -> Sample:
         """Black frames, no valid step, no action."""
-        config = self._config
-        count = len(range(config.window_frames)[self._frames])
+        config, count = self._config, len(range(self._config.window_frames)[self._frames])
         return Sample(
             frames=torch.zeros((count, config.resolution, config.resolution, 3), dtype=torch.uint8),
             valid=torch.zeros(config.window_size, dtype=torch.bool),
@@ -328,11 +325,14 @@ class WindowDataset(Dataset[Sample]):
         )
 
 
-def _load(
-    config: DataConfig, *, subset: str, classes: Sequence[str], as_published: bool
-) -> tuple[AnnotationSet, list[str]]:
+def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: bool) -> tuple[AnnotationSet, list[str]]:
     return load_annotations(
-        config.annotations, subset=subset, classes=classes, exclude=config.exclude, as_published=as_published
+        config.annotations,
+        subset=subset,
+        classes=classes,
+        exclude=config.exclude,
+        as_published=not train,
+        min_share=config.min_action_share if train else 0.0,
     )
 
 

@@ -105,6 +105,11 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return _checked_classes(names)
 
 
+def class_assignments(path: Path | None) -> list[str]:
+    """What `--classes FILE` means: a `--set` that names the classes by index; nothing without a file."""
+    return [] if path is None else [f"data.classes={list(read_class_names(path))!r}"]
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbers and texts of the lines that are not empty."""
     try:

@@ -53,8 +53,6 @@ def select_candidates(
 ) -> Candidates:
     """The best (point, class) pairs of one window, in seconds, not yet clipped to the video.
 
-    Overlaps are judged on whole segments, so clipping comes after suppression: `clip_to_video`.
-
     Args:
         segments_grid: (P, 2).
         scores: (P, K), after the sigmoid.
@@ -85,6 +83,5 @@ def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
 
 
 def clip_to_video(candidates: Candidates, *, duration_sec: float) -> Candidates:
-    """Cut what reaches beyond the video's ends; after suppression, which judges whole segments."""
-    # differs: for sliding windows the published code clips before suppression; for whole videos, as here, after.
+    """Cut what reaches beyond the video's ends."""
     return replace(candidates, segments_sec=candidates.segments_sec.clamp(min=0, max=duration_sec))

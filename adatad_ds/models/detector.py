@@ -100,6 +100,7 @@ def build_detector(
         abs_pos_embed=head.abs_pos_embed,
         drop_path=head.drop_path,
         input_dropout=head.input_dropout,
+        proj_dropout=head.proj_dropout,
     )
     heads = DetectionHead(
         width=head.width,

@@ -30,6 +30,7 @@ class Pyramid(nn.Module):
         abs_pos_embed: add a fixed sine-cosine position after the convolutions.
         drop_path: stochastic depth rate of both branches of each block.
         input_dropout: share of input channels dropped in training.
+        proj_dropout: share of values dropped after the attention's projection and after both layers of the MLP.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Pyramid(nn.Module):
         abs_pos_embed: bool,
         drop_path: float,
         input_dropout: float,
+        proj_dropout: float,
     ) -> None:
         super().__init__()
         convolutions, full_rate, halving = arch
@@ -57,7 +59,14 @@ class Pyramid(nn.Module):
         self.register_buffer("position", position, persistent=False)
 
         def block(stride: int, window: int) -> PyramidBlock:
-            return PyramidBlock(width=width, heads=heads, attn_window=window, stride=stride, drop_path=drop_path)
+            return PyramidBlock(
+                width=width,
+                heads=heads,
+                attn_window=window,
+                stride=stride,
+                drop_path=drop_path,
+                proj_dropout=proj_dropout,
+            )
 
         self.stem = nn.ModuleList(block(1, attn_windows[0]) for _ in range(full_rate))
         self.branch = nn.ModuleList(block(HALVING, attn_windows[level + 1]) for level in range(halving))
@@ -110,11 +119,14 @@ class MaskedConv(nn.Module):
 
 
 class PyramidBlock(nn.Module):
-    """Pre-norm masked attention and MLP, both scaled per channel and under drop path; may halve time."""
+    """Pre-norm masked attention and MLP, both scaled per channel and under dropout and drop path; may halve time."""
 
-    def __init__(self, *, width: int, heads: int, attn_window: int, stride: int, drop_path: float) -> None:
+    def __init__(
+        self, *, width: int, heads: int, attn_window: int, stride: int, drop_path: float, proj_dropout: float
+    ) -> None:
         super().__init__()
         self.stride = stride
+        self.proj_dropout = proj_dropout
         self.ln1 = nn.LayerNorm(width)
         self.attn = ConvAttention(width=width, heads=heads, window=attn_window, stride=stride)
         self.ln2 = nn.LayerNorm(width)
@@ -129,12 +141,19 @@ class PyramidBlock(nn.Module):
         """(B, T, C) and (B, T) to (B, T / stride, C) and (B, T / stride)."""
         out_valid = valid[:, :: self.stride]
         mask = out_valid.unsqueeze(-1)
-        mixed = self.attn(self.ln1(x), valid, out_valid)
+        mixed = self._dropped(self.attn(self.ln1(x), valid, out_valid), noise)
         if self.stride > 1:
             x = F.max_pool1d(x.transpose(1, 2), kernel_size=3, stride=self.stride, padding=1).transpose(1, 2)
         x = x * mask + self.attn_branch(mixed, noise)
-        hidden = self.fc2(F.gelu(self.fc1(self.ln2(x)))) * mask
+        hidden = self._dropped(F.gelu(self.fc1(self.ln2(x))), noise)
+        hidden = self._dropped(self.fc2(hidden), noise) * mask
         return x + self.mlp_branch(hidden, noise), out_valid
+
+    def _dropped(self, x: Tensor, noise: SampleNoise | None) -> Tensor:
+        """Dropout of single values: (B, T, C) to the same."""
+        if noise is None or self.proj_dropout == 0:
+            return x
+        return x * noise.keep(*x.shape[1:], rate=self.proj_dropout).to(x.dtype)
 
 
 class ScaledDropPath(nn.Module):

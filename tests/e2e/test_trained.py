@@ -120,11 +120,19 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
         for section, values in trained.config.to_dict().items()
         for key, value in values.items()
     ]
+    names = list(trained.classes)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
     for name in ("published.pth", "converted.safetensors"):
         output = tmp_path / f"of_{name}"
-        finish(
-            [*tool("adatad_ds/evaluate.py", tmp_path / name, "--recipe", "quickstart", "--output", output), *changes]
-        )
+        command = [
+            *tool("adatad_ds/evaluate.py", tmp_path / name, "--recipe", "quickstart", "--output", output),
+            *changes,
+        ]
+        done = start(command)
+        assert done.returncode == 2
+        assert "with --classes FILE" in done.stderr
+        printed = finish([*command, "--classes", str(tmp_path / "classes.txt")])
+        assert f"class logits: 0 {names[0]}, 1 {names[1]}, " in printed
         results = [json.loads((folder / "detections.json").read_text()) for folder in (tmp_path / "of_run", output)]
         assert results[0] == results[1], name
 
@@ -132,8 +140,9 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     again = tmp_path / "fine_tuned"
     still = {"train__lr_head": 0.0, "train__lr_adapter": 0.0, "train__weight_decay": 0.0, "train__stop_epoch": 1}
     settings = SETTINGS | still | {"backbone__weights": tmp_path / "published.pth", "ranks": 2, "ds_config": "zero3"}
-    settings |= {"launcher": "torchrun", "train__ema_decay": 1 - 1e-9}
-    finish(train_command(data=small_videos, run=again, **settings))
+    settings |= {"launcher": "torchrun", "train__ema_decay": 1 - 1e-9, "data__classes": names}
+    printed = finish(train_command(data=small_videos, run=again, **settings))
+    assert f"class logits: 0 {names[0]}, 1 {names[1]}, " in printed
     finish(tool("adatad_ds/evaluate.py", again, "--output", tmp_path / "of_fine_tuned"))
     fine_tuned = json.loads((tmp_path / "of_fine_tuned" / "detections.json").read_text())["results"]
     expected = json.loads((tmp_path / "of_run" / "detections.json").read_text())["results"]

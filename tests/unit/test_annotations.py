@@ -110,6 +110,18 @@ def test_the_metric_counts_equals_to_a_millisecond_once(tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_actions_of_a_small_share_of_the_video(tmp_path: Path):
+    """Of at most the share, as annotated: what reaches out of the video counts whole."""
+    actions = [(1, 1.25, "x"), (2, 2.26, "x"), (24.9, 25.2, "x"), (3, 3.1, "x")]
+    path = write(tmp_path / "a.json", {"v": {**entry(*actions), "duration": 25}, "w": entry((1, 1.05, "x"))})
+    found, reports = load_annotations(path, subset="training", min_share=0.01)
+    assert [action.start_sec for action in found.videos[0].actions] == [2, 24.9]
+    assert found.videos[1].actions == ()
+    said = "3 annotations dropped: at most 0.01 of the video (data.min_action_share) (v #0, v #3, w #0)"
+    assert said in reports
+    assert len(load_annotations(path, subset="training")[0].videos[0].actions) == 4
+
+
 @pytest.mark.parametrize("as_published", [False, True])
 def test_ambiguous_is_no_class_unless_named(tmp_path: Path, as_published: bool):
     path = write(tmp_path / "a.json", {"v": entry((1, 2, "x"), (3, 4, "Ambiguous"))})

@@ -192,6 +192,18 @@ def test_videos_without_actions_are_left_out(config: DataConfig, tmp_path: Path)
         WindowDataset.for_training(changed(config, annotations=str(path)), seed=0)
 
 
+def test_short_actions_are_left_out_of_training_and_videos_that_have_no_others(config: DataConfig, tmp_path: Path):
+    tree = json.loads(Path(config.annotations).read_text())
+    tree["database"]["b"]["annotations"] = [{"segment": [1.0, 1.2], "label": "run"}]  # 5 % of it
+    tree["database"]["c"]["annotations"].append({"segment": [1.0, 1.2], "label": "run"})
+    (tmp_path / "annotations.json").write_text(json.dumps(tree))
+    changes = changed(config, annotations=str(tmp_path / "annotations.json"), min_action_share=0.05)
+    data = WindowDataset.for_training(changes, seed=0)
+    assert [video.name for video in data.videos] == ["a", "d"]
+    tested = {video.name: len(video.actions) for video in WindowDataset.for_testing(changes).videos}
+    assert tested == {"c": 3, "e": 2}
+
+
 def epoch_keys(ranks: int, micro: int, *, epoch: int = 0, samples: int = 50, start_step: int = 0) -> list[list]:
     """Each global batch's keys, put together from all ranks' micro batches."""
     steps: list[list] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, He
 from adatad_ds.models.adapters import TIA, DepthwiseTimeConv
 from adatad_ds.models.detector import Detector, build_detector, detector_points, valid_points
 from adatad_ds.models.noise import SampleNoise
-from adatad_ds.models.pyramid import ConvAttention
+from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.optim import parameter_groups
 
@@ -97,7 +98,7 @@ def test_what_learns_and_gets_a_gradient(tuning, learning):
     for name, parameter in model.named_parameters():
         part = name.split(".")[1] if name.startswith("backbone.") else "head"
         assert (parameter.grad is not None) == (part in learning | {"head", "pyramid"}), name
-    in_optimizer = sum(len(group["params"]) for group in parameter_groups(model, CONFIG.train))
+    in_optimizer = sum(len(group["params"]) for group in parameter_groups(model, CONFIG))
     assert in_optimizer == sum(p.requires_grad for p in model.parameters())
 
 
@@ -111,14 +112,38 @@ def test_leading_blocks_store_nothing():
     assert calls == [(0, False), (1, False), (2, False), (3, True)]
 
 
-def test_no_decay_on_biases_norms_and_scales():
-    groups = parameter_groups(detector(), CONFIG.train)
-    assert {group["name"] for group in groups} == {"adapter", "adapter_no_decay", "head", "head_no_decay"}
-    for group in groups:
-        if group["weight_decay"] == 0:
-            assert all(sum(size > 1 for size in p.shape) <= 1 for p in group["params"])
-        else:
-            assert all(p.ndim >= 2 for p in group["params"])
+AUTHORS_GROUPS = {  # by tuning: pattern of the learning parameters' names -> the authors' group
+    "tia": {r"backbone\.adapters\..+": "adapter"},
+    "side": {r"backbone\.adapters\..+": "adapter"},
+    "frozen": {},
+    "full": {r"backbone\.vit\..+": "backbone"},
+}
+AUTHORS_HEAD_GROUPS = {  # OpenTAD's ActionFormer.get_optim_groups
+    r".*\.bias": "head_no_decay",
+    r".*(norm|norms|ln)\w*(\.\d+)?\.weight": "head_no_decay",
+    r"pyramid\..*_branch\.scale": "head_no_decay",
+    r"head\.scales\.\d+\.weight": "head_no_decay",
+    r".*(conv|query|key|value|proj|fc1|fc2|cls_head|reg_head)\.weight": "head",
+}
+
+
+@pytest.mark.parametrize("tuning", AUTHORS_GROUPS)
+def test_weights_decay_as_the_authors_decay_them(tuning):
+    """All of the adapters and, in full fine-tuning, of the transformer; the head's biases, norms and scales do not."""
+    config = override(CONFIG, [f"backbone.tuning={tuning}", "train.lr_backbone=1e-5", "train.weight_decay=0.07"])
+    model = build_detector(config, spec=SPEC, num_classes=1)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {"adapter": config.train.lr_adapter, "backbone": 1e-5, "head": config.train.lr_head}
+    decays = {"adapter": 0.07, "backbone": config.train.weight_decay_backbone, "head": 0.07, "head_no_decay": 0.0}
+    patterns, counted = AUTHORS_GROUPS[tuning] | AUTHORS_HEAD_GROUPS, 0
+    for group in parameter_groups(model, config):
+        assert group["base_lr"] == rates[group["name"].removesuffix("_no_decay")]
+        assert group["weight_decay"] == decays[group["name"]]
+        for parameter in group["params"]:
+            name, counted = names[parameter], counted + 1
+            expected = next((kind for pattern, kind in patterns.items() if re.fullmatch(pattern, name)), None)
+            assert group["name"] == expected, name
+    assert counted == sum(parameter.requires_grad for parameter in names)
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
@@ -161,6 +186,32 @@ def test_dropout_keeps_the_mean():
     factors = noise.keep(10000, rate=0.3)
     assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert factors.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_dropout_of_a_pyramid_block_by_hand():
+    """Single values, after the attention's projection and after both layers of the MLP; testing drops nothing."""
+    torch.manual_seed(0)
+    block = PyramidBlock(width=8, heads=2, attn_window=-1, stride=2, drop_path=0.0, proj_dropout=0.4)
+    x, valid = torch.randn(1, 12, 8), torch.ones(1, 12, dtype=torch.bool)
+    out_valid = valid[:, ::2]
+    drawn = SampleNoise(seeds=[7], device=torch.device("cpu"))
+    with torch.no_grad():
+        for drops in (True, False):
+            mixed = block.attn(block.ln1(x), valid, out_valid)
+            mixed = mixed * drawn.keep(6, 8, rate=0.4) if drops else mixed
+            pooled = F.max_pool1d(x.transpose(1, 2), kernel_size=3, stride=2, padding=1).transpose(1, 2)
+            between = pooled + block.attn_branch.scale * mixed
+            hidden = F.gelu(block.fc1(block.ln2(between)))
+            hidden = block.fc2(hidden * drawn.keep(6, 32, rate=0.4) if drops else hidden)
+            hidden = hidden * drawn.keep(6, 8, rate=0.4) if drops else hidden
+            noise = SampleNoise(seeds=[7], device=torch.device("cpu")) if drops else None
+            torch.testing.assert_close(block(x, valid, noise)[0], between + block.mlp_branch.scale * hidden)
+
+
+def test_the_config_sets_the_pyramids_dropout():
+    config = override(CONFIG, ["head.proj_dropout=0.25"])
+    pyramid = build_detector(config, spec=SPEC, num_classes=3).pyramid
+    assert {block.proj_dropout for block in (*pyramid.stem, *pyramid.branch)} == {0.25}
 
 
 @pytest.mark.parametrize("attn_window", [3, 5, 9, -1])

@@ -137,6 +137,19 @@ def test_thumos14_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "differs by -199" in printed
 
 
+def test_ambiguous_is_left_out_of_a_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    videos = {
+        "video_validation_0000011": video("x", 10.0, (0.1, 1.2, "Diving"), (3.0, 4.0, "Ambiguous"), frame=300),
+        "video_test_0000004": video("x", 4.0, (0.2, 1.1, "Diving"), frame=100),
+    }
+    assert run("thumos14", community(tmp_path, "a.json", videos), out=tmp_path / "out.json") == 0
+    written = database(tmp_path / "out.json")["video_validation_0000011"]
+    assert written["annotations"] == [{"segment": [0.1, 1.2], "label": "Diving"}]
+    printed = capsys.readouterr().out
+    assert "left out: 1 of Ambiguous, parts that the owners do not evaluate" in printed
+    assert printed.count("differs by -19\n") == 3  # one class, in each subset and together
+
+
 def test_durations_come_from_the_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts, out, videos = write(tmp_path / "texts", THUMOS_TEXTS), tmp_path / "out.json", tmp_path / "videos"
     assert run("thumos14", texts, out=out) == 1

@@ -1,149 +1,339 @@
-"""Every field of every published experiment, against the resolved recipe.
+"""Every key of every published experiment's config, against the resolved recipe.
 
-published.json holds the facts in our own keys: by dataset, what its experiments share, and each one's own. Where
-shared/ lies beside the repository, it is itself held against the authors' settings, field by field.
-`python -m tests.unit.test_published` writes it anew.
+published.json holds OpenTAD's 51 configs of AdaTAD, resolved, in its own keys: by family, what its experiments share,
+and each one's own; without dataset.val, which is not used (workflow.val_loss_interval is -1). A key that is neither
+said by our config nor set aside by name fails. `python -m tests.unit.test_published CHECKOUT` writes it anew from a
+checkout of OpenTAD.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from adatad_ds.config import Config, HeadConfig, from_dict
+from adatad_ds.config import CLIP_FRAMES, Config, from_dict, override
 from adatad_ds.models.build import adapted_blocks
+from adatad_ds.models.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS
 from adatad_ds.recipes import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FACTS = Path(__file__).with_name("published.json")
-SETTINGS = REPOSITORY.parent / "shared/reference/published_settings.json"
-PUBLISHED = {recipe.published_id: name for name, recipe in all_recipes().items() if recipe.published_id}
-AUGMENTATIONS = {"RandomResizedCrop": "random_resized_crop", "Flip": "flip", "ImgAug": "rand_augment"}
-AUGMENTATIONS |= {"ColorJitter": "color_jitter"}
+SOURCE = "OpenTAD 3dd7b03, configs/adatad"
+PUBLISHED = {recipe.published_id: recipe for recipe in all_recipes().values() if recipe.published_id}
 
-HEAD = [field.name for field in fields(HeadConfig) if field.name not in ("attn_window", "max_len", "reset_classifier")]
-TRAIN = ["global_batch", "lr_head", "weight_decay", "grad_clip", "warmup_epochs", "schedule_epochs", "stop_epoch"]
-TRAIN += ["eval_from_epoch", "eval_every"]
-TEST = ["sigma", "max_per_video", "min_score", "per_class", "voting_thresh", "pre_nms_thresh", "pre_nms_topk", "tiou"]
-DATA = ["window_size", "frames_per_feature", "sampling", "fixed_fps", "feature_stride_frames", "resolution"]
-DATA += ["short_side_before_crop"]
+SET_ASIDE = {  # keys that no config of ours says, and why
+    r"(annotation_path|block_list|chunk_num|class_map|data_path|dataset_type|resize_length|scale_factor|window_size)": (
+        "variables of the config files; what they set is below"
+    ),
+    r"dataset\.(train|test)\.(ann_file|block_list|data_path|subset_name)": "the user's files; our names of subsets",
+    r"dataset\.(train|test)\.class_map": "Recipe.class_order",
+    r"evaluation\.(ground_truth_filename|subset)": "the user's files; our names of subsets",
+    r"evaluation\.blocked_videos": "a list that comes with the authors' annotations; here data.exclude",
+    r"model\.backbone\.custom\.pretrain": "the user's file",
+    r"post_processing\.external_cls\.path": "the user's file",
+    r"(inference\..+|post_processing\.save_dict|work_dir)": "what is written, and where",
+    r"solver\.(amp|fp16_compress|static_graph|\w+\.num_workers|(val|test)\.batch_size)": "how it is computed",
+    r"workflow\.(checkpoint|logging)_interval": "how often it is saved and said",
+}
+DEFAULTS = {  # of OpenTAD's code, for keys that only some of its configs give
+    "dataset.test.fps": -1,
+    "dataset.test.offset_frames": 0,
+    "dataset.train.fps": -1,
+    "dataset.train.offset_frames": 0,
+    "evaluation.top_k": [],
+    "model.backbone.backbone.adapter_mlp_ratio": 0.25,
+    "model.backbone.backbone.drop_path_rate": 0.0,
+    "model.projection.input_pdrop": 0.0,
+    "model.rpn_head.filter_similar_gt": True,
+    "model.rpn_head.loss_weight": 1.0,
+    "model.rpn_head.prior_generator.use_offset": False,
+    "post_processing.nms.min_score": 0.0,
+    "post_processing.pre_nms_thresh": 0.001,
+    "post_processing.pre_nms_topk": 2000,
+}
+DATASETS = {"anet": "Anet", "charades": "EpicKitchens", "epic": "EpicKitchens", "ego4d": "Ego4D"}  # rest: Thumos
+CLASSES = {"thumos": 20, "multi_thumos": 65, "charades": 157, "ego4d": 110, "anet": 200}
+CLASSES |= {"noun": 293, "verb": 97}  # of EPIC
+CLASSIFIERS = {"cuhk": "CUHKANETClassifier", "plain": "StandardClassifier"}
+BACKBONES = {"tia": "VisionTransformerAdapter", "side": "VisionTransformerLadder"}  # rest: VisionTransformerCP
+LEAST_SHARE = 0.01  # AnetResizeDataset's threshold where filter_gt is set
 
 
-def facts_of(config: Config) -> dict[str, Any]:
-    """What a recipe says, of all that the published settings say."""
-    tree = config.to_dict()
-    facts = {f"data.{key}": tree["data"][key] for key in DATA}
-    facts |= {f"head.{key}": tree["head"][key] for key in HEAD}
-    facts |= {f"train.{key}": tree["train"][key] for key in TRAIN}
-    facts |= {f"test.{key}": tree["test"][key] for key in TEST}
-    backbone, data, head, train, test = (tree[name] for name in ("backbone", "data", "head", "train", "test"))
-    blocks, tuning = adapted_blocks(config.backbone), backbone["tuning"]
-    sliding = data["sampling"] == "random_trunc"
-    return facts | {
-        "frames": config.data.window_frames,
-        "data.frame_stride": config.data.frame_stride if sliding else None,
-        "data.offset_frames": data["offset_frames"],
-        "data.trunc_thresh": data["trunc_thresh"] if sliding else None,
-        "data.crop_ratio": data["crop_ratio"] if sliding else None,
-        "data.test_window_overlap": data["test_window_overlap"] if sliding else None,
-        "data.augment": sorted(data["augment"]),
-        "data.class_agnostic": data["class_agnostic"],
-        "backbone.name": backbone["name"],
-        "backbone.tuning": tuning,
-        "backbone.adapter_blocks": [blocks[0], blocks[-1]] if blocks else None,
-        "backbone.adapter_blocks without gaps": len(blocks) == (blocks[-1] - blocks[0] + 1 if blocks else 0),
-        "backbone.adapter_ratio": backbone["adapter_ratio"] if blocks else None,
-        "backbone.drop_path": backbone["drop_path"],
-        "backbone.activation_checkpointing": backbone["activation_checkpointing"],
-        "head.attn_window": head["attn_window"],
-        "head.strides": list(config.head.strides),
-        "head.max_len": config.pyramid_steps,
-        "train.lr_adapter": train["lr_adapter"] if blocks else None,
-        "train.lr_backbone": train["lr_backbone"],
-        "train.weight_decay_backbone": train["weight_decay_backbone"] if tuning == "full" else None,
-        "train.ema": train["ema_decay"] == 0.999,
-        "test.suppression": test["suppression"],
-        "test.recall_topk": test["recall_topk"],
-        "test.external_layout": test["external_layout"] if test["external_scores"] else None,
+def said_by(config: Config, published_id: str) -> dict[str, Any]:
+    """What a config says, in the tree of the authors' keys."""
+    family = published_id.split("/")[0]
+    data, head, train, test = config.data, config.head, config.train, config.test
+    blocks, tuning = adapted_blocks(config.backbone), config.backbone.tuning
+    sliding = data.sampling == "random_trunc"
+    external = bool(test.external_scores)
+    agnostic = {} if sliding else {"class_agnostic": data.class_agnostic}
+    num_classes = 1 if data.class_agnostic else CLASSES[published_id.split("_")[-1] if family == "epic" else family]
+
+    def dataset(kind: str, load: dict[str, Any], pictures: list[Any], keys: list[str]) -> dict[str, Any]:
+        grid = {"feature_stride": data.feature_stride_frames, "fps": data.fixed_fps or -1}
+        grid |= {"offset_frames": data.offset_frames, "sample_stride": 1}
+        return {
+            "type": DATASETS.get(family, "Thumos") + (kind if sliding else "Resize") + "Dataset",
+            **(grid if sliding else {"resize_length": data.window_size}),
+            **agnostic,
+            "pipeline": [
+                {"type": "PrepareVideoInfo", "format": "mp4"} | ({} if sliding else {"prefix": "v_"}),
+                {"type": "mmaction.DecordInit", "num_threads": 4},
+                {"type": "LoadFrames", "num_clips": 1, "scale_factor": data.frames_per_feature, **load},
+                {"type": "mmaction.DecordDecode"},
+                *pictures,
+                {"type": "mmaction.FormatShape", "input_format": "NCTHW"},
+                {"type": "ConvertToTensor", "keys": ["imgs", *keys]},
+                {"type": "Collect", "inputs": "imgs", "keys": ["masks", *keys]},
+            ],
+        }
+
+    side = data.resolution
+    crop = [{"type": "mmaction.CenterCrop", "crop_size": side}]
+    square = {"type": "mmaction.Resize", "scale": [side, side], "keep_ratio": False}
+    augmentations = {
+        "random_resized_crop": [{"type": "mmaction.RandomResizedCrop"}, square],
+        "flip": [{"type": "mmaction.Flip", "flip_ratio": 0.5}],
+        "rand_augment": [{"type": "mmaction.ImgAug", "transforms": "default"}],
+        "color_jitter": [{"type": "mmaction.ColorJitter"}],
+    }
+    augmented = [step for kind in data.augment for step in augmentations[kind]]
+    assert data.scaling == "bilinear"
+    trunc = {"trunc_len": data.window_size, "trunc_thresh": data.trunc_thresh, "crop_ratio": data.crop_ratio}
+    training = dataset(
+        "Padding",
+        {"method": "random_trunc", **trunc} if sliding else {"method": "resize"},
+        [{"type": "mmaction.Resize", "scale": [-1, data.short_side_before_crop]}, *(augmented or crop)],
+        ["gt_segments", "gt_labels"],
+    )
+    # EPIC's threshold is a length of 0, which we leave out of every dataset.
+    training["filter_gt"] = {LEAST_SHARE: True, 0.0: family == "epic"}[data.min_action_share]
+    testing = dataset(
+        "Sliding",
+        {"method": "sliding_window" if sliding else "resize"},
+        [{"type": "mmaction.Resize", "scale": [-1, side]}, *crop],
+        [],
+    )
+    testing |= {"filter_gt": False, "test_mode": True}
+    testing |= {"window_size": data.window_size, "window_overlap_ratio": data.test_window_overlap} if sliding else {}
+
+    adapters = {"total_frames": data.window_frames, "adapter_index": blocks}
+    adapters |= {"adapter_mlp_ratio": config.backbone.adapter_ratio}
+    backbone_rates = {
+        "full": {"lr": train.lr_backbone, "weight_decay": train.weight_decay_backbone},
+        "tia": {
+            "lr": 0,
+            "weight_decay": 0,
+            "custom": [{"name": "adapter", "lr": train.lr_adapter, "weight_decay": train.weight_decay}],
+            "exclude": ["backbone"],
+        },
+    }
+    backbone_rates["side"] = backbone_rates["tia"]
+    spec, clips = VIT_SPECS[config.backbone.name], data.window_frames // CLIP_FRAMES
+    return {
+        "dataset": {"train": training, "test": testing},
+        "model": {
+            "type": "ActionFormer",
+            "backbone": {
+                "type": "mmaction.Recognizer3D",
+                "backbone": {
+                    "type": BACKBONES.get(tuning, "VisionTransformerCP"),
+                    "img_size": spec.pretrained_side,
+                    "patch_size": spec.patch,
+                    "embed_dims": spec.width,
+                    "depth": spec.depth,
+                    "num_heads": spec.heads,
+                    "mlp_ratio": spec.mlp_hidden / spec.width,
+                    "qkv_bias": True,
+                    "num_frames": CLIP_FRAMES,
+                    "norm_cfg": {"type": "LN", "eps": 1e-6},
+                    "return_feat_map": True,
+                    "with_cp": config.backbone.activation_checkpointing,
+                    "drop_path_rate": config.backbone.drop_path,
+                    **(adapters if blocks else {}),
+                },
+                "data_preprocessor": {
+                    "type": "mmaction.ActionDataPreprocessor",
+                    "mean": PIXEL_MEAN,
+                    "std": PIXEL_STD,
+                    "format_shape": "NCTHW",
+                },
+                "custom": {
+                    "pre_processing_pipeline": [
+                        {
+                            "type": "Rearrange",
+                            "keys": ["frames"],
+                            "ops": "b n c (t1 t) h w -> (b t1) n c t h w",
+                            "t1": clips,
+                        }
+                    ],
+                    "post_processing_pipeline": [
+                        {"type": "Reduce", "keys": ["feats"], "ops": "b n c t h w -> b c t", "reduction": "mean"},
+                        {"type": "Rearrange", "keys": ["feats"], "ops": "(b t1) c t -> b c (t1 t)", "t1": clips},
+                        {"type": "Interpolate", "keys": ["feats"], "size": data.window_size},
+                    ],
+                    "norm_eval": tuning == "frozen",
+                    "freeze_backbone": tuning == "frozen",
+                },
+            },
+            "projection": {
+                "type": "Conv1DTransformerProj",
+                "in_channels": spec.width,
+                "out_channels": head.width,
+                "arch": head.arch,
+                "conv_cfg": {"kernel_size": 3, "proj_pdrop": head.proj_dropout},
+                "norm_cfg": {"type": "LN"},
+                "attn_cfg": {"n_head": head.heads, "n_mha_win_size": head.attn_window},
+                "path_pdrop": head.drop_path,
+                "use_abs_pe": head.abs_pos_embed,
+                "max_seq_len": config.pyramid_steps,
+                "input_pdrop": head.input_dropout,
+            },
+            "neck": {
+                "type": "FPNIdentity",
+                "in_channels": head.width,
+                "out_channels": head.width,
+                "num_levels": head.levels,
+            },
+            "rpn_head": {
+                "type": "ActionFormerHead",
+                "num_classes": num_classes,
+                "in_channels": head.width,
+                "feat_channels": head.width,
+                "num_convs": head.num_convs,
+                "cls_prior_prob": head.cls_prior,
+                "prior_generator": {
+                    "type": "PointGenerator",
+                    "strides": head.strides,
+                    "regression_range": head.regression_range,
+                    "use_offset": head.point_offset,
+                },
+                "loss_normalizer": head.loss_normalizer,
+                "loss_normalizer_momentum": head.loss_normalizer_momentum,
+                "center_sample": "radius",
+                "center_sample_radius": head.center_radius,
+                "label_smoothing": head.label_smoothing,
+                "loss": {"cls_loss": {"type": "FocalLoss"}, "reg_loss": {"type": "DIOULoss"}},
+                "loss_weight": head.reg_loss_weight,
+                "filter_similar_gt": head.filter_similar_gt,
+            },
+        },
+        "solver": {
+            "train": {"batch_size": train.global_batch},
+            "clip_grad_norm": train.grad_clip,
+            "ema": train.ema_decay == 0.999,  # as its code has it
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "lr": train.lr_head,
+            "weight_decay": train.weight_decay,
+            "paramwise": True,
+            **({"backbone": backbone_rates[tuning]} if tuning in backbone_rates else {}),
+        },
+        "scheduler": {
+            "type": "LinearWarmupCosineAnnealingLR",
+            "warmup_epoch": train.warmup_epochs,
+            "max_epoch": train.schedule_epochs,
+        },
+        "workflow": {
+            "end_epoch": train.stop_epoch,
+            "val_start_epoch": train.eval_from_epoch,
+            "val_eval_interval": train.eval_every,
+            "val_loss_interval": -1,
+        },
+        "post_processing": {
+            "pre_nms_thresh": test.pre_nms_thresh,
+            "pre_nms_topk": test.pre_nms_topk,
+            "nms": {
+                "use_soft_nms": test.suppression == "gaussian",
+                "sigma": test.sigma,
+                "max_seg_num": test.max_per_video,
+                "min_score": test.min_score,
+                "multiclass": test.per_class,
+                "voting_thresh": test.voting_thresh,
+            },
+            **(
+                {"external_cls": {"type": CLASSIFIERS[test.external_layout], "topk": test.external_topk}}
+                if external
+                else {}
+            ),
+        },
+        "evaluation": {"type": "mAP", "tiou_thresholds": test.tiou, "top_k": test.recall_topk},
     }
 
 
-def facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The same of a row of the authors' settings; every field of it is used."""
-    row = json.loads(json.dumps(row))
-    head, train, test = row.pop("head"), row.pop("train"), row.pop("test")
-    for name in ("id", "dataset"):
-        row.pop(name)
-    facts = {f"data.{key}": row.pop(key) for key in DATA}
-    facts |= {f"head.{key}": head.pop(key) for key in HEAD}
-    facts |= {f"train.{key}": train.pop(key) for key in TRAIN}
-    facts |= {f"test.{key}": test.pop(key) for key in TEST}
-    assert len(head["strides"]) == head.pop("levels")
-    assert train.pop("optimizer") == "adamw"
-    layouts = {None: None, "CUHKANETClassifier": "cuhk", "StandardClassifier": "plain"}
-    kinds = [AUGMENTATIONS[name] for name in row.pop("augment") if name in AUGMENTATIONS]
-    facts |= {
-        "frames": row.pop("frames"),
-        "data.frame_stride": row.pop("frame_stride"),
-        "data.offset_frames": row.pop("offset_frames") or 0,
-        "data.trunc_thresh": row.pop("trunc_thresh"),
-        "data.crop_ratio": row.pop("crop_ratio"),
-        "data.test_window_overlap": row.pop("test_window_overlap"),
-        "data.augment": sorted(kinds),
-        "data.class_agnostic": head.pop("num_classes") == 1,
-        "backbone.name": row.pop("backbone"),
-        "backbone.tuning": row.pop("tuning"),
-        "backbone.adapter_blocks": row.pop("adapter_blocks"),
-        "backbone.adapter_blocks without gaps": True,
-        "backbone.adapter_ratio": row.pop("adapter_ratio"),
-        "backbone.drop_path": row.pop("backbone_drop_path") or 0.0,
-        "backbone.activation_checkpointing": row.pop("activation_checkpointing"),
-        "head.attn_window": head.pop("attn_window"),
-        "head.strides": head.pop("strides"),
-        "head.max_len": head.pop("max_len"),
-        "train.lr_adapter": train.pop("lr_adapter"),
-        "train.lr_backbone": train.pop("lr_backbone"),
-        "train.weight_decay_backbone": train.pop("wd_backbone"),
-        "train.ema": train.pop("ema"),
-        "test.suppression": "gaussian" if test.pop("soft_nms") else "hard",
-        "test.recall_topk": test.pop("recall_topk") or [],
-        "test.external_layout": layouts[test.pop("external_classifier")],
+def differences(pinned: Mapping[str, Any], config: Config, published_id: str) -> dict[str, tuple[Any, Any]]:
+    """By key: the authors' value and ours, where they differ; None where only one side knows the key."""
+    ours = dict(flat(json.loads(json.dumps(said_by(config, published_id)))))
+    defaults = DEFAULTS | {"workflow.end_epoch": pinned["scheduler.max_epoch"]}
+    theirs = {key: value for key, value in defaults.items() if key in ours}
+    theirs |= {key: value for key, value in pinned.items() if not is_set_aside(key)}
+    return {
+        key: (theirs.get(key), ours.get(key))
+        for key in ours | theirs
+        if key not in ours or key not in theirs or ours[key] != theirs[key]
     }
-    assert not row, row
-    assert not head, head
-    assert not train, train
-    assert not test, test
-    return facts
 
 
-def known_facts() -> dict[str, dict[str, Any]]:
-    """All facts by the authors' names."""
-    tree = json.loads(FACTS.read_text())
-    return {name: part["all"] | own for part in tree.values() for name, own in part["each"].items()}
+def is_set_aside(key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in SET_ASIDE)
 
 
-def rows() -> list[dict[str, Any]]:
-    return json.loads(SETTINGS.read_text())
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`model.type` and so on, with their values; lists stay whole."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def pinned_configs() -> dict[str, dict[str, Any]]:
+    """All of the authors' configs, flat, by the authors' names."""
+    families = json.loads(FACTS.read_text())["families"]
+    return {name: family["all"] | own for family in families.values() for name, own in family["each"].items()}
 
 
 def test_all_are_there():
-    assert len(known_facts()) == 51
-    assert set(known_facts()) == set(PUBLISHED)
+    assert len(pinned_configs()) == 51
+    assert set(pinned_configs()) == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("published_id", sorted(PUBLISHED))
-def test_each_field(published_id):
-    assert facts_of(find_recipe(PUBLISHED[published_id]).config) == known_facts()[published_id]
+def test_each_key(published_id):
+    assert differences(pinned_configs()[published_id], PUBLISHED[published_id].config, published_id) == {}
 
 
-@pytest.mark.skipif(not SETTINGS.exists(), reason="shared/ is not beside the repository")
-def test_facts_are_the_authors():
-    assert known_facts() == {row["id"]: facts_of_row(row) for row in rows()}
+def test_what_is_noticed():
+    """A key that nobody knows, a value that differs, and a setting of ours that the authors do not have."""
+    name = "ego4d/ego4d_internvideo_1800x4_192_adapter_lr4e-4"
+    pinned, config = pinned_configs()[name], PUBLISHED[name].config
+    unknown = pinned | {"model.projection.attn_cfg.attn_pdrop": 0.1}
+    assert differences(unknown, config, name) == {"model.projection.attn_cfg.attn_pdrop": (0.1, None)}
+    dry = override(config, ["head.proj_dropout=0"])
+    assert differences(pinned, dry, name) == {"model.projection.conv_cfg.proj_pdrop": (0.1, 0.0)}
+    del pinned["model.projection.conv_cfg.proj_pdrop"]
+    assert differences(pinned, config, name) == {"model.projection.conv_cfg.proj_pdrop": (None, 0.1)}
+
+
+def test_nothing_is_set_aside_or_assumed_in_vain():
+    keys = {key for pinned in pinned_configs().values() for key in pinned}
+    assert not [pattern for pattern in SET_ASIDE if not any(re.fullmatch(pattern, key) for key in keys)]
+    never = {key for key in DEFAULTS if all(key in pinned for pinned in pinned_configs().values())}
+    assert not never
+
+
+@pytest.mark.parametrize("name", ["activitynet_videomae_b", "hacs_videomae_b", "fineaction_videomae_b"])
+def test_short_actions_are_left_out_where_the_authors_do(name):
+    assert find_recipe(name).config.data.min_action_share == 0.01
 
 
 @pytest.mark.parametrize("name", all_recipes())
@@ -168,24 +358,43 @@ def test_recipes_are_diffed(capsys):
     assert lines[0].split()[1:] == ["2", "->", "1"]
 
 
-def write_facts() -> None:
-    """Write published.json from shared/."""
-    parts: dict[str, Any] = {}
-    for dataset in dict.fromkeys(row["dataset"] for row in rows()):
-        each = {row["id"]: facts_of_row(row) for row in rows() if row["dataset"] == dataset}
+def resolved(path: Path) -> dict[str, Any]:
+    """A config of OpenTAD, run, over its `_base_` files: dicts are merged, `_delete_` replaces."""
+    names: dict[str, Any] = {}
+    exec(path.read_text(), names)
+    bases = names.get("_base_", [])
+    tree: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        tree = merged(tree, resolved(path.parent / base))
+    own = {key: value for key, value in names.items() if not key.startswith("_") and not isinstance(value, ModuleType)}
+    return merged(tree, own)
+
+
+def merged(base: Any, change: Mapping[str, Any]) -> dict[str, Any]:
+    tree = dict(base) if isinstance(base, Mapping) and not change.get("_delete_") else {}
+    for key, value in change.items():
+        if key != "_delete_":
+            tree[key] = merged(tree.get(key), value) if isinstance(value, Mapping) else value
+    return tree
+
+
+def write_facts(checkout: Path) -> None:
+    """Write published.json from OpenTAD."""
+    families: dict[str, dict[str, Any]] = {}
+    for path in sorted((checkout / "configs/adatad").glob("*/e2e_*.py")):
+        config = resolved(path)
+        del config["dataset"]["val"]
+        name = f"{path.parent.name}/{path.stem.removeprefix('e2e_')}"
+        families.setdefault(path.parent.name, {})[name] = json.loads(json.dumps(dict(flat(config))))
+    parts = []
+    for family, each in families.items():
         first, *rest = each.values()
-        common = {key: value for key, value in first.items() if all(other[key] == value for other in rest)}
-        own = {name: {k: v for k, v in facts.items() if k not in common} for name, facts in each.items()}
-        parts[dataset] = {"all": common, "each": own}
-    lines = [
-        f'  "{dataset}": {{"all": {json.dumps(part["all"])},'
-        + '\n   "each": {\n'
-        + ",\n".join(f'    "{name}": {json.dumps(own)}' for name, own in part["each"].items())
-        + "}}"
-        for dataset, part in parts.items()
-    ]
-    FACTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        shared = {k: v for k, v in first.items() if all(k in other and other[k] == v for other in rest)}
+        own = {name: {k: v for k, v in config.items() if k not in shared} for name, config in each.items()}
+        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(config)}" for name, config in own.items())
+        parts.append(f'  "{family}": {{"all": {json.dumps(shared)},\n   "each": {{\n{lines}}}}}')
+    FACTS.write_text(f'{{"source": "{SOURCE}", "families": {{\n' + ",\n".join(parts) + "}}\n")
 
 
 if __name__ == "__main__":
-    write_facts()
+    write_facts(Path(sys.argv[1]))

@@ -71,6 +71,18 @@ def test_what_was_written_is_read(raw, count, tmp_path):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("sampling", "overlap"), [("random_trunc", 1.0), ("resize", 10 / 50)])
+def test_sliding_windows_are_clipped_before_suppression(sampling, overlap):
+    """Two candidates that are alike inside the video only: one action to sliding windows, two to whole videos."""
+    segments = torch.tensor([[40.0, 50.0], [40.0, 90.0]])
+    found = Candidates(segments_sec=segments, scores=torch.tensor([0.9, 0.8]), labels=torch.zeros(2, dtype=torch.int64))
+    config = from_dict({"data": {"sampling": sampling}, "test": {"suppression": "gaussian", "sigma": 0.7}})
+    candidates = {"v": VideoCandidates(found, duration_sec=50.0)}
+    kept = finish(candidates, videos=["v"], classes=["run"], config=config, world=WORLD)["v"]
+    assert [record["segment"] for record in kept] == [[40.0, 50.0], [40.0, 50.0]]
+    assert kept[1]["score"] == pytest.approx(0.8 * np.exp(-(overlap**2) / 0.7), abs=1e-4)
+
+
 def test_the_same_settings_give_the_same_detections(raw, tmp_path):
     names = ["two words", "v", "silent", "w"]
     config = from_dict(raw.config)
