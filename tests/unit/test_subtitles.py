@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.pictures import draw_detections
 from adatad_ds.evaluation.subtitles import clock, write_csv, write_srt, write_vtt
 
@@ -37,7 +38,8 @@ def cues(text: str) -> list[tuple[float, float, str]]:
 
 
 @pytest.mark.parametrize(
-    ("write", "escaped"), [(write_vtt, "run &amp; &lt;fall&gt; --&gt; again"), (write_srt, "run & <fall> --> again")]
+    ("write", "escaped"),
+    [(write_vtt, "run &amp; &lt;fall&gt; --&gt; again"), (write_srt, "run & \u2039fall\u203a --\u203a again")],
 )
 def test_cues(tmp_path: Path, write, escaped: str):
     write(tmp_path / "x", DETECTIONS)
@@ -85,7 +87,7 @@ def test_picture_of_nothing_and_of_many(tmp_path: Path):
             for i in range(count)
         ]
         path = tmp_path / f"{count}.png"
-        draw_detections(path, name="match", duration_sec=2800, detections=records, min_score=0.3)
+        draw_detections(path, name="match", duration_sec=2800, detections=records, shown=ShownFrom.choose(None, None))
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
         sizes.append(int.from_bytes(content[20:24]))  # the picture's height
