@@ -189,6 +189,39 @@ def test_monitor_writes_figures_and_histograms_once_a_step(tmp_path):
     assert [text.splitlines()[1] for text in texts] == ["started at 0", "started at 3"]
 
 
+def test_a_picture_that_fails_ends_no_training(tmp_path, capsys):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=0, total_steps=9)
+
+    def fail() -> Figure:
+        raise RuntimeError("no memory")
+
+    monitor.figure("pictures/curves", fail, 0)
+    monitor.scalars(0, {"loss/total": 1.0})
+    monitor.close()
+    assert "warning: pictures/curves could not be drawn: RuntimeError: no memory" in capsys.readouterr().out
+    assert [event.value for event in read(tmp_path).Scalars("loss/total")] == [1.0]
+
+
+def test_no_text_ends_its_fence(tmp_path):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=0, total_steps=9)
+    monitor.text("config", "a\n```\n<b>bold</b>")
+    monitor.close()
+    (event,) = read(tmp_path).Tensors("config/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == "````\na\n```\n<b>bold</b>\n````"
+
+
+def test_the_bar_shows_a_smoothed_loss(tmp_path):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=100, total_steps=400)
+    shown = []
+    for step, loss in enumerate([8.0, 4.0] + [1.0, 3.0] * 100, start=100):
+        monitor.advance(step, loss=loss)
+        shown.append(float(monitor._bar.postfix.split()[1]))
+    monitor.close()
+    assert shown[:3] == [8.0, 6.0, 4.3333]  # the mean so far
+    assert all(abs(loss - 2) < 0.1 for loss in shown[-20:])  # of losses that jump between 1 and 3
+    assert "(smoothed)" in monitor._bar.postfix
+
+
 def test_a_run_started_over_leaves_no_steps_of_the_first(tmp_path):
     write(tmp_path, start=0, stop=5, value=1.0)
     write(tmp_path, start=0, stop=2, value=2.0)

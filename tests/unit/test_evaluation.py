@@ -128,7 +128,8 @@ def test_what_epic_and_ego4d_report():
     assert reported["average_mAP"] == pytest.approx((1 + 1 + 1 + 0.5 + 0.5) / 5)
     assert reported["recall@0.5@1"] == 0.5
     names = {f"{kind}@{t}@{k}" for kind in ("recall", "instance_recall") for t in tiou for k in (1, 5)}
-    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | names
+    best = {"best_F1@0.5", "best_F1_threshold@0.5"}
+    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | names | best
     truth["v"].append((50.0, 51.0, "b"))  # of classes alike 1 in 4, of segments alike 1 in 3
     reported = evaluate_detections(results, truth, tiou=tiou, recall_topk=(1,)).to_dict()
     assert reported["recall@0.5@1"] == 0.25
