@@ -130,7 +130,7 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
                 failed += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
             else:
-                failed += not drawn or _incomplete(path)
+                failed += _incomplete(path) or not drawn
                 results[name] = records
                 write_results(wanted.folder / RESULTS_FILE, results)
                 tqdm.write(f"{name}: {len(records)} detections, {wanted.shown.summary(records)}")

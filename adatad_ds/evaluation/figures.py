@@ -75,8 +75,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG; a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png")
-    temporary.rename(path)
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.rename(path)
+    finally:  # of a failed or interrupted one
+        temporary.unlink(missing_ok=True)
 
 
 def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str], object]) -> bool:
