@@ -20,9 +20,11 @@ from torch import Tensor
 
 from adatad_ds.compact import MASTER, decode
 from adatad_ds.config import ConfigError
+from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.weight_files import StoredTensor, Tensors, first_line, open_tensors
 
 STATE_FILE = "state.json"
+OPERATING_POINTS_FILE = "operating_points.json"  # of the evaluated kinds of weights
 _PREFIX = "step_"
 _TEMPORARY = ".writing_"
 
@@ -88,6 +90,10 @@ class CheckpointStore:
         temporary.write_text(_name(step) + "\n", encoding="utf-8")
         _flush(temporary)
         temporary.rename(self.folder / "best")
+
+    def set_operating_point(self, *, step: int, kind: str, point: OperatingPoint) -> None:
+        """Keep the score of the best F1 with the checkpoint of a step; see `write_operating_point`."""
+        write_operating_point(self.folder / _name(step), kind=kind, point=point)
 
     def best(self) -> Path | None:
         """The checkpoint marked best, if it is there."""
@@ -162,6 +168,34 @@ def _decoded(learnt: LearntState) -> LearntState:
 def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's `state.json`."""
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
+    """The score of the best F1 that an evaluation of a checkpoint's weights found; None: none did.
+
+    Args:
+        path: the checkpoint.
+        kind: which of its weights, "master" or "average".
+    """
+    try:
+        return OperatingPoint.from_dict(_operating_points(path).get(kind))
+    except (ValueError, TypeError, AttributeError):  # damaged; the next evaluation writes it anew
+        return None
+
+
+def write_operating_point(path: Path, *, kind: str, point: OperatingPoint) -> None:
+    """Keep it with the checkpoint, in the place of an earlier evaluation's."""
+    temporary = path / f".{OPERATING_POINTS_FILE}"
+    content = _operating_points(path) | {kind: point.to_dict()}
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path / OPERATING_POINTS_FILE)
+
+
+def _operating_points(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / OPERATING_POINTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def is_whole(path: Path) -> bool:

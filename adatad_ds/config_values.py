@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 CLIP_FRAMES = 16  # frames that attend to one another in a video transformer
 TUBELET_FRAMES = 2  # frames that one of its tokens spans
+
+_ITEM = re.compile(r"""'[^']*'|"[^"]*"|[^][(),\s][^][(),]*""")  # of a list: quoted, or up to the next comma or bracket
 
 
 class ConfigError(ValueError):
@@ -57,14 +60,16 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
 
 
 def literal(text: str) -> Any:
-    """A value as users write it after `--set section.key=`: a Python literal, or a bare word."""
+    """A value as users write it after `--set section.key=`: a Python literal, a bare word, or a list of both."""
     aliases = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in aliases:
         return aliases[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    for written in (text, _ITEM.sub(lambda item: repr(literal(item[0].strip())), text) if text[:1] in "[(" else text):
+        try:
+            return ast.literal_eval(written)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:

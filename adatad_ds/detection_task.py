@@ -136,14 +136,17 @@ class DetectionTask:
             table=metrics.table(),
             per_class=metrics.per_class_table(),
             save=lambda folder: write_results(folder / RESULTS_FILE, results),
-            pictures=lambda title: _pictures(results, metrics, videos=videos, title=title),
+            pictures=_pictures(results, metrics, videos=videos),
+            operating_point=None if config.test.external_scores else metrics.operating_point,
         )
 
 
-def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video], title: str) -> dict[str, Figure]:
+def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video]) -> dict[str, Callable[[str], Figure]]:
     surest = timeline_videos(results, videos=videos[:PICTURE_VIDEOS])
     return {
-        "timelines": timeline_figure(surest, title=f"{title}: the surest detections of the first test videos"),
-        "precision_recall": precision_recall_figure(metrics, title=f"{title}: precision and recall"),
-        "class_ap": class_ap_figure(metrics, title=f"{title}: AP by class"),
+        "timelines": lambda title: timeline_figure(
+            surest, title=f"{title}: the surest detections of the first test videos"
+        ),
+        "precision_recall": lambda title: precision_recall_figure(metrics, title=f"{title}: precision and recall"),
+        "class_ap": lambda title: class_ap_figure(metrics, title=f"{title}: AP by class"),
     }

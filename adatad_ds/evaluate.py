@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +29,14 @@ from adatad_ds.data.annotations import DataError, Video, load_annotations
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.video_lists import class_assignments
+from adatad_ds.evaluation.figures import try_to_draw
+from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
-from adatad_ds.evaluation.results import write_per_class, write_results
+from adatad_ds.evaluation.results import write_results
+from adatad_ds.evaluation.tables import write_table
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, end_process, report_error
 from adatad_ds.pretrained import in_published_order
@@ -45,14 +49,14 @@ from adatad_ds.recognition_task import (
 )
 from adatad_ds.runs import METRICS_FILE, RESULTS_FILE
 from adatad_ds.temporal import Mesh
-from adatad_ds.trained import Trained, find_trained, load_model
+from adatad_ds.trained import Trained, find_trained, load_model, store_operating_point
+from adatad_ds.utf8 import use_utf8
 
 PICTURE_FILE = "detections.png"
 PER_CLASS_FILE = "per_class.csv"
 RAW_FILE = "raw.npz"
 FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # had their effect before the file was kept
 PICTURE_VIDEOS = 6
-PICTURE_SCORE = 0.3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,6 +128,9 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
         mesh=Mesh(world=world, config=config),
         report=tqdm.write if world.is_main else lambda message: None,
     )
+    if save_raw:
+        kept = RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates)
+        world.on_main(lambda: save_candidates(output / RAW_FILE, kept))
     results = finish(
         candidates,
         videos=[video.name for video in data.videos],
@@ -134,14 +141,30 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
     )
     if not world.is_main:
         return
-    if save_raw:
-        output.mkdir(parents=True, exist_ok=True)
-        write_raw(
-            output / RAW_FILE,
-            RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates),
-        )
-        tqdm.write(f"written: {output / RAW_FILE}")
-    report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+    metrics = report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+    point = metrics.operating_point if metrics else trained.operating_point
+    if metrics and point and external is None:  # with external classes, scores are not the detector's own
+        keep_operating_point(trained, point)
+    draw(results, videos=data.videos, path=output / PICTURE_FILE, title=trained.name, known=point)
+
+
+def save_candidates(path: Path, raw: RawDetections) -> None:
+    """Write candidates before suppression, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_raw(path, raw)
+    tqdm.write(f"written: {path}")
+
+
+def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
+    """Store the score of the best F1 with what was evaluated, where predict.py finds it, and say so."""
+    try:
+        stored = store_operating_point(trained, point)
+    except OSError as error:
+        tqdm.write(f"warning: the score of the best F1 could not be stored: {error}")
+        return
+    where = f"stored in {stored}" if stored else "a published file stays as it is"
+    use = "predict.py shows detections from there on" if stored else f"predict.py --score {point.score:g} shows them"
+    tqdm.write(f"{where}: {use}")
 
 
 def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool = False) -> None:
@@ -216,25 +239,28 @@ def evaluate_again(
         world=world,
         external=external_scores(config, videos=annotations.videos, classes=raw.classes),
     )
-    if world.is_main:
-        report(results, videos=annotations.videos, config=config, name=raw.name, output=output, per_class=per_class)
+    if not world.is_main:
+        return
+    videos = annotations.videos
+    metrics = report(results, videos=videos, config=config, name=raw.name, output=output, per_class=per_class)
+    known = metrics.operating_point if metrics else None
+    draw(results, videos=videos, path=output / PICTURE_FILE, title=raw.name, known=known)
 
 
 def report(
     results: Results, *, videos: Sequence[Video], config: Config, name: str, output: Path, per_class: bool
-) -> None:
-    """Save detections and a picture; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
+) -> Metrics | None:
+    """Save detections; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / RESULTS_FILE, results)
-    draw(results, videos=videos, path=output / PICTURE_FILE, title=name)
-    written = [RESULTS_FILE, PICTURE_FILE]
+    written, metrics = [RESULTS_FILE], None
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
     if any(video.actions for video in videos):
         metrics = measure(results, videos=videos, config=config)
         (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         write_per_class(output / PER_CLASS_FILE, metrics.per_class())
         written += [METRICS_FILE, PER_CLASS_FILE]
-        tqdm.write(f"{what}\n{metrics.table()}")
+        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is true'}")
         if per_class:
             tqdm.write(metrics.per_class_table())
     else:
@@ -242,20 +268,31 @@ def report(
             (output / stale).unlink(missing_ok=True)
         tqdm.write(f"{what}: no action is annotated, so detections are not measured")
     tqdm.write(f"written: {output}/{', '.join(written)}")
+    return metrics
 
 
-def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str) -> None:
-    """A picture of ground truth and confident detections of the first few videos."""
+def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
+    """Write metrics class by class as CSV."""
+    write_table(path, rows, columns=list(rows[0]))
+
+
+def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, known: OperatingPoint | None) -> None:
+    """A picture of ground truth and of the detections from the best F1's score on, of the first few videos."""
+    shown, some = ShownFrom.choose(None, known), videos[:PICTURE_VIDEOS]
     first = [
         TimelineVideo(
             name=video.name,
             duration_sec=video.duration_sec,
             ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
-            detections=[record for record in results[video.name] if record["score"] >= PICTURE_SCORE],
+            detections=list(filter(shown.passes, results[video.name])),
         )
-        for video in videos[:PICTURE_VIDEOS]
+        for video in some
     ]
-    draw_timeline(path, videos=first, title=f"{title}, scores from {PICTURE_SCORE}")
+    records = [record for video in some for record in results[video.name]]
+    heading = f"{title}: of {len(records)} detections {shown.summary(records)}"
+    path.unlink(missing_ok=True)
+    if try_to_draw(str(path), lambda: draw_timeline(path, videos=first, title=heading), report=tqdm.write):
+        tqdm.write(f"drawn: {path}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -282,4 +319,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    use_utf8()
     end_process(main())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import ArrayLike
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from adatad_ds.evaluation.figures import try_to_draw
+
+SMOOTHED_STEPS = 20  # over which the progress bar's loss is averaged
 LOG_FILE = "log.jsonl"
 
 
@@ -39,22 +43,25 @@ class Monitor:
             _drop_later_steps(self._log_path, before=start_step)
         self._log = self._log_path.open("a" if start_step else "w", encoding="utf-8")
         self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step)
-        self._start_step = start_step
+        self._start_step, self._loss = start_step, 0.0
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
 
     def text(self, name: str, content: str, step: int | None = None) -> None:
         """A text shown in TensorBoard as it stands, such as the config; of a step, or else of this start of the run."""
         if self._active:
-            fenced = f"```\n{content}\n```"
-            self._board.add_text(name, fenced, self._start_step if step is None else step)
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`*", content))))  # which nothing inside can end
+            self._board.add_text(name, f"{fence}\n{content}\n{fence}", self._start_step if step is None else step)
 
-    def figure(self, name: str, figure: Figure, step: int) -> None:
-        """A picture of step `step`, shown in TensorBoard; the figure is drawn here, on no display."""
-        if not self._active:
-            return
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._board.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+    def figure(self, name: str, draw: Callable[[], Figure], step: int) -> None:
+        """A picture of step `step`, shown in TensorBoard; drawn here, on no display. Of one that fails, a warning."""
+
+        def add() -> None:
+            canvas = FigureCanvasAgg(draw())
+            canvas.draw()
+            self._board.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+
+        if self._active:
+            try_to_draw(name, add, report=self.say)
 
     def histogram(self, name: str, values: ArrayLike, step: int) -> None:
         """How a quantity is spread at step `step`; values that are not finite are left out."""
@@ -65,11 +72,13 @@ class Monitor:
         if len(numbers):
             self._board.add_histogram(name, numbers, step)
 
-    def advance(self, step: int, postfix: str) -> None:
-        """One more optimizer step is done."""
+    def advance(self, step: int, *, loss: float) -> None:
+        """One more optimizer step is done; the bar shows its loss smoothed, for one batch says little."""
         if self._active:
+            weight = 1 / min(step + 1 - self._start_step, SMOOTHED_STEPS)  # a plain mean at first
+            self._loss += weight * (loss - self._loss)
             self._bar.update(step + 1 - self._bar.n)
-            self._bar.set_postfix_str(postfix, refresh=False)
+            self._bar.set_postfix_str(f"loss {self._loss:.4f} (smoothed)", refresh=False)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of step `step` (0 is the first), named `group/name`."""
@@ -99,6 +108,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_memory_name(device: torch.device) -> str:
+    """What `peak_memory_bytes` measures: "peak" of the device's allocator, "peak_resident" of a process."""
+    return "peak" if device.type == "cuda" else "peak_resident"
 
 
 def _drop_later_steps(path: Path, *, before: int) -> None:

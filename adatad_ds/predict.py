@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,18 @@ from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_files import ANNOTATED, find_files, length_sec
 from adatad_ds.data.video_lists import read_class_names
 from adatad_ds.evaluation.annotate import write_annotated
+from adatad_ds.evaluation.figures import try_to_draw
+from adatad_ds.evaluation.operating_point import SHOWN_SCORE, ShownFrom
 from adatad_ds.evaluation.pictures import draw_detections
 from adatad_ds.evaluation.player import plays_in_browsers, video_address, write_page
 from adatad_ds.evaluation.results import write_results
 from adatad_ds.evaluation.subtitles import write_csv, write_srt, write_vtt
+from adatad_ds.utf8 import use_utf8
 from adatad_ds.video_detector import Detection, VideoDetector, load_detector
 
 __all__ = ["Detection", "VideoDetector", "load_detector", "main"]
 
 RESULTS_FILE = "results.json"
-SHOWN_SCORE = 0.3
 EMBEDDED_MB = 20.0
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}<{remaining}]"
 
@@ -52,14 +55,14 @@ class Wanted:
 
     Attributes:
         folder: where.
-        min_score: of the detections in subtitles, pictures and annotated videos.
+        shown: from which score on detections are in subtitles, annotated videos and pages.
         annotated: a video with its detections written over it.
         html: a page with the player.
         embedded_mb: videos up to this size become part of their page.
     """
 
     folder: Path
-    min_score: float
+    shown: ShownFrom
     annotated: bool
     html: bool
     embedded_mb: float
@@ -68,13 +71,6 @@ class Wanted:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one line a file, and an exit code."""
     arguments = parse_arguments(argv)
-    wanted = Wanted(
-        folder=arguments.output,
-        min_score=arguments.score,
-        annotated=arguments.annotated,
-        html=arguments.html,
-        embedded_mb=arguments.embed_mb,
-    )
     try:
         videos, absent = find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
         detector = load_detector(
@@ -88,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if arguments.recipe:  # a published checkpoint, which does not name its classes
             print(describe_logits(detector.classes))
+        wanted = Wanted(
+            folder=arguments.output,
+            shown=ShownFrom.choose(arguments.score, detector.operating_point),
+            annotated=arguments.annotated,
+            html=arguments.html,
+            embedded_mb=arguments.embed_mb,
+        )
         wanted.folder.mkdir(parents=True, exist_ok=True)
         write_results(wanted.folder / RESULTS_FILE, {})
         for message in absent:
@@ -104,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what {wanted.folder / RESULTS_FILE} names is done", file=sys.stderr)
+        print(f"\ninterrupted; what {arguments.output / RESULTS_FILE} names is done", file=sys.stderr)
         return 130
     return 1 if failed or absent else 0
 
@@ -125,54 +128,75 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
             try:
                 found = detector.detect(path, progress=advance)
                 records = [detection.record() for detection in found]
-                write_video(name, path, records, wanted=wanted)
+                write_detections(name, records, wanted=wanted)
+                drawn = draw_video(name, path, records, wanted=wanted)
             except (VideoError, av.FFmpegError, OSError) as error:
                 failed += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
             else:
-                failed += _incomplete(path)
+                failed += _incomplete(path) or not drawn
                 results[name] = records
                 write_results(wanted.folder / RESULTS_FILE, results)
-                sure = sum(record["score"] >= wanted.min_score for record in records)
-                tqdm.write(f"{name}: {len(records)} detections, {sure} of score {wanted.min_score:g} or more")
+                tqdm.write(f"{name}: {len(records)} detections, {wanted.shown.summary(records)}")
             advance(1.0)  # also past what failed
     tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and files of each of {len(results)} videos beside it")
     return failed
 
 
-def write_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> None:
-    """Write one video's files; all appear when all are whole, NAME.json last."""
-    shown = [record for record in records if record["score"] >= wanted.min_score]
-    info = probe(path)
-    with tempfile.TemporaryDirectory(dir=wanted.folder, prefix=".unfinished_") as temporary:
-        folder = Path(temporary)
+def write_detections(name: str, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> None:
+    """Write what was found in one video, as JSON, table and subtitles."""
+    shown = list(filter(wanted.shown.passes, records))
+    with _unfinished(wanted.folder) as folder:
         write_csv(folder / f"{name}.csv", records)
         write_vtt(folder / f"{name}.vtt", shown)
         write_srt(folder / f"{name}.srt", shown)
-        draw_detections(
-            folder / f"{name}.png",
-            name=name,
-            duration_sec=info.duration_sec,
-            detections=records,
-            min_score=wanted.min_score,
-        )
-        annotated = folder / f"{name}{ANNOTATED}"
-        playable = not wanted.html or plays_in_browsers(path)
-        if wanted.annotated or not playable:
-            write_annotated(path, annotated, detections=shown)
-        if wanted.html:
-            played, beside = (path, wanted.folder) if playable else (annotated, folder)
-            write_page(
-                folder / f"{name}.html",
-                name=name,
-                video=video_address(played, folder=beside, most_bytes=round(wanted.embedded_mb * 1e6)),
-                duration_sec=info.duration_sec,
-                detections=records,
-                min_score=wanted.min_score,
-            )
         write_results(folder / f"{name}.json", {name: records})
-        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
-            file.replace(wanted.folder / file.name)
+
+
+def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> bool:
+    """Draw one video's picture, and where wanted its annotated copy and page.
+
+    Returns:
+        Whether all that was asked for is there; the picture is an extra.
+    """
+    duration_sec, playable = probe(path).duration_sec, plays_in_browsers(path)
+    picture, annotated, page = (wanted.folder / f"{name}{ending}" for ending in (".png", ANNOTATED, ".html"))
+
+    def draw_picture() -> None:
+        draw_detections(picture, name=name, duration_sec=duration_sec, detections=records, shown=wanted.shown)
+
+    def draw_copy() -> None:
+        with _unfinished(wanted.folder) as folder:
+            write_annotated(path, folder / annotated.name, detections=list(filter(wanted.shown.passes, records)))
+
+    def draw_page() -> None:
+        played = path if playable else annotated
+        with _unfinished(wanted.folder) as folder:
+            write_page(
+                folder / page.name,
+                name=name,
+                video=video_address(played, folder=wanted.folder, most_bytes=round(wanted.embedded_mb * 1e6)),
+                duration_sec=duration_sec,
+                detections=records,
+                shown=wanted.shown,
+            )
+
+    asked = {annotated: draw_copy} if wanted.annotated or (wanted.html and not playable) else {}
+    asked |= {page: draw_page} if wanted.html else {}
+    drawn = {}
+    for file, draw in {picture: draw_picture, **asked}.items():
+        file.unlink(missing_ok=True)  # an earlier prediction's
+        drawn[file] = try_to_draw(str(file), draw, report=lambda message: tqdm.write(message, file=sys.stderr))
+    return all(drawn[file] for file in asked)
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files appear in `folder` when all of them are whole."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished_") as temporary:
+        yield Path(temporary)
+        for file in sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".json"):
+            file.replace(folder / file.name)
 
 
 def _length_sec(path: Path) -> float:
@@ -213,9 +237,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score",
         type=float,
-        default=SHOWN_SCORE,
         help="of detections in subtitles, annotated videos and at the start of pages; JSON and CSV have all of them; "
-        "default: %(default)s",
+        f"default: where evaluate.py found the best F1, {SHOWN_SCORE} for a detector that was not evaluated",
     )
     parser.add_argument(
         "--annotated", action="store_true", help="write NAME.annotated.mp4, detections over the picture"
@@ -244,4 +267,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

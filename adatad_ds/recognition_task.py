@@ -121,7 +121,7 @@ class RecognitionTask:
             table=recognition.table(),
             per_class=recognition.per_class_table(),
             save=lambda folder: save_predictions(logits, data=self.test_data, folder=folder),
-            pictures=lambda title: {"confusion": confusion_figure(recognition, title=f"{title}: classes mistaken")},
+            pictures={"confusion": lambda title: confusion_figure(recognition, title=f"{title}: classes mistaken")},
         )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from adatad_ds.data.loader import Samples
+from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.recogniser import Model
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
@@ -27,14 +28,16 @@ class Evaluation:
         table: of the metrics, for a person.
         per_class: the same, class by class.
         save: writes the results into a folder.
-        pictures: draws figures by name, for the title's beginning.
+        pictures: by name, each draws a figure, for the title's beginning.
+        operating_point: of detection, the score of the best F1.
     """
 
     metrics: Mapping[str, float]
     table: str
     per_class: str
     save: Callable[[Path], None]
-    pictures: Callable[[str], Mapping[str, Figure]]
+    pictures: Mapping[str, Callable[[str], Figure]]
+    operating_point: OperatingPoint | None = None
 
 
 class Task(Protocol):

@@ -55,9 +55,11 @@ from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
+from adatad_ds.utf8 import use_utf8
 from adatad_ds.weight_layouts import Weights, some
 
 CLASS_LOGITS = "head.cls_head.weight"  # of a detector
+DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     world = None
     try:
+        if arguments.deepspeed_config is DEFAULT_DS_CONFIG and speaks():
+            print(f"--deepspeed_config without a file: {DEFAULT_DS_CONFIG} is taken", file=sys.stderr)
         if arguments.list_recipes:
             return _show(recipe_table())
         overrides = [*arguments.set, *class_assignments(arguments.classes)]
@@ -236,9 +240,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train a temporal action detector.", allow_abbrev=False)
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
-    parser.add_argument("--deepspeed_config", type=Path, help="engine policy, e.g. ds_configs/zero3_offload.json")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names by index, one a line; default: the labels, sorted"
+    )
+    parser.add_argument(
+        "--deepspeed_config",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_DS_CONFIG,
+        metavar="FILE",
+        help=f"engine policy; without FILE ds_configs/{DEFAULT_DS_CONFIG.name}",
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/RECIPE")
@@ -271,4 +282,5 @@ def _show(text: str) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     end_process(main())

@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from adatad_ds import config as configuration
-from adatad_ds.checkpoint import find_checkpoint, open_checkpoint
+from adatad_ds.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
 from adatad_ds.class_order import ClassOrder
 from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import Config, ConfigError
+from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.recogniser import Model, build_model
 from adatad_ds.pretrained import (
     check_fingerprint,
@@ -49,6 +50,8 @@ class Trained:
         frozen_fingerprint: of the weights under which it was trained; None: unknown.
         averaged: whether these are the running average.
         class_order: of a published checkpoint's logits; None: not known.
+        source: the checkpoint's folder or the export's JSON file; None: a published file, which stays as it is.
+        operating_point: the score of the best F1, where an evaluation has found it.
     """
 
     name: str
@@ -59,6 +62,13 @@ class Trained:
     frozen_fingerprint: Mapping[str, str] | None
     averaged: bool
     class_order: ClassOrder | None = None
+    source: Path | None = None
+    operating_point: OperatingPoint | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of a run's weights these are."""
+        return AVERAGE if self.averaged else MASTER
 
 
 def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
@@ -153,16 +163,36 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
     description = {
         "format": EXPORT_FORMAT,
         "trained": trained.name,
-        "weights": AVERAGE if trained.averaged else MASTER,
+        "weights": trained.kind,
         "classes": list(trained.classes),
         "backbone": {"name": trained.config.backbone.name, "weights": trained.config.backbone.weights},
         "config": trained.config.to_dict(),
         "frozen_fingerprint": trained.frozen_fingerprint,
+        "operating_point": trained.operating_point and trained.operating_point.to_dict(),
         **extra,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: stored.read().contiguous() for name, stored in trained.learnt.items()}, path)
-    path.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    _write_description(path.with_suffix(".json"), description)
+
+
+def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | None:
+    """Keep the score of the best F1 with a run's checkpoint or an export, for prediction.
+
+    Returns:
+        Where it is kept now; None for a published file.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    source = trained.source
+    if source is None:
+        return None
+    if source.is_dir():
+        write_operating_point(source, kind=trained.kind, point=point)
+    else:
+        _write_description(source, {**_read_description(source), "operating_point": point.to_dict()})
+    return source
 
 
 def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -> Trained:
@@ -170,14 +200,17 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -
     config, classes = run.read()
     learnt, state = open_checkpoint(checkpoint)
     averaged = AVERAGE in learnt and not raw
+    kind = AVERAGE if averaged else MASTER
     return Trained(
         name=f"{run.path.name}, {checkpoint.name}",
         folder=run.path,
         config=configuration.override(config, overrides),
         classes=classes,
-        learnt=learnt[AVERAGE if averaged else MASTER],
+        learnt=learnt[kind],
         frozen_fingerprint=state["frozen_fingerprint"],
         averaged=averaged,
+        source=checkpoint,
+        operating_point=read_operating_point(checkpoint, kind=kind),
     )
 
 
@@ -193,7 +226,15 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         learnt=open_tensors(path),
         frozen_fingerprint=description["frozen_fingerprint"],
         averaged=averaged,
+        source=path.with_suffix(".json"),
+        operating_point=OperatingPoint.from_dict(description.get("operating_point")),
     )
+
+
+def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from torch.profiler import record_function
 
 from adatad_ds.checkpoint import CheckpointStore
-from adatad_ds.compact import MASTER, encode
+from adatad_ds.compact import AVERAGE, MASTER, encode
 from adatad_ds.config import Config
 from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.engine import Engine
 from adatad_ds.health import FailedVideos, check_finite
 from adatad_ds.models.stopwatch import Stopwatch
-from adatad_ds.monitor import Monitor, peak_memory_bytes
+from adatad_ds.monitor import Monitor, peak_memory_bytes, peak_memory_name
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
 from adatad_ds.preemption import StopRequest
@@ -79,7 +80,7 @@ class Trainer:
                 self.engine.set_learning_rate(self.learning_rate(step))
                 losses, stops = self.step(accumulated)
                 self.progress.step = step + 1
-                self.monitor.advance(step, f"loss {sum(losses.values()):.4f}")
+                self.monitor.advance(step, loss=sum(losses.values()))
                 if step % settings.log_every_steps == 0 or step + 1 == total_steps:
                     self.log(step, losses, data_sec=fetched - began, began=began)
             epoch, inside_epoch = divmod(step + 1, epoch_steps)
@@ -153,7 +154,7 @@ class Trainer:
                 "time/data_wait_sec": data_sec,
                 "time/compute_sec": elapsed - data_sec,
                 "time/frames_per_sec": frames / elapsed,
-                "memory/peak_gb": peak_bytes / 1e9,
+                f"memory/{peak_memory_name(self.world.device)}_gb": peak_bytes / 1e9,
                 **{f"segment_sec/{name}": seconds for name, seconds in self.stopwatch.take().items()},
             },
         )
@@ -198,7 +199,10 @@ class Trainer:
         last = epoch == settings.stop_epoch
         regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
         done = any(self.world.gather(epoch in self.run_folder.evaluations()))
-        if done or not (last or regular):
+        if done:
+            self.mark_if_best(epoch)  # before which a crash may have come, too
+            return
+        if not (last or regular):
             return
         self.engine.train(False)
         with self.engine.averaged_weights():
@@ -206,6 +210,10 @@ class Trainer:
         if evaluation is None:
             return
         self.run_folder.add_evaluation(epoch, evaluation)
+        self.mark_if_best(epoch)
+        if evaluation.operating_point is not None:
+            kind = AVERAGE if settings.ema_decay else MASTER
+            self.store.set_operating_point(step=self.progress.step, kind=kind, point=evaluation.operating_point)
         (name, scores), best = self.run_folder.scores(), self.run_folder.best_epoch()
         assert best is not None
         values = {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
@@ -213,11 +221,14 @@ class Trainer:
         step = self.progress.step - 1
         self.monitor.scalars(step, values)
         self.monitor.text("evaluation/table", f"{evaluation.table}\n\n{evaluation.per_class}", step)
-        for picture, figure in evaluation.pictures(f"Epoch {epoch}").items():
-            self.monitor.figure(f"pictures/{picture}", figure, step)
-        if best == epoch:
-            self.store.mark_best(step=self.progress.step)
         self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{evaluation.table}")
+        for picture, draw in evaluation.pictures.items():
+            self.monitor.figure(f"pictures/{picture}", partial(draw, f"Epoch {epoch}"), step)
+
+    def mark_if_best(self, epoch: int) -> None:
+        """Remember the checkpoint just saved if its epoch is the best evaluated one."""
+        if self.world.is_main and self.run_folder.best_epoch() == epoch:
+            self.store.mark_best(step=self.progress.step)
 
     def report_evaluations(self) -> None:
         """Say what the last and the best evaluated epoch reached."""
@@ -230,7 +241,8 @@ class Trainer:
         peaks = self.world.gather(peak_memory_bytes(self.world.device))
         for rank, (kinds, peak) in enumerate(zip(held, peaks, strict=True)):
             parts = ", ".join(f"{kind.replace('_', ' ')} {size / 1e9:.3f}" for kind, size in kinds.items())
-            self.monitor.say(f"memory of rank {rank}: peak {peak / 1e9:.2f} GB; held, in GB: {parts}")
+            what = peak_memory_name(self.world.device).replace("_", " ")
+            self.monitor.say(f"memory of rank {rank}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
 
     def close(self) -> None:
         """Flush the logs and let go of the engine."""

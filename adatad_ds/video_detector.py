@@ -14,6 +14,7 @@ from adatad_ds import trained
 from adatad_ds.config import Config, ConfigError, ParallelConfig
 from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
+from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.inference import find_candidates, finish
 from adatad_ds.models.detector import Detector
 from adatad_ds.parallel import World, gpu_count
@@ -43,10 +44,20 @@ class VideoDetector:
         config: its config.
         classes: label names by class index.
         device: where it runs.
+        operating_point: the score of the best F1, where an evaluation has found it.
     """
 
-    def __init__(self, *, module: Detector, config: Config, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        *,
+        module: Detector,
+        config: Config,
+        classes: Sequence[str],
+        device: torch.device,
+        operating_point: OperatingPoint | None,
+    ) -> None:
         self.classes = tuple(classes)
+        self.operating_point = operating_point
         self._module, self._device = module, device
         test = replace(config.test, external_scores="")  # which are of other videos
         self._config = replace(config, parallel=ParallelConfig(), test=test)
@@ -128,7 +139,9 @@ def load_detector(
     module = trained.load_model(found, num_classes=len(names))
     assert isinstance(module, Detector)
     module = place(module, config=found.config, device=target, max_device_gb=max_device_gb)
-    return VideoDetector(module=module, config=found.config, classes=names, device=target)
+    return VideoDetector(
+        module=module, config=found.config, classes=names, device=target, operating_point=found.operating_point
+    )
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

@@ -28,6 +28,7 @@ from adatad_ds.models.recogniser import build_model
 from adatad_ds.parallel import gpu_count
 from adatad_ds.recipes import find_recipe
 from adatad_ds.runs import METRICS_FILE, RunFolder
+from adatad_ds.utf8 import use_utf8
 
 CLIPS = "data/quickstart_clips"
 SECONDS_FILE = "seconds.json"
@@ -120,4 +121,5 @@ def table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -22,6 +22,7 @@ from adatad_ds.data.annotations import DataError, Video, listed, load_annotation
 from adatad_ds.evaluation.error_report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
 from adatad_ds.evaluation.errors import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
 from adatad_ds.evaluation.results import read_results
+from adatad_ds.utf8 import use_utf8
 
 METRICS_FILE = "metrics.json"  # as adatad_ds/runs.py has it, which takes seconds to import
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -34,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         diagnosis, source = analyse(arguments)
         output = arguments.output or arguments.detections.parent / "errors"
-        write_report(output, diagnosis, source=source, bins=arguments.bins or suitable_bins(diagnosis.truths))
+        write_report(
+            output, diagnosis, source=source, bins=arguments.bins or suitable_bins(diagnosis.truths), report=_warn
+        )
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -172,6 +175,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _warn(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
@@ -184,4 +191,5 @@ def _some(names: Sequence[str] | Results) -> str:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

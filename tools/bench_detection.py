@@ -25,6 +25,7 @@ import torch
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.evaluation.metrics import evaluate_detections
+from adatad_ds.utf8 import use_utf8
 from tests.unit import oracles
 
 CLASSES, VIDEOS, DETECTIONS, ACTIONS = 20, 213, 400_000, 3_200
@@ -151,4 +152,5 @@ def best_of(repeats: int, action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -30,6 +30,7 @@ from adatad_ds.engine import weights_host
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.parallel import World, end_process
 from adatad_ds.pretrained import fill_backbone, find_weights
+from adatad_ds.utf8 import use_utf8
 
 WAYS = ("naive", "adatad_ds")
 
@@ -136,4 +137,5 @@ def write_random(file: Path, backbone: str) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     end_process(main())

@@ -58,6 +58,7 @@ from adatad_ds.parallel import World, end_process
 from adatad_ds.plan import step_flop, stored_tensor_bytes
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
+from adatad_ds.utf8 import use_utf8
 
 WAYS = ("plain", "published", "blocks", "ours", "host", "alone")
 Row = dict[str, float | str]
@@ -306,4 +307,5 @@ def _print(rows: Sequence[Row], *, config: Config, device: str, ranks: int, roof
 
 
 if __name__ == "__main__":
+    use_utf8()
     end_process(main())

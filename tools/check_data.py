@@ -41,7 +41,9 @@ from adatad_ds.data.survey import (
 from adatad_ds.data.video import EXTENSIONS
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
+from adatad_ds.evaluation.figures import try_to_draw
 from adatad_ds.recipes import find_recipe
+from adatad_ds.utf8 import use_utf8
 
 DEFAULT_RECIPE = "thumos14_videomae_s"
 SHOWN = 20  # problems of a kind, and classes, on the screen; report.txt has all
@@ -140,7 +142,6 @@ def check(arguments: argparse.Namespace) -> int:
         *(f"  {reason}" for reason in suggestion.reasons),
     ]
     step_sec = suggestion.feature_stride_frames / float(np.median(lengths[train].frames / lengths[train].sec))
-    draw(arguments.out / "distributions.png", data, lengths, suggestion, step_sec=step_sec, first=(train, test))
     pasted = [f"--set {shlex.quote(assignment)}" for assignment in assignments]
     (arguments.out / "settings.txt").write_text("\n".join(pasted) + "\n", encoding="utf-8")
     command = command_line(arguments.recipe or DEFAULT_RECIPE, pasted)
@@ -150,6 +151,12 @@ def check(arguments: argparse.Namespace) -> int:
     about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=SHOWN)]
     found = [*list_uneven(data, limit=SHOWN), *list_problems(problems, limit=SHOWN)]
     print("\n".join([*about, *lines, "", *found, "", "to train:", command]))
+    picture = arguments.out / "distributions.png"
+    try_to_draw(
+        str(picture),
+        lambda: draw(picture, data, lengths, suggestion, step_sec=step_sec, first=(train, test)),
+        report=print,
+    )
     print(f"\nin {arguments.out}: report.txt, settings.txt, distributions.png")
     return sum(map(len, problems.values()))
 
@@ -317,4 +324,5 @@ def command_line(recipe: str, pasted: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

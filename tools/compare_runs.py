@@ -10,6 +10,10 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
+
+from adatad_ds.utf8 import use_utf8
+
 METRICS = Path("evaluate") / "metrics.json"
 
 
@@ -33,4 +37,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

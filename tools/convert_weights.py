@@ -25,6 +25,7 @@ from torch import Tensor
 
 from adatad_ds.config import ConfigError
 from adatad_ds.pretrained import WHERE_FROM, tensor_hash
+from adatad_ds.utf8 import use_utf8
 from adatad_ds.weight_files import open_tensors
 from adatad_ds.weight_layouts import ADATAD, AVERAGED_PREFIX, Weights, backbone_name, open_weights
 
@@ -84,4 +85,5 @@ def convert(weights: Weights, *, out: Path, dtype: torch.dtype | None) -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

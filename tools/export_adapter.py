@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from adatad_ds.config import ConfigError
 from adatad_ds.runs import versions
 from adatad_ds.trained import export, find_trained
+from adatad_ds.utf8 import use_utf8
 
 
 def main() -> int:
@@ -39,4 +40,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

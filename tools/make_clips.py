@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from adatad_ds.data.synthetic import encode
 from adatad_ds.data.synthetic_clips import CLASSES, FPS, SIDE, TWINS, generator, make_clip
+from adatad_ds.utf8 import use_utf8
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

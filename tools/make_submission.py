@@ -27,6 +27,7 @@ from adatad_ds.evaluation.submissions import (
     read_class_ids,
     write_submission,
 )
+from adatad_ds.utf8 import use_utf8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,4 +102,5 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from adatad_ds.data.synthetic import Purpose, annotation, generator, make_video, write_video
+from adatad_ds.utf8 import use_utf8
 
 SUBSETS: dict[Purpose, str] = {"training": "training", "test": "validation"}  # THUMOS14's names
 
@@ -74,4 +75,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -26,6 +26,7 @@ from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.ds_config import read_ds_config
 from adatad_ds.plan import Plan, make_plan
 from adatad_ds.recipes import find_recipe
+from adatad_ds.utf8 import use_utf8
 
 
 @dataclass(frozen=True)
@@ -253,4 +254,5 @@ def floor_sec(plan: Plan, gpus: int, gpu: GPU) -> float:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

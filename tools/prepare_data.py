@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from adatad_ds.data.annotations import DataError, listed, load_annotations
 from adatad_ds.data.video import EXTENSIONS, VideoError, probe
+from adatad_ds.utf8 import use_utf8
 from tools.dataset_facts import DATASETS, Counts, Dataset
 from tools.dataset_formats import SUBSETS, Entry
 
@@ -193,4 +194,5 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Mapping[str, str]) 
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

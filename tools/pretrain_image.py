@@ -35,6 +35,7 @@ from adatad_ds.data.scenery import random_background, random_look
 from adatad_ds.data.synthetic_clips import DIMMED, SIDE, generator, show
 from adatad_ds.models.image_vit import GENERATED, build_image_transformer
 from adatad_ds.optim import schedule
+from adatad_ds.utf8 import use_utf8
 from tools.pretrain_tiny import adamw
 
 PLACE_X, PLACE_Y, SIZE, OPACITY, RADIUS = range(5)  # what is shown, one row a picture
@@ -189,4 +190,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -37,6 +37,7 @@ from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.data import synthetic
 from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y, render
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.utf8 import use_utf8
 
 SIDE = 64  # pixels
 HEADINGS = 8  # 45 degrees each, clockwise from "right"
@@ -319,4 +320,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

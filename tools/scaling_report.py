@@ -8,7 +8,6 @@ Writes report.md, report.csv, report.png and hparams/ into the grid's folder, an
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -24,16 +23,20 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from adatad_ds.config import Config, ConfigError
+from adatad_ds.evaluation.figures import PlainFigure, save_figure, try_to_draw
+from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.monitor import LOG_FILE
 from adatad_ds.plan import step_flop
 from adatad_ds.runs import INTERRUPTED_FILE, RunFolder
+from adatad_ds.utf8 import use_utf8
 from tools.grid import Grid
 from tools.plan_memory import GPUS
 
 WATCH_SEC = 30
 SILENT_SEC = 900  # where Slurm cannot be asked: a log older than this belongs to no running job
 WORDS = ("cell", "state", "steps", "frames", "px", "ranks")
+MEMORY = ("memory/peak_gb", "memory/peak_resident_gb")  # of a GPU's allocator; of a process on a CPU
 NUMBERS = {  # column: of a row, in what units, digits
     "params M": ("parameters", 1e-6, 1),
     "tunable M": ("tunable", 1e-6, 2),
@@ -124,7 +127,7 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
         steps=f"{steps[-1]['step'] + 1}, epoch {steps[-1]['train/epoch']:.1f} of {config.train.stop_epoch}"
         if steps
         else "",
-        memory_gb=max((line["memory/peak_gb"] for line in steps), default=None),
+        memory_gb=max((line[name] for line in steps for name in MEMORY if name in line), default=None),
         sec_per_step=seconds,
         frames_per_sec=config.train.global_batch * config.sample_frames / seconds if seconds else None,
         mfu=mfu,
@@ -193,11 +196,7 @@ def _show(value: float | None, scale: float, digits: int) -> str:
 def write(grid: Path, rows: Sequence[Row]) -> None:
     """report.md, report.csv, report.png, hparams/."""
     (grid / "report.md").write_text(table(rows) + "\n", encoding="utf-8")
-    with (grid / "report.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    plot(grid / "report.png", rows)
+    write_table(grid / "report.csv", map(asdict, rows), columns=[field.name for field in fields(Row)])
     for row in rows:
         settings = {
             name: getattr(row, name) for name in ("model", "tuning", "frames", "resolution", "ranks", "parameters")
@@ -209,14 +208,14 @@ def write(grid: Path, rows: Sequence[Row]) -> None:
         }
         with SummaryWriter(log_dir=str(grid / "hparams" / row.cell)) as board:
             board.add_hparams(settings, measured, run_name=".")
+    path = grid / "report.png"
+    try_to_draw(str(path), lambda: plot(path, rows), report=print)
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """mAP (or top-1) and memory against what the grid varies: frames, or parameters."""
-    from matplotlib.figure import Figure
-
     by_size = len({row.model for row in rows}) > 1
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = PlainFigure(10, 4)
     for axes, name, label in zip(
         figure.subplots(1, 2), ("score", "memory_gb"), ("average mAP, or top-1 (%)", "peak GB a rank"), strict=True
     ):
@@ -238,8 +237,9 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
             axes.set_ylim(bottom=0)
         if curves:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -30,6 +30,7 @@ from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.recipes import find_recipe
 from adatad_ds.recognition_task import open_clips
+from adatad_ds.utf8 import use_utf8
 from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpus_in, read_cells
 from tools.plan_memory import GPUS
 
@@ -311,4 +312,5 @@ def _number(name: str) -> int | None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

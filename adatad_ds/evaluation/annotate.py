@@ -15,16 +15,17 @@ from typing import Any
 
 import av
 import numpy as np
-from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from adatad_ds.data.video import decoded_frames, opened, packets_of, probe, upright
-from adatad_ds.evaluation.pictures import PALETTE
+from adatad_ds.evaluation.figures import class_looks
+from adatad_ds.evaluation.fonts import file_for
 
 MOST_SHORT_SIDE = 720  # pixels; larger videos are scaled down
 LEAST_WIDTH = 320  # smaller ones are scaled up, so that labels fit
 MOST_LABELS = 4  # of the moment, the surest
+MOST_CLASSES = 7  # of a colour and a row of their own; one more would be black, as the ground is
 QUALITY = "23"  # x264's constant rate factor
 _COPIED_SOUND = ("aac", "mp3")
 _DARK, _LIGHT = (24, 24, 24), (240, 240, 240)
@@ -96,13 +97,12 @@ class Overlay:
     ) -> None:
         self._detections = sorted(detections, key=lambda record: -record["score"])
         labels = list(dict.fromkeys(record["label"] for record in self._detections))
-        self._colors = {label: PALETTE[index % (len(PALETTE) - 1)] for index, label in enumerate(labels)}  # not black
+        self._looks = class_looks(labels, most=MOST_CLASSES)
         self._width, self._height = width, height
         self._per_sec = width / max(duration_sec, 1e-3)
         self._size = max(12, round(min(width, height) / 22))
-        self._font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", self._size)
         self._lane = max(4, self._size // 2)
-        rows = {label: row for row, label in enumerate(labels[: len(PALETTE) - 1])}
+        rows = {label: row for row, label in enumerate(labels[:MOST_CLASSES])}
         self.strip = 2 * ((self._lane * (len(rows) + 2)) // 2)
         self._timeline = self._draw_timeline(rows)
         self._shown: tuple[int, ...] | None = None
@@ -133,7 +133,7 @@ class Overlay:
                 continue
             start, end = (second * self._per_sec for second in record["segment"])
             top = self._lane * (rows[record["label"]] + 1)
-            color = _mixed(self._colors[record["label"]], share=0.4 + 0.6 * min(record["score"], 1.0))
+            color = _mixed(self._looks[record["label"]].color, share=0.4 + 0.6 * min(record["score"], 1.0))
             draw.rectangle((start, top, max(end, start + 1), top + self._lane - 2), fill=color)
         return np.array(image)
 
@@ -142,16 +142,17 @@ class Overlay:
         if not active:
             return np.zeros((0, 0, 3), np.uint8)
         shown = [self._detections[number] for number in active[:MOST_LABELS]]
-        lines = [f"{record['label']} {record['score']:.2f}" for record in shown]
+        lines = [f"{' '.join(record['label'].split())} {record['score']:.2f}" for record in shown]
+        fonts = [ImageFont.truetype(file_for(line), self._size) for line in lines]
         pad, step = self._size // 2, round(self._size * 1.35)
-        width = round(max(self._font.getlength(line) for line in lines)) + self._size + 3 * pad
+        width = round(max(font.getlength(line) for font, line in zip(fonts, lines, strict=True))) + self._size + 3 * pad
         image = Image.new("RGB", (width, step * len(lines) + pad), _DARK)
         draw = ImageDraw.Draw(image)
-        for row, (record, line) in enumerate(zip(shown, lines, strict=True)):
+        for row, (record, line, font) in enumerate(zip(shown, lines, fonts, strict=True)):
             top = pad // 2 + row * step
             square = (pad, top + step // 6, pad + self._size - 2, top + step // 6 + self._size - 2)
-            draw.rectangle(square, fill=self._colors[record["label"]])
-            draw.text((2 * pad + self._size, top), line, font=self._font, fill=_LIGHT)
+            draw.rectangle(square, fill=self._looks[record["label"]].color)
+            draw.text((2 * pad + self._size, top), line, font=font, fill=_LIGHT)
         return np.array(image)
 
 

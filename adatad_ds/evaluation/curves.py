@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from adatad_ds.evaluation.figures import PALETTE, PlainFigure, plain_axis, short_name
 from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics
-from adatad_ds.evaluation.pictures import PALETTE, plain_axis, short_name
 from adatad_ds.evaluation.recognition import Recognition
 
 MOST_CURVES = 6  # in one axis: thresholds, classes
@@ -30,8 +29,7 @@ def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
     Precision is interpolated, as in AP: the best at this recall or more.
     """
     count = len(metrics.classes)
-    figure = Figure(figsize=(10 if count > 1 else 6, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = PlainFigure(10 if count > 1 else 6, 5)
     figure.suptitle(title, fontsize=11)
     means = figure.add_subplot(1, 2 if count > 1 else 1, 1)
     _curves(
@@ -58,8 +56,7 @@ def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
     rows = np.arange(len(shown), dtype=np.float64)
     rows[MOST_AT_EITHER_END:] += cut  # a gap between the ends
     names = [f"{short_name(metrics.classes[column])} ({metrics.truths[column]})" for column in shown]
-    figure = Figure(figsize=(8, 1.6 + 0.2 * max(rows[-1] + 1, LEAST_ROWS)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = PlainFigure(8, 1.6 + 0.2 * max(rows[-1] + 1, LEAST_ROWS))
     axis = figure.subplots()
     axis.barh(rows, average[shown], height=0.75, color=PALETTE[0])
     for row, value in zip(rows, average[shown], strict=True):
@@ -96,8 +93,7 @@ def confusion_figure(recognition: Recognition, *, title: str) -> Figure:
     shares = 100 * counts / np.maximum(recognition.videos[shown, None], 1)
     names = [short_name(recognition.classes[index]) for index in shown]
     side = 2.2 + 0.32 * max(len(shown), LEAST_ROWS)
-    figure = Figure(figsize=(side + 1, side), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = PlainFigure(side + 1, side)
     axis = figure.subplots()
     image = axis.imshow(shares, vmin=0, vmax=100, cmap="cividis")
     figure.colorbar(image, label="videos of the class (%)", shrink=0.8)
@@ -147,6 +143,7 @@ def _curves(axis: Axes, precisions: Sequence[NDArray[np.float64]], labels: Seque
 def _legend(axis: Axes, title: str) -> None:
     """Below the axis: good curves need its upper right, poor ones its lower left."""
     axis.legend(
+        handles=list(axis.lines),  # named, since names that begin with _ are left out of those found
         title=title,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from adatad_ds.evaluation.pictures import PALETTE, plain_axis, short_name
+from adatad_ds.evaluation.figures import PALETTE, PlainFigure, plain_axis, save_figure, short_name
 
 MOST_CLASSES = 30  # bars; the rest is counted
 LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
@@ -56,8 +54,7 @@ def draw_distributions(
             totals[label] = totals.get(label, 0) + count
     labels = sorted(totals, key=lambda label: (-totals[label], label))
     rows = max(min(len(labels), MOST_CLASSES), LEAST_ROWS)
-    figure = Figure(figsize=(13, max(6.5, 1.6 + 0.27 * rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = PlainFigure(13, max(6.5, 1.6 + 0.27 * rows))
     grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
     lengths, durations = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
     _histogram(lengths, {name: shape.segments_sec for name, shape in shown.items()})
@@ -69,8 +66,7 @@ def draw_distributions(
     durations.set_title("Videos", loc="left", fontsize=10)
     _bars(figure.add_subplot(grid[:, 1]), labels, shown)
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _histogram(axis: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from adatad_ds.evaluation.error_kinds import Kind
 from adatad_ds.evaluation.errors import BANDS, Bins, Diagnosis
-from adatad_ds.evaluation.pictures import PALETTE
+from adatad_ds.evaluation.figures import PALETTE, PlainFigure, save_figure, short_name
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, _, _ = PALETTE
 COLORS = {
@@ -25,7 +24,6 @@ COLORS = {
     Kind.BACKGROUND: "#BBBBBB",
 }
 MOST_CLASSES = 24  # drawn: the worst and the best of more
-LONGEST_NAME = 32
 
 
 def draw_profile(path: Path, diagnosis: Diagnosis) -> None:
@@ -33,7 +31,7 @@ def draw_profile(path: Path, diagnosis: Diagnosis) -> None:
     counts = diagnosis.profile()
     totals = counts.sum(axis=1)
     shares = 100 * counts / totals.clip(min=1)[:, None]
-    figure = _figure(8.6, 4.6)
+    figure = PlainFigure(8.6, 4.6)
     axis = figure.subplots()
     bottom = np.zeros(BANDS)
     for kind, color in COLORS.items():
@@ -57,7 +55,7 @@ def draw_gains(path: Path, diagnosis: Diagnosis) -> None:
     """What average mAP gains without each kind of error, and with each put right."""
     gains = diagnosis.gains
     lines = np.arange(len(gains))
-    figure = _figure(8.6, 4.6)
+    figure = PlainFigure(8.6, 4.6)
     axis = figure.subplots()
     for offset, color, label, values in (
         (-0.19, SKY, "removed", [None if gain.removed is None else 100 * gain.removed.mean() for gain in gains]),
@@ -92,7 +90,7 @@ def draw_missed(path: Path, diagnosis: Diagnosis, bins: Bins) -> None:
         "length": "length of the segment",
         "instances": "segments in the video",
     }
-    figure = _figure(11.5, 3.9)
+    figure = PlainFigure(11.5, 3.9)
     axes = figure.subplots(1, len(titles), sharey=True, width_ratios=[5, 5, 4])
     for axis, (name, title), color in zip(axes, titles.items(), (BLUE, ORANGE, PURPLE), strict=True):
         of_this = [row for row in rows if row.characteristic == name]
@@ -127,7 +125,7 @@ def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
     average = 100 * metrics.ap.mean(axis=0)[drawn]
     missed = 100 * diagnosis.class_missed()[drawn] / metrics.truths[drawn]
     lines = np.arange(len(drawn))
-    figure = _figure(10.5, 1.9 + 0.24 * max(len(drawn), 3))
+    figure = PlainFigure(10.5, 1.9 + 0.24 * max(len(drawn), 3))
     axes = figure.subplots(1, 3, sharey=True, width_ratios=[3, 5, 3])
     for axis, values, label in ((axes[0], average, "average AP (%)"), (axes[2], missed, "segments missed (%)")):
         axis.barh(lines, values, height=0.75, color=BLUE)
@@ -146,7 +144,7 @@ def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
         axes[1].text(1, line, "no detections", va="center", fontsize=7.5, color="0.4")
     axes[1].set_xlim(0, 100)
     axes[1].set_xlabel("its G best detections (%)")
-    names = [f"{_short(metrics.classes[index])} ({metrics.truths[index]:,})" for index in drawn]
+    names = [f"{short_name(metrics.classes[index])} ({metrics.truths[index]:,})" for index in drawn]
     axes[0].set_yticks(lines, names, fontsize=8)
     axes[0].set_ylim(len(drawn) - 0.4, -0.6)
     title = "classes by average AP, with the number G of their ground-truth segments"
@@ -161,18 +159,7 @@ def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
     _finish(figure, axes, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _finish(figure: Figure, axes: Sequence[Axes], path: Path) -> None:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    save_figure(figure, path)

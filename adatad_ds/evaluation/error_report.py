@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from adatad_ds.evaluation.error_kinds import LOW_TIOU, Kind
 from adatad_ds.evaluation.error_pictures import draw_classes, draw_gains, draw_missed, draw_profile
 from adatad_ds.evaluation.errors import BANDS, BINS, Diagnosis
+from adatad_ds.evaluation.figures import try_to_draw
+from adatad_ds.evaluation.tables import write_table
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"
@@ -79,23 +82,34 @@ class Source:
     notes: Sequence[str]
 
 
-def write_report(folder: Path, diagnosis: Diagnosis, *, source: Source, bins: str) -> None:
-    """Write all files, replacing those of an earlier analysis.
+def write_report(
+    folder: Path, diagnosis: Diagnosis, *, source: Source, bins: str, report: Callable[[str], object]
+) -> None:
+    """Write all files, replacing those of an earlier analysis: tables first, then pictures, then what shows them.
 
     Args:
         folder: where; it is made.
         diagnosis: what was found.
         source: for the head of the report.
         bins: the name of the sizes, in BINS.
+        report: told of pictures that could not be drawn; the reports do without.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    draw_profile(folder / "profile.png", diagnosis)
-    draw_gains(folder / "gains.png", diagnosis)
-    draw_missed(folder / "missed.png", diagnosis, BINS[bins])
-    draw_classes(folder / "classes.png", diagnosis)
-    head, sections = _head(diagnosis, source), _sections(diagnosis, bins)
+    sections = _sections(diagnosis, bins)
     for section in sections:
-        _write_csv(folder / f"{section.table.name}.csv", section.table)
+        write_table(folder / f"{section.table.name}.csv", section.table.rows, columns=section.table.columns)
+    pictures: dict[str, Callable[[Path], None]] = {
+        "profile.png": lambda path: draw_profile(path, diagnosis),
+        "gains.png": lambda path: draw_gains(path, diagnosis),
+        "missed.png": lambda path: draw_missed(path, diagnosis, BINS[bins]),
+        "classes.png": lambda path: draw_classes(path, diagnosis),
+    }
+    for name, draw in pictures.items():
+        path = folder / name
+        path.unlink(missing_ok=True)
+        try_to_draw(str(path), partial(draw, path), report=report)
+    head = _head(diagnosis, source)
+    sections = [s if s.picture and (folder / s.picture).exists() else replace(s, picture=None) for s in sections]
     (folder / MARKDOWN_FILE).write_text(_markdown(head, source.notes, sections), encoding="utf-8")
     (folder / HTML_FILE).write_text(_html(head, source.notes, sections, folder), encoding="utf-8")
 
@@ -230,23 +244,22 @@ def _shown(value: str | int | float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def _write_csv(path: Path, table: Table) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=table.columns)
-        writer.writeheader()
-        writer.writerows(table.rows)
-
-
 def _markdown(head: Sequence[str], notes: Sequence[str], sections: Sequence[Section]) -> str:
-    parts = ["# Error analysis", *head]
-    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts = ["# Error analysis", *map(_unmarked, head)]
+    parts += ["\n".join(f"- {_unmarked(note)}" for note in notes)] if notes else []
     for section in sections:
         parts += [f"## {section.title}", section.text]
         parts += [f"![{section.title}]({section.picture})"] if section.picture else []
         header = section.table.header()
-        rows = [header, ["---", *("---:" for _ in header[1:])], *section.table.cells()]
-        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows))
+        cells = ([_unmarked(cell) for cell in row] for row in section.table.cells())
+        rows = [header, ["---", *("---:" for _ in header[1:])], *cells]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _unmarked(text: str) -> str:
+    """A text as Markdown shows it as it stands, on one line."""
+    return re.sub(r"([\\`*_\[\]<>&$~|])", r"\\\1", " ".join(text.split()))
 
 
 def _html(head: Sequence[str], notes: Sequence[str], sections: Sequence[Section], folder: Path) -> str:

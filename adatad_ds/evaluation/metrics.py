@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from adatad_ds.data.annotations import DataError
+from adatad_ds.evaluation.operating_point import OperatingPoint, best_operating_point
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
+OPERATING_TIOU = 0.5  # at which the score of the best F1 is looked for, or the nearest threshold there is
 RECALL_LEVELS = np.linspace(0, 1, 101)  # at which curves are kept; AP itself takes every detection
 
 
@@ -30,6 +32,7 @@ class Metrics:
         ap: (thresholds, K) average precision.
         precision: (thresholds, K, L) the best precision at `RECALL_LEVELS` or more recall, 0 where that is not reached.
         recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
+        operating_point: the score of the best F1; None: no detection is true.
     """
 
     tiou: tuple[float, ...]
@@ -38,6 +41,7 @@ class Metrics:
     ap: np.ndarray
     precision: np.ndarray
     recall: dict[int, np.ndarray]
+    operating_point: OperatingPoint | None = None
 
     @property
     def map_by_tiou(self) -> np.ndarray:
@@ -54,7 +58,10 @@ class Metrics:
         return self.recall[k] @ self.truths / self.truths.sum()
 
     def to_dict(self) -> dict[str, float]:
-        """`average_mAP`, `mAP@T`, and for each k `recall@T@k`, the mean of classes, and `instance_recall@T@k`."""
+        """`average_mAP`, `mAP@T`, for each k `recall@T@k`, the mean of classes, and `instance_recall@T@k`; the best F1.
+
+        That is `best_F1@T`, and `best_F1_threshold@T` the score that it takes.
+        """
         values = {"average_mAP": self.average_map}
         values |= {f"mAP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.map_by_tiou, strict=True)}
         for k, recall in self.recall.items():
@@ -62,6 +69,8 @@ class Metrics:
             values |= {f"recall@{tiou:g}@{k}": float(v) for tiou, v in zip(self.tiou, means, strict=True)}
             alike = zip(self.tiou, self.instance_recall(k), strict=True)
             values |= {f"instance_recall@{tiou:g}@{k}": float(v) for tiou, v in alike}
+        if point := self.operating_point:
+            values |= {f"best_F1@{point.tiou:g}": point.f1, f"best_F1_threshold@{point.tiou:g}": point.score}
         return values
 
     def table(self) -> str:
@@ -125,6 +134,7 @@ def evaluate_detections(
     precision = np.zeros((len(tiou), len(classes), len(RECALL_LEVELS)))
     truths = np.zeros(len(classes), dtype=np.int64)
     recall = {k: np.zeros((len(tiou), len(classes))) for k in recall_topk}
+    line, correct = int(np.argmin(np.abs(np.array(tiou) - OPERATING_TIOU))), []
     for column, name in enumerate(classes):
         segments = {
             index: np.array([(start, end) for start, end, label in truth[video] if label == name])
@@ -132,18 +142,35 @@ def evaluate_detections(
             if any(label == name for _, _, label in truth[video])
         }
         truths[column] = total = sum(map(len, segments.values()))
-        ap[:, column], precision[:, column] = _average_precision(detections[column], segments, total, tiou)
+        matched = _correct(detections[column], segments, tiou)
+        ap[:, column], precision[:, column] = _average_precision(matched, total)
+        correct.append(matched[line])
         for k, values in recall.items():
             values[:, column] = _recall(detections[column], segments, total, tiou, k)
-    return Metrics(tiou=tuple(tiou), classes=classes, truths=truths, ap=ap, precision=precision, recall=recall)
+    point = best_operating_point(
+        np.concatenate([of_class.scores for of_class in detections]),
+        np.concatenate(correct),
+        total=int(truths.sum()),
+        tiou=tiou[line],
+    )
+    return Metrics(
+        tiou=tuple(tiou),
+        classes=classes,
+        truths=truths,
+        ap=ap,
+        precision=precision,
+        recall=recall,
+        operating_point=point,
+    )
 
 
 @dataclass(frozen=True)
 class _ClassDetections:
-    """Detections of one class, best first: video index (N,), segments (N, 2)."""
+    """Detections of one class, best first: video index (N,), segments (N, 2), scores (N,)."""
 
     video: np.ndarray
     segments: np.ndarray
+    scores: np.ndarray
 
 
 def _detections_by_class(
@@ -161,28 +188,33 @@ def _detections_by_class(
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     table = table[np.argsort(-table[:, 4], kind="stable")]
     split = [table[table[:, 0] == index] for index in range(len(classes))]
-    return [_ClassDetections(video=part[:, 1].astype(np.int64), segments=part[:, 2:4]) for part in split]
+    return [
+        _ClassDetections(video=part[:, 1].astype(np.int64), segments=part[:, 2:4], scores=part[:, 4]) for part in split
+    ]
 
 
-def _average_precision(
-    detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """AP of one class at each threshold, and precision at the recall levels (thresholds, L)."""
-    count = len(detections.video)
-    at_levels = np.zeros((len(tiou), len(RECALL_LEVELS)))
-    if count == 0:
-        return np.zeros(len(tiou)), at_levels
-    correct = np.zeros((len(tiou), count), dtype=bool)
+def _correct(detections: _ClassDetections, truth: Mapping[int, np.ndarray], tiou: Sequence[float]) -> np.ndarray:
+    """Which detections of one class are true at each threshold, (thresholds, N)."""
+    correct = np.zeros((len(tiou), len(detections.video)), dtype=bool)
     for video, segments in truth.items():
         members = np.flatnonzero(detections.video == video)
         overlap = tiou_of_pairs(detections.segments[members], segments)
         for line, threshold in enumerate(tiou):
             rows, _ = greedy_matches(overlap, threshold)
             correct[line, members[rows]] = True
+    return correct
+
+
+def _average_precision(correct: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """AP of one class at each threshold, and precision at the recall levels (thresholds, L)."""
+    lines, count = correct.shape
+    at_levels = np.zeros((lines, len(RECALL_LEVELS)))
+    if count == 0:
+        return np.zeros(lines), at_levels
     envelope = _envelope(correct)
     found = correct.cumsum(axis=1)
     needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
-    for line in range(len(tiou)):
+    for line in range(lines):
         first = np.searchsorted(found[line], needed)  # detection that reaches the level
         reached = first < count
         at_levels[line, reached] = envelope[line, first[reached]]

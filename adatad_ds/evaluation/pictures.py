@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from adatad_ds.data.annotations import Video
+from adatad_ds.evaluation.figures import (
+    OTHER_COLOR,
+    Look,
+    PlainFigure,
+    class_looks,
+    save_figure,
+    short_name,
+)
+from adatad_ds.evaluation.operating_point import ShownFrom
 
-# Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-HATCHES = ("", "////", "....", "xxxx")
 LONG_SEC = 120.0  # from here on the axis counts hours, minutes and seconds
 MOST_ROWS = 12  # of `draw_detections`, a class each
 MOST_LANES = 12  # rows of detections of full height; more share the height of so many
 MOST_CLASSES = 12  # told apart, unless more are annotated
-OTHER_COLOR = "0.6"
-LONGEST_NAME = 28  # characters
 LEGEND_WIDTH = 120  # characters
 FEWEST_SHOWN = 10  # detections of a video, if it has so many
 
@@ -44,12 +48,6 @@ class TimelineVideo:
     duration_sec: float
     ground_truth: Sequence[tuple[float, float, str]]
     detections: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Style:
-    color: str
-    hatch: str
 
 
 def timeline_videos(
@@ -74,56 +72,42 @@ def timeline_videos(
 
 def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) -> None:
     """Draw a PNG: for each video its ground truth, and below it the detections, the surer the darker."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    timeline_figure(videos, title=title).savefig(path)
+    save_figure(timeline_figure(videos, title=title), path)
 
 
 def timeline_figure(videos: Sequence[TimelineVideo], *, title: str) -> Figure:
     """As `draw_timeline`, not yet written."""
-    styles = _styles(videos)
+    looks = _looks(videos)
     truth_lanes = [_lanes([(start, end) for start, end, _ in video.ground_truth]) for video in videos]
     detection_lanes = [_lanes([record["segment"] for record in video.detections]) for video in videos]
     heights = [
         0.75 + 0.16 * (max(truth, default=0) + min(max(lanes, default=0), MOST_LANES) + 2)
         for truth, lanes in zip(truth_lanes, detection_lanes, strict=True)
     ]
-    figure = Figure(figsize=(10, sum(heights) + 1.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    handles = [
+        Patch(facecolor=look.color, hatch=look.hatch, edgecolor=look.ink, label=short_name(label))
+        for label, look in sorted(looks.items())
+        if look.color != OTHER_COLOR
+    ]
+    if others := len(looks) - len(handles):
+        handles.append(Patch(facecolor=OTHER_COLOR, edgecolor="white", label=f"{others} other classes"))
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(LEGEND_WIDTH // (longest + 6), 6, len(handles)))
+    legend_height = 0.2 * ceil(len(handles) / columns)
+    figure = PlainFigure(10, sum(heights) + 1.0 + legend_height)
     axes = figure.subplots(max(len(videos), 1), 1, squeeze=False, height_ratios=heights or [1])[:, 0]
     for axis, video, truth, lanes in zip(axes, videos, truth_lanes, detection_lanes, strict=False):
-        _draw_video(axis, video, truth, lanes, styles)
+        _draw_video(axis, video, truth, lanes, looks)
     if len(videos):
         axes[-1].set_xlabel("time (s)")
     figure.suptitle(title, fontsize=11)
-    handles = [
-        Patch(facecolor=style.color, hatch=style.hatch, edgecolor="white", label=short_name(label))
-        for label, style in sorted(styles.items())
-        if style.color != OTHER_COLOR
-    ]
-    if others := len(styles) - len(handles):
-        handles.append(Patch(facecolor=OTHER_COLOR, edgecolor="white", label=f"{others} other classes"))
     if handles:
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        columns = min(LEGEND_WIDTH // (longest + 6), 6, len(handles))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 
-def short_name(label: str) -> str:
-    """A long name without its middle; ends tell classes apart more often."""
-    half = LONGEST_NAME // 2
-    return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
-
-
-def plain_axis(axis: Axes) -> None:
-    """No frame at the top and the right, small numbers."""
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.tick_params(labelsize=8)
-
-
 def draw_detections(
-    path: Path, *, name: str, duration_sec: float, detections: Sequence[Mapping[str, Any]], min_score: float
+    path: Path, *, name: str, duration_sec: float, detections: Sequence[Mapping[str, Any]], shown: ShownFrom
 ) -> None:
     """Draw a PNG of one video's detections: a row a class, in it each one as wide as it lasts and as high as its score.
 
@@ -132,20 +116,19 @@ def draw_detections(
         name: of the video.
         duration_sec: its length.
         detections: records with `segment`, `label`, `score`.
-        min_score: a dashed line; detections below it are pale.
+        shown: its score is a dashed line; detections below it are pale.
     """
     best: dict[str, float] = {}
     for record in detections:
         best[record["label"]] = max(best.get(record["label"], 0.0), record["score"])
     labels = sorted(best, key=lambda label: (-best[label], label))[:MOST_ROWS]
     rows = max(1, len(labels))
-    figure = Figure(figsize=(12, 1.3 + 0.85 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, looks = PlainFigure(12, 1.3 + 0.85 * rows), class_looks(labels or [""])
     axes = figure.subplots(rows, 1, squeeze=False, sharex=True)[:, 0]
     for index, axis in enumerate(axes):
         label = labels[index] if labels else ""
         own = [record for record in detections if record["label"] == label]
-        _draw_class(axis, label, own, color=PALETTE[index % len(PALETTE)], min_score=min_score)
+        _draw_class(axis, label, own, look=looks[label], shown=shown)
     axes[-1].set_xlim(0, max(duration_sec, 1e-3))
     axes[-1].xaxis.set_major_locator(MultipleLocator(_tick_sec(duration_sec)))
     long = duration_sec > LONG_SEC
@@ -153,42 +136,41 @@ def draw_detections(
         axes[-1].xaxis.set_major_formatter(FuncFormatter(_hours))
     axes[-1].set_xlabel("time (h:min:s)" if long else "time (s)")
     figure.supylabel("score (0 to 1) by class", fontsize=10)
-    sure = sum(record["score"] >= min_score for record in detections)
     classes = f", the {MOST_ROWS} surest of {len(best)} classes" if len(best) > MOST_ROWS else ""
     counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
-    title = f"{name}: {counted}, {sure} of score {min_score:g} or more (dashed line){classes}"
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path)
+    figure.suptitle(f"{name}: {counted}{classes}\n{shown.summary(detections)}, dashed line", fontsize=11)
+    save_figure(figure, path)
 
 
 def _draw_class(
-    axis: Axes, label: str, detections: Sequence[Mapping[str, Any]], *, color: str, min_score: float
+    axis: Axes, label: str, detections: Sequence[Mapping[str, Any]], *, look: Look, shown: ShownFrom
 ) -> None:
     """One row; the surest are drawn last, over the others."""
     for record in sorted(detections, key=lambda record: record["score"]):
         start, end = record["segment"]
-        sure = record["score"] >= min_score
+        sure = shown.passes(record)
         axis.fill_between(
             [start, end],
             0,
             record["score"],
-            facecolor=(color, 0.3 if sure else 0.06),
+            facecolor=(look.color, 0.3 if sure else 0.06),
+            hatch=look.hatch if sure else "",
             edgecolor="0.3",  # light colours need one
             linewidth=0.5 if sure else 0,
         )
         axis.plot(
             [start, end],
             [record["score"]] * 2,
-            color=color,
+            color=look.color,
             alpha=1.0 if sure else 0.35,
             linewidth=3.0 if sure else 1.0,
             solid_capstyle="butt",
         )
-    axis.axhline(min_score, color="0.45", linewidth=0.8, linestyle="--")
+    axis.axhline(shown.score, color="0.45", linewidth=0.8, linestyle="--")
     axis.set_ylim(0, 1.05)
     axis.set_yticks([0, 0.5, 1])
     axis.tick_params(labelsize=8)
-    axis.set_title(label, fontsize=9, loc="left", pad=2)
+    axis.set_title(short_name(label), fontsize=9, loc="left", pad=2)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
@@ -206,7 +188,7 @@ def _hours(seconds: float, _: int) -> str:
 
 
 def _draw_video(
-    axis: Axes, video: TimelineVideo, truth_lanes: list[int], lanes: list[int], styles: Mapping[str, _Style]
+    axis: Axes, video: TimelineVideo, truth_lanes: list[int], lanes: list[int], looks: Mapping[str, Look]
 ) -> None:
     below = max(truth_lanes, default=0) + 1
     for (start, end, label), lane in zip(video.ground_truth, truth_lanes, strict=True):
@@ -215,9 +197,9 @@ def _draw_video(
             end - start,
             left=start,
             height=0.8,
-            facecolor=styles[label].color,
-            hatch=styles[label].hatch,
-            edgecolor="black",
+            facecolor=looks[label].color,
+            hatch=looks[label].hatch,
+            edgecolor=looks[label].ink,
             linewidth=0.6,
         )
     lane_height = min(1.0, MOST_LANES / (max(lanes, default=0) + 1))
@@ -230,9 +212,9 @@ def _draw_video(
             end - start,
             left=start,
             height=0.7 * lane_height,
-            facecolor=styles[record["label"]].color,
-            hatch=styles[record["label"]].hatch,
-            edgecolor="white",
+            facecolor=looks[record["label"]].color,
+            hatch=looks[record["label"]].hatch,
+            edgecolor=looks[record["label"]].ink,
             linewidth=0,
             alpha=sureness,
         )
@@ -248,18 +230,13 @@ def _draw_video(
     axis.tick_params(axis="y", length=0)
 
 
-def _styles(videos: Sequence[TimelineVideo]) -> dict[str, _Style]:
+def _looks(videos: Sequence[TimelineVideo]) -> dict[str, Look]:
     """How each class looks: an annotated one whatever is detected; the most annotated get a colour of their own."""
     annotated = Counter(label for video in videos for _, _, label in video.ground_truth)
     detected = Counter(record["label"] for video in videos for record in video.detections)
     labels = sorted(annotated, key=lambda label: (-annotated[label], label))
     labels += sorted(detected.keys() - annotated.keys(), key=lambda label: (-detected[label], label))
-    apart = max(len(annotated), MOST_CLASSES)
-    styles = {
-        label: _Style(PALETTE[index % len(PALETTE)], HATCHES[index // len(PALETTE) % len(HATCHES)])
-        for index, label in enumerate(labels[:apart])
-    }
-    return styles | {label: _Style(OTHER_COLOR, "") for label in labels[apart:]}
+    return class_looks(labels, most=max(len(annotated), MOST_CLASSES))
 
 
 def _lanes(segments: Sequence[Sequence[float]]) -> list[int]:

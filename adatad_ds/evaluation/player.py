@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from adatad_ds.data.video import opened
-from adatad_ds.evaluation.pictures import PALETTE
+from adatad_ds.evaluation.figures import class_looks
+from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.subtitles import by_time
 
 # Container, as FFmpeg calls it: the codecs that Chromium, Firefox and Safari alike play in it, with their media type.
@@ -40,7 +41,7 @@ def video_address(path: Path, *, folder: Path, most_bytes: int) -> str:
     if path.stat().st_size <= most_bytes:
         kind = "video/webm" if path.suffix.lower() == ".webm" else "video/mp4"
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+    return quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))  # a name may be no UTF-8
 
 
 def write_page(
@@ -50,7 +51,7 @@ def write_page(
     video: str,
     duration_sec: float,
     detections: Sequence[Mapping[str, Any]],
-    min_score: float,
+    shown: ShownFrom,
 ) -> None:
     """Write the page; it needs nothing from the network.
 
@@ -60,7 +61,7 @@ def write_page(
         video: its address, see `video_address`.
         duration_sec: its length.
         detections: records with `segment` in seconds, `label`, `score`; all of them.
-        min_score: where the filter begins.
+        shown: where the filter begins.
     """
     best: dict[str, float] = {}
     for record in detections:
@@ -70,10 +71,14 @@ def write_page(
         "name": name,
         "video": video,
         "duration_sec": duration_sec,
-        "min_score": min_score,
-        "classes": [{"label": label, "color": PALETTE[i % len(PALETTE)]} for i, label in enumerate(labels)],
+        "min_score": shown.score,
+        "reason": shown.reason,
+        "classes": [
+            {"label": label, "color": look.color, "hatch": look.hatch, "ink": look.ink}
+            for label, look in class_looks(labels).items()
+        ],
         "detections": by_time(detections),
     }
     template = (files("adatad_ds.evaluation") / "player.html").read_text(encoding="utf-8")
-    text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # a label must not end the script
+    text = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script
     path.write_text(template.replace("@DATA@", text), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,14 +29,6 @@ def write_results(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps({"version": VERSION, "results": results, "external_data": {}}), encoding="utf-8")
     temporary.rename(path)
-
-
-def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    """Write `Metrics.per_class` as CSV with a header."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:

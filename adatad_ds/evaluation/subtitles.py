@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("start_sec", "end_sec", "label", "score")
+from adatad_ds.evaluation.tables import write_table
+
+COLUMNS: tuple[str, ...] = ("start_sec", "end_sec", "label", "score")
+# SubRip knows no escapes: <i>, {\an8} and \N mean something to players, and --> to parsers
+_SRT_SIGNS = str.maketrans("<>{}\\", "\u2039\u203a()\u2216")  # single angle quotes, set minus
 LEAST_MS = 1  # players refuse a subtitle that is over as it begins
 
 
 def write_csv(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
     """A table with a header, by time; `detections` are records with `segment` in seconds, `label`, `score`."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for record in by_time(detections):
-            writer.writerow([*record["segment"], record["label"], record["score"]])
+    cells = ((*record["segment"], record["label"], record["score"]) for record in by_time(detections))
+    write_table(path, (dict(zip(COLUMNS, row, strict=True)) for row in cells), columns=COLUMNS)
 
 
 def write_vtt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
@@ -27,9 +27,9 @@ def write_vtt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_srt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
-    """SubRip, the same."""
+    """SubRip, the same; signs that its players take for markup are replaced by similar ones."""
     cues = [
-        f"{number}\n{_times(record, decimal=',')}\n{_text(record)}\n"
+        f"{number}\n{_times(record, decimal=',')}\n{_text(record).translate(_SRT_SIGNS)}\n"
         for number, record in enumerate(by_time(detections), start=1)
     ]
     path.write_text("\n".join(cues), encoding="utf-8")

@@ -188,6 +188,44 @@ def test_what_is_written(videos, predicted):
         assert sorted(rows) == sorted((*record["segment"], record["label"]) for record in records)
 
 
+def test_the_score_of_the_best_f1_is_shown_from(videos, checkpoint, tmp_path, capsys):
+    evaluated = tmp_path / "evaluated.safetensors"
+    shutil.copy(checkpoint, evaluated)
+    content = json.loads(checkpoint.with_suffix(".json").read_text())
+    content["operating_point"] = {"score": 0.6, "f1": 0.45, "precision": 0.5, "recall": 0.4, "tiou": 0.5}
+    evaluated.with_suffix(".json").write_text(json.dumps(content))
+    assert run(videos["silent"], "--checkpoint", evaluated, "-o", tmp_path / "out", "--html") == 0
+    records = results_of(tmp_path / "out")["silent"]
+    count = sum(record["score"] >= 0.6 for record in records)
+    assert 0 < count < len(records)
+    assert len(cues((tmp_path / "out" / "silent.vtt").read_text())) == count
+    assert (
+        '"min_score": 0.6, "reason": "the best F1 in its evaluation, 45 %"'
+        in (tmp_path / "out" / "silent.html").read_text()
+    )
+    assert f"{count} of score 0.6 or more (the best F1 in its evaluation, 45 %)" in capsys.readouterr().out
+    assert run(videos["silent"], "--checkpoint", evaluated, "-o", tmp_path / "out", "--score", 0.9999) == 0
+    best = records[0]["score"]
+    assert f"0 of score 0.9999 or more (as asked for); the best has {best:g}" in capsys.readouterr().out
+
+
+def test_what_was_found_is_kept_where_drawing_fails(videos, checkpoint, tmp_path, capsys, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr(predict, "draw_detections", fail)
+    arguments = ["--checkpoint", checkpoint, "-o", tmp_path / "out"]
+    assert run(videos["silent"], *arguments) == 0  # a picture is an extra
+    assert "silent.png could not be drawn: ValueError: no such glyph" in capsys.readouterr().err
+    monkeypatch.setattr(predict, "write_annotated", fail)
+    assert run(videos["silent"], videos["old"], *arguments, "--annotated") == 1  # which was asked for
+    assert set(results_of(tmp_path / "out")) == {"silent", "old"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"{name}.{kind}" for name in ("silent", "old") for kind in ("csv", "json", "srt", "vtt")} | {
+        "results.json"
+    }
+
+
 def test_the_annotated_copy(videos, predicted):
     for name, source in videos.items():
         with av.open(str(predicted / f"{name}.annotated.mp4")) as container:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adatad_ds.checkpoint import read_operating_point
+from adatad_ds.evaluation.raw import read_raw
 from adatad_ds.runs import RunFolder
 from adatad_ds.trained import find_trained, load_model
 from tests.distributed.launch import finish, start, train_command
@@ -22,8 +25,17 @@ OUTPUT = "output.txt"  # what the training printed
 
 @pytest.fixture(scope="module")
 def run(small_videos, tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained") / "run"
-    command = train_command(data=small_videos, run=run, train__eval_from_epoch=1, **SETTINGS)
+    """A run whose labels are no formulas, markup or ASCII, in a folder whose name is not, either."""
+    run = tmp_path_factory.mktemp("trained") / "été 数据" / "run"
+    content = json.loads((small_videos / "annotations.json").read_text())
+    for video in content["database"].values():
+        for action in video["annotations"]:
+            action["label"] = f"=$跳_{{x^ <b>{action['label']} $"
+    annotations = run.parent / "annotations.json"
+    annotations.parent.mkdir()
+    annotations.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    changes = {"data__annotations": annotations, "train__eval_from_epoch": 1}
+    command = train_command(data=small_videos, run=run, **SETTINGS, **changes)
     output = finish([*command, "--profile", "1:3"])
     (run / OUTPUT).write_text(output)
     return run
@@ -38,13 +50,68 @@ def test_an_export_evaluates_as_its_run_does(run, tmp_path):
     finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path / "of_run"))
     export = tmp_path / "export" / "mine.safetensors"
     finish(tool("tools/export_adapter.py", run, "--out", export))
+    point = find_trained(run).operating_point
+    assert point is not None
+    assert find_trained(export).operating_point == point
+    content = json.loads(export.with_suffix(".json").read_text())
+    export.with_suffix(".json").write_text(json.dumps(content | {"operating_point": None}))
     output = finish(tool("adatad_ds/evaluate.py", export, "--output", tmp_path / "of_export"))
+    assert find_trained(export).operating_point == point
+    assert str(point) in output
+    metrics = json.loads((tmp_path / "of_export" / "metrics.json").read_text())
+    assert metrics["best_F1_threshold@0.5"] == point.score
     assert "mine.safetensors on 3 videos" in output
     results = [json.loads((tmp_path / of / "detections.json").read_text()) for of in ("of_run", "of_export")]
     assert results[0] == results[1]
     description = json.loads(export.with_suffix(".json").read_text())
     assert description["backbone"] == {"name": "tiny", "weights": "adatad_ds/weights/tiny.safetensors"}
     assert not any(".vit." in name for name in load_file(export))
+
+
+@pytest.mark.slow
+def test_a_crash_before_the_best_was_marked(run, small_videos, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(run, again)
+    (again / "checkpoints" / "best").unlink()
+    metrics = again / "evaluations" / "epoch_0002" / "metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"average_mAP": 1.0}))
+    changes = {"data__annotations": run.parent / "annotations.json", "train__eval_from_epoch": 1}
+    finish(train_command(data=small_videos, run=again, resume=True, **SETTINGS, **changes))
+    assert (again / "checkpoints" / "best").read_text() == "step_00000004\n"
+
+
+@pytest.mark.slow
+def test_training_marks_the_best_and_keeps_its_score(run):
+    folder = RunFolder(run)
+    best = folder.best_epoch()
+    assert best is not None
+    checkpoint = folder.checkpoints(keep=1).best()
+    assert checkpoint is not None
+    assert checkpoint.name == f"step_{2 * best:08d}"
+    point = read_operating_point(checkpoint, kind="average")
+    assert point is not None
+    assert (run / "evaluations" / f"epoch_{best:04d}" / "metrics.json").exists()
+    assert "could not be drawn" not in (run / OUTPUT).read_text()
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("memory/peak_resident_gb" in line for line in logged)
+    assert not any("memory/peak_gb" in line for line in logged)  # which a GPU's allocator counts
+
+
+@pytest.mark.slow
+def test_candidates_are_kept_before_anything_can_fail(run, tmp_path):
+    code = """
+import sys
+from adatad_ds import evaluate
+
+def fail(*arguments, **options):
+    raise RuntimeError("suppression failed")
+
+evaluate.finish = fail
+evaluate.main(sys.argv[1:])
+"""
+    done = start([sys.executable, "-c", code, str(run), "--output", str(tmp_path), "--save-raw"])
+    assert "suppression failed" in done.stderr
+    assert len(read_raw(tmp_path / "raw.npz").videos) == 3
 
 
 @pytest.mark.slow

@@ -8,8 +8,34 @@ import pytest
 
 from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
 from adatad_ds.config_numbers import Range
+from adatad_ds.config_values import literal
 from adatad_ds.parallel import complete_environment, split_batch
 from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[flip,rand_augment]", ["flip", "rand_augment"]),
+        ("[ flip , 'rand_augment' ]", ["flip", "rand_augment"]),
+        ('(a b, "c,d", 007)', ("a b", "c,d", "007")),
+        ("[0.3, 1e-3, none, True, -1]", [0.3, 1e-3, None, True, -1]),
+        ("[[0,4],[4,inf]]", [[0, 4], [4, "inf"]]),
+        ("[v_1-a.b, $x$, 跳]", ["v_1-a.b", "$x$", "跳"]),
+        ("[]", []),
+        ("[a", "[a"),
+        ("a, b", "a, b"),
+        ("/data/a (1)/x.json", "/data/a (1)/x.json"),
+    ],
+)
+def test_values_as_users_write_them(text, value):
+    assert literal(text) == value
+
+
+def test_lists_of_words_need_no_quotes():
+    config = override(Config(), ["data.augment=[flip,rand_augment]", "data.exclude=[v_1,v_2]"])
+    assert config.data.augment == ("flip", "rand_augment")
+    assert config.data.exclude == ("v_1", "v_2")
 
 
 def test_round_trip_through_a_file(tmp_path):

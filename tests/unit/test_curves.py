@@ -18,8 +18,9 @@ from adatad_ds.evaluation.curves import (
     confusion_figure,
     precision_recall_figure,
 )
+from adatad_ds.evaluation.figures import OTHER_COLOR, PALETTE
 from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics, evaluate_detections
-from adatad_ds.evaluation.pictures import OTHER_COLOR, PALETTE, TimelineVideo, timeline_figure, timeline_videos
+from adatad_ds.evaluation.pictures import TimelineVideo, timeline_figure, timeline_videos
 from adatad_ds.evaluation.recognition import recognition_accuracy
 from adatad_ds.monitor import Monitor
 from tests.unit.test_evaluation import cases, record
@@ -145,7 +146,7 @@ def test_colours_stay_whatever_is_detected():
     assert set(none.values()) <= set(PALETTE)
     many = colours([record(0, 1, 0.5, "c")] * 9 + [record(0, 1, 0.5, f"wrong{i}") for i in range(30)])
     assert none.items() <= many.items()
-    assert many["21 other classes"] == to_hex(OTHER_COLOR).upper()  # 12 are told apart
+    assert many["21 other classes"] == OTHER_COLOR  # 12 are told apart
 
 
 def read(folder) -> EventAccumulator:
@@ -161,7 +162,7 @@ def write(folder, *, start: int, stop: int, value: float, active: bool = True) -
         monitor.scalars(step, {"evaluation/mAP@0.5": value})
         figure = Figure(figsize=(2, 1), dpi=50)
         figure.set_facecolor("#0072B2")
-        monitor.figure("evaluation/curves", figure, step)
+        monitor.figure("evaluation/curves", lambda figure=figure: figure, step)
         monitor.histogram("adapters/gamma", [value, value + 1, float("nan")], step)
         monitor.histogram("adapters/nothing", [float("nan")], step)
     monitor.close()
@@ -186,6 +187,39 @@ def test_monitor_writes_figures_and_histograms_once_a_step(tmp_path):
     assert picture.getpixel((50, 25)) == (0x00, 0x72, 0xB2)
     texts = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("config/text_summary")]
     assert [text.splitlines()[1] for text in texts] == ["started at 0", "started at 3"]
+
+
+def test_a_picture_that_fails_ends_no_training(tmp_path, capsys):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=0, total_steps=9)
+
+    def fail() -> Figure:
+        raise RuntimeError("no memory")
+
+    monitor.figure("pictures/curves", fail, 0)
+    monitor.scalars(0, {"loss/total": 1.0})
+    monitor.close()
+    assert "warning: pictures/curves could not be drawn: RuntimeError: no memory" in capsys.readouterr().out
+    assert [event.value for event in read(tmp_path).Scalars("loss/total")] == [1.0]
+
+
+def test_no_text_ends_its_fence(tmp_path):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=0, total_steps=9)
+    monitor.text("config", "a\n```\n<b>bold</b>")
+    monitor.close()
+    (event,) = read(tmp_path).Tensors("config/text_summary")
+    assert event.tensor_proto.string_val[0].decode() == "````\na\n```\n<b>bold</b>\n````"
+
+
+def test_the_bar_shows_a_smoothed_loss(tmp_path):
+    monitor = Monitor(folder=tmp_path, active=True, start_step=100, total_steps=400)
+    shown = []
+    for step, loss in enumerate([8.0, 4.0] + [1.0, 3.0] * 100, start=100):
+        monitor.advance(step, loss=loss)
+        shown.append(float(monitor._bar.postfix.split()[1]))
+    monitor.close()
+    assert shown[:3] == [8.0, 6.0, 4.3333]  # the mean so far
+    assert all(abs(loss - 2) < 0.1 for loss in shown[-20:])  # of losses that jump between 1 and 3
+    assert "(smoothed)" in monitor._bar.postfix
 
 
 def test_a_run_started_over_leaves_no_steps_of_the_first(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from adatad_ds import train
 from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.ds_config import activation_policy, read_ds_config
 from adatad_ds.models.stored import StoragePolicy
@@ -59,3 +60,16 @@ def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):
     path.write_bytes('{"é": 1}'.encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot read the DeepSpeed config"):
         read_ds_config(path)
+
+
+def test_the_option_without_a_file_takes_one_and_says_so(capsys):
+    named = ["--recipe", "quickstart", "--dry-run", "--deepspeed_config", str(train.DEFAULT_DS_CONFIG)]
+    assert train.main(named) == 0
+    expected = capsys.readouterr()
+    assert train.main(named[:-1]) == 0
+    found = capsys.readouterr()
+    assert found.out == expected.out
+    assert "ds_configs/zero3_offload.json is taken" in found.err
+    assert "is taken" not in expected.err
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", "quickstart"])  # no option at all: nothing is guessed

@@ -466,7 +466,7 @@ def test_report_from_the_command_line(reported):
     assert "never annotates; such detections count nowhere: 'unheard of' (1)" in notes
     assert re.search("videos of the detections that are not in subset 'validation' .* count nowhere: 1", notes)
     markdown = (folder / "report.md").read_text()
-    assert "| dive & <roll> | jump \\| hop | 0 | 2 |" in markdown
+    assert "| dive \\& \\<roll\\> | jump \\| hop | 0 | 2 |" in markdown
     for row in tables["missed"]:
         assert "| " + " | ".join(row) + " |" in markdown
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from adatad_ds.data.annotations import DataError
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.pictures import MOST_LANES, TimelineVideo, draw_timeline
-from adatad_ds.evaluation.results import read_results, write_per_class, write_results
+from adatad_ds.evaluation.results import read_results, write_results
+from adatad_ds.evaluation.tables import write_table
 from tests.unit import oracles
 
 
@@ -111,7 +112,8 @@ def test_per_class(tmp_path):
     lines = metrics.per_class_table().splitlines()
     assert [line.split()[0] for line in lines] == ["class", "b,", "a"]  # the best first
     assert lines[2].split() == ["a", "2", "100.00", "50.00", "75.00"]
-    write_per_class(tmp_path / "per_class.csv", metrics.per_class())
+    rows = metrics.per_class()
+    write_table(tmp_path / "per_class.csv", rows, columns=list(rows[0]))
     with (tmp_path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[1]["class"] == "b, c"
@@ -126,7 +128,8 @@ def test_what_epic_and_ego4d_report():
     assert reported["average_mAP"] == pytest.approx((1 + 1 + 1 + 0.5 + 0.5) / 5)
     assert reported["recall@0.5@1"] == 0.5
     names = {f"{kind}@{t}@{k}" for kind in ("recall", "instance_recall") for t in tiou for k in (1, 5)}
-    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | names
+    best = {"best_F1@0.5", "best_F1_threshold@0.5"}
+    assert set(reported) == {"average_mAP"} | {f"mAP@{t}" for t in tiou} | names | best
     truth["v"].append((50.0, 51.0, "b"))  # of classes alike 1 in 4, of segments alike 1 in 3
     reported = evaluate_detections(results, truth, tiou=tiou, recall_topk=(1,)).to_dict()
     assert reported["recall@0.5@1"] == 0.25

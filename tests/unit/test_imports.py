@@ -116,6 +116,17 @@ def test_text_files_are_utf8_whatever_the_locale():
     assert not unsaid
 
 
+def test_every_program_runs_in_utf8():
+    entries = [path for path in PACKAGE.parent.glob("tools/*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    entries += [PACKAGE / f"{name}.py" for name in ENTRIES]
+    assert len(entries) > 15
+    for path in entries:
+        last = ast.parse(path.read_text(encoding="utf-8")).body[-1]
+        assert isinstance(last, ast.If), path
+        assert ast.unparse(last.test) == "__name__ == '__main__'"
+        assert ast.unparse(last.body[0]) == "use_utf8()", path
+
+
 def test_modules_stay_small():
     long = {str(path): lines for path in imported_by() if (lines := path_text(path).count("\n")) > 350}
     assert not long, f"is there a second concern inside? {long}"

@@ -34,7 +34,7 @@ def test_last_and_best_epoch(reached, summary, tmp_path):
             table=metrics.table(),
             per_class=metrics.per_class_table(),
             save=lambda folder, results=results: write_results(folder / RESULTS_FILE, results),
-            pictures=lambda title: {},
+            pictures={},
         )
         run.add_evaluation(epoch, evaluation)
         assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / RESULTS_FILE) == results

@@ -6,8 +6,10 @@ import csv
 import re
 from pathlib import Path
 
+import av
 import pytest
 
+from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.pictures import draw_detections
 from adatad_ds.evaluation.subtitles import clock, write_csv, write_srt, write_vtt
 
@@ -37,7 +39,11 @@ def cues(text: str) -> list[tuple[float, float, str]]:
 
 
 @pytest.mark.parametrize(
-    ("write", "escaped"), [(write_vtt, "run &amp; &lt;fall&gt; --&gt; again"), (write_srt, "run & <fall> --> again")]
+    ("write", "escaped"),
+    [
+        (write_vtt, "run &amp; &lt;fall&gt; --&gt; again"),
+        (write_srt, "run & \u2039fall\u203a --\u203a again"),
+    ],
 )
 def test_cues(tmp_path: Path, write, escaped: str):
     write(tmp_path / "x", DETECTIONS)
@@ -47,6 +53,32 @@ def test_cues(tmp_path: Path, write, escaped: str):
         (7.0, 7.001, "blink 0.40"),
         (3600.5, 3725.25, "jump 0.91"),
     ]
+
+
+@pytest.mark.parametrize(("write", "ending"), [(write_vtt, "vtt"), (write_srt, "srt")])
+@pytest.mark.parametrize(
+    "label",
+    ["a <i>b</i> c", "<unknown> x", r"{\an8} x", "{note} x", r"a\Nb", "a --> b", "$x_{$", "<b", "1 < 2 & 3 &lt;"],
+)
+def test_players_take_no_label_for_markup(label, write, ending, tmp_path: Path):
+    """As FFmpeg reads subtitles, which many players use: text, and codes of the ASS format for what is markup."""
+    path = tmp_path / f"x.{ending}"
+    write(path, [{"segment": [1, 2], "label": label, "score": 0.5}])
+    with av.open(str(path)) as container:
+        (subtitle,) = [each for packet in container.demux() for each in packet.decode()]
+    written = subtitle.ass.decode().split(",", 8)[-1]
+    text = written.replace("\\{{}", "").replace("\\\u2060", "")  # FFmpeg's own escapes of what WebVTT shows
+    assert not re.search(r"[{\\]", text)
+    shown = written.replace("\\{{}", "{").replace("\u2060", "")
+    alike = str.maketrans({"\u2039": "<", "\u203a": ">", "(": "{", ")": "}", "\u2216": "\\"})
+    assert shown.translate(alike) == f"{label} 0.50"
+
+
+@pytest.mark.parametrize("label", ["=1+1", "+x", "-jump", "@me", "\t=1", "\uff1d1"])
+def test_spreadsheets_take_no_label_for_a_formula(label, tmp_path: Path):
+    write_csv(tmp_path / "x.csv", [{"segment": [-1.5, 2], "label": label, "score": 0.5}])
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file))[1] == ["-1.5", "2", f"'{label}", "0.5"]  # numbers stay numbers
 
 
 def test_layouts(tmp_path: Path):
@@ -85,7 +117,7 @@ def test_picture_of_nothing_and_of_many(tmp_path: Path):
             for i in range(count)
         ]
         path = tmp_path / f"{count}.png"
-        draw_detections(path, name="match", duration_sec=2800, detections=records, min_score=0.3)
+        draw_detections(path, name="match", duration_sec=2800, detections=records, shown=ShownFrom.choose(None, None))
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG")
         sizes.append(int.from_bytes(content[20:24]))  # the picture's height
