@@ -36,6 +36,7 @@ class ImageTransformer(nn.Module):
         patch: p.
         grid: H // p, W // p.
         frame_size: H, W.
+        tokens: N.
 
     Raises:
         ConfigError: a transformer whose blocks, dropout or pooling cannot be driven this way.
@@ -51,6 +52,7 @@ class ImageTransformer(nn.Module):
         self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
         self.frame_size = int(vit.patch_embed.img_size[0]), int(vit.patch_embed.img_size[1])
         self.prefix_tokens = vit.num_prefix_tokens
+        self.tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.prefix_has_position = not vit.no_embed_class
         self.pools_class_token = vit.cls_token is not None and vit.global_pool in ("", "token")
         self.patch_embed: PatchEmbed = vit.patch_embed
@@ -88,7 +90,13 @@ class ImageTransformer(nn.Module):
         return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
 
 
-def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
+def build_image_transformer(
+    name: str,
+    *,
+    resolution: int,
+    pixel_mean: tuple[float, ...] | None = None,
+    pixel_std: tuple[float, ...] | None = None,
+) -> ImageTransformer:
     """A plain vision transformer by its name in timm, with random weights.
 
     Args:
@@ -97,6 +105,8 @@ def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
             `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels. `vit_tiny_generated` is
             the quickstart's, which timm does not have.
         resolution: side in pixels of the frames.
+        pixel_mean: RGB, of 0..255; None: as timm knows it by the name.
+        pixel_std: likewise.
 
     Raises:
         ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
@@ -104,7 +114,7 @@ def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
     if name == GENERATED:
         _check_resolution(name, resolution=resolution, patch=16)
         ours = TimmTransformer(img_size=resolution, patch_size=16, embed_dim=128, depth=4, num_heads=4, num_classes=0)
-        return ImageTransformer(vit=ours, pixel_mean=(127.5,) * 3, pixel_std=(127.5,) * 3)
+        return ImageTransformer(vit=ours, pixel_mean=pixel_mean or (127.5,) * 3, pixel_std=pixel_std or (127.5,) * 3)
     if not is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
         raise ConfigError(f"timm has no plain vision transformer named {name}; it has, for example, {known}")
@@ -117,7 +127,7 @@ def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
     published = timm.get_pretrained_cfg(name)
     assert published is not None
     mean, std = (tuple(255.0 * value for value in values) for values in (published.mean, published.std))
-    return ImageTransformer(vit=vit, pixel_mean=mean, pixel_std=std)
+    return ImageTransformer(vit=vit, pixel_mean=pixel_mean or mean, pixel_std=pixel_std or std)
 
 
 def attend(block: nn.Module, tokens: Tensor) -> Tensor:

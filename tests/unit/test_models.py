@@ -111,14 +111,18 @@ def test_leading_blocks_store_nothing():
     assert calls == [(0, False), (1, False), (2, False), (3, True)]
 
 
-def test_no_decay_on_biases_norms_and_scales():
-    groups = parameter_groups(detector(), CONFIG.train)
-    assert {group["name"] for group in groups} == {"adapter", "adapter_no_decay", "head", "head_no_decay"}
-    for group in groups:
-        if group["weight_decay"] == 0:
-            assert all(sum(size > 1 for size in p.shape) <= 1 for p in group["params"])
-        else:
-            assert all(p.ndim >= 2 for p in group["params"])
+def test_all_adapter_tensors_decay_and_of_the_head_its_matrices():
+    """As OpenTAD's optimizer groups: every tensor of the adapters, also biases and gammas; ActionFormer's rule above."""
+    model = detector()
+    groups = {group["name"]: group for group in parameter_groups(model, CONFIG.train)}
+    assert groups.keys() == {"adapter", "head", "head_no_decay"}
+    assert {groups[name]["weight_decay"] for name in ("adapter", "head")} == {CONFIG.train.weight_decay}
+    assert groups["head_no_decay"]["weight_decay"] == 0
+    adapters = [p for name, p in model.named_parameters() if name.startswith("backbone.adapters.")]
+    assert {id(p) for p in adapters} == {id(p) for p in groups["adapter"]["params"]}
+    assert any(name.endswith(".gamma") for name, _ in model.named_parameters())
+    assert all(sum(size > 1 for size in p.shape) <= 1 for p in groups["head_no_decay"]["params"])
+    assert all(p.ndim >= 2 for p in groups["head"]["params"])
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
