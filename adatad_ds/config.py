@@ -198,9 +198,7 @@ class TrainConfig:
     warmup_epochs: number.Epochs = 5.0
     warmup_start: number.Fraction = 0.0  # share of the rate that the warm-up begins with
     schedule_epochs: number.PositiveInt = 100  # where the cosine would reach 0
-    cosine: Literal["step", "epoch"] = (
-        "step"  # falls with each step after the warm-up, or with each epoch from the first
-    )
+    cosine: Literal["step", "epoch"] = "step"  # falls by the step after the warm-up, or by the epoch from the first on
     stop_epoch: number.PositiveInt = 60
     repeats: number.PositiveInt = 1  # windows drawn from every training video in an epoch
     eval_from_epoch: number.NonNegativeInt = 40

@@ -117,8 +117,8 @@ def _check_backbone(config: Config, found: _Problems) -> None:
         found.need(
             backbone.tuning != "aim"
             and (backbone.aim_adapters, backbone.clip_frames, backbone.pixel_mean, backbone.pixel_std) == (None,) * 4,
-            "backbone.tuning=aim, aim_adapters, clip_frames, pixel_mean and pixel_std are for image transformers, which "
-            f"{backbone.name} is not; their names are timm's, vit_...",
+            "backbone.tuning=aim, aim_adapters, clip_frames, pixel_mean and pixel_std are for image transformers, "
+            f"which {backbone.name} is not; their names are timm's, vit_...",
         )
     found.need(
         backbone.tuning != "full" or config.train.lr_backbone is not None,

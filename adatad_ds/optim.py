@@ -9,7 +9,6 @@ from torch import nn
 
 from adatad_ds.config import TrainConfig
 
-
 CLASSIFIER = "head.classifier."  # of a recogniser
 
 

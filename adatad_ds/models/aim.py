@@ -16,6 +16,7 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -92,7 +93,7 @@ class BlockAdapters(nn.Module):
         self.spatial = bottleneck("spatial" in adapt, skip=True)
         self.joint = bottleneck("joint" in adapt, skip=False)
 
-    def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None) -> Tensor:
+    def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None, *, rotary: Tensor | None = None) -> Tensor:
         """Clips through the block: (n, t, N, C) to the same.
 
         Not this module's call, which ZeRO-3 would search for tensors and find a block.
@@ -101,8 +102,9 @@ class BlockAdapters(nn.Module):
             block: the image transformer's.
             tokens: of n clips.
             keep: drop-path factors of the temporal and the joint branch, (n, 2, N); None: both kept.
+            rotary: what rotates the patches of a frame; None: positions are added already.
         """
-        assert isinstance(block, Block)
+        assert isinstance(block, Block | EvaBlock)
         if keep is not None:
             keep = keep.to(tokens.dtype)[:, :, None, :, None]
         if self.temporal is not None:
@@ -111,7 +113,7 @@ class BlockAdapters(nn.Module):
                 over_time = self.temporal_in(over_time)
             mixed = attend(block, over_time.flatten(0, 1)).view(over_time.shape)
             tokens = tokens + _kept(self.temporal(mixed).transpose(1, 2), keep, 0)
-        mixed = attend(block, block.norm1(tokens).flatten(0, 1)).view(tokens.shape)
+        mixed = attend(block, block.norm1(tokens).flatten(0, 1), rotary=rotary).view(tokens.shape)
         tokens = tokens + (mixed if self.spatial is None else self.spatial(mixed))
         normed = block.norm2(tokens)
         tokens = tokens + block.ls2(block.mlp(normed))
@@ -242,7 +244,8 @@ class AIMTransformer(nn.Module):
         tokens = self.vit.norm_pre(tokens)
         for index, (adapters, block) in enumerate(zip(self.adapters, self.vit.blocks, strict=True)):
             assert isinstance(adapters, BlockAdapters)
-            tokens = adapters.run(block, tokens, None if keep is None else keep[:, index])
+            kept = None if keep is None else keep[:, index]
+            tokens = adapters.run(block, tokens, kept, rotary=self.vit.rotary)
         return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:

@@ -34,27 +34,12 @@ REPOSITORY = os.environ.get("AIM_REPOSITORY", "")
 FOLDER = "configs/recognition/vit"
 
 # Keys of the authors' without counterpart: where data, logs and checkpoints lie, and how their program runs.
-ELSEWHERE = (
-    "dataset_type",
-    "data_root",
-    "data_root_val",
-    "ann_file_train",
-    "ann_file_val",
-    "ann_file_test",
-    "work_dir",
-)
-ELSEWHERE += ("data.workers_per_gpu", "data.val_dataloader.", "data.test_dataloader.", "checkpoint_config.", "log_")
-ELSEWHERE += ("dist_params.", "load_from", "resume_from", "workflow", "find_unused_parameters", "evaluation.metrics")
-ELSEWHERE += (
-    "fp16",
-    "optimizer_config.coalesce",
-    "optimizer_config.bucket_size_mb",
-    "data.train.",
-    "data.val.",
-    "data.test.",
-)
-ELSEWHERE += ("model.test_cfg.max_testing_views", "optimizer_config.type", "optimizer_config.use_fp16")
-ELSEWHERE += ("model.cls_head.num_classes", "model.train_cfg.blending.num_classes", "val_pipeline")
+ELSEWHERE = ("dataset_type", "data_root", "data_root_val", "ann_file_train", "ann_file_val", "ann_file_test")
+ELSEWHERE += ("data.workers_per_gpu", "data.val_dataloader.", "data.test_dataloader.", "data.train.", "data.val.")
+ELSEWHERE += ("data.test.", "checkpoint_config.", "log_", "dist_params.", "load_from", "resume_from", "workflow")
+ELSEWHERE += ("work_dir", "find_unused_parameters", "evaluation.metrics", "fp16", "optimizer_config.coalesce")
+ELSEWHERE += ("optimizer_config.bucket_size_mb", "optimizer_config.type", "optimizer_config.use_fp16", "val_pipeline")
+ELSEWHERE += ("model.test_cfg.max_testing_views", "model.cls_head.num_classes", "model.train_cfg.blending.num_classes")
 FRAME_READING = ("DecordInit", "DecordDecode", "FormatShape", "Collect", "ToTensor")
 AUGMENTATIONS = {"RandomResizedCrop": "random_resized_crop", "ColorJitter": "lighting"}
 
@@ -325,8 +310,9 @@ def test_defaults_of_code_and_libraries():
     assert [erasing["min_area"], erasing["max_area"]] == pytest.approx(augmentations.ERASING_AREA)
     assert [erasing["min_aspect"], 1 / erasing["min_aspect"]] == pytest.approx(augmentations.ERASING_ASPECT)
     assert erasing["mode"] == "const"
-    assert augmentations.ERASING_COLOUR == tuple(
-        round(value) for value in settings_of("ssv2_clip_b16_8")["train_pipeline.Normalize.mean"]
+    assert (
+        tuple(round(value) for value in settings_of("ssv2_clip_b16_8")["train_pipeline.Normalize.mean"])
+        == augmentations.ERASING_COLOUR
     )
     assert libraries["imgaug 0.4.0 RandAugment"]["_M_MAX"] == augmentations.M_SCALE
     model = build_recogniser(find_recipe("quickstart_aim").config, num_classes=500)

@@ -112,7 +112,7 @@ def test_leading_blocks_store_nothing():
 
 
 def test_all_adapter_tensors_decay_and_of_the_head_its_matrices():
-    """As OpenTAD's optimizer groups: every tensor of the adapters, also biases and gammas; ActionFormer's rule above."""
+    """As OpenTAD groups them: all tensors of adapters, biases and gammas too; of the head, by ActionFormer's rule."""
     model = detector()
     groups = {group["name"]: group for group in parameter_groups(model, CONFIG.train)}
     assert groups.keys() == {"adapter", "head", "head_no_decay"}
