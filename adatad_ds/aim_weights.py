@@ -1,7 +1,9 @@
 """Weights for AIM: of image transformers, and of trained AIM models, brought under our names and checked.
 
-- `timm`: the state dict of one of its VisionTransformers, whose names are ours;
+- `timm`: the state dict of one of its VisionTransformers, whose names are ours, or of its DINOv3; DINOv2's and
+  DINOv3's own files are named nearly alike;
 - `transformers`: CLIPVisionModel, alone or within a CLIPModel;
+- `DINOv2 of transformers`: Dinov2Model, Dinov2WithRegistersModel; `DINOv3 of transformers`: DINOv3ViTModel;
 - `CLIP`: OpenAI's and OpenCLIP's `visual.*`, alone or with the text model;
 - `AIM`: checkpoints of the authors' models, trained from CLIP or from ImageNet weights.
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from adatad_ds.models.image_vit import ImageTransformer
 
 TIMM, TRANSFORMERS, CLIP, AIM = "timm", "transformers", "CLIP", "AIM"
+DINOV2, DINOV3 = "DINOv2 of transformers", "DINOv3 of transformers"
 _SIGNATURES = {  # a key that tells, its wrappers taken off; the first that is there counts
     AIM: r"(backbone\.)?temporal_embedding",
     CLIP: r"(visual\.)?conv1\.weight",
     TRANSFORMERS: r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+    DINOV2: r"(dinov2(_with_registers)?\.)?encoder\.layer\.0\.layer_scale1\.lambda1",
+    DINOV3: r"(model\.)?layer\.0\.layer_scale1\.lambda1",
     TIMM: r"(visual\.trunk\.)?patch_embed\.proj\.weight",
 }
 _CLIP_RENAMES = (
@@ -48,8 +53,46 @@ _CLIP_RENAMES = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
+_DINO_RENAMES = (
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
 _RENAMES = {  # to timm's names
-    TIMM: ((r"^visual\.trunk\.", ""),),
+    TIMM: (
+        (r"^visual\.trunk\.", ""),
+        (r"^(register|storage)_tokens$", "reg_token"),  # DINOv2 and DINOv3 themselves, to the gated MLPs
+        (r"\.mlp\.w12\.", ".mlp.fc1."),
+        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
+        (r"\.gamma_([12])$", r".ls\1.gamma"),  # timm's DINOv3
+        (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
+    ),
+    DINOV2: (
+        (r"^dinov2(_with_registers)?\.", ""),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^encoder\.layer\.", "blocks."),
+        (r"^layernorm\.", "norm."),
+        *_DINO_RENAMES,
+        (r"\.attention\.attention\.query\.", ".attn.q."),
+        (r"\.attention\.attention\.key\.", ".attn.k."),
+        (r"\.attention\.attention\.value\.", ".attn.v."),
+        (r"\.attention\.output\.dense\.", ".attn.proj."),
+        (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+        (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    ),
+    DINOV3: (
+        (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+        (r"^(model\.)?layer\.", "blocks."),
+        *_DINO_RENAMES,
+        (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+        (r"\.mlp\.up_proj\.", ".mlp.up."),
+        (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    ),
     CLIP: ((r"^visual\.", ""), *_CLIP_RENAMES),
     AIM: ((r"^backbone\.", ""), *_CLIP_RENAMES),
     TRANSFORMERS: (
@@ -69,7 +112,9 @@ _LEFT_OUT = {  # by the file's names
     "text model": r"(text_model\.|token_embedding\.|ln_final\.|text\.)",
     "projection to the text's space": r"((text|visual)_projection(\.weight)?|(visual\.)?proj|logit_(scale|bias))$",
     "counter": r"(input_resolution|context_length|vocab_size|(.*\.)?embeddings\.position_ids)$",
-    "classifier or pooling of images": r"(visual\.trunk\.)?(head|attn_pool|fc)\.",
+    "classifier or pooling of images": r"(visual\.trunk\.)?(head|attn_pool|fc|classifier)\.",
+    "mask of pretraining": r"((dinov2(_with_registers)?\.)?embeddings\.)?mask_token$|local_cls_norm\.|projectors\.",
+    "rotation, which is computed": r"rope(_embed)?\.|.*\.attn\.qkv\.bias_mask$",
 }
 _TEXT_BESIDE_VISUAL = r"(transformer\.|positional_embedding$)"  # as OpenAI's CLIP names its text model
 _ADAPTERS = {"T_Adapter_in": "temporal_in", "T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "joint"}
@@ -139,7 +184,7 @@ def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
     if layout is None:
         raise ConfigError(
             f"{source} is of no known layout: no patch embedding of an image transformer among its {len(tensors)} "
-            f"tensors ({some(tensors)}). Known: {', '.join((TIMM, TRANSFORMERS, CLIP, AIM))}"
+            f"tensors ({some(tensors)}). Known: {', '.join((TIMM, TRANSFORMERS, DINOV2, DINOV3, CLIP, AIM))}"
         )
     unused = dict(_LEFT_OUT)
     if any(key.startswith("visual.") for key in tensors):
@@ -158,14 +203,21 @@ def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
     return AIMWeights(
         source=source,
         layout=layout,
-        vit=_join_attention(image),
+        vit=_completed(image, layout=layout, keys=tensors),
         trained=trained,
         left_out={what: keys for what, keys in left_out.items() if keys},
     )
 
 
 def fit_image_weights(weights: AIMWeights, vit: ImageTransformer) -> AIMWeights:
-    """The same weights, seen to fit a transformer; positions of another resolution are resized bicubically.
+    """The same weights, seen to fit a transformer.
+
+    Positions of another resolution are resized bicubically, and where there are fewer averaged or not, as the
+    transformer's authors do: `ImageTransformer.antialias_positions`.
+
+    # differs: DINO and DINOv2 scale by (n + 0.1) / N rather than n / N, N and n the patches of a side before and after;
+    # their copies in transformers and timm don't. Google's ViT and SigLIP interpolate linearly; their copies in timm,
+    # which are what is loaded, bicubically.
 
     Args:
         weights: recognised.
@@ -204,7 +256,12 @@ def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: s
 
         table = stored.read().float().reshape(1, -1, vit.width)
         return resample_abs_pos_embed(
-            table, new_size=list(vit.grid), old_size=[side, side], num_prefix_tokens=prefix, interpolation="bicubic"
+            table,
+            new_size=list(vit.grid),
+            old_size=[side, side],
+            num_prefix_tokens=prefix,
+            interpolation="bicubic",
+            antialias=vit.antialias_positions,
         )
 
     return StoredTensor(tuple(vit.pos_embed.shape), read)
@@ -212,15 +269,18 @@ def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: s
 
 def _describe(image: Mapping[str, StoredTensor]) -> str:
     """An image transformer's size, from its tensors' shapes."""
-    embedding, mlp = image.get("patch_embed.proj.weight"), image.get("blocks.0.mlp.fc1.weight")
+    embedding = image.get("patch_embed.proj.weight")
+    mlp = image.get("blocks.0.mlp.fc1.weight") or image.get("blocks.0.mlp.fc1_g.weight")
     if embedding is None or mlp is None or len(embedding.shape) != 4:
         return "an incomplete image transformer"
     depth = len({key.split(".")[1] for key in image if key.startswith("blocks.")})
     pre_norm = "with" if "norm_pre.weight" in image else "without"
     token = "with" if "cls_token" in image else "without"
+    registers = image["reg_token"].shape[-2] if "reg_token" in image else 0
+    positions = "" if "pos_embed" in image else ", rotary positions"
     return (
         f"{depth} blocks of width {embedding.shape[0]} and MLP {mlp.shape[0]}, patches of {embedding.shape[-1]} px, "
-        f"{pre_norm} a norm before them, {token} class token"
+        f"{pre_norm} a norm before them, {token} class token, {registers or 'no'} registers{positions}"
     )
 
 
@@ -236,20 +296,61 @@ def _adapter_name(name: str) -> str | None:
     return f"backbone.adapters.{adapter[1]}.{_ADAPTERS[adapter[2]]}.fc{adapter[3]}.{adapter[4]}" if adapter else None
 
 
-def _join_attention(tensors: Tensors) -> Tensors:
-    """Query, key and value as one matrix and one bias."""
-    joined = dict(tensors)
-    for key in tensors:
-        stem, dot, kind = key.rpartition(".q.")
-        names = [f"{stem}.{part}.{kind}" for part in "qkv"]
-        if dot and stem.endswith(".attn") and all(name in tensors for name in names):
-            joined[f"{stem}.qkv.{kind}"] = _stacked([joined.pop(name) for name in names])
+def _completed(tensors: Tensors, *, layout: str, keys: Iterable[str]) -> Tensors:
+    """What a layout keeps apart or together otherwise than timm's VisionTransformer.
+
+    Args:
+        tensors: by timm's names.
+        layout: of the file.
+        keys: of the file.
+    """
+    joined = _join_attention(dict(tensors))
+    if layout == DINOV3:
+        gated = "blocks.0.mlp.fc1_g.weight" in joined
+        joined = {key.replace(".mlp.up.", ".mlp.fc1_x." if gated else ".mlp.fc1."): t for key, t in joined.items()}
+    masked = [key.removesuffix("_mask") for key in keys if key.endswith(".attn.qkv.bias_mask")]
+    for key in masked:  # DINOv3's own: the bias of keys is not used
+        joined[key] = _without_key_bias(joined[key])
+    own_position = "pos_embed" in joined and any(key.endswith("register_tokens") for key in keys)
+    if own_position:  # DINOv2's: the class token has a position, registers have none; timm's have none of both
+        joined["cls_token"], joined["pos_embed"] = _positions_of_patches(joined["cls_token"], joined["pos_embed"])
+    return joined
+
+
+def _join_attention(joined: dict[str, StoredTensor]) -> Tensors:
+    """Query, key and value as one matrix and one bias; DINOv3's keys have no bias, which is one of zero."""
+    for stem in [key.removesuffix(".q.weight") for key in joined if key.endswith(".attn.q.weight")]:
+        names = [f"{stem}.{part}.weight" for part in "qkv"]
+        if all(name in joined for name in names):
+            joined[f"{stem}.qkv.weight"] = _stacked([joined.pop(name) for name in names])
+    for stem in [key.removesuffix(".q.bias") for key in joined if key.endswith(".attn.q.bias")]:
+        query, key, value = (joined.get(f"{stem}.{part}.bias") for part in "qkv")
+        if query is not None and value is not None:
+            key = key or StoredTensor(query.shape, lambda shape=query.shape: torch.zeros(shape))
+            joined[f"{stem}.qkv.bias"] = _stacked([query, key, value])
+            for part in "qkv":
+                joined.pop(f"{stem}.{part}.bias", None)
     return joined
 
 
 def _stacked(parts: list[StoredTensor]) -> StoredTensor:
     rows = sum(part.shape[0] for part in parts)
     return StoredTensor((rows, *parts[0].shape[1:]), lambda: torch.cat([part.read() for part in parts]))
+
+
+def _without_key_bias(bias: StoredTensor) -> StoredTensor:
+    def read() -> Tensor:
+        query, key, value = bias.read().chunk(3)
+        return torch.cat([query, torch.zeros_like(key), value])
+
+    return StoredTensor(bias.shape, read)
+
+
+def _positions_of_patches(token: StoredTensor, table: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    """The class token with its position, and the positions of patches alone."""
+    patches = (*table.shape[:-2], table.shape[-2] - 1, table.shape[-1])
+    with_position = StoredTensor(token.shape, lambda: token.read() + table.read()[..., :1, :].view(token.shape))
+    return with_position, StoredTensor(patches, lambda: table.read()[..., 1:, :])
 
 
 def _rename(key: str, layout: str) -> str:

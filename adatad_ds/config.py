@@ -28,7 +28,15 @@ AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 Scaling = Literal["bilinear", "antialias"]  # see data/scaling.py
-Augmentation = Literal["random_resized_crop", "flip", "rand_augment", "color_jitter"]
+Augmentation = Literal[
+    "random_resized_crop",
+    "flip",
+    "rand_augment",
+    "rand_augment_n4_m7",
+    "color_jitter",
+    "lighting",
+    "random_erasing",
+]  # see data/transforms.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,8 @@ class BackboneConfig:
     stored_on_device_gb: number.Gigabytes = 0.0  # of the activations that cpu_checkpointing sends to host memory
 
     # image transformers only (AIM)
+    pixel_mean: tuple[number.GreyLevel, number.GreyLevel, number.GreyLevel] | None = None  # RGB; None: of timm's model
+    pixel_std: tuple[number.GreyDeviation, number.GreyDeviation, number.GreyDeviation] | None = None  # likewise
     aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, otherwise none
     aim_before_time: bool = False  # one more adapter before the attention over time, for strongly temporal data
     aim_joint_scale: number.NonNegativeFloat = 0.5  # factor of the joint adapters' output
@@ -182,13 +192,15 @@ class TrainConfig:
     micro_batch: number.PositiveInt | None = None  # windows a rank and forward pass; None: global_batch / ranks
     lr_head: number.LearningRate = 1e-4
     lr_adapter: number.LearningRate = 2e-4
-    lr_backbone: number.LearningRate | None = None  # tuning=full only
+    lr_backbone: number.LearningRate | None = None  # of tuning=full, or an image model's final norm; None: lr_adapter
     weight_decay: number.Fraction = 0.05
     weight_decay_backbone: number.Fraction = 0.05
     grad_clip: number.NonNegativeFloat = 1.0  # 0: off
     ema_decay: number.Probability = 0.999  # 0: off, evaluate the raw weights
     warmup_epochs: number.Epochs = 5.0
+    warmup_start: number.Fraction = 0.0  # share of the rate that the warm-up begins with
     schedule_epochs: number.PositiveInt = 100  # where the cosine would reach 0
+    cosine: Literal["step", "epoch"] = "step"  # falls by the step after the warm-up, or by the epoch from the first on
     stop_epoch: number.PositiveInt = 60
     repeats: number.PositiveInt = 1  # windows drawn from every training video in an epoch
     eval_from_epoch: number.NonNegativeInt = 40

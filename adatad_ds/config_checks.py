@@ -115,9 +115,10 @@ def _check_backbone(config: Config, found: _Problems) -> None:
         )
     else:
         found.need(
-            backbone.tuning != "aim" and backbone.aim_adapters is None and backbone.clip_frames is None,
-            f"backbone.tuning=aim, aim_adapters and clip_frames are for image transformers, which {backbone.name} is "
-            "not; their names are timm's, vit_...",
+            backbone.tuning != "aim"
+            and (backbone.aim_adapters, backbone.clip_frames, backbone.pixel_mean, backbone.pixel_std) == (None,) * 4,
+            "backbone.tuning=aim, aim_adapters, clip_frames, pixel_mean and pixel_std are for image transformers, "
+            f"which {backbone.name} is not; their names are timm's, vit_...",
         )
     found.need(
         backbone.tuning != "full" or config.train.lr_backbone is not None,

@@ -84,7 +84,7 @@ class Engine:
         self.ema_decay = config.train.ema_decay
         self._world = world
         self._check_precision(config.train.precision)
-        groups = parameter_groups(model, config)
+        groups = parameter_groups(model, config.train)
         if not groups:
             raise ConfigError("nothing in this model learns")
         _complete(model, dtype=config.train.dtype, device=world.device)

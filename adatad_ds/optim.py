@@ -7,26 +7,27 @@ from typing import Any
 
 from torch import nn
 
-from adatad_ds.config import Config
+from adatad_ds.config import TrainConfig
+
+CLASSIFIER = "head.classifier."  # of a recogniser
 
 
-def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
 
-    Weights decay as AdaTAD's authors have it: every tensor of adapters and of a video transformer, biases, norms and
-    gamma included; of the head, and of an image transformer, all but biases, norms and scales, that is all tensors of
-    more than one axis longer than 1. Each group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where
-    the schedule starts) and `weight_decay`.
+    As the authors of AdaTAD and AIM decay, every tensor of backbone, adapters and a recogniser's classifier, biases,
+    norms and scales too; of a detector's pyramid and heads, as ActionFormer's, those with two axes longer than 1. Each
+    group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and
+    `weight_decay`.
     """
-    train = config.train
     lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
     rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = parameter_kind(name)
-            whole = kind == "adapter" or (kind == "backbone" and not config.backbone.is_image)
-            decayed = whole or sum(size > 1 for size in parameter.shape) > 1
+            in_detector = kind == "head" and not name.startswith(CLASSIFIER)
+            decayed = not in_detector or sum(size > 1 for size in parameter.shape) > 1
             groups.setdefault((kind, decayed), []).append(parameter)
     decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}
     return [
@@ -57,9 +58,27 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
-def schedule(step: int, *, warmup_steps: float, total_steps: int) -> float:
-    """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`."""
-    if step < warmup_steps:
-        return step / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def schedule(
+    step: int,
+    *,
+    warmup_steps: float,
+    total_steps: int,
+    warmup_start: float = 0.0,
+    epoch_steps: int | None = None,
+) -> float:
+    """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine to 0 at `total_steps`.
+
+    Args:
+        step: which.
+        warmup_steps: of the warm-up.
+        total_steps: where the cosine reaches 0.
+        warmup_start: where the warm-up begins.
+        epoch_steps: None, the cosine begins where the warm-up ends, and falls with each step (AdaTAD); otherwise it
+            begins with the first step and falls with each epoch of so many, the warm-up a factor of it (mmcv, AIM).
+    """
+    warmed = 1.0 if step >= warmup_steps else warmup_start + (1 - warmup_start) * step / warmup_steps
+    if epoch_steps is None:
+        progress = max(0.0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+    else:
+        progress = step // epoch_steps * epoch_steps / total_steps
+    return warmed * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

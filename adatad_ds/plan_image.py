@@ -22,13 +22,13 @@ def image_flop(config: Config, *, executed: bool = False) -> float:
     """FLOPs of a sample's forward and backward pass through the backbone; see `plan.step_flop`."""
     model = _on_meta(config)
     vit, width = model.vit, model.width
-    mlp_hidden = vit.blocks[0].get_submodule("mlp.fc1").get_parameter("weight").shape[0]
+    mlp = sum(p.numel() for p in vit.blocks[0].get_submodule("mlp").parameters() if p.dim() == 2)
     frames = config.sample_frames
     patches = vit.grid[0] * vit.grid[1]
     tokens_a_frame = patches + vit.prefix_tokens
     tokens = frames * tokens_a_frame
     in_time = "temporal" in model.adapt
-    linear = 2.0 * tokens * width * (4 * width * (1 + in_time) + 2 * mlp_hidden)
+    linear = 2.0 * tokens * (4 * width**2 * (1 + in_time) + mlp)
     attention = 4.0 * tokens * width * (tokens_a_frame + in_time * model.clip_frames)
     adapters = 2.0 * sum(p.numel() for p in model.adapters[0].parameters() if p.dim() == 2) * tokens
     embedding = 2.0 * frames * patches * width * 3 * vit.patch**2

@@ -98,8 +98,13 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The schedule's factor at a step."""
         settings, epoch_steps = self.config.train, self.batches.steps_per_epoch
-        warmup_steps, cosine_end = settings.warmup_epochs * epoch_steps, settings.schedule_epochs * epoch_steps
-        return schedule(step, warmup_steps=warmup_steps, total_steps=cosine_end)
+        return schedule(
+            step,
+            warmup_steps=settings.warmup_epochs * epoch_steps,
+            total_steps=settings.schedule_epochs * epoch_steps,
+            warmup_start=settings.warmup_start,
+            epoch_steps=epoch_steps if settings.cosine == "epoch" else None,
+        )
 
     def step(self, micro_batches: Sequence[Any]) -> tuple[dict[str, float], bool]:
         """One optimizer step on a global batch.

@@ -1,46 +1,75 @@
-"""Augmentations of colour and geometry by torchvision; one draw for all frames of a sample.
+"""Augmentations of colour and geometry; one draw for all frames of a sample.
 
-Frames are (F, 3, S, S) uint8.
+AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/imgaug.npz holds what imgaug makes
+of a picture. Frames are (F, 3, S, S) uint8.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2 import functional as F
+
+from adatad_ds.data.scaling import scale
 
 JITTER_FACTOR = (0.5, 1.5)  # brightness, contrast, saturation
 JITTER_HUE = (-0.1, 0.1)  # turns
-RAND_AUGMENT_OPERATIONS = 2
-RAND_AUGMENT_LEVEL = 0.9
 GREY = [128.0, 128.0, 128.0]
+
+OPERATIONS = 2  # of RandAugment as mmaction's "default" has it
+LEVEL = 0.9
+N, M = 4, 7  # operations and magnitude of RandAugment as imgaug has it
+M_SCALE = 30  # magnitude of full strength
+M_CROP_SIDE = 224  # side that the crop's pixels are counted at
+
+LIGHTING_STD = 0.1
+LIGHTING_VALUES = (55.46, 4.794, 1.148)  # of the covariance of ImageNet's colours (Krizhevsky et al., 2012), 0..255
+LIGHTING_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))  # in columns
+
+ERASING_PROBABILITY = 0.25
+ERASING_AREA = (0.02, 1 / 3)  # share of the frame
+ERASING_ASPECT = (0.3, 1 / 0.3)  # height to width
+ERASING_TRIES = 10
+ERASING_COLOUR = (123, 117, 104)  # CLIP's mean, as its authors erase normalised frames with zeros
 
 Step = Callable[[Tensor], Tensor]
 
 
 def rand_augment(side: int, rng: np.random.Generator) -> list[Step]:
     """Two of fifteen operations near full strength: mmaction's "default" ImgAug, which AdaTAD trained with."""
-    operations = _rand_augment_operations(side, rng)
-    chosen = rng.choice(len(operations), size=RAND_AUGMENT_OPERATIONS, replace=False)
+    operations = _operations(side, rng)
+    chosen = rng.choice(len(operations), size=OPERATIONS, replace=False)
     return [operations[index] for index in sorted(chosen)]
 
 
-def _rand_augment_operations(side: int, rng: np.random.Generator) -> list[Step]:
-    level = RAND_AUGMENT_LEVEL
+def rand_augment_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
+    """A small crop, then four of eighteen weaker operations in any order: imgaug's, as AIM trained Something-Something.
+
+    imgaug's also flips half of the samples; that is "flip" here.
+    """
+    operations = _operations_n4_m7(side, rng)
+    chosen = rng.choice(len(operations), size=N, replace=False)
+    return [_crop_edges(side, rng), *(operations[index] for index in chosen)]
+
+
+def _operations(side: int, rng: np.random.Generator) -> list[Step]:
+    """# differs: the authors draw the five signs once for a whole process; here each sample draws them."""
     signs = rng.choice([-1.0, 1.0], size=5)
-    corner = rng.integers(side, size=2)  # of the square that is cut out
-    enhanced = 1.8 * level + 0.1  # 1 leaves the frame as it is
+    enhanced = 1.8 * LEVEL + 0.1  # 1 leaves the frame as it is
+    shift, shear = 0.2 * LEVEL * side, 17.19 * LEVEL
     return [
-        _affine(shear=[signs[0] * 17.19 * level, 0.0]),
-        _affine(shear=[0.0, signs[1] * 17.19 * level]),
-        _affine(translate=[int(signs[2] * 0.2 * level * side), 0]),
-        _affine(translate=[0, int(signs[3] * 0.2 * level * side)]),
-        _affine(angle=signs[4] * 30 * level),
-        lambda frames: F.posterize(frames, bits=max(1, int(4 * level))),
-        lambda frames: F.solarize(frames, threshold=256 * level),
+        _warp_black(shear=(signs[0] * shear, 0.0)),
+        _warp_black(shear=(0.0, signs[1] * shear)),
+        _warp_black(translate=(signs[2] * shift, 0.0)),
+        _warp_black(translate=(0.0, signs[3] * shift)),
+        _warp_black(angle=signs[4] * 30 * LEVEL),
+        lambda frames: F.posterize(frames, bits=max(1, int(4 * LEVEL))),
+        lambda frames: F.solarize(frames, threshold=256 * LEVEL),
         lambda frames: F.adjust_saturation(frames, enhanced),
         lambda frames: F.adjust_contrast(frames, enhanced),
         lambda frames: F.adjust_brightness(frames, enhanced),
@@ -48,21 +77,80 @@ def _rand_augment_operations(side: int, rng: np.random.Generator) -> list[Step]:
         F.autocontrast,
         F.equalize,
         F.invert,
-        _cut_out(*corner.tolist(), side=round(0.2 * level * side)),
+        _cut_out(rng.random(2), share=0.2 * LEVEL, side=side),
     ]
 
 
-def _affine(*, angle: float = 0.0, translate: Sequence[int] = (0, 0), shear: Sequence[float] = (0.0, 0.0)) -> Step:
+def _operations_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
+    signs = rng.choice([-1.0, 1.0], size=9)
+    color, contrast, brightness, sharpness = (1 + signs[:4] * 0.9 * M / M_SCALE).tolist()  # 1: as it is
+    shear = signs[4:6] * math.degrees(0.3) * M / M_SCALE
+    shift = signs[6:8] * 0.33 * M / M_SCALE * side
+    corner = [0.0, 0.0]
+    return [
+        lambda frames: frames,
+        F.autocontrast,
+        F.equalize,
+        F.invert,
+        _warp_grey(angle=signs[8] * 30 * M / M_SCALE, center=None),
+        lambda frames: F.posterize(frames, bits=8 - int(6 * M / M_SCALE)),
+        lambda frames: F.solarize(frames, threshold=256 - int(256 * M / M_SCALE)),
+        lambda frames: F.adjust_saturation(frames, color),
+        lambda frames: F.adjust_contrast(frames, contrast),
+        lambda frames: F.adjust_brightness(frames, brightness),
+        lambda frames: _sharpen(frames, sharpness),
+        _warp_grey(shear=(shear[0], 0.0), center=corner),
+        _warp_grey(shear=(0.0, shear[1]), center=corner),
+        _warp_grey(translate=(shift[0], 0.0), center=corner),
+        _warp_grey(translate=(0.0, shift[1]), center=corner),
+        _cut_out(rng.random(2), share=20 / 32 * M / M_SCALE, side=side),
+        _blur,
+        lambda frames: _sharpen(frames, 0.0),
+    ]
+
+
+def _warp_black(
+    *, angle: float = 0.0, translate: Sequence[float] = (0.0, 0.0), shear: Sequence[float] = (0.0, 0.0)
+) -> Step:
+    """About the centre, between pixels, what comes from outside black, as OpenCV warps for imgaug."""
+    return lambda frames: F.affine(
+        frames,
+        angle=float(angle),
+        translate=[float(pixels) for pixels in translate],
+        scale=1.0,
+        shear=[float(degrees) for degrees in shear],
+        interpolation=F.InterpolationMode.BILINEAR,
+        fill=None,
+    )
+
+
+def _warp_grey(
+    *,
+    center: list[float] | None,
+    angle: float = 0.0,
+    translate: Sequence[float] = (0.0, 0.0),
+    shear: Sequence[float] = (0.0, 0.0),
+) -> Step:
+    """About a point (x, y), None the centre; nearest pixels, what comes from outside grey, as Pillow for imgaug."""
+    return lambda frames: F.affine(
+        frames,
+        angle=float(angle),
+        translate=[float(pixels) for pixels in translate],
+        scale=1.0,
+        shear=[float(degrees) for degrees in shear],
+        interpolation=F.InterpolationMode.NEAREST,
+        fill=GREY,
+        center=center,
+    )
+
+
+def _crop_edges(side: int, rng: np.random.Generator) -> Step:
+    """Up to M of 224 pixels off each edge, and back to the old size."""
+    top, right, bottom, left = (round(cut / M_CROP_SIDE * side) for cut in rng.uniform(0, M, size=4))
+
     def step(frames: Tensor) -> Tensor:
-        return F.affine(
-            frames,
-            angle=float(angle),
-            translate=[float(pixels) for pixels in translate],
-            scale=1.0,
-            shear=[float(degrees) for degrees in shear],
-            interpolation=F.InterpolationMode.BILINEAR,
-            fill=GREY,
-        )
+        frames = frames[..., top : side - bottom, left : side - right]
+        return scale(frames, height=side, width=side, scaling="bilinear")
 
     return step
 
@@ -78,10 +166,24 @@ def _sharpen(frames: Tensor, factor: float) -> Tensor:
     return out
 
 
-def _cut_out(top: int, left: int, *, side: int) -> Step:
+def _blur(frames: Tensor) -> Tensor:
+    """Mean of the 16 pixels around the 3 x 3 neighbours, borders kept: Pillow's BLUR."""
+    exact = frames.float()
+    ring = 25 * avg_pool2d(exact, 5, stride=1) - 9 * avg_pool2d(exact, 3, stride=1)[..., 1:-1, 1:-1]
+    out = frames.clone()
+    out[..., 2:-2, 2:-2] = (ring / 16 + 0.5).to(torch.uint8)
+    return out
+
+
+def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
+    """A grey square of `share` of the side about a relative point (y, x), as far as it lies inside."""
+    (top, bottom), (left, right) = (
+        (int(max(0, (place - share / 2) * side)), int(max(0, (place + share / 2) * side))) for place in center
+    )
+
     def step(frames: Tensor) -> Tensor:
         frames = frames.clone()
-        frames[..., top : top + side, left : left + side] = int(GREY[0])
+        frames[..., top:bottom, left:right] = int(GREY[0])
         return frames
 
     return step
@@ -97,3 +199,37 @@ def color_jitter(rng: np.random.Generator) -> list[Step]:
         lambda frames: F.adjust_hue(frames, hue),
     ]
     return [steps[index] for index in rng.permutation(len(steps))]
+
+
+def lighting(rng: np.random.Generator) -> Step:
+    """One shift of all colours along the principal components of ImageNet's: mmaction's ColorJitter by its defaults.
+
+    # differs: frames stay whole numbers of 0..255 here; the authors go on with what comes out.
+    """
+    along = rng.normal(0, LIGHTING_STD, size=3) * LIGHTING_VALUES
+    shift = torch.tensor(np.array(LIGHTING_VECTORS) @ along, dtype=torch.float32)[:, None, None]
+    return lambda frames: (frames + shift).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def random_erasing(side: int, rng: np.random.Generator) -> list[Step]:
+    """In a quarter of the samples, a rectangle of the mean colour (Zhong et al., 2020; timm's)."""
+    if rng.random() >= ERASING_PROBABILITY:
+        return []
+    for _ in range(ERASING_TRIES):
+        area = rng.uniform(*ERASING_AREA) * side**2
+        aspect = math.exp(rng.uniform(*np.log(ERASING_ASPECT)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < side and width < side:
+            top, left = (int(rng.integers(side - extent, endpoint=True)) for extent in (height, width))
+            return [_erase(top, left, height, width)]
+    return []
+
+
+def _erase(top: int, left: int, height: int, width: int) -> Step:
+    def step(frames: Tensor) -> Tensor:
+        frames = frames.clone()
+        colour = torch.tensor(ERASING_COLOUR, dtype=torch.uint8)
+        frames[..., top : top + height, left : left + width] = colour[:, None, None]
+        return frames
+
+    return step

@@ -32,19 +32,13 @@ Indices = NDArray[np.int64]
 # ---- which frames ----------------------------------------------------------------------------------------------------
 
 
-def uniform_clip(num_frames: int, *, frames: int, place: float | NDArray[np.floating]) -> Indices:
-    """One frame from each of T equal parts of a video, as TSN samples; short videos show frames repeatedly.
+def uniform_parts(num_frames: int, *, frames: int) -> tuple[Indices, Indices]:
+    """First and last frame (T,) of T equal parts of a video; neighbours share a frame, short videos repeat some.
 
-    Args:
-        num_frames: n.
-        frames: T.
-        place: where in its part each frame lies, 0 <= place < 1, one for all or (T,).
-
-    Returns:
-        (T,) frames of the file, non-decreasing.
+    As AIM's authors have it from SlowFast: frame 0 to the last is what is divided.
     """
-    exact = (np.arange(frames) + place) * num_frames / frames
-    return np.minimum(exact.astype(np.int64), num_frames - 1)
+    edges = np.round((num_frames - 1) / frames * np.arange(frames + 1)).astype(np.int64)
+    return edges[:-1], edges[1:]
 
 
 def dense_clip(num_frames: int, *, frames: int, stride: int, start: int) -> Indices:
@@ -57,8 +51,11 @@ def dense_clip(num_frames: int, *, frames: int, stride: int, start: int) -> Indi
 
 
 def last_start(num_frames: int, *, frames: int, stride: int) -> int:
-    """The latest start of a dense clip that lies in the video; 0 where none does."""
-    return max(0, num_frames - 1 - (frames - 1) * stride)
+    """The latest start of a dense clip, as in mmaction and so in AIM: T * stride frames from it on; 0 where fewer are.
+
+    The clip itself would fit `stride - 1` frames later still.
+    """
+    return max(0, num_frames - frames * stride)
 
 
 def random_clip(
@@ -66,7 +63,7 @@ def random_clip(
 ) -> Indices:
     """A random clip (T,): a random frame of each part, or a random start."""
     if sampling == "uniform":
-        return uniform_clip(num_frames, frames=frames, place=rng.random(frames))
+        return rng.integers(*uniform_parts(num_frames, frames=frames), endpoint=True)
     start = int(rng.integers(last_start(num_frames, frames=frames, stride=stride), endpoint=True))
     return dense_clip(num_frames, frames=frames, stride=stride, start=start)
 
@@ -75,13 +72,13 @@ def fixed_clips(num_frames: int, *, frames: int, sampling: ClipSampling, stride:
     """The fixed clips (clips, T) of a test video.
 
     Uniform: clip j takes the centre of the j-th of `clips` equal pieces of each part, one clip the parts' centres.
-    Dense: evenly spaced starts from the video's first to the last possible one, one clip the middle of the video.
+    Dense: clip j starts at the centre of the j-th of `clips` equal pieces of the possible starts; at 0 where none is.
     """
+    centres = (np.arange(clips) + 0.5) / clips
     if sampling == "uniform":
-        places = (np.arange(clips) + 0.5) / clips
-        return np.stack([uniform_clip(num_frames, frames=frames, place=float(place)) for place in places])
-    last = last_start(num_frames, frames=frames, stride=stride)
-    starts = np.array([last / 2]) if clips == 1 else np.linspace(0, last, clips)
+        first, last = uniform_parts(num_frames, frames=frames)
+        return first + (centres[:, None] * (last - first)).astype(np.int64)
+    starts = centres * max(0, num_frames - frames * stride + 1)
     return np.stack([dense_clip(num_frames, frames=frames, stride=stride, start=int(start)) for start in starts])
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from adatad_ds.config import ConfigError, DataConfig
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import SampleKey
+from adatad_ds.data.transforms import BY_TORCHVISION
 
 # Workers are forked from a small server process, not from the trainer: the trainer has CUDA contexts, NCCL and engine
 # threads, whose locks a plain fork would copy in whatever state they are. The server imports this once for all.
@@ -217,7 +218,7 @@ def make_test_loader(
 
 def _processes(config: DataConfig) -> BaseContext:
     context = multiprocessing.get_context(START_METHOD)
-    by_torchvision = ["adatad_ds.data.augmentations"] if {"rand_augment", "color_jitter"} & {*config.augment} else []
+    by_torchvision = ["adatad_ds.data.augmentations"] if BY_TORCHVISION & {*config.augment} else []
     context.set_forkserver_preload(PRELOADED + by_torchvision)
     # A scheduler's warning reaches all processes of a rank; workers and their server leave it to the trainer.
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -23,6 +23,13 @@ CROP_AREA = (0.08, 1.0)  # share of the frame
 CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10
 FLIP_PROBABILITY = 0.5
+BY_TORCHVISION: set[Augmentation] = {
+    "rand_augment",
+    "rand_augment_n4_m7",
+    "color_jitter",
+    "lighting",
+    "random_erasing",
+}  # done in data/augmentations.py
 
 Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
 
@@ -35,13 +42,16 @@ def augment(
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
 ) -> Tensor:
-    """The published training augmentation: crop, flip, RandAugment, colour jitter, each drawn once for all frames.
+    """Training augmentation, each kind drawn once for all frames of the sample; in this order, whatever `kinds` says.
+
+    Crop, flip, RandAugment (of AdaTAD, or with 4 operations of magnitude 7 as AIM has it for Something-Something),
+    colour jitter (AdaTAD), lighting (AIM's L/14 on Kinetics-400), random erasing (AIM, Something-Something).
 
     Args:
         frames: (F, h, w, 3).
         resolution: S.
         scaling: how crops get there.
-        kinds: which of the four to apply; without the random crop, the centre is cropped.
+        kinds: which to apply; without the random crop, the centre is cropped.
         rng: the only source of randomness.
 
     Returns:
@@ -54,13 +64,19 @@ def augment(
         steps = [_center_crop(height, width, resolution, scaling)]
     if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
         steps.append(lambda chunk: chunk.flip(-1))
-    if "rand_augment" in kinds or "color_jitter" in kinds:
+    if BY_TORCHVISION & {*kinds}:
         from adatad_ds.data import augmentations  # only now: torchvision takes seconds to import
 
         if "rand_augment" in kinds:
             steps += augmentations.rand_augment(resolution, rng)
+        if "rand_augment_n4_m7" in kinds:
+            steps += augmentations.rand_augment_n4_m7(resolution, rng)
         if "color_jitter" in kinds:
             steps += augmentations.color_jitter(rng)
+        if "lighting" in kinds:
+            steps.append(augmentations.lighting(rng))
+        if "random_erasing" in kinds:
+            steps += augmentations.random_erasing(resolution, rng)
     return _apply(frames, steps, resolution)
 
 
@@ -75,14 +91,15 @@ def square_crops(
 ) -> Tensor:
     """The largest squares of frames (F, h, w, 3) along their longer side, scaled: (crops, F, S, S, 3).
 
-    One crop is the centre; three are the left (or top), the centre and the right (or bottom).
+    One crop is the centre; three are the left (or top), the centre and the right (or bottom), equal steps apart, as
+    mmaction's ThreeCrop: where an odd number of pixels is left over, the last of them is in no crop.
     """
     height, width = frames.shape[1:3]
     side = min(height, width)
     views = []
     for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # halves of what is left over
         step = _crop_and_resize(
-            (height - side) * place // 2, (width - side) * place // 2, side, side, resolution, scaling
+            (height - side) // 2 * place, (width - side) // 2 * place, side, side, resolution, scaling
         )
         views.append(_apply(frames, [step], resolution))
     return torch.stack(views)

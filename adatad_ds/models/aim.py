@@ -16,6 +16,7 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -92,7 +93,7 @@ class BlockAdapters(nn.Module):
         self.spatial = bottleneck("spatial" in adapt, skip=True)
         self.joint = bottleneck("joint" in adapt, skip=False)
 
-    def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None) -> Tensor:
+    def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None, *, rotary: Tensor | None = None) -> Tensor:
         """Clips through the block: (n, t, N, C) to the same.
 
         Not this module's call, which ZeRO-3 would search for tensors and find a block.
@@ -100,18 +101,19 @@ class BlockAdapters(nn.Module):
         Args:
             block: the image transformer's.
             tokens: of n clips.
-            keep: drop-path factors of the temporal and the joint branch, (n, 2); None: both kept.
+            keep: drop-path factors of the temporal and the joint branch, (n, 2, N); None: both kept.
+            rotary: what rotates the patches of a frame; None: positions are added already.
         """
-        assert isinstance(block, Block)
+        assert isinstance(block, Block | EvaBlock)
         if keep is not None:
-            keep = keep.to(tokens.dtype)[:, :, None, None, None]
+            keep = keep.to(tokens.dtype)[:, :, None, :, None]
         if self.temporal is not None:
             over_time = block.norm1(tokens).transpose(1, 2)  # (n, N, t, C)
             if self.temporal_in is not None:
                 over_time = self.temporal_in(over_time)
             mixed = attend(block, over_time.flatten(0, 1)).view(over_time.shape)
-            tokens = tokens + _kept(self.temporal(mixed), keep, 0).transpose(1, 2)
-        mixed = attend(block, block.norm1(tokens).flatten(0, 1)).view(tokens.shape)
+            tokens = tokens + _kept(self.temporal(mixed).transpose(1, 2), keep, 0)
+        mixed = attend(block, block.norm1(tokens).flatten(0, 1), rotary=rotary).view(tokens.shape)
         tokens = tokens + (mixed if self.spatial is None else self.spatial(mixed))
         normed = block.norm2(tokens)
         tokens = tokens + block.ls2(block.mlp(normed))
@@ -134,8 +136,8 @@ class AIMTransformer(nn.Module):
         adapter_before_time: the variant for strongly temporal data (see `BlockAdapters`).
         adapter_ratio: of an adapter's inner channels to C.
         joint_scale: factor of the joint adapters' output.
-        drop_path: stochastic depth rate of the last block's temporal and joint branch, falling linearly to 0 at the
-            first block's; without those adapters there is nothing to drop.
+        drop_path: rate at which token positions skip the last block's temporal and joint branch, falling linearly to 0
+            at the first block's; without those adapters there is nothing to drop.
         activation_checkpointing: keep each piece's frames for the backward pass, and recompute the rest.
         clips_per_chunk: clips that run through the transformer at once, at most; 0: all.
         window: this rank's share of a window in time.
@@ -235,24 +237,32 @@ class AIMTransformer(nn.Module):
         return self._through(clips, keep)
 
     def _through(self, clips: Tensor, keep: Tensor | None) -> Tensor:
-        """Clips through the whole transformer: (n, t, H, W, 3) and drop-path factors (n, depth, 2) to (n, t, C)."""
+        """Clips through the whole transformer: (n, t, H, W, 3) and drop-path factors (n, depth, 2, N) to (n, t, C)."""
         tokens = self.vit(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         if self.temporal_embedding is not None:
             tokens = tokens + self.temporal_embedding[:, :, None]
         tokens = self.vit.norm_pre(tokens)
         for index, (adapters, block) in enumerate(zip(self.adapters, self.vit.blocks, strict=True)):
             assert isinstance(adapters, BlockAdapters)
-            tokens = adapters.run(block, tokens, None if keep is None else keep[:, index])
+            kept = None if keep is None else keep[:, index]
+            tokens = adapters.run(block, tokens, kept, rotary=self.vit.rotary)
         return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
-        """(B * clips, depth, 2), drawn for the whole window, once a forward pass so that recomputation shares them."""
+        """(B * clips, depth, 2, N), drawn for the whole window, once a forward pass so that recomputation shares them.
+
+        What is dropped is a token's position in all frames of a clip: drop path draws for the first axis, and in the
+        authors' CLIP model that is the tokens.
+
+        # differs: theirs drops a position in all clips of a GPU's batch alike; each clip draws its own here, so that
+        results do not depend on how the batch is split. (Their ImageNet model, batch first, drops frames.)
+        """
         if noise is None or self.drop_path == 0 or not self.adapt & {"temporal", "joint"}:
             return None
-        depth = len(self.adapters)
-        rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
+        depth, tokens = len(self.adapters), self.vit.tokens
+        rate = torch.linspace(0, self.drop_path, depth)[:, None, None]  # the reference's rule, block by block
         first, total, _ = self._window.share(clips)
-        return noise.keep(total, depth, BRANCHES, rate=rate)[:, first : first + clips].flatten(0, 1)
+        return noise.keep(total, depth, BRANCHES, tokens, rate=rate)[:, first : first + clips].flatten(0, 1)
 
 
 def _kept(branch: Tensor, keep: Tensor | None, which: int) -> Tensor:

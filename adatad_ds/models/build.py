@@ -53,7 +53,9 @@ def build_backbone(
         from adatad_ds.models.image_vit import build_image_transformer
 
         with memory:
-            image = build_image_transformer(backbone.name, resolution=resolution)
+            image = build_image_transformer(
+                backbone.name, resolution=resolution, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
+            )
         adapt = backbone.aim_adapters
         if adapt is None:
             adapt = ALL_ADAPTERS if backbone.tuning == "aim" else ()

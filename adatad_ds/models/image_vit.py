@@ -1,6 +1,6 @@
 """Image transformers as timm builds them, taken apart so that a video model can drive them block by block.
 
-Parameters keep timm's names. n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) +
+Parameters keep the names of timm's VisionTransformer, also DINOv3's, which timm builds from other blocks. n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) +
 (H // p) * (W // p) patches, C channels.
 """
 
@@ -8,16 +8,53 @@ from __future__ import annotations
 
 import timm
 import torch
-from timm.layers import DropPath, PatchEmbed
+from timm.layers import DropPath, LayerScale, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat
 from timm.models import is_model_in_modules
+from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from adatad_ds.config import ConfigError
 
 GENERATED = "vit_tiny_generated"  # ours, for the quickstart's 64 px frames; tools/pretrain_image.py trains it
 MOST_SEQUENCES = 2**15  # that attention gets at once: CUDA's kernels have a grid axis of at most 65,535 for them
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention whose queries and keys of patches are rotated by their places (DINOv3, arXiv 2508.10104).
+
+    Args:
+        width: C.
+        heads: of C / heads channels.
+        bias: of query, key and value; DINOv3's keys have one of zero.
+    """
+
+    def __init__(self, *, width: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """(n, L, C) to the same.
+
+        Args:
+            tokens: of n sequences.
+            rotary: sines and cosines (patches, 2 * C / heads) of the last tokens' places; None: of one place all, as
+                over time.
+        """
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = (_rotated(each, rotary) for each in (q, k))
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
+    """Queries or keys (n, heads, L, c), the last tokens, which are patches, rotated."""
+    prefix, patches = heads.split([heads.shape[2] - len(rotary), len(rotary)], dim=2)
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=True).to(heads.dtype)], dim=2)
 
 
 class ImageTransformer(nn.Module):
@@ -27,23 +64,34 @@ class ImageTransformer(nn.Module):
     them when this module is called.
 
     Args:
-        vit: a plain vision transformer of timm, without classifier; it is taken apart and should not be used again.
+        vit: a plain vision transformer of timm, or its DINOv3, without classifier; it is taken apart and should not be
+            used again.
         pixel_mean: RGB, of 0..255.
         pixel_std: RGB, of 0..255.
+        antialias_positions: whether the position table is averaged where it is made smaller (`fit_image_weights`).
 
     Attributes:
         width: C.
         patch: p.
         grid: H // p, W // p.
         frame_size: H, W.
+        tokens: N.
 
     Raises:
         ConfigError: a transformer whose blocks, dropout or pooling cannot be driven this way.
     """
 
-    def __init__(self, *, vit: TimmTransformer, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        vit: TimmTransformer | Eva,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        antialias_positions: bool = True,
+    ) -> None:
         super().__init__()
         _check(vit)
+        self.antialias_positions = antialias_positions
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
         self.width = vit.embed_dim
@@ -51,6 +99,7 @@ class ImageTransformer(nn.Module):
         self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
         self.frame_size = int(vit.patch_embed.img_size[0]), int(vit.patch_embed.img_size[1])
         self.prefix_tokens = vit.num_prefix_tokens
+        self.tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.prefix_has_position = not vit.no_embed_class
         self.pools_class_token = vit.cls_token is not None and vit.global_pool in ("", "token")
         self.patch_embed: PatchEmbed = vit.patch_embed
@@ -61,6 +110,12 @@ class ImageTransformer(nn.Module):
         self.blocks = nn.ModuleList(vit.blocks)
         self.norm = vit.norm
         self.fc_norm = vit.fc_norm
+        self.rotary: Tensor | None
+        self.register_buffer("rotary", None)
+        if isinstance(vit, Eva):
+            for block in vit.blocks:
+                _make_plain(block)
+            self.register_buffer("rotary", _rotary_table(vit.rope, grid=self.grid), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (n, H, W, 3), 0..255, to tokens (n, N, C) with their positions, not yet through `norm_pre`.
@@ -88,7 +143,13 @@ class ImageTransformer(nn.Module):
         return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
 
 
-def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
+def build_image_transformer(
+    name: str,
+    *,
+    resolution: int,
+    pixel_mean: tuple[float, ...] | None = None,
+    pixel_std: tuple[float, ...] | None = None,
+) -> ImageTransformer:
     """A plain vision transformer by its name in timm, with random weights.
 
     Args:
@@ -97,6 +158,8 @@ def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
             `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels. `vit_tiny_generated` is
             the quickstart's, which timm does not have.
         resolution: side in pixels of the frames.
+        pixel_mean: RGB, of 0..255; None: as timm knows it by the name.
+        pixel_std: likewise.
 
     Raises:
         ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
@@ -104,27 +167,70 @@ def build_image_transformer(name: str, *, resolution: int) -> ImageTransformer:
     if name == GENERATED:
         _check_resolution(name, resolution=resolution, patch=16)
         ours = TimmTransformer(img_size=resolution, patch_size=16, embed_dim=128, depth=4, num_heads=4, num_classes=0)
-        return ImageTransformer(vit=ours, pixel_mean=(127.5,) * 3, pixel_std=(127.5,) * 3)
-    if not is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
+        return ImageTransformer(vit=ours, pixel_mean=pixel_mean or (127.5,) * 3, pixel_std=pixel_std or (127.5,) * 3)
+    architecture, _, tag = name.partition(".")
+    rotary = "dinov3" in architecture and is_model_in_modules(architecture, ["eva"])
+    if not rotary and not is_model_in_modules(architecture, ["vision_transformer"]):
         known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
-        raise ConfigError(f"timm has no plain vision transformer named {name}; it has, for example, {known}")
-    vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
-    if not isinstance(vit, TimmTransformer):
+        raise ConfigError(
+            f"timm has no plain vision transformer named {name}; it has, for example, {known}, vit_base_patch14_dinov2, "
+            "vit_base_patch16_dinov3"
+        )
+    if rotary:
+        vit = timm.create_model(
+            name, pretrained=False, num_classes=0, img_size=resolution, dynamic_img_size=False, global_pool="token"
+        )
+    else:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
+    if not isinstance(vit, TimmTransformer | Eva):
         raise ConfigError(f"{name} of timm is a {type(vit).__name__}, not a plain vision transformer")
     _check_resolution(name, resolution=resolution, patch=int(vit.patch_embed.patch_size[0]))
-    if vit.attn_pool is not None:
+    if isinstance(vit, TimmTransformer) and vit.attn_pool is not None:
         vit.reset_classifier(0, "avg" if vit.cls_token is None else "token")
     published = timm.get_pretrained_cfg(name)
     assert published is not None
     mean, std = (tuple(255.0 * value for value in values) for values in (published.mean, published.std))
-    return ImageTransformer(vit=vit, pixel_mean=mean, pixel_std=std)
+    # As their authors resize them: DINO, MAE and DINOv2 (without registers) weigh the nearest, the others average.
+    nearest = tag in ("dino", "mae") or ("dinov2" in architecture and "_reg" not in architecture)
+    return ImageTransformer(
+        vit=vit, pixel_mean=pixel_mean or mean, pixel_std=pixel_std or std, antialias_positions=not nearest
+    )
 
 
-def attend(block: nn.Module, tokens: Tensor) -> Tensor:
-    """A block's attention on normed tokens, (n, L, C) to the same, however many the sequences n are."""
-    assert isinstance(block, Block)
-    pieces = [block.ls1(block.attn(piece)) for piece in tokens.split(MOST_SEQUENCES)]
+def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) -> Tensor:
+    """A block's attention on normed tokens, (n, L, C) to the same, however many the sequences n are.
+
+    Args:
+        block: of an image transformer.
+        tokens: of n sequences.
+        rotary: what rotates the patches of a frame (`ImageTransformer.rotary`); None: nothing.
+    """
+    assert isinstance(block, Block | EvaBlock)
+    places = () if rotary is None else (rotary,)
+    pieces = [block.ls1(block.attn(piece, *places)) for piece in tokens.split(MOST_SEQUENCES)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _make_plain(block: EvaBlock) -> None:
+    """Layer scale as modules, as in timm's Block, and attention with one bias: both are then gathered when called."""
+    attention = block.attn
+    assert isinstance(attention, EvaAttention)
+    for index, gamma in ((1, block.gamma_1), (2, block.gamma_2)):
+        assert gamma is not None
+        scale = LayerScale(len(gamma))
+        scale.gamma = gamma
+        setattr(block, f"ls{index}", scale)
+        delattr(block, f"gamma_{index}")
+    width = attention.proj.out_features
+    block.attn = RotaryAttention(width=width, heads=attention.num_heads, bias=attention.q_bias is not None)
+
+
+def _rotary_table(rope: nn.Module | None, *, grid: tuple[int, int]) -> Tensor:
+    """Sines and cosines of the patches' places, (patches, 2 * C / heads); in memory also for a model without."""
+    assert isinstance(rope, RotaryEmbeddingDinoV3)
+    with torch.device("cpu"):
+        table = RotaryEmbeddingDinoV3(rope.dim, temperature=rope.temperature, feat_shape=list(grid))
+        return table.get_embed()
 
 
 def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
@@ -132,12 +238,15 @@ def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
         raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
 
 
-def _check(vit: TimmTransformer) -> None:
-    odd = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
+def _check(vit: TimmTransformer | Eva) -> None:
+    plain = EvaBlock if isinstance(vit, Eva) else Block
+    odd = {type(block).__name__ for block in vit.blocks if type(block) is not plain}
     if odd:
         raise ConfigError(
-            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain Block will do"
+            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} will do"
         )
+    if isinstance(vit, Eva) and not isinstance(vit.rope, RotaryEmbeddingDinoV3):
+        raise ConfigError("of timm's Eva models, only DINOv3's rotary positions will do")
     if vit.dynamic_img_size or not isinstance(vit.patch_embed, PatchEmbed):
         raise ConfigError("the image transformer must take frames of one size, cut into patches by timm's PatchEmbed")
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in vit.modules()) or any(

@@ -183,6 +183,23 @@ def test_drop_path_belongs_to_the_sample():
     torch.testing.assert_close(model.frame_features(frames), build().frame_features(frames))
 
 
+def test_drop_path_drops_positions_in_all_frames_of_a_clip():
+    """The authors' CLIP model has its tokens first: what is dropped is a position, not a frame or a whole clip."""
+    model = build(drop_path=0.5)
+    keep = model._drop_path_factors(noise(1, 2), clips=2)
+    assert keep is not None
+    assert keep.shape == (4, 3, 2, 5)  # clips, blocks, branches, tokens
+    assert (keep[:, 0] == 1).all()  # the first block's rate is 0
+    assert set(keep[:, 2].flatten().tolist()) == {0.0, 2.0}
+    assert len({tuple(row) for row in keep[:, 2].flatten(0, 1).tolist()}) > 4
+    tokens = torch.randn(1, 4, 5, 48)
+    only = torch.zeros(1, 2, 5)
+    only[:, :, 3] = 1.0
+    block, adapters = model.vit.blocks[2], model.adapters[2]
+    changed = (adapters.run(block, tokens, only) - adapters.run(block, tokens, torch.zeros(1, 2, 5))).abs()
+    assert (changed[0, :, 3].amax(-1) > 1e-4).all()
+
+
 def test_drop_path_spares_the_frozen_branches_and_the_spatial_adapter():
     """At a rate of almost 1 the last block is left with what has no drop path."""
     vit = timm_vit(depth=2)

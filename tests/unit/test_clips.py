@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -167,47 +168,54 @@ NUMBERS = [1, 2, 7, 8, 9, 31, 32, 100, 299, 301]
 @pytest.mark.parametrize("frames", [1, 2, 8, 32])
 def test_uniform_clips(num_frames: int, frames: int):
     rng = np.random.default_rng(num_frames)
-    edges = [i * num_frames / frames for i in range(frames + 1)]
-    for _ in range(20):
-        clip = sampling.random_clip(num_frames, frames=frames, sampling="uniform", stride=1, rng=rng)
-        assert (clip.shape, clip.dtype) == ((frames,), np.int64)
-        assert all(np.floor(a) <= i < b for a, i, b in zip(edges, clip, edges[1:], strict=False))
-        if num_frames >= frames:
-            assert len(set(clip.tolist())) >= frames - frames // 2
+    edges = [round(i * (num_frames - 1) / frames) for i in range(frames + 1)]
+    drawn = np.stack(
+        [
+            sampling.random_clip(num_frames, frames=frames, sampling="uniform", stride=1, rng=rng)
+            for _ in range(40 * max(1, num_frames // frames))
+        ]
+    )
+    assert (drawn.shape[1], drawn.dtype) == (frames, np.int64)
+    assert (drawn.min(axis=0) == edges[:-1]).all()  # each part's first and last frame are drawn, and none outside
+    assert (drawn.max(axis=0) == edges[1:]).all()
     for clips in (1, 2, 5):
         fixed = sampling.fixed_clips(num_frames, frames=frames, sampling="uniform", stride=1, clips=clips)
-        assert fixed.shape == (clips, frames)
-        merged = fixed.T.reshape(-1)  # clips interleave: together they are one finer uniform clip
-        finer = sampling.fixed_clips(num_frames, frames=frames * clips, sampling="uniform", stride=1, clips=1)[0]
-        assert np.abs(merged - finer).max() <= 1  # but for rounding
-        assert (np.diff(merged) >= 0).all()
+        assert (fixed.shape, fixed.dtype) == ((clips, frames), np.int64)
+        assert (np.diff(fixed.T.reshape(-1)) >= 0).all()  # clips interleave
+        if clips == 1:
+            assert fixed[0].tolist() == [(a + b) // 2 for a, b in itertools.pairwise(edges)]
 
 
-def test_uniform_centres_by_hand():
-    def centres(num_frames: int) -> list[int]:
-        return sampling.fixed_clips(num_frames, frames=4, sampling="uniform", stride=1, clips=1)[0].tolist()
+def test_uniform_clips_by_hand():
+    """AIM's authors': parts of frames 0..n-1 end at rounded borders; a test clip takes the middles."""
 
-    assert centres(40) == [5, 15, 25, 35]
-    assert centres(4) == [0, 1, 2, 3]
-    assert centres(2) == [0, 0, 1, 1]
-    assert centres(1) == [0, 0, 0, 0]
-    two = sampling.fixed_clips(40, frames=4, sampling="uniform", stride=1, clips=2)
-    assert two.tolist() == [[2, 12, 22, 32], [7, 17, 27, 37]]
+    def middles(num_frames: int, clips: int = 1) -> list[list[int]]:
+        return sampling.fixed_clips(num_frames, frames=4, sampling="uniform", stride=1, clips=clips).tolist()
+
+    assert middles(10) == [[1, 3, 5, 8]]  # borders 0, 2, 4 (4.5 to even), 7, 9
+    assert middles(41) == [[5, 15, 25, 35]]
+    assert middles(4) == [[0, 1, 2, 2]]
+    assert middles(1) == [[0, 0, 0, 0]]
+    assert middles(41, clips=2) == [[2, 12, 22, 32], [7, 17, 27, 37]]
 
 
-def test_uniform_training_covers_every_frame_evenly():
+def test_dense_clips_by_hand():
+    """AIM's authors': 300 frames, 8 x 16; a clip counts as 128 frames, though its last is the 113th."""
+    fixed = sampling.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=3)
+    assert fixed[:, 0].tolist() == [28, 86, 144]
+    assert sampling.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=1)[0, 0] == 86
+    assert sampling.last_start(300, frames=8, stride=16) == 172
     rng = np.random.default_rng(0)
-    drawn = [sampling.random_clip(24, frames=8, sampling="uniform", stride=1, rng=rng) for _ in range(3000)]
-    counts = np.bincount(np.concatenate(drawn), minlength=24)
-    assert np.abs(counts - 1000).max() < 150
+    starts = [sampling.random_clip(300, frames=8, sampling="dense", stride=16, rng=rng)[0].item() for _ in range(3000)]
+    assert set(starts) == set(range(173))
+    assert sampling.fixed_clips(120, frames=8, sampling="dense", stride=16, clips=3)[:, 0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("num_frames", NUMBERS)
 @pytest.mark.parametrize(("frames", "stride"), [(1, 1), (8, 4), (32, 2), (8, 1)])
 def test_dense_clips(num_frames: int, frames: int, stride: int):
-    span = (frames - 1) * stride + 1
+    span = frames * stride
     rng = np.random.default_rng(1)
-    starts = set()
     drawn = [
         sampling.random_clip(num_frames, frames=frames, sampling="dense", stride=stride, rng=rng) for _ in range(300)
     ]
@@ -225,9 +233,9 @@ def test_dense_clips(num_frames: int, frames: int, stride: int):
     assert starts <= set(range(possible))
     if possible <= 32:
         assert starts == set(range(possible))
-    assert fixed[0, 0] == 0
-    assert fixed[2, 0] == possible - 1
-    assert fixed[1, 0] == one[0, 0] == (possible - 1) // 2
+    pieces = max(0, num_frames - span + 1)
+    assert fixed[:, 0].tolist() == [pieces * k // 6 for k in (1, 3, 5)]
+    assert one[0, 0] == pieces // 2
 
 
 def test_three_crops():
@@ -235,7 +243,8 @@ def test_three_crops():
         frames = np.arange(2 * height * width * 3).reshape(2, height, width, 3).astype(np.uint8)
         left, centre, right = square_crops(frames, resolution=6, crops=3).numpy()
         np.testing.assert_array_equal(left, frames[:, :6, :6])
-        np.testing.assert_array_equal(right, frames[:, -6:, -6:])
+        even = [(extent - 6) // 2 * 2 for extent in (height, width)]  # two equal steps, as mmaction's ThreeCrop
+        np.testing.assert_array_equal(right, frames[:, even[0] : even[0] + 6, even[1] : even[1] + 6])
         np.testing.assert_array_equal(centre, center_crop(frames, resolution=6))
         np.testing.assert_array_equal(square_crops(frames, resolution=6, crops=1)[0], centre)
     assert square_crops(np.zeros((2, 20, 30, 3), np.uint8), resolution=8, crops=3).shape == (3, 2, 8, 8, 3)
@@ -322,7 +331,7 @@ def test_views_of_test_videos(folder: Path):
     assert sample.frames.shape == (6, 8, 48, 48, 3)
     assert fingerprint(sample) == fingerprint(data[0, 0])
     whole = read_frames(data.videos[0].path, np.arange(30), short_side=48, backend="pyav")
-    for clip, start in enumerate((0, 15)):
+    for clip, start in enumerate((3, 11)):  # middles of the halves of the 15 possible starts
         for crop, left in enumerate((0, 20, 40)):
             expected = whole[start : start + 15 : 2, :, left : left + 48]
             np.testing.assert_array_equal(sample.frames[3 * clip + crop], expected)

@@ -98,7 +98,7 @@ def test_what_learns_and_gets_a_gradient(tuning, learning):
     for name, parameter in model.named_parameters():
         part = name.split(".")[1] if name.startswith("backbone.") else "head"
         assert (parameter.grad is not None) == (part in learning | {"head", "pyramid"}), name
-    in_optimizer = sum(len(group["params"]) for group in parameter_groups(model, CONFIG))
+    in_optimizer = sum(len(group["params"]) for group in parameter_groups(model, CONFIG.train))
     assert in_optimizer == sum(p.requires_grad for p in model.parameters())
 
 
@@ -136,7 +136,7 @@ def test_weights_decay_as_the_authors_decay_them(tuning):
     rates = {"adapter": config.train.lr_adapter, "backbone": 1e-5, "head": config.train.lr_head}
     decays = {"adapter": 0.07, "backbone": config.train.weight_decay_backbone, "head": 0.07, "head_no_decay": 0.0}
     patterns, counted = AUTHORS_GROUPS[tuning] | AUTHORS_HEAD_GROUPS, 0
-    for group in parameter_groups(model, config):
+    for group in parameter_groups(model, config.train):
         assert group["base_lr"] == rates[group["name"].removesuffix("_no_decay")]
         assert group["weight_decay"] == decays[group["name"]]
         for parameter in group["params"]:

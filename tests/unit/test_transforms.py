@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as F
 
-from adatad_ds.data import augmentations, transforms
+from adatad_ds.config import Augmentation
+from adatad_ds.data import transforms
 
 augment = partial(transforms.augment, scaling="antialias")
 center_crop = partial(transforms.center_crop, scaling="antialias")
 
-ALL = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
+ALL = get_args(Augmentation)
 SIDE = 32
 
 
@@ -29,28 +30,11 @@ def still(frames: int, **size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kinds", [(), *((kind,) for kind in ALL), ALL])
 def test_all_frames_are_treated_alike(kinds):
-    for seed in range(20):
+    for seed in range(6):
         out = augment(still(70), resolution=SIDE, kinds=kinds, rng=np.random.default_rng(seed))  # 3 chunks
         assert out.shape == (70, SIDE, SIDE, 3)
         assert out.dtype == torch.uint8
         assert (out == out[0]).all()
-
-
-def test_each_rand_augment_operation_treats_all_frames_alike():
-    noise = torch.randint(0, 250, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    frames = noise.repeat(3, 1, 1, 1)
-    outputs = [step(frames) for step in augmentations._rand_augment_operations(SIDE, np.random.default_rng(0))]
-    for out in outputs:
-        assert out.shape == frames.shape
-        assert out.dtype == torch.uint8
-        assert (out == out[0]).all()
-        assert not torch.equal(out, frames)
-    assert len({out.numpy().tobytes() for out in outputs}) == 15
-
-
-def test_sharpening_equals_torchvision():
-    frames = torch.randint(0, 256, (2, 3, 21, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(augmentations._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
 
 
 def test_only_the_given_generator_decides():
