@@ -332,7 +332,12 @@ def _load(
     config: DataConfig, *, subset: str, classes: Sequence[str], as_published: bool
 ) -> tuple[AnnotationSet, list[str]]:
     return load_annotations(
-        config.annotations, subset=subset, classes=classes, exclude=config.exclude, as_published=as_published
+        config.annotations,
+        subset=subset,
+        classes=classes,
+        exclude=config.exclude,
+        exclude_file=config.exclude_file,
+        as_published=as_published,
     )
 
 

@@ -5,7 +5,6 @@ Lengths in frames are those of a video's file, at its own rate; "steps" are feat
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -252,16 +251,13 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
     )
 
 
-def section(
-    config: Config, settings: Mapping[str, str], suggestion: Suggestion, *, exclude: Sequence[str] = ()
-) -> list[str]:
+def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion) -> list[str]:
     """Assignments for `--set`: a user's data and the suggested window, checked with the recipe.
 
     Args:
         config: the recipe's.
         settings: values by key, e.g. `data.videos`; taken as they are.
         suggestion: what to change the window and the pyramid to.
-        exclude: videos to leave out.
 
     Raises:
         ConfigError: the recipe cannot be run with them.
@@ -270,8 +266,6 @@ def section(
         f"{key}={value}" if literal(value) == value and value == value.strip() else f"{key}={value!r}"
         for key, value in settings.items()
     ]
-    if exclude:
-        written.append(f"data.exclude={json.dumps(list(exclude), ensure_ascii=False)}")
     assignments = written + suggestion.assignments(config)
     override(config, assignments)
     return assignments
