@@ -14,7 +14,8 @@ from adatad_ds.models.build import build_backbone
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import step_flop
 
-TIMED_SEC = 3.0  # about so long clips are timed for
+TIMED_SEC = 3.0  # about so long each part is timed for, and twice at least; the quickest counts
+MOST_TIMES = 20
 TIMED_WINDOWS = 4  # read from files
 MOST_CLIP_FLOP = 2e12  # of a clip's training pass on a CPU; with more, nobody trains there
 
@@ -87,11 +88,10 @@ def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tupl
 
     def passes(count: int) -> tuple[float, float]:
         frames = torch.zeros((1, count * config.clip_frames, side, side, 3), dtype=torch.uint8, device=device)
-        return _train_and_forward(lambda: model(frames), device=device)
+        return _quickest(lambda: model(frames), device=device)
 
-    passes(1)  # warms up
     most = min(clips, config.backbone.clips_per_chunk or clips)
-    count = max(1, min(most, int(TIMED_SEC / max(passes(1)[0], 1e-9))))
+    count = max(1, min(most, int(TIMED_SEC / passes(1)[0])))
     train_sec, forward_sec = passes(count)
     return train_sec * clips / count, forward_sec * clips / count
 
@@ -109,11 +109,12 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
         logits, distances = head(*pyramid(features, valid, None))
         return torch.cat([logits.flatten(), distances.flatten()])
 
-    _train_and_forward(run, device=device)
-    return _train_and_forward(run, device=device)
+    return _quickest(run, device=device)
 
 
-def _train_and_forward(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
+def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, and of a forward pass alone."""
+
     def seconds(action: Callable[[], object]) -> float:
         began = time.perf_counter()
         action()
@@ -126,9 +127,15 @@ def _train_and_forward(run: Callable[[], torch.Tensor], *, device: torch.device)
         if output.requires_grad:  # a frozen backbone's does not
             output.backward()
 
-    with torch.no_grad():
-        forward_sec = seconds(run)
-    return seconds(train), forward_sec
+    def forward() -> None:
+        with torch.no_grad():
+            run()
+
+    seconds(train)  # warms up
+    times = [(seconds(train), seconds(forward))]
+    while len(times) < 2 or (sum(map(sum, times)) < TIMED_SEC and len(times) < MOST_TIMES):
+        times.append((seconds(train), seconds(forward)))
+    return min(train_sec for train_sec, _ in times), min(forward_sec for _, forward_sec in times)
 
 
 def _reading_time(config: Config) -> float:

@@ -2,9 +2,9 @@
 
     python tools/check_data.py --annotations FILE --videos FOLDER [--out FOLDER] [--recipe NAME]
 
-OUT gets report.txt (all that is found), settings.txt (what to paste behind train.py), settings_small.txt (likewise, for a
-small machine), excluded.txt (videos that training has to leave out, if any), distributions.png, and check_cache.json, by
-which a second run decodes new and changed files only. Exit code: 0 all good, 1 problems found, 2 nothing to check.
+OUT gets report.txt (all that is found), settings.txt (what to paste behind train.py), settings_small.txt (the same for
+a small machine), excluded.txt (videos that training has to leave out, if any), distributions.png, and check_cache.json,
+by which a second run decodes new and changed files only. Exit code: 0 all good, 1 problems found, 2 nothing to check.
 """
 
 from __future__ import annotations
@@ -13,26 +13,23 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-import numpy as np
 
-from adatad_ds.config import Config, ConfigError
+from adatad_ds.config import ConfigError
 from adatad_ds.data.annotations import DataError, Video, listed, load_annotations, subset_names
 from adatad_ds.data.scan import Cache, Scan, scan_all
 from adatad_ds.data.survey import (
-    Lengths,
-    Suggestion,
     choose_subsets,
     count_classes,
     disagreements,
     file_faults,
-    fit,
     frame_rate,
+    frames_of,
     measure,
     section,
     suggest,
@@ -40,8 +37,8 @@ from adatad_ds.data.survey import (
 )
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import EXTENSIONS, read_names
-from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
 from adatad_ds.recipes import find_recipe
+from tools.data_report import describe, describe_classes, describe_fit, draw
 from tools.training_advice import (
     SMALL_EFFORT,
     SMALL_FRAMES,
@@ -55,7 +52,6 @@ from tools.training_advice import (
 DEFAULT_RECIPE = "thumos14_videomae_s"
 EXCLUDED_FILE, SMALL_FILE = "excluded.txt", "settings_small.txt"
 SHOWN = 20  # problems of a kind, and classes, on the screen; report.txt has all
-QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
 
 @dataclass(frozen=True)
@@ -125,10 +121,11 @@ def check(arguments: argparse.Namespace) -> int:
     recipe = find_recipe(arguments.recipe or DEFAULT_RECIPE)
     if recipe.config.recognition:
         raise ConfigError(f"--recipe {arguments.recipe} is one of recognition, whose videos have no segments")
+    out = arguments.out
     data = read(
         arguments.annotations,
         arguments.videos,
-        out=arguments.out,
+        out=out,
         workers=max(1, arguments.workers),
         exclude_file=arguments.exclude_file,
     )
@@ -137,71 +134,87 @@ def check(arguments: argparse.Namespace) -> int:
         train=arguments.train_subset,
         test=arguments.test_subset,
     )
-    rates = {
-        video.name: rate
-        for videos in data.videos.values()
-        for video in videos
-        if (rate := frame_rate(video, data.scans.get(video.name))) is not None
-    }
-    lengths = {subset: measure(videos, rates) for subset, videos in data.videos.items()}
-    usual = float(np.median(list(rates.values()))) if rates else 25.0
-    longest = max(video.duration_sec * rates.get(video.name, usual) for video in data.videos[train])
-    suggestion = suggest(lengths[train], longest_video_frames=longest, max_frames=arguments.max_frames)
+    excluded = exclude(data, arguments.exclude_file, out=out)
     settings = {
         "data.annotations": str(arguments.annotations),
         "data.videos": str(arguments.videos),
         "data.train_subset": train,
         "data.test_subset": test,
-    }
-    if excluded := exclude(data, arguments.exclude_file):
-        settings["data.exclude_file"] = str(arguments.out / EXCLUDED_FILE)
-        (arguments.out / EXCLUDED_FILE).write_text("\n".join(excluded) + "\n", encoding="utf-8")
-    usable = [video for video in data.videos[train] if video.actions and video.name not in excluded]
-    if not usable:
-        raise DataError(f"no video of subset {train!r} that has an action can be used; the files are listed above")
-    user = UserData(
-        videos=len(usable),
-        test_frames=[
-            video.duration_sec * rates.get(video.name, usual)
-            for video in data.videos[test]
-            if video.name not in excluded
-        ],
-        classes=len(data.classes),
-    )
-    training = suggest_training(recipe, section(recipe.config, settings, suggestion), user)
+    } | ({"data.exclude_file": str(out / EXCLUDED_FILE)} if excluded else {})
+    rates = frame_rates(data)
+    lengths = {subset: measure(videos, rates) for subset, videos in data.videos.items()}
+    user = user_data(data, rates, train=train, test=test, excluded=excluded)
+    longest = max(frames_of(data.videos[train], rates))
+    window = suggest(lengths[train], longest_video_frames=longest, max_frames=arguments.max_frames)
+    training = suggest_training(recipe, section(recipe.config, settings, window), user)
     device = this_device()
-    smaller = suggest(lengths[train], longest_video_frames=longest, max_frames=min(SMALL_FRAMES, arguments.max_frames))
+    small_window = suggest(
+        lengths[train], longest_video_frames=longest, max_frames=min(SMALL_FRAMES, arguments.max_frames)
+    )
     small = suggest_training(
         recipe,
-        section(recipe.config, settings, smaller),
+        section(recipe.config, settings, small_window),
         user,
         more=small_machine(recipe, device=device),
         effort=SMALL_EFFORT,
     )
-
-    problems = find_problems(data, train=train, test=test)
-    advice = find_advice(data, train=train, test=test)
     lines = [
         *(describe_fit(f"recipe {arguments.recipe}", lengths[train], recipe.config) if arguments.recipe else ()),
         *describe_fit("suggestion", lengths[train], training.config),
-        *(f"  {reason}" for reason in (*suggestion.reasons, *training.length.reasons)),
+        *(f"  {reason}" for reason in (*window.reasons, *training.length.reasons)),
         *cost(training, user, device=device, cores=cores()),
         *describe_fit(f"for a small machine ({SMALL_FILE})", lengths[train], small.config),
         *cost(small, user, device=device, cores=cores()),
     ]
-    step_sec = suggestion.feature_stride_frames / float(np.median(lengths[train].frames / lengths[train].sec))
-    draw(arguments.out / "distributions.png", data, lengths, suggestion, step_sec=step_sec, first=(train, test))
-    pasted = write_settings(arguments.out / "settings.txt", training.assignments)
-    write_settings(arguments.out / SMALL_FILE, small.assignments)
-    command = command_line(arguments.recipe or DEFAULT_RECIPE, pasted)
-    about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=None)]
-    report = [*about, *lines, "", *list_advice(advice, limit=None), *list_problems(problems, limit=None), "", command]
-    (arguments.out / "report.txt").write_text("\n".join(report) + "\n", encoding="utf-8")
-    about = [*describe(data, lengths, train=train, test=test), "", *describe_classes(data, train, limit=SHOWN)]
-    found = [*list_advice(advice, limit=SHOWN), *list_problems(problems, limit=SHOWN)]
-    print("\n".join([*about, *lines, "", *found, "", "to train:", command]))
-    print(f"\nin {arguments.out}: report.txt, settings.txt, {SMALL_FILE}, distributions.png")
+    draw(out / "distributions.png", data.videos, data.classes, lengths, window, first=(train, test))
+    pasted = write_settings(out / "settings.txt", training.assignments)
+    write_settings(out / SMALL_FILE, small.assignments)
+    problems = find_problems(data, train=train, test=test)
+
+    def text(limit: int | None) -> list[str]:
+        return [
+            *describe(data.videos, lengths, train=train, test=test),
+            "",
+            *describe_classes(data.videos, data.classes, train, limit=limit),
+            *lines,
+            "",
+            *list_advice(find_advice(data, train=train, test=test), limit=limit),
+            *list_problems(problems, limit=limit),
+            "",
+            "to train:",
+            command_line(arguments.recipe or DEFAULT_RECIPE, pasted),
+        ]
+
+    (out / "report.txt").write_text("\n".join(text(None)) + "\n", encoding="utf-8")
+    print("\n".join(text(SHOWN)))
+    print(f"\nin {out}: report.txt, settings.txt, {SMALL_FILE}, distributions.png")
     return sum(map(len, problems.values()))
+
+
+def frame_rates(data: DataSet) -> dict[str, float]:
+    """Frames a second by name, of the videos for which something tells."""
+    videos = [video for members in data.videos.values() for video in members]
+    known = {video.name: frame_rate(video, data.scans.get(video.name)) for video in videos}
+    return {name: rate for name, rate in known.items() if rate is not None}
+
+
+def user_data(
+    data: DataSet, rates: Mapping[str, float], *, train: str, test: str, excluded: Collection[str]
+) -> UserData:
+    """What the length and the cost of a training depend on.
+
+    Raises:
+        DataError: no training video is left.
+    """
+    usable = [video for video in data.videos[train] if video.actions and video.name not in excluded]
+    if not usable:
+        errors = [result.error for result in data.scans.values() if result.error]
+        raise DataError(
+            f"no video of subset {train!r} that has an action has a file that can be read"
+            + (f", e.g. {errors[0]}" if errors else "")
+        )
+    tested = [video for video in data.videos[test] if video.name not in excluded]
+    return UserData(videos=len(usable), test_frames=frames_of(tested, rates), classes=len(data.classes))
 
 
 def write_settings(path: Path, assignments: Sequence[str]) -> list[str]:
@@ -211,10 +224,15 @@ def write_settings(path: Path, assignments: Sequence[str]) -> list[str]:
     return lines
 
 
-def exclude(data: DataSet, exclude_file: str) -> list[str]:
-    """Names that training has to leave out: those of the user's list, and those without a file that can be read."""
+def exclude(data: DataSet, exclude_file: str, *, out: Path) -> list[str]:
+    """Names that training has to leave out, and a list of them in OUT: the user's, and those of no readable file."""
     unreadable = [name for name, result in data.scans.items() if result.error]
-    return [*(read_names(exclude_file) if exclude_file else ()), *data.missing, *unreadable]
+    names = [*(read_names(exclude_file) if exclude_file else ()), *data.missing, *unreadable]
+    path = out / EXCLUDED_FILE
+    path.unlink(missing_ok=True)  # no list that is out of date
+    if names:
+        path.write_text("\n".join(names) + "\n", encoding="utf-8")
+    return names
 
 
 def read(annotations: Path, folder: Path, *, out: Path, workers: int, exclude_file: str) -> DataSet:
@@ -307,75 +325,6 @@ def list_problems(problems: Mapping[str, Sequence[str]], *, limit: int | None) -
         shown = listed(members, limit=limit or len(members), separator="\n  ")
         lines += [f"PROBLEM: {kind} ({len(members)})", f"  {shown}"]
     return lines
-
-
-def describe(data: DataSet, lengths: Mapping[str, Lengths], *, train: str, test: str) -> list[str]:
-    """Subsets and lengths, for reading."""
-    lines = []
-    for subset, videos in data.videos.items():
-        use = " (training)" * (subset == train) + " (test)" * (subset == test)
-        hours = sum(video.duration_sec for video in videos) / 3600
-        lines.append(f"{subset}{use}: {len(videos)} videos, {hours:.2f} h, {len(lengths[subset].sec)} segments")
-        if len(lengths[subset].sec):
-            marks = np.quantile(lengths[subset].sec, QUANTILES)
-            row = "  ".join(f"{share:.0%} {mark:.2f}" for share, mark in zip(QUANTILES, marks, strict=True))
-            lines.append(f"  lengths in seconds, by quantile: {row}")
-    return lines
-
-
-def describe_classes(data: DataSet, train: str, *, limit: int | None) -> list[str]:
-    """Instances of the classes that training has most of, or of all."""
-    counts = count_classes(data.videos, data.classes)
-    width = max(map(len, data.classes), default=0)
-    rows = [
-        f"{label:<{width}}  " + "  ".join(f"{counts[subset][label]:>6}" for subset in counts)
-        for label in sorted(data.classes, key=lambda name: -counts[train][name])
-    ]
-    return [
-        f"{len(data.classes)} classes; instances in {', '.join(counts)}:",
-        f"  {listed(rows, limit=limit or len(rows), separator=chr(10) + '  ')}",
-    ]
-
-
-def describe_fit(what: str, lengths: Lengths, config: Config) -> list[str]:
-    """How a recipe's window and pyramid fit the training segments."""
-    result = fit(lengths, config)
-    levels = ", ".join(f"{share:.0%}" for share in result.per_level)
-    return [
-        "",
-        f"{what}, on the training segments:",
-        f"  {result.longer:.1%} longer than a window, {result.under_step:.1%} shorter than a feature step, "
-        f"{result.outside:.1%} with a half-length outside of all regression ranges",
-        f"  by pyramid level, from the finest: {levels}",
-    ]
-
-
-def draw(
-    path: Path,
-    data: DataSet,
-    lengths: Mapping[str, Lengths],
-    suggestion: Suggestion,
-    *,
-    step_sec: float,
-    first: Sequence[str],
-) -> None:
-    """The picture of the data, training and test subset first, with the suggested pyramid."""
-    counts = count_classes(data.videos, data.classes)
-    shapes = {
-        subset: SubsetShape(
-            segments_sec=lengths[subset].sec,
-            videos_sec=np.array([video.duration_sec for video in data.videos[subset]]),
-            classes=counts[subset],
-        )
-        for subset in dict.fromkeys((*first, *data.videos))
-    }
-    draw_distributions(
-        path,
-        subsets=shapes,
-        limits_sec=[2 * end * step_sec for _, end in suggestion.regression_range[:-1]],
-        window_sec=suggestion.window_size * step_sec,
-        title=f"{sum(map(len, data.videos.values()))} videos; dashed: where the suggested pyramid changes level",
-    )
 
 
 def command_line(recipe: str, pasted: Sequence[str]) -> str:

@@ -72,7 +72,8 @@ def suggest_training(
         test_windows=count_windows(data.test_frames, config.data),
         effort=effort,
     )
-    assignments = [*window, *more, *length.assignments()]
+    by_key = {assignment.partition("=")[0]: assignment for assignment in (*window, *more, *length.assignments())}
+    assignments = list(by_key.values())
     return Training(assignments=assignments, config=override(recipe.config, assignments), length=length)
 
 

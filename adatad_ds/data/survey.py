@@ -167,9 +167,15 @@ def frame_rate(video: Video, scan: Scan | None) -> float | None:
     return video.fps or (scan.fps if scan is not None and scan.error is None else None)
 
 
+def frames_of(videos: Iterable[Video], rates: Mapping[str, float]) -> list[float]:
+    """File frames of each video; `rates`: frames a second by video name, for those without the median is taken."""
+    usual = _usual(rates)
+    return [video.duration_sec * rates.get(video.name, usual) for video in videos]
+
+
 def measure(videos: Iterable[Video], rates: Mapping[str, float]) -> Lengths:
-    """Lengths of all segments; `rates`: frames a second by video name, for those without the median is taken."""
-    usual = float(np.median(list(rates.values()))) if rates else 25.0
+    """Lengths of all segments; `rates` as for `frames_of`."""
+    usual = _usual(rates)
     rows = [
         (length, length * rates.get(video.name, usual), length / video.duration_sec)
         for video in videos
@@ -269,6 +275,10 @@ def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion)
     assignments = written + suggestion.assignments(config)
     override(config, assignments)
     return assignments
+
+
+def _usual(rates: Mapping[str, float]) -> float:
+    return float(np.median(list(rates.values()))) if rates else 25.0
 
 
 def _nice(stride: float) -> int:

@@ -93,8 +93,9 @@ def suggest_length(
         reasons=(
             f"train.global_batch={batch}: the recipe's {train.global_batch}"
             + ("" if batch == train.global_batch else f", but no more than the {videos} training videos"),
-            f"train.repeats={repeats}, train.stop_epoch={epochs}: each training video is seen {repeats * epochs} times, "
-            f"{recipe_views} times in the recipe, made for {recipe_videos}: the fewer videos, the more often",
+            f"train.repeats={repeats}, train.stop_epoch={epochs}: each of the {videos} training videos is seen "
+            f"{repeats * epochs} times ({recipe_views} times in the recipe, made for {recipe_videos}; the fewer, the "
+            "more often)",
             f"train.schedule_epochs={max(epochs, round(train.schedule_epochs * stretch))}, "
             f"train.warmup_epochs={round(train.warmup_epochs * stretch, 2)}: the recipe's shares of the epochs",
             f"train.ema_decay={decay}: "
