@@ -14,9 +14,8 @@ from adatad_ds.models.build import build_backbone
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import step_flop
 
-TIMED_SEC = 3.0  # about so long each part is timed for, and twice at least; the quickest counts
-MOST_TIMES = 20
-TIMED_WINDOWS = 4  # read from files
+TIMED_SEC = 1.0  # about so long the clips of one pass are to take
+TIMED_WINDOWS = 2  # read from files
 MOST_CLIP_FLOP = 2e12  # of a clip's training pass on a CPU; with more, nobody trains there
 
 
@@ -90,9 +89,10 @@ def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tupl
         frames = torch.zeros((1, count * config.clip_frames, side, side, 3), dtype=torch.uint8, device=device)
         return _quickest(lambda: model(frames), device=device)
 
-    most = min(clips, config.backbone.clips_per_chunk or clips)
-    count = max(1, min(most, int(TIMED_SEC / passes(1)[0])))
-    train_sec, forward_sec = passes(count)
+    train_sec, forward_sec = passes(1)
+    count = min(clips, config.backbone.clips_per_chunk or clips, max(1, int(TIMED_SEC / train_sec)))
+    if count > 1:
+        train_sec, forward_sec = passes(count)
     return train_sec * clips / count, forward_sec * clips / count
 
 
@@ -113,7 +113,7 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
 
 
 def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, and of a forward pass alone."""
+    """Seconds of a forward and backward pass, and of a forward pass alone; of two tries each, after one that warms up."""
 
     def seconds(action: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -131,11 +131,8 @@ def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple
         with torch.no_grad():
             run()
 
-    seconds(train)  # warms up
-    times = [(seconds(train), seconds(forward))]
-    while len(times) < 2 or (sum(map(sum, times)) < TIMED_SEC and len(times) < MOST_TIMES):
-        times.append((seconds(train), seconds(forward)))
-    return min(train_sec for train_sec, _ in times), min(forward_sec for _, forward_sec in times)
+    seconds(train)
+    return min(seconds(train), seconds(train)), min(seconds(forward), seconds(forward))
 
 
 def _reading_time(config: Config) -> float:

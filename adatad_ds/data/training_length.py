@@ -15,7 +15,7 @@ from adatad_ds.config import DataConfig, TrainConfig
 
 VIEWS_EXPONENT = -0.36
 EPOCH_STEPS, LEAST_EPOCHS = 50, 10  # what an epoch has at least, unless so few epochs were left
-MOST_EVALUATIONS = 10
+MOST_EVALUATIONS = 11
 EVALUATION_SHARE = 0.25  # of training's time that evaluations may take
 BACKWARD_COST = 3.0  # a training window's cost, in forward passes
 
@@ -78,7 +78,8 @@ def suggest_length(
     affordable = EVALUATION_SHARE * BACKWARD_COST * epochs * epoch_steps * batch / max(1, test_windows)
     most = max(1, min(MOST_EVALUATIONS, int(affordable)))
     every = math.ceil((epochs - first + 1) / most)
-    evaluations = len({*range(first, epochs + 1, every), epochs})
+    first += (epochs - first) % every  # the last epoch is one of them
+    evaluations = 1 + (epochs - first) // every
     return TrainingLength(
         global_batch=batch,
         repeats=repeats,
@@ -101,7 +102,7 @@ def suggest_length(
             f"train.ema_decay={decay}: "
             + (f"averages about the last {1 / (1 - decay):.0f} of {epochs * epoch_steps} steps" if decay else "off"),
             f"train.eval_from_epoch={first}, train.eval_every={every}: {evaluations} evaluations of {test_windows} "
-            "test windows, which are to take a quarter of the training's time at most",
+            "test windows, where they can in at most a quarter of the training's time",
         ),
     )
 
