@@ -113,7 +113,7 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
 
 
 def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, and of a forward pass alone; of two tries each, after one that warms up."""
+    """Seconds of a forward and backward pass, and of a forward pass alone: the better of two tries, once warm."""
 
     def seconds(action: Callable[[], object]) -> float:
         began = time.perf_counter()

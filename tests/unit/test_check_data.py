@@ -481,8 +481,8 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     assert "5 videos, 5 of them known" in second.stdout
     assert "no problems found" in second.stdout
     assert "recipe quickstart, on the training segments" in second.stdout
-    timeless = [[l for l in run.stdout.splitlines()[1:] if "time on this machine" not in l] for run in (first, second)]
-    assert timeless[0] == timeless[1]
+    found = [[line for line in done.stdout.splitlines()[1:] if "time on" not in line] for done in (first, second)]
+    assert found[0] == found[1]
     assert first.stdout.count("time on this machine (") == 2
     assert (tmp_path / "out" / "distributions.png").stat().st_size > 10_000
     for settings_file in ("settings.txt", "settings_small.txt"):
