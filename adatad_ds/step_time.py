@@ -87,11 +87,12 @@ def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tupl
 
     def passes(count: int) -> tuple[float, float]:
         frames = torch.zeros((1, count * config.clip_frames, side, side, 3), dtype=torch.uint8, device=device)
-        return _quickest(lambda: model(frames), device=device)
+        return _train_and_forward(lambda: model(frames), device=device)
 
     train_sec, forward_sec = passes(1)
-    count = min(clips, config.backbone.clips_per_chunk or clips, max(1, int(TIMED_SEC / train_sec)))
-    if count > 1:
+    count = 1
+    if device.type == "cuda":  # which one clip does not fill
+        count = min(clips, config.backbone.clips_per_chunk or clips, max(1, int(TIMED_SEC / train_sec)))
         train_sec, forward_sec = passes(count)
     return train_sec * clips / count, forward_sec * clips / count
 
@@ -109,11 +110,11 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
         logits, distances = head(*pyramid(features, valid, None))
         return torch.cat([logits.flatten(), distances.flatten()])
 
-    return _quickest(run, device=device)
+    return _train_and_forward(run, device=device)
 
 
-def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, and of a forward pass alone: the better of two tries, once warm."""
+def _train_and_forward(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, the second one, and of a forward pass alone."""
 
     def seconds(action: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -132,7 +133,7 @@ def _quickest(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple
             run()
 
     seconds(train)
-    return min(seconds(train), seconds(train)), min(seconds(forward), seconds(forward))
+    return seconds(train), seconds(forward)
 
 
 def _reading_time(config: Config) -> float:

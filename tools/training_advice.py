@@ -66,10 +66,11 @@ def suggest_training(
     config = override(recipe.config, [*window, *more])
     published = DATASETS[recipe.dataset].published.get(TRAINING) if recipe.dataset in DATASETS else None
     length = suggest_length(
-        config.train,
+        recipe.config.train,
         recipe_videos=published.videos if published else QUICKSTART_VIDEOS if not recipe.dataset else None,
         videos=data.videos,
         test_windows=count_windows(data.test_frames, config.data),
+        most_batch=config.train.global_batch,
         effort=effort,
     )
     by_key = {assignment.partition("=")[0]: assignment for assignment in (*window, *more, *length.assignments())}
@@ -99,8 +100,8 @@ def cost(training: Training, data: UserData, *, device: torch.device, cores: int
     config, length = training.config, training.length
     windows, tested = length.global_batch, count_windows(data.test_frames, config.data)
     lines = [
-        f"  {length.epoch_steps} steps an epoch, {length.steps} in all; {length.evaluations} evaluations of {tested} "
-        "windows",
+        f"  {length.epoch_steps} steps an epoch, {length.steps} in all; evaluations: {length.evaluations}, of {tested} "
+        "windows each",
         f"  a step: {windows} windows of {config.data.window_frames} frames, {config.data.resolution} px, "
         f"{windows * step_flop(config) / 1e12:.3g} TFLOP ({windows * step_flop(config, executed=True) / 1e12:.3g} with "
         "what is recomputed)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adatad_ds.config import DataConfig, TrainConfig
 
@@ -48,7 +48,13 @@ class TrainingLength:
 
 
 def suggest_length(
-    train: TrainConfig, *, recipe_videos: int | None, videos: int, test_windows: int, effort: float = 1.0
+    train: TrainConfig,
+    *,
+    recipe_videos: int | None,
+    videos: int,
+    test_windows: int,
+    most_batch: int | None = None,
+    effort: float = 1.0,
 ) -> TrainingLength:
     """The length of a training.
 
@@ -57,30 +63,29 @@ def suggest_length(
         recipe_videos: training videos that the recipe was made for; None: not known, it is taken to be made for these.
         videos: training videos with actions, at least one.
         test_windows: of all test videos.
+        most_batch: windows of a batch at most; None: the recipe's.
         effort: share of the views that the training is given.
     """
     recipe_videos = recipe_videos or videos
     recipe_views = train.stop_epoch * train.repeats
+    recipe_steps = recipe_views * recipe_videos / train.global_batch
     views = effort * recipe_views * (videos / recipe_videos) ** VIEWS_EXPONENT
-    batch = min(train.global_batch, 2 ** int(math.log2(videos)))
-    steps = views * videos / batch
-    repeats = max(1, math.ceil(min(EPOCH_STEPS, steps / LEAST_EPOCHS) * batch / videos))
+    batch = min(most_batch or train.global_batch, 2 ** int(math.log2(videos)))
+    wanted_steps = min(EPOCH_STEPS, views * videos / batch / LEAST_EPOCHS)
+    repeats = max(1, math.ceil(wanted_steps * batch / videos))
     epochs = max(1, round(views / repeats))
     epoch_steps = videos * repeats // batch
-    stretch = epochs / train.stop_epoch
+    steps, stretch = epochs * epoch_steps, epochs / train.stop_epoch
 
-    recipe_steps = recipe_views * recipe_videos / train.global_batch
-    average_share = 1 / (1 - train.ema_decay) / recipe_steps  # of all steps that the running average reaches back
-    average_steps = average_share * epochs * epoch_steps
+    # the running average reaches back over the same share of all steps
+    average_steps = 1 / (1 - train.ema_decay) / recipe_steps * steps
     decay = round(min(train.ema_decay, max(0.0, 1 - 1 / average_steps)), 5)
 
     first = min(epochs, max(1, round(train.eval_from_epoch * stretch)))
-    affordable = EVALUATION_SHARE * BACKWARD_COST * epochs * epoch_steps * batch / max(1, test_windows)
-    most = max(1, min(MOST_EVALUATIONS, int(affordable)))
-    every = math.ceil((epochs - first + 1) / most)
+    affordable = EVALUATION_SHARE * BACKWARD_COST * steps * batch / max(1, test_windows)
+    every = math.ceil((epochs - first + 1) / max(1, min(MOST_EVALUATIONS, int(affordable))))
     first += (epochs - first) % every  # the last epoch is one of them
-    evaluations = 1 + (epochs - first) // every
-    return TrainingLength(
+    length = TrainingLength(
         global_batch=batch,
         repeats=repeats,
         stop_epoch=epochs,
@@ -90,21 +95,11 @@ def suggest_length(
         eval_from_epoch=first,
         eval_every=every,
         epoch_steps=epoch_steps,
-        evaluations=evaluations,
-        reasons=(
-            f"train.global_batch={batch}: the recipe's {train.global_batch}"
-            + ("" if batch == train.global_batch else f", but no more than the {videos} training videos"),
-            f"train.repeats={repeats}, train.stop_epoch={epochs}: each of the {videos} training videos is seen "
-            f"{repeats * epochs} times ({recipe_views} times in the recipe, made for {recipe_videos}; the fewer, the "
-            "more often)",
-            f"train.schedule_epochs={max(epochs, round(train.schedule_epochs * stretch))}, "
-            f"train.warmup_epochs={round(train.warmup_epochs * stretch, 2)}: the recipe's shares of the epochs",
-            f"train.ema_decay={decay}: "
-            + (f"averages about the last {1 / (1 - decay):.0f} of {epochs * epoch_steps} steps" if decay else "off"),
-            f"train.eval_from_epoch={first}, train.eval_every={every}: {evaluations} evaluations of {test_windows} "
-            "test windows, where they can in at most a quarter of the training's time",
-        ),
+        evaluations=1 + (epochs - first) // every,
+        reasons=(),
     )
+    views_of_recipe = f"{recipe_views} times in the recipe, made for {recipe_videos}"
+    return replace(length, reasons=_reasons(length, views_of_recipe, videos=videos, test_windows=test_windows))
 
 
 def count_windows(videos_frames: Iterable[float], data: DataConfig) -> int:
@@ -115,3 +110,19 @@ def count_windows(videos_frames: Iterable[float], data: DataConfig) -> int:
     hop = max(1, int(data.window_size * (1 - data.test_window_overlap)))
     last = [max(0.0, frames / data.feature_stride_frames - data.window_size) for frames in videos_frames]
     return sum(1 + math.ceil(steps / hop) for steps in last)
+
+
+def _reasons(length: TrainingLength, views_of_recipe: str, *, videos: int, test_windows: int) -> tuple[str, ...]:
+    """A line for each setting."""
+    views, decay = length.repeats * length.stop_epoch, length.ema_decay
+    average = f"averages about the last {1 / (1 - decay):.0f} of {length.steps} steps" if decay else "off"
+    return (
+        f"train.global_batch={length.global_batch}: the recipe's, where there are as many training videos",
+        f"train.repeats={length.repeats}, train.stop_epoch={length.stop_epoch}: each of the {videos} training videos "
+        f"is seen {views} times ({views_of_recipe}; the fewer, the more often)",
+        f"train.schedule_epochs={length.schedule_epochs}, train.warmup_epochs={length.warmup_epochs}: the recipe's "
+        "shares of the epochs",
+        f"train.ema_decay={decay}: {average}",
+        f"train.eval_from_epoch={length.eval_from_epoch}, train.eval_every={length.eval_every}: evaluations: "
+        f"{length.evaluations}, of {test_windows} test windows each, in a quarter of the training's time if they can",
+    )

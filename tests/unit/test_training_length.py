@@ -46,6 +46,11 @@ def test_few_videos_by_hand():
     assert found.warmup_epochs == pytest.approx(2.25)
     assert (found.schedule_epochs, found.eval_from_epoch) == (45, 18)
     assert found.evaluations == 10  # every epoch from the 18th to the 27th
+    # in smaller batches more steps, of which the average reaches over the same share
+    halved = suggest_length(TrainConfig(), recipe_videos=200, videos=21, test_windows=40, most_batch=1)
+    assert halved.global_batch == 1
+    assert halved.ema_decay == pytest.approx(1 - 6 / halved.steps, abs=1e-5)
+    assert halved.steps == pytest.approx(2 * found.steps, rel=0.05)
 
 
 def test_evaluations_do_not_outweigh_the_training():
