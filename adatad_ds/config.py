@@ -49,6 +49,7 @@ class DataConfig:
     test_subset: str = "validation"
     classes: tuple[str, ...] = ()  # empty: the annotation file's labels, sorted
     exclude: tuple[str, ...] = ()  # video names left out on purpose
+    exclude_file: str = ""  # a list of more of them: a name a line, or a JSON list; also of videos not annotated here
     class_agnostic: bool = False  # one class, any action; which one it is, a video classifier says (test.external_*)
     reader: Literal["decord", "pyav"] = "decord"
 

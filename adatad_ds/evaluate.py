@@ -229,7 +229,12 @@ def evaluate_again(
     config = configuration.override(configuration.from_dict(raw.config), overrides)
     data = config.data
     annotations, _ = load_annotations(
-        data.annotations, subset=data.test_subset, classes=data.classes, exclude=data.exclude, as_published=True
+        data.annotations,
+        subset=data.test_subset,
+        classes=data.classes,
+        exclude=data.exclude,
+        exclude_file=data.exclude_file,
+        as_published=True,
     )
     results = finish(
         raw.videos,

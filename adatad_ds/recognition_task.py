@@ -21,6 +21,7 @@ from adatad_ds.data.clips import ClipBatch, ClipDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.mixing import mix
 from adatad_ds.data.video_lists import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.evaluation.curves import confusion_figure
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
 from adatad_ds.models.recogniser import Recogniser, build_recogniser
@@ -140,7 +141,8 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
     assert settings is not None
     known = classes or (read_class_names(settings.class_names) if settings.class_names else data.classes)
     source = Path(settings.train_list if training else settings.test_list)
-    videos = _without(_read(source, root=data.videos, classes=known), data.exclude, source=source)
+    exclude = [*data.exclude, *(read_names(data.exclude_file) if data.exclude_file else ())]
+    videos = _without(_read(source, root=data.videos, classes=known), exclude, source=source)
     return ClipDataset(
         videos=videos,
         training=training,
@@ -218,7 +220,9 @@ def _read(source: Path, *, root: str, classes: Sequence[str]) -> VideoList:
 
 
 def _without(videos: VideoList, exclude: Sequence[str], *, source: Path) -> VideoList:
-    kept = tuple(video for video in videos.videos if video.name not in exclude)
+    names = VideoNames(video.name for video in videos.videos)
+    excluded = set(map(names.find, exclude))
+    kept = tuple(video for video in videos.videos if video.name not in excluded)
     if not kept:
-        raise DataError(f"{source}: data.exclude leaves out every video")
+        raise DataError(f"{source}: data.exclude and data.exclude_file leave out every video")
     return VideoList(videos=kept, classes=videos.classes)

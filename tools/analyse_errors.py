@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
 from adatad_ds.data.annotations import DataError, Video, listed, load_annotations, subset_names
+from adatad_ds.data.video_names import VideoNames
 from adatad_ds.evaluation.error_report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
 from adatad_ds.evaluation.errors import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
 from adatad_ds.evaluation.results import read_results
@@ -62,9 +63,14 @@ def analyse(arguments: argparse.Namespace) -> tuple[Diagnosis, Source]:
             f"{', '.join(subsets) or 'none'}. Give one of these as --subset"
         )
     annotations, notes = load_annotations(
-        arguments.annotations, subset=arguments.subset, exclude=arguments.exclude, as_published=True
+        arguments.annotations,
+        subset=arguments.subset,
+        exclude=arguments.exclude,
+        exclude_file=arguments.exclude_file,
+        as_published=True,
     )
     videos = annotations.videos
+    results = named_as(videos, results, where=arguments.detections)
     notes += check(results, videos, arguments=arguments)
     evaluated_tiou, evaluated_map = evaluated_beside(arguments.detections)
     average_tiou = tuple(arguments.average_tiou or evaluated_tiou or DEFAULT_TIOU)
@@ -84,6 +90,19 @@ def analyse(arguments: argparse.Namespace) -> tuple[Diagnosis, Source]:
         notes=notes,
     )
     return diagnosis, source
+
+
+def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Results:
+    """Detections under the names that annotations give their videos; those of other videos under their own.
+
+    Raises:
+        DataError: two names of the detections mean one video.
+    """
+    known = VideoNames(video.name for video in videos)
+    named = {name: known.find(name) or name for name in results}
+    if twice := [name for name, count in Counter(named.values()).items() if count > 1]:
+        raise DataError(f"{where} names these videos in two ways: {listed(twice)}. Merge their detections")
+    return {named[name]: records for name, records in results.items()}
 
 
 def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Namespace) -> list[str]:
@@ -161,6 +180,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         f"{' '.join(map(str, DEFAULT_TIOU))}",
     )
     parser.add_argument("--exclude", nargs="+", default=[], metavar="VIDEO", help="annotated videos to leave out")
+    parser.add_argument(
+        "--exclude-file", default="", metavar="FILE", help="a list of more of them, as data.exclude_file"
+    )
     parser.add_argument(
         "--bins",
         choices=sorted(BINS),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools import dataset_formats as formats
-from tools.dataset_formats import TRAINING, VALIDATION, Annotations
+from tools.dataset_formats import TESTING, TRAINING, VALIDATION, Annotations
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Dataset:
     videos_from: str
     terms: str
     exclusions: Mapping[str, str] = field(default_factory=dict)  # video: why the field leaves it out
+    read_test: Callable[[Sequence[Path]], Annotations] | None = None  # a challenge's videos, in files of their own
 
 
 EPIC_VIDEOS = "https://github.com/epic-kitchens/epic-kitchens-download-scripts"
@@ -71,8 +72,9 @@ DATASETS: Mapping[str, Dataset] = {
         title="EPIC-Kitchens-100, verbs",
         read=formats.epic_verb,
         num_classes=97,
-        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 78)},
-        counts_from="the literature; those of validation, and 97 classes, also counted in the owners' files",
+        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 78), TESTING: Counts(videos=67)},
+        read_test=formats.epic_test,
+        counts_from="the literature; those of validation and test, and 97 classes, also counted in the owners' files",
         annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
         videos_from=EPIC_VIDEOS,
         terms=EPIC_TERMS,
@@ -81,7 +83,8 @@ DATASETS: Mapping[str, Dataset] = {
         title="EPIC-Kitchens-100, nouns",
         read=formats.epic_noun,
         num_classes=293,
-        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 211)},
+        published={TRAINING: Counts(495, 67217), VALIDATION: Counts(138, 9668, 211), TESTING: Counts(videos=67)},
+        read_test=formats.epic_test,
         counts_from="the literature, and the owners' files, whose 300 classes include 7 of the test videos alone",
         annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
         videos_from=EPIC_VIDEOS,
@@ -90,6 +93,7 @@ DATASETS: Mapping[str, Dataset] = {
     "ego4d_mq": Dataset(
         title="Ego4D moment queries",
         read=formats.ego4d_mq,
+        read_test=formats.ego4d_test,
         num_classes=110,
         published={TRAINING: Counts(), VALIDATION: Counts()},
         counts_from="the literature, which counts classes and (with the test clips) 2,488 clips of version 1",

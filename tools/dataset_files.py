@@ -6,7 +6,6 @@ All raise `DataError`, which names the file and the place in it.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.annotations import DataError, listed
+from adatad_ds.data import json_text
+from adatad_ds.errors import DataError, listed
 
 TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")  # hours:minutes:seconds
 
@@ -57,8 +57,8 @@ def timestamp(text: str, place: str) -> float:
 def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
     """A JSON object; fractions as `Decimal` where `exact`."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal if exact else None)
-    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        tree = json_text.read_json(path, parse_float=Decimal if exact else None)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(tree, Mapping):
         raise DataError(f"{path} must hold an object at its top level")

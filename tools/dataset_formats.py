@@ -1,14 +1,15 @@
 """Annotation files as the owners of data sets publish them, read into one form.
 
 Every reader takes the files and folders given as sources and returns `Annotations`, with "training" and "validation" as
-the only subsets. Actions stay as published, also those beyond their video: the trainer mends or drops and reports them.
+the only subsets; those of a challenge's test files have "testing", without actions. Actions stay as published, also
+those beyond their video: the trainer mends or drops and reports them.
 Readers raise `DataError`, which names file, place and what is wrong there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +30,7 @@ from tools.dataset_files import (
 )
 
 TRAINING, VALIDATION = SUBSETS = "training", "validation"
+TESTING = "testing"  # a challenge's videos, whose labels only its server knows
 THUMOS_SUBSETS = {"video_validation_": TRAINING, "video_test_": VALIDATION}  # THUMOS14 trains on its validation set
 EGO4D_RATES = 10, 100  # frames a second; clips outside of these are faulty, and nobody uses them
 
@@ -113,21 +115,42 @@ def epic_noun(sources: Sequence[Path]) -> Annotations:
     return _epic(sources, "noun")
 
 
+def epic_test(sources: Sequence[Path]) -> Annotations:
+    """The test videos of EPIC-Kitchens-100's challenges."""
+    _, durations = _epic_durations(sources)
+    names = epic_test_names(sources)
+    if unknown := [name for name in names if name not in durations]:
+        raise DataError(f"EPIC_100_video_info.csv does not tell the durations of {listed(unknown, separator=', ')}")
+    return Annotations(tuple(Entry(name, TESTING, durations[name], ()) for name in names))
+
+
+def epic_test_names(sources: Sequence[Path]) -> list[str]:
+    """Names of the test videos of EPIC-Kitchens-100's challenges, from EPIC_100_test_timestamps.csv."""
+    path = find_one(sources, "EPIC_100_test_timestamps.csv")
+    return list(dict.fromkeys(row["video_id"] for _, row in read_rows(path, ("video_id",))))
+
+
+def ego4d_test(sources: Sequence[Path]) -> Annotations:
+    """The test clips of Ego4D's moment queries, from moments_test_unannotated.json."""
+    path = find_one(sources, "moments_test_unannotated.json")
+    entries = [_ego4d_clip(clip, TESTING, path)[0] for clip in _ego4d_clips(path)]
+    return Annotations(_distinct(entries))
+
+
 def ego4d_mq(sources: Sequence[Path]) -> Annotations:
     """Ego4D's moment queries: the clip is the video, and its times begin with it; primary labels only."""
     entries, unlabelled, faulty = [], [], []
     for subset, name in {TRAINING: "moments_train.json", VALIDATION: "moments_val.json"}.items():
         path = find_one(sources, name)
-        for video in items(read_json(path), "videos", str(path)):
-            for clip in items(video, "clips", f"{path}, video {video.get('video_uid')}"):
-                entry, frames = _ego4d_clip(clip, subset, path)
-                duration_sec = entry.duration_sec or 0.0
-                if not EGO4D_RATES[0] * duration_sec <= frames <= EGO4D_RATES[1] * duration_sec or duration_sec <= 0:
-                    faulty.append(entry.name)
-                elif entry.actions:
-                    entries.append(entry)
-                else:
-                    unlabelled.append(entry.name)
+        for clip in _ego4d_clips(path):
+            entry, frames = _ego4d_clip(clip, subset, path)
+            duration_sec = entry.duration_sec or 0.0
+            if not EGO4D_RATES[0] * duration_sec <= frames <= EGO4D_RATES[1] * duration_sec or duration_sec <= 0:
+                faulty.append(entry.name)
+            elif entry.actions:
+                entries.append(entry)
+            else:
+                unlabelled.append(entry.name)
     what = {f"whose rate is not {EGO4D_RATES[0]} to {EGO4D_RATES[1]} frames a second": faulty}
     what["without a primary label"] = unlabelled
     notes = [
@@ -179,11 +202,8 @@ def _activitynet_form(sources: Sequence[Path], name: str) -> Annotations:
 
 
 def _epic(sources: Sequence[Path], kind: str) -> Annotations:
-    info, column, notes = find_one(sources, "EPIC_100_video_info.csv"), f"{kind}_class", []
-    durations = {
-        row["video_id"]: seconds(row["duration"], f"{place}, column 'duration'")
-        for place, row in read_rows(info, ("video_id", "duration"))
-    }
+    column, notes = f"{kind}_class", []
+    info, durations = _epic_durations(sources)
     names: dict[str, str] | None = None
     if find(sources, f"EPIC_100_{kind}_classes.csv"):
         path = find_one(sources, f"EPIC_100_{kind}_classes.csv")
@@ -208,6 +228,18 @@ def _epic(sources: Sequence[Path], kind: str) -> Annotations:
     return Annotations(_distinct(entries), tuple(notes))
 
 
+def _epic_durations(sources: Sequence[Path]) -> tuple[Path, dict[str, float]]:
+    """The file that tells the videos' seconds, and these by name."""
+    path = find_one(sources, "EPIC_100_video_info.csv")
+    rows = read_rows(path, ("video_id", "duration"))
+    return path, {row["video_id"]: seconds(row["duration"], f"{place}, column 'duration'") for place, row in rows}
+
+
+def _ego4d_clips(path: Path) -> Iterator[Mapping[str, Any]]:
+    for video in items(read_json(path), "videos", str(path)):
+        yield from items(video, "clips", f"{path}, video {video.get('video_uid')}")
+
+
 def _ego4d_clip(clip: Mapping[str, Any], subset: str, path: Path) -> tuple[Entry, int]:
     """A clip with its primary labels, and its frames; decimal sums, so that times stay exact."""
     name, where = clip.get("clip_uid"), f"{path}, clip {clip.get('clip_uid')}"
@@ -217,7 +249,7 @@ def _ego4d_clip(clip: Mapping[str, Any], subset: str, path: Path) -> tuple[Entry
     frames = [decimal(clip, f"video_{edge}_frame", where) for edge in ("start", "end")]
     begin, first = max(begin, Decimal(0)), max(frames[0], Decimal(0))
     actions = []
-    for annotator in items(clip, "annotations", where):
+    for annotator in items(clip, "annotations", where) if subset != TESTING else ():
         for item in items(annotator, "labels", where):
             if not item.get("primary"):
                 continue

@@ -18,16 +18,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adatad_ds.data.annotations import DataError
+from adatad_ds.errors import DataError, listed
 from adatad_ds.evaluation.results import read_results
 from adatad_ds.evaluation.submissions import (
     ActionPairing,
+    Results,
     ego4d_submission,
     epic_submission,
+    of_test_videos,
     read_class_ids,
     write_submission,
 )
 from adatad_ds.utf8 import use_utf8
+from tools.dataset_formats import ego4d_test, epic_test_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         if arguments.challenge == "epic":
+            names = epic_test_names([arguments.test_file]) if arguments.test_file else None
             submission = epic_submission(
-                read_results(arguments.verb),
-                read_results(arguments.noun),
+                read(arguments.verb, names),
+                read(arguments.noun, names),
                 verb_ids=read_class_ids(arguments.verb_classes) if arguments.verb_classes else {},
                 noun_ids=read_class_ids(arguments.noun_classes) if arguments.noun_classes else {},
                 pairing=ActionPairing(
@@ -54,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             parts = [submission["results"]]
         else:
-            detections = read_results(arguments.detections)
-            retrievals = read_results(arguments.retrievals) if arguments.retrievals else detections
+            clips = ego4d_test([arguments.test_file]).entries if arguments.test_file else None
+            names = None if clips is None else [clip.name for clip in clips]
+            detections = read(arguments.detections, names)
+            retrievals = read(arguments.retrievals, names) if arguments.retrievals else detections
             submission = ego4d_submission(detections, retrievals)
             parts = [submission["detect_results"], submission["retrieve_results"]]
     except DataError as error:
@@ -66,6 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = " and ".join(f"{sum(map(len, part.values()))} records" for part in parts)
     print(f"{arguments.output}: {counts} of {len(parts[0])} videos")
     return 0
+
+
+def read(path: Path, test_videos: Sequence[str] | None) -> Results:
+    """Detections of a file; where the challenge's test videos are known, of exactly these.
+
+    Raises:
+        DataError: no detections, or of other videos.
+    """
+    results = read_results(path)
+    if test_videos is None:
+        return results
+    found, absent = of_test_videos(results, test_videos)
+    if absent:
+        print(f"note: {path} lacks {len(absent)} of {len(test_videos)} test videos, which get none: {listed(absent)}")
+    return found
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,6 +100,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     epic.add_argument("--noun", type=Path, required=True, help="detections.json of the noun run")
     epic.add_argument("--verb-classes", type=Path, help="EPIC_100_verb_classes.csv, where labels are names")
     epic.add_argument("--noun-classes", type=Path, help="EPIC_100_noun_classes.csv, where labels are names")
+    epic.add_argument("--test-file", type=Path, help="EPIC_100_test_timestamps.csv: check for its videos")
     epic.add_argument("--tiou", type=float, default=default.tiou, help="overlap of a verb and its noun, %(default)s")
     epic.add_argument(
         "--nouns-per-verb", type=int, default=default.nouns_per_verb, help="a verb detection's best, %(default)s"
@@ -97,6 +119,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     ego4d = challenges.add_parser("ego4d", help="Ego4D moment queries", allow_abbrev=False)
     ego4d.add_argument("--detections", type=Path, required=True, help="detections.json, for mAP")
     ego4d.add_argument("--retrievals", type=Path, help="detections.json for Recall@kx; default: the same")
+    ego4d.add_argument("--test-file", type=Path, help="moments_test_unannotated.json: check for its clips")
     ego4d.add_argument("--output", type=Path, required=True, help="the .json file")
     return parser.parse_args(argv)
 

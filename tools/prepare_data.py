@@ -4,7 +4,8 @@
         --videos data/thumos14/videos
 
 What was found is compared with published counts. With --videos, videos that are not there end it with code 1, unless
---exclude-missing leaves them out and lists them in OUT's .excluded.txt. Each data set: docs/datasets.md.
+--exclude-missing leaves them out and lists them in OUT's .excluded.txt, which --exclude-file takes. Each data set:
+docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from tqdm import tqdm
 
 from adatad_ds.data.annotations import DataError, listed, load_annotations
-from adatad_ds.data.video import EXTENSIONS, VideoError, probe
+from adatad_ds.data.video import VideoError, probe
+from adatad_ds.data.video_files import present_videos
+from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.utf8 import use_utf8
 from tools.dataset_facts import DATASETS, Counts, Dataset
-from tools.dataset_formats import SUBSETS, Entry
+from tools.dataset_formats import SUBSETS, TESTING, Entry
 
 LISTED_MISSING = 10
 PROBING_THREADS = 4
@@ -39,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
     parser.add_argument("--exclude-missing", action="store_true", help="leave out videos that are not there")
+    parser.add_argument(
+        "--exclude-file", type=Path, help="leave out the videos of a list: a name a line, or a JSON list of names"
+    )
+    parser.add_argument(
+        "--with-test", action="store_true", help=f"also the challenge's test videos, as subset {TESTING} (EPIC, Ego4D)"
+    )
     options = parser.parse_args(arguments)
     try:
         return prepare(
@@ -47,13 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=options.out,
             videos=options.videos,
             exclude_missing=options.exclude_missing,
+            exclude_file=options.exclude_file,
+            with_test=options.with_test,
         )
     except (DataError, OSError) as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         return 2
 
 
-def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Path | None, exclude_missing: bool) -> int:
+def prepare(
+    dataset: Dataset,
+    *,
+    sources: Sequence[Path],
+    out: Path,
+    videos: Path | None,
+    exclude_missing: bool,
+    exclude_file: Path | None,
+    with_test: bool,
+) -> int:
     """Read, report, write.
 
     Args:
@@ -62,6 +82,8 @@ def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Pat
         out: the JSON file to write.
         videos: folder of the videos; None: not looked at.
         exclude_missing: leave out videos that are missing or have no duration, instead of writing nothing.
+        exclude_file: a list of videos to leave out; None: none.
+        with_test: also the challenge's test videos, which have no published labels.
 
     Returns:
         The exit code: 1 where videos are missing and nothing was written.
@@ -79,13 +101,19 @@ def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Pat
     for name, reason in dataset.exclusions.items():
         print(f"left out, as is customary: {name} ({reason}{'' if name in names else '; not in these files'})")
     entries = [entry for entry in annotations.entries if entry.name not in dataset.exclusions]
+    if with_test:
+        if dataset.read_test is None:
+            raise DataError(f"--with-test: {dataset.title} has no challenge whose test files are known here")
+        entries += dataset.read_test(sources).entries
     print("\n".join(report(dataset, entries)))
     print(f"videos: {dataset.videos_from}\nterms: {dataset.terms}")
 
+    listed_names = excluded_names(entries, exclude_file) if exclude_file is not None else set()
+    entries = [entry for entry in entries if entry.name not in listed_names]
     missing: dict[str, str] = {}
     if videos is not None:
-        files = _files(videos)
-        missing = {entry.name: "no file" for entry in entries if _file(files, entry.name) is None}
+        files = present_videos(videos, [entry.name for entry in entries], setting="--videos")
+        missing = {entry.name: "no file" for entry in entries if entry.name not in files}
         entries, unreadable = _probed(entries, files)
         missing |= unreadable
     missing |= {e.name: "no duration known" for e in entries if e.duration_sec is None and e.name not in missing}
@@ -99,13 +127,23 @@ def prepare(dataset: Dataset, *, sources: Sequence[Path], out: Path, videos: Pat
             print(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
             return 1
         entries = [entry for entry in entries if entry.name not in missing]
-    _write(entries, out, excluded=missing)
+    _write(entries, out, excluded=[*sorted(listed_names), *missing])
     return 0
+
+
+def excluded_names(entries: Sequence[Entry], path: Path) -> set[str]:
+    """Which videos a list leaves out; says how many."""
+    known, names = VideoNames(entry.name for entry in entries), read_names(path)
+    found = {name for listed_name in names if (name := known.find(listed_name)) is not None}
+    print(f"left out by {path}: {len(found)} videos; {len(names)} are listed there")
+    return found
 
 
 def report(dataset: Dataset, entries: Sequence[Entry]) -> list[str]:
     """What was found beside what was published, as the lines of a table."""
     rows = [("", "", "found", "published", "")]
+    if tested := sum(entry.subset == TESTING for entry in entries):
+        rows.append((TESTING, "videos", *_compared(tested, dataset.published.get(TESTING, Counts()).videos)))
     for subset in SUBSETS:
         chosen = [entry for entry in entries if entry.subset == subset]
         published = dataset.published.get(subset, Counts())
@@ -132,20 +170,9 @@ def _classes(entries: Sequence[Entry]) -> int:
     return len({action.label for entry in entries for action in entry.actions})
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Video files by name without extension."""
-    if not folder.is_dir():
-        raise DataError(f"--videos: there is no folder {str(folder)!r}")
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in EXTENSIONS}
-
-
-def _file(files: Mapping[str, Path], name: str) -> Path | None:
-    return files.get(name) or files.get(f"v_{name}")
-
-
 def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[Entry], dict[str, str]]:
     """Entries, with durations and frames by their files where annotations tell none; and files that cannot be read."""
-    paths = {e.name: path for e in entries if e.duration_sec is None and (path := _file(files, e.name)) is not None}
+    paths = {e.name: files[e.name] for e in entries if e.duration_sec is None and e.name in files}
 
     def measured(path: Path) -> tuple[float, int] | str:
         try:
@@ -167,7 +194,7 @@ def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[E
     ], unreadable
 
 
-def _write(entries: Sequence[Entry], out: Path, *, excluded: Mapping[str, str]) -> None:
+def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str]) -> None:
     """Write the JSON, and the names of excluded videos; then read it as the trainer does."""
     for subset in SUBSETS:
         if not any(entry.subset == subset for entry in entries):
@@ -187,7 +214,7 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Mapping[str, str]) 
     names.unlink(missing_ok=True)
     if excluded:
         names.write_text("".join(f"{name}\n" for name in excluded), encoding="utf-8")
-        print(f"{names}: the {len(excluded)} videos that were left out: {listed(list(excluded), separator=', ')}")
+        print(f"{names}: the {len(excluded)} videos that were left out: {listed(excluded, separator=', ')}")
     for subset in SUBSETS:
         for note in load_annotations(out, subset=subset)[1]:
             print(f"the trainer will say of {subset}: {note}")

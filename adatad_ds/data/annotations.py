@@ -6,7 +6,6 @@ dropped, and reported.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adatad_ds.data.json_text import read_json
+from adatad_ds.data.video_names import VideoNames, read_names, without_extension
+from adatad_ds.errors import DataError, listed
+
 NO_CLASSES = ("Ambiguous",)  # THUMOS14 marks so what may be an action or not; a class only where data.classes names it
 MOST_BEYOND = 0.5  # of the actions, that begin beyond their video before all are doubted
 SAME_SEC = 1e-3  # times closer than this are equal to the metric, as in the published evaluation
-LISTED_FAULTS = 10  # of one error; the rest is counted
 LISTED_EXAMPLES = 3  # of one report
 FRAME_FIELDS = ("frame", "num_frames", "frames")  # what published files call the number of frames
-
-
-class DataError(ValueError):
-    """Videos or annotations that cannot be used; the message says which, and what would do."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ def load_annotations(
     subset: str,
     classes: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    exclude_file: str | Path = "",
     as_published: bool = False,
     min_share: float = 0.0,
 ) -> tuple[AnnotationSet, list[str]]:
@@ -71,23 +70,27 @@ def load_annotations(
         subset: videos with this `subset` are taken.
         classes: class names by index; empty: all labels of the whole file (every subset), sorted.
         exclude: names of videos left out on purpose.
+        exclude_file: a list of more such names (`read_names`), which need not all be in the file; "": none.
         as_published: for the metric: actions beyond the video stay, because published results count them (THUMOS14
             has some); what is no segment is dropped, and of equals (label, and times to 1 ms) all but the first.
         min_share: actions of at most this share of their video, as annotated, are dropped.
 
     Returns:
-        The videos, and one line for each kind of mended or dropped action.
+        The videos, and one line for each kind of mended or dropped action, and for what `exclude_file` leaves out.
 
     Raises:
         DataError: unreadable file, missing or mistyped fields, unknown classes, subsets or excluded names.
     """
     database = _read_database(Path(path))
-    faults = [f"data.exclude names {name!r}, which is not in the file" for name in exclude if name not in database]
+    names = VideoNames(database)
+    faults = [f"data.exclude names {name!r}, which is not in the file" for name in exclude if names.find(name) is None]
+    from_file = {names.find(name) for name in read_names(exclude_file)} if exclude_file else set()
+    excluded = from_file.union(map(names.find, exclude))
     if len(set(classes)) != len(classes):
         faults.append(f"data.classes names a class twice: {', '.join(classes)}")
     chosen, notes = {}, _Notes()
     for name, entry in database.items():
-        if name in exclude:
+        if name in excluded:
             continue
         if not isinstance(entry, Mapping):
             faults.append(f"{name}: must be a mapping, not {entry!r:.60}")
@@ -97,7 +100,7 @@ def load_annotations(
             chosen[name] = entry
     labels = Counter(_labels(database))
     known_classes = tuple(classes) or tuple(sorted(label for label in labels if label not in NO_CLASSES))
-    faults += [] if classes else _doubtful(labels)
+    faults += [] if classes else doubtful_labels(labels)
     videos = [
         _video(name, entry, known_classes, faults, notes, as_published, min_share) for name, entry in chosen.items()
     ]
@@ -107,10 +110,16 @@ def load_annotations(
     if not videos:
         subsets = sorted({str(entry["subset"]) for entry in database.values()})
         raise DataError(
-            f"{path} has no video of subset {subset!r}{' that is not excluded' if exclude else ''}; its subsets: "
+            f"{path} has no video of subset {subset!r}{' that is not excluded' if excluded else ''}; its subsets: "
             f"{', '.join(subsets) or 'none'}. Set data.train_subset and data.test_subset to two of these"
         )
-    return AnnotationSet(videos=tuple(v for v in videos if v is not None), classes=known_classes), notes.lines()
+    lines = notes.lines()
+    if exclude_file:
+        entries = [database[name] for name in from_file if name is not None]
+        count = sum(isinstance(entry, Mapping) and entry.get("subset") == subset for entry in entries)
+        none = "" if entries else ": it names none of the annotated videos"
+        lines.append(f"{count} videos of {subset!r} left out by {exclude_file}{none}")
+    return AnnotationSet(videos=tuple(v for v in videos if v is not None), classes=known_classes), lines
 
 
 def subset_names(path: str | Path) -> list[str]:
@@ -123,24 +132,10 @@ def subset_names(path: str | Path) -> list[str]:
     return list(dict.fromkeys(entry["subset"] for entry in entries if isinstance(entry.get("subset"), str)))
 
 
-def listed(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:
-    """The first few items of a list, and how many there are besides."""
-    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more
-
-
 def _read_database(path: Path) -> Mapping[str, Any]:
-    twice: list[str] = []
-
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return found
-
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=mapping)
-    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        tree = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"data.annotations: cannot read {str(path)!r}: {error}. It must be a JSON file: "
             '{"database": {VIDEO: {"subset": ..., "duration": ..., "annotations": [...]}}}'
@@ -148,16 +143,16 @@ def _read_database(path: Path) -> Mapping[str, Any]:
     database = tree.get("database") if isinstance(tree, Mapping) else None
     if not isinstance(database, Mapping):
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
-    if twice:
+    if twice := [name for name in database if (stem := without_extension(name)) != name and stem in database]:
         raise DataError(
-            f"{path} cannot be used: {listed([repr(key) for key in twice], separator=', ')} stands twice, and JSON "
-            "keeps only the last; merge the entries"
+            f"{path} cannot be used: {listed([repr(name) for name in twice], separator=', ')} stands there also "
+            "without its extension; merge the entries"
         )
     return database
 
 
-def _doubtful(labels: Mapping[str, int]) -> list[str]:
-    """Labels that nobody means as classes of their own."""
+def doubtful_labels(labels: Mapping[str, int]) -> list[str]:
+    """Faults of labels, given with their number, that nobody means as classes of their own."""
     faults = []
     if empty := sum(count for label, count in labels.items() if not label.strip()):
         faults.append(f"of the annotations {empty} have an empty label")

@@ -333,6 +333,7 @@ def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: boo
         exclude=config.exclude,
         as_published=not train,
         min_share=config.min_action_share if train else 0.0,
+        exclude_file=config.exclude_file,
     )
 
 

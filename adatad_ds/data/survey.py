@@ -5,7 +5,6 @@ Lengths in frames are those of a video's file, at its own rate; "steps" are feat
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,9 +167,15 @@ def frame_rate(video: Video, scan: Scan | None) -> float | None:
     return video.fps or (scan.fps if scan is not None and scan.error is None else None)
 
 
+def frames_of(videos: Iterable[Video], rates: Mapping[str, float]) -> list[float]:
+    """File frames of each video; `rates`: frames a second by video name, for those without the median is taken."""
+    usual = _usual(rates)
+    return [video.duration_sec * rates.get(video.name, usual) for video in videos]
+
+
 def measure(videos: Iterable[Video], rates: Mapping[str, float]) -> Lengths:
-    """Lengths of all segments; `rates`: frames a second by video name, for those without the median is taken."""
-    usual = float(np.median(list(rates.values()))) if rates else 25.0
+    """Lengths of all segments; `rates` as for `frames_of`."""
+    usual = _usual(rates)
     rows = [
         (length, length * rates.get(video.name, usual), length / video.duration_sec)
         for video in videos
@@ -252,16 +257,13 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
     )
 
 
-def section(
-    config: Config, settings: Mapping[str, str], suggestion: Suggestion, *, exclude: Sequence[str] = ()
-) -> list[str]:
+def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion) -> list[str]:
     """Assignments for `--set`: a user's data and the suggested window, checked with the recipe.
 
     Args:
         config: the recipe's.
         settings: values by key, e.g. `data.videos`; taken as they are.
         suggestion: what to change the window and the pyramid to.
-        exclude: videos to leave out.
 
     Raises:
         ConfigError: the recipe cannot be run with them.
@@ -270,11 +272,13 @@ def section(
         f"{key}={value}" if literal(value) == value and value == value.strip() else f"{key}={value!r}"
         for key, value in settings.items()
     ]
-    if exclude:
-        written.append(f"data.exclude={json.dumps(list(exclude), ensure_ascii=False)}")
     assignments = written + suggestion.assignments(config)
     override(config, assignments)
     return assignments
+
+
+def _usual(rates: Mapping[str, float]) -> float:
+    return float(np.median(list(rates.values()))) if rates else 25.0
 
 
 def _nice(stride: float) -> int:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from adatad_ds.config import Scaling
 from adatad_ds.data.scaling import scale, scaled_size
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
 COMPLETE_SHARE = 0.98  # of the promised frames; headers also count those that a recording dropped
 DECORD_CHUNK_BYTES = 2**26  # of full-size frames a call, so that its copies stay small
 

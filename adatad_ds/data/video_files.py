@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from os.path import commonpath
 from pathlib import Path
 
-from adatad_ds.data.annotations import DataError, listed
-from adatad_ds.data.video import EXTENSIONS, opened
+from adatad_ds.data.video import opened
+from adatad_ds.data.video_names import EXTENSIONS, VideoNames
+from adatad_ds.errors import DataError, listed
 
 ANNOTATED = ".annotated.mp4"  # how the name of what is written by us ends
 
 
 def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
-    """The file of every video, NAME or v_NAME (as ActivityNet's are called) with a known extension.
+    """The file of every video; see `present_videos`.
 
     Raises:
         DataError: no such folder, or files are missing.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"data.videos: there is no folder {str(folder)!r}; it must hold VIDEO_NAME.mp4 (or .mkv, ...)")
-    files: dict[str, Path] = {}
-    videos = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
-    for path in sorted(videos, key=lambda p: (EXTENSIONS.index(p.suffix.lower()), p.name)):
-        files.setdefault(path.stem, path)
-    if not files:
-        raise DataError(f"data.videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
-    found = {name: files.get(name) or files.get(f"v_{name}") for name in names}
-    missing = [name for name, path in found.items() if path is None]
+    found = present_videos(folder, names)
+    missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
             f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
             f"{listed(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out on "
-            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on"
+            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set data.exclude_file=FILE"
         )
-    return {name: path for name, path in found.items() if path is not None}
+    return found
+
+
+def present_videos(folder: str | Path, names: Sequence[str], *, setting: str = "data.videos") -> dict[str, Path]:
+    """The files of the videos that are there: directly in a folder, under the name in any way `VideoNames` knows it.
+
+    Args:
+        folder: of the videos.
+        names: of the videos, with or without extension.
+        setting: what named the folder, for messages.
+
+    Raises:
+        DataError: no such folder, it holds no video, or two names mean the same file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{setting}: there is no folder {str(folder)!r}; it must hold VIDEO_NAME.mp4 (or .mkv, ...)")
+    files = videos_in(folder)
+    if not files:
+        raise DataError(f"{setting}: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
+    known = file_names(files)
+    found = {name: folder / file for name in names if (file := known.find(name)) is not None}
+    check_distinct(found)
+    return found
+
+
+def file_names(files: Iterable[Path]) -> VideoNames:
+    """The names of a folder's video files; of several that differ by their extension only, in that one's order."""
+    ordered = sorted(files, key=lambda path: (EXTENSIONS.index(path.suffix.lower()), path.name))
+    return VideoNames(path.name for path in ordered)
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The files directly in a folder that are videos by their extension."""
+    return [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+
+
+def check_distinct(files: Mapping[str, Path]) -> None:
+    """Raise a `DataError` where two names of videos mean the same file."""
+    names: dict[Path, list[str]] = {}
+    for name, path in files.items():
+        names.setdefault(path, []).append(name)
+    shared = [f"{' and '.join(map(repr, same))} ({path.name})" for path, same in names.items() if len(same) > 1]
+    if shared:
+        raise DataError(f"videos with one file: {listed(shared)}. Merge their entries, or rename the files")
 
 
 def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adatad_ds.data.annotations import DataError, listed
-from adatad_ds.data.video import EXTENSIONS
+from adatad_ds.data.annotations import doubtful_labels
+from adatad_ds.data.video_files import check_distinct, file_names, videos_in
+from adatad_ds.data.video_names import EXTENSIONS, VideoNames
+from adatad_ds.errors import DataError, listed
 
 LINE_FORM = "PATH LABEL or PATH,LABEL"
 
@@ -36,7 +38,7 @@ def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()
 
     A line is `PATH LABEL` or, with a comma anywhere, CSV: `PATH,LABEL`, with quotes around what holds commas. There is
     no header; empty lines are skipped. A label is a class name or, where no class has that name, a class index from 0.
-    Files may have another video extension than the list says, or the list none at all.
+    Files may have another video extension than the list says, or the list none at all (`VideoNames`).
 
     Args:
         path: the list file.
@@ -45,17 +47,20 @@ def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()
             names are "0", "1", ...), else sorted names.
 
     Raises:
-        DataError: unreadable or malformed list, unknown labels, repeated or missing videos, none at all.
+        DataError: unreadable or malformed list, unknown or alike labels, repeated or missing videos, none at all.
     """
     path, root = Path(path), Path(root)
     lines = _parsed(path)
     names, labels = [name for name, _ in lines], [label for _, label in lines]
+    if not classes and (alike := doubtful_labels(Counter(labels))):
+        raise DataError(f"{path} cannot be used: {listed(alike)}")
     known = _checked_classes(classes) or _classes_of(labels)
     numbers = _indices(path, labels, known)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: {len(repeated)} videos are listed twice: {listed(repeated, separator=', ')}")
     files = _located(path, root, names)
+    check_distinct(dict(zip(names, files, strict=True)))
     videos = zip(names, files, numbers, strict=True)
     return VideoList(videos=tuple(LabelledVideo(*video) for video in videos), classes=known)
 
@@ -68,20 +73,22 @@ def read_folders(root: str | Path, *, classes: Sequence[str] = ()) -> VideoList:
         classes: class names by index; empty: the folders' names, sorted.
 
     Raises:
-        DataError: no such folder, folders of unknown classes, classes without a folder or without videos.
+        DataError: no such folder, folders of unknown or alike classes, classes without a folder or without videos.
     """
     root = Path(root)
     _check_root(root)
     folders = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if not folders:
         raise DataError(f"{str(root)!r} has no folders of classes; it must hold CLASS/VIDEO{EXTENSIONS[0]}")
+    if not classes and (alike := doubtful_labels(Counter(folders))):
+        raise DataError(f"{str(root)!r} cannot be used: {listed(alike)}")
     known = _checked_classes(classes) or tuple(sorted(folders))
     unknown = sorted(set(folders) - set(known))
     if unknown:
         raise DataError(f"{str(root)!r} has folders of unknown classes: {listed(unknown, separator=', ')}")
     videos, empty = [], []
     for label, name in enumerate(known):
-        files = sorted(_videos_in(folders[name])) if name in folders else []
+        files = sorted(videos_in(folders[name])) if name in folders else []
         videos += [LabelledVideo(name=f"{name}/{file.name}", path=file, label=label) for file in files]
         if not files:
             empty.append(name)
@@ -169,15 +176,14 @@ def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[
 def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     """The file of every name; each folder is listed once instead of asking for hundreds of thousands of files."""
     _check_root(root)
-    listings: dict[Path, dict[str, Path]] = {}
+    listings: dict[Path, VideoNames] = {}
     found: list[Path | None] = []
     for name in names:
         path = root / name
         if path.parent not in listings:
-            listings[path.parent] = _by_name(path.parent)
-        files = listings[path.parent]
-        stem = path.stem if path.suffix.lower() in EXTENSIONS else path.name
-        found.append(files.get(path.name) or files.get(stem))
+            listings[path.parent] = _files_of(path.parent)
+        file = listings[path.parent].find(path.name)
+        found.append(None if file is None else path.with_name(file))
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise DataError(
@@ -187,20 +193,12 @@ def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Videos of a folder by file name, and by name without extension; none of a folder that cannot be read."""
+def _files_of(folder: Path) -> VideoNames:
+    """The video files of a folder; none of one that cannot be read."""
     try:
-        videos = _videos_in(folder)
+        return file_names(videos_in(folder))
     except OSError:
-        return {}
-    files = {path.name: path for path in videos}
-    for path in sorted(videos, key=lambda p: (EXTENSIONS.index(p.suffix.lower()), p.name)):
-        files.setdefault(path.stem, path)
-    return files
-
-
-def _videos_in(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+        return VideoNames(())
 
 
 def _check_root(root: Path) -> None:

@@ -12,7 +12,7 @@ File layouts and how the published code (OpenTAD) fuses a detection's score s wi
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from adatad_ds.data.annotations import DataError, listed
+from adatad_ds.data.json_text import read_json
+from adatad_ds.data.video_names import VideoNames
 from adatad_ds.detection.decoding import Candidates
+from adatad_ds.errors import DataError, listed
 
 Layout = Literal["cuhk", "plain", "tcanet"]
-
-_PREFIX = "v_"  # of ActivityNet's video names, which the classifier files leave out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def read_video_scores(
         path: the JSON file.
         layout: which of the layouts above.
         topk: classes that a detection takes.
-        videos: names of the videos that are looked for, with or without "v_".
+        videos: names of the videos that are looked for, with or without "v_" and extension.
         labels: of the annotation; the file must know all of them.
 
     Raises:
@@ -63,7 +63,8 @@ def read_video_scores(
     """
     content = _read(path)
     results, names = content["results"], content.get("class", content.get("classes"))
-    found = {video: entry for video in videos if (entry := _entry(results, video)) is not None}
+    known = VideoNames(results)
+    found = {video: results[name] for video in videos if (name := known.find(video)) is not None}
     missing = [video for video in videos if video not in found]
     if missing:
         raise DataError(
@@ -74,6 +75,8 @@ def read_video_scores(
     if not names:
         raise DataError(f'test.external_scores: {path} does not name its classes; it must hold "class": [names]')
     classes = tuple(map(str, names))
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise DataError(f"test.external_scores: {path} names classes twice: {listed(twice)}")
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise DataError(
@@ -125,7 +128,7 @@ def fuse(detections: Candidates, video: str, external: VideoScores) -> Candidate
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(
             f"test.external_scores: cannot read {str(path)!r}: {error}. It gives segments their classes; without "
@@ -138,12 +141,6 @@ def _read(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(names, list):
         raise DataError(f'test.external_scores: "class" of {path} must be a list of names, not {names!r:.60}')
     return content
-
-
-def _entry(results: Mapping[str, list[Any]], video: str) -> list[Any] | None:
-    """What the file says of a video, whether or not its name there begins with the prefix."""
-    keys = (video, video.removeprefix(_PREFIX), _PREFIX + video)
-    return next((results[key] for key in keys if key in results), None)
 
 
 def _scores(entry: list[Any], classes: Sequence[str], layout: Layout) -> np.ndarray | None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.annotations import DataError
+from adatad_ds.data.json_text import read_json
 from adatad_ds.detection.decoding import Candidates
+from adatad_ds.errors import DataError
 
 VERSION = "VERSION 1.3"  # of ActivityNet's format, which evaluation servers look for
 _MOST_LISTED = 10
@@ -38,7 +39,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
         DataError: it is absent, no such file, or records lack fields; the first ten are named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the detections {path}: {error}") from error
     results = content.get("results") if isinstance(content, dict) else None

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from adatad_ds.data.annotations import DataError, listed
+from adatad_ds.data.video_names import VideoNames
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
+from adatad_ds.errors import DataError, listed
 
 VERBS, NOUNS = 97, 300  # classes of EPIC-Kitchens-100
 EPIC_MEMBER = "test.json"  # name that the server looks for in the zip
@@ -112,6 +113,29 @@ def ego4d_submission(detections: Results, retrievals: Results) -> dict[str, Any]
         "detect_results": {clip: _by_score(records) for clip, records in detections.items()},
         "retrieve_results": {clip: _by_score(records) for clip, records in retrievals.items()},
     }
+
+
+def of_test_videos(results: Results, names: Sequence[str]) -> tuple[dict[str, Sequence[Mapping[str, Any]]], list[str]]:
+    """Detections of a challenge's test videos, under the challenge's names and in its order.
+
+    Args:
+        results: detections, under names that may carry a file's extension.
+        names: of all test videos.
+
+    Returns:
+        The detections, none for a video that `results` lacks; and the names of such videos.
+
+    Raises:
+        DataError: detections of other videos.
+    """
+    known = VideoNames(names)
+    found = {name: records for video, records in results.items() if (name := known.find(video)) is not None}
+    if others := [video for video in results if known.find(video) is None]:
+        raise DataError(
+            f"{len(others)} of {len(results)} videos with detections are not in the challenge's test file: "
+            f"{listed(others)}. Evaluate its subset: prepare_data --with-test, then --set data.test_subset=testing"
+        )
+    return {name: found.get(name, []) for name in names}, [name for name in names if name not in found]
 
 
 def write_submission(path: Path, submission: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from adatad_ds.config import ConfigError, override
 from adatad_ds.data.annotations import Action, DataError, Video, subset_names
+from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.scan import Cache, Scan, scan, scan_all
 from adatad_ds.data.survey import (
     Lengths,
@@ -34,8 +36,10 @@ from adatad_ds.data.survey import (
     suggest,
     uneven_rate,
 )
+from adatad_ds.data.video_names import read_names
 from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
 from adatad_ds.recipes import find_recipe
+from tests.distributed.launch import environment
 from tests.unit.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
 from tools.check_data import main
 
@@ -309,10 +313,10 @@ def test_fit_counts_what_a_recipe_misses():
 def test_values_survive_the_command_line(name: str):
     config = find_recipe("quickstart").config
     found = suggest(of_lengths([2.0], [10.0]), longest_video_frames=100, max_frames=768)
-    written = section(config, {"data.train_subset": name, "data.videos": f"/d/{name}"}, found, exclude=[name, "é\\"])
+    written = section(config, {"data.train_subset": name, "data.videos": f"/d/{name}é\\"}, found)
     words = shlex.split(" ".join(shlex.quote(assignment) for assignment in written))
     data = override(config, words).data
-    assert (data.train_subset, data.videos, data.exclude) == (name, f"/d/{name}", (name, "é\\"))
+    assert (data.train_subset, data.videos) == (name, f"/d/{name}é\\")
     with pytest.raises(ConfigError):
         section(config, {"data.nothing": "x"}, found)
 
@@ -357,7 +361,7 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
     )
     out = tmp_path / "out"
     words = ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out), "--workers", "2"]
-    assert main(words) == 1
+    assert main([*words, "--recipe", "quickstart"]) == 1
     report = (out / "report.txt").read_text()
     for kind in (
         "files missing (1)\n  gone",
@@ -365,17 +369,80 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
         "files without a video stream (1)",
         "truncated or damaged files",
         "rate: fps: annotated 25, the file has 10 frames a second",
-        "note: 1 files whose frames are read by their own times\n  uneven: variable frame rate",
+        "note: files whose frames are read by their own times (1)\n  uneven: variable frame rate",
         "training: 1 annotation dropped: end <= start (good #1)",
-        "jump: no instance in validation",
-        "run: no instance in training",
+        "note: classes that cannot be measured (1)\n  jump: no instance in validation",
+        "PROBLEM: classes without a segment to learn from (1)\n  run: no instance in training",
+        "each of the 4 training videos is seen",
+        "steps an epoch",
+        "for a small machine (settings_small.txt)",
     ):
         assert kind in report
     assert report.splitlines()[0] in capsys.readouterr().out
     lines = shlex.split((out / "settings.txt").read_text())
-    config = override(find_recipe("thumos14_videomae_s").config, lines[1::2])
+    config = override(find_recipe("quickstart").config, lines[1::2])
     assert set(lines[::2]) == {"--set"}
-    assert set(config.data.exclude) == {"gone", "text", "sound"}
+    assert set(read_names(config.data.exclude_file)) == {"gone", "text", "sound"}
+    left = {video.name for video in WindowDataset.for_training(config.data, seed=0).videos}
+    assert left == {"good", "rate", "cut", "uneven"}
+
+
+def checked(tmp_path: Path, videos: Path, annotations: Path, *more: str) -> tuple[int, str]:
+    """Exit code and report, without the seconds that a timing takes."""
+    out = tmp_path / "out"
+    words = ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out), "--workers", "1"]
+    code = main([*words, "--recipe", "quickstart", *more])
+    return code, (out / "report.txt").read_text() if code < 2 else ""
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ConfigError("not in this test")
+
+    monkeypatch.setattr("tools.training_advice.time_window", refuse)
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_class_without_test_segments_is_advice(tmp_path: Path, whole: Path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("a", "b", "c"):
+        (videos / f"{name}.mp4").write_bytes(whole.read_bytes())
+    annotations = write_annotations(
+        tmp_path / "a.json",
+        a=entry((1, 3)),
+        b=entry((1, 3), label="run"),
+        c=entry((1, 3), subset="validation"),
+    )
+    code, report = checked(tmp_path, videos, annotations)
+    assert code == 0
+    assert "note: classes that cannot be measured (1)\n  run: no instance in validation" in report
+    assert "no problems found" in report
+
+
+@pytest.mark.usefixtures("untimed")
+def test_names_with_extension_and_a_list_of_videos_to_leave_out(tmp_path: Path, whole: Path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("a", "v_b"):
+        (videos / f"{name}.mp4").write_bytes(whole.read_bytes())
+    annotations = write_annotations(
+        tmp_path / "a.json",
+        **{"a.mp4": entry((1, 3)), "b": entry((1, 3), subset="validation"), "gone.mp4": entry((1, 3))},
+    )
+    code, report = checked(tmp_path, videos, annotations)
+    assert code == 1
+    assert "files missing (1)\n  gone.mp4" in report
+    (tmp_path / "list.txt").write_text("gone\n")
+    code, report = checked(tmp_path, videos, annotations, "--exclude-file", str(tmp_path / "list.txt"))
+    assert code == 0, report
+    assert "1 videos of 'training' left out by" in report
+    lines = shlex.split((tmp_path / "out/settings.txt").read_text())
+    data = override(find_recipe("quickstart").config, lines[1::2]).data
+    assert [video.name for video in WindowDataset.for_training(data, seed=0).videos] == ["a.mp4"]
+    both = write_annotations(tmp_path / "b.json", **{"b": entry((1, 3)), "v_b.mkv": entry((1, 3), subset="validation")})
+    assert checked(tmp_path, videos, both)[0] == 2
 
 
 def test_nothing_to_check(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]):
@@ -401,7 +468,8 @@ def test_nothing_to_check(tmp_path: Path, whole: Path, capsys: pytest.CaptureFix
 def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        env = environment() | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     made = run("tools/make_videos.py", "--out", str(tmp_path / "data"), "--train", "3", "--test", "2", "--seed", "1")
     assert made.returncode == 0, made.stderr
@@ -413,8 +481,15 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     assert "5 videos, 5 of them known" in second.stdout
     assert "no problems found" in second.stdout
     assert "recipe quickstart, on the training segments" in second.stdout
-    assert first.stdout.splitlines()[1:] == second.stdout.splitlines()[1:]
+    found = [[line for line in done.stdout.splitlines()[1:] if "time on" not in line] for done in (first, second)]
+    assert found[0] == found[1]
+    assert first.stdout.count("time on this machine (") == 2
     assert (tmp_path / "out" / "distributions.png").stat().st_size > 10_000
-    words = shlex.split((tmp_path / "out" / "settings.txt").read_text())
-    train = run("adatad_ds/train.py", "--recipe", "quickstart", *words, "--print-config")
-    assert json.loads(train.stdout)["data"]["videos"] == str(tmp_path / "data/videos")
+    for settings_file in ("settings.txt", "settings_small.txt"):
+        words = shlex.split((tmp_path / "out" / settings_file).read_text())
+        words += ["--set", "train.stop_epoch=1", "--set", "train.eval_from_epoch=1", "--run-dir", str(tmp_path / "run")]
+        engine = ["--deepspeed_config", "ds_configs/zero2.json"]
+        train = run("adatad_ds/train.py", *engine, "--recipe", "quickstart", *words)
+        assert train.returncode == 0, train.stderr
+        assert "average mAP" in train.stdout + train.stderr
+        shutil.rmtree(tmp_path / "run")

@@ -239,6 +239,59 @@ def test_ego4d(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert printed.count("no published count known") == 6
 
 
+EPIC_TEST = {
+    "EPIC_100_test_timestamps.csv": "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,"
+    "stop_timestamp,start_frame,stop_frame\nP01_12_0,P01,P01_12,00:00:02.851,00:00:02.86,00:00:03.87,143,193\n"
+    "P01_12_1,P01,P01_12,00:00:05.102,00:00:04.97,00:00:05.75,248,287\n"
+}
+
+
+def test_epics_test_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, out = write(tmp_path / "epic", EPIC | EPIC_TEST), tmp_path / "out.json"
+    assert run("epic_verb", folder, out=out) == 0
+    assert "P01_12" not in database(out)
+    assert run("epic_verb", folder, out=out, options=["--with-test"]) == 0
+    assert database(out)["P01_12"] == video("testing", 9.0)
+    assert "testing     videos         1         67  differs by -66\n" in capsys.readouterr().out
+    videos = load_annotations(out, subset="testing", as_published=True)[0].videos
+    assert [(one.name, one.actions) for one in videos] == [("P01_12", ())]
+    write(folder, {"EPIC_100_test_timestamps.csv": "video_id\nP99_01\n"})
+    assert run("epic_verb", folder, out=out, options=["--with-test"]) == 2
+    assert "does not tell the durations of P99_01" in capsys.readouterr().err
+    assert run("thumos14", write(tmp_path / "t", THUMOS_TEXTS), out=out, options=["--with-test"]) == 2
+    assert "--with-test: THUMOS14 has no challenge" in capsys.readouterr().err
+
+
+def test_ego4ds_test_clips(tmp_path: Path):
+    folder, out = moments(tmp_path / "ego4d"), tmp_path / "out.json"
+    edges = {"video_start_sec": 10.5, "video_end_sec": 20.75, "video_start_frame": 315, "video_end_frame": 622}
+    tree = {"version": "1", "videos": [{"video_uid": "u", "split": "test", "clips": [edges | {"clip_uid": "t"}]}]}
+    write(folder, {"moments_test_unannotated.json": json.dumps(tree)})
+    assert run("ego4d_mq", folder, out=out, options=["--with-test"]) == 0
+    assert database(out)["t"] == video("testing", 10.25)
+    assert set(database(out)) == {"a", "c", "t"}
+
+
+def test_lists_of_videos_to_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A published list, and what another run has left out: fed back, it leaves out the same."""
+    names = [f"v{index:02d}" for index in range(8)]
+    videos = {name: video(SUBSETS[index % 2], 9.0, (1, 2, "x")) for index, name in enumerate(names)}
+    source, out, listed = community(tmp_path, "a.json", videos), tmp_path / "out.json", tmp_path / "block.json"
+    listed.write_text(json.dumps(["v_v06", "v07.mp4", "not_there"]))
+    assert run("activitynet", source, out=out, options=["--exclude-file", listed]) == 0
+    assert list(database(out)) == names[:6]
+    assert f"left out by {listed}: 2 videos; 3 are listed there" in capsys.readouterr().out
+    excluded = tmp_path / "out.excluded.txt"
+    assert excluded.read_text().split() == ["v06", "v07"]
+    for _ in range(2):  # into the same place, too
+        assert run("activitynet", source, out=out, options=["--exclude-file", excluded]) == 0
+        assert list(database(out)) == names[:6]
+        assert excluded.read_text().split() == ["v06", "v07"]
+    found, notes = load_annotations(source, subset=TRAINING, exclude_file=excluded)
+    assert [one.name for one in found.videos] == ["v00", "v02", "v04"]
+    assert notes == [f"1 videos of 'training' left out by {excluded}"]
+
+
 def test_charades(tmp_path: Path):
     assert run("charades", write(tmp_path / "charades", CHARADES), out=tmp_path / "out.json") == 0
     clothes, door = "Holding some clothes", "Closing a door"
@@ -284,7 +337,7 @@ def test_missing_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     videos = {name: video(SUBSETS[index % 2], 9.0, (1, 2, "x")) for index, name in enumerate(names)}
     source, folder, out = community(tmp_path, "a.json", videos), tmp_path / "videos", tmp_path / "out.json"
     folder.mkdir()
-    for name in ("v00.mp4", "v_v01.MKV", "v02.mp4", "v03.txt"):
+    for name in ("v00.mp4", "v_v01.MKV", "v02.mp4", "v02.avi", "v03.txt"):
         (folder / name).touch()
     assert run("activitynet", source, out=out, options=["--videos", folder]) == 1
     printed = capsys.readouterr().out

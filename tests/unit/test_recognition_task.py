@@ -134,6 +134,10 @@ def test_data_comes_as_the_config_says(folders, tmp_path):
     assert task.test_data.views == 6
     excluded = replace(config, data=replace(config.data, exclude=("train/bend/0.mp4",)))
     assert [video.name for video in open_clips(excluded, training=True).videos] == ["train/climb/0.mp4"]
+    listed = tmp_path / "exclude.txt"
+    listed.write_text("train/bend/0\nelsewhere\n")
+    excluded = replace(config, data=replace(config.data, exclude_file=str(listed)))
+    assert [video.name for video in open_clips(excluded, training=True).videos] == ["train/climb/0.mp4"]
     names = tmp_path / "names.txt"
     names.write_text("climb\nbend\nwalk\n")
     named = replace(config, recognition=replace(config.recognition, class_names=str(names)))

@@ -128,6 +128,35 @@ def test_ego4d_by_hand():
         ego4d_submission(detections, retrievals | {"other": []})
 
 
+def test_a_submission_is_of_the_official_test_videos(tmp_path, capsys):
+    test_file = tmp_path / "EPIC_100_test_timestamps.csv"
+    test_file.write_text("narration_id,video_id\nP01_11_0,P01_11\nP01_11_1,P01_11\nP02_09_0,P02_09\n")
+    for kind in ("verb", "noun"):
+        write_results(tmp_path / f"{kind}.json", {"P01_11.MP4": [record(0, 1, 0.5, "1")]})
+    files = [f"--verb={tmp_path}/verb.json", f"--noun={tmp_path}/noun.json", f"--output={tmp_path}/test.json"]
+    assert main(["epic", *files, f"--test-file={test_file}"]) == 0
+    results = json.loads((tmp_path / "test.json").read_text())["results"]
+    assert {video: len(records) for video, records in results.items()} == {"P01_11": 1, "P02_09": 0}
+    assert "noun.json lacks 1 of 2 test videos, which get none: P02_09" in capsys.readouterr().out
+    write_results(tmp_path / "noun.json", {"P01_11": [], "P03_01": []})
+    assert main(["epic", *files, f"--test-file={test_file}"]) == 2
+    assert "1 of 2 videos with detections are not in the challenge's test file: P03_01" in capsys.readouterr().err
+
+    clip = {
+        "clip_uid": "c",
+        "video_start_sec": 0.0,
+        "video_end_sec": 8.0,
+        "video_start_frame": 0,
+        "video_end_frame": 240,
+    }
+    moments = tmp_path / "moments_test_unannotated.json"
+    moments.write_text(json.dumps({"videos": [{"video_uid": "u", "split": "test", "clips": [clip]}]}))
+    write_results(tmp_path / "mq.json", {"c": [record(0, 1, 0.5, "cook")]})
+    words = [f"--detections={tmp_path}/mq.json", f"--output={tmp_path}/mq_out.json", f"--test-file={moments}"]
+    assert main(["ego4d", *words]) == 0
+    assert list(json.loads((tmp_path / "mq_out.json").read_text())["detect_results"]) == ["c"]
+
+
 def test_command_line(tmp_path, capsys):
     for kind, label in (("verb", "1"), ("noun", "22"), ("both", "cook")):
         write_results(tmp_path / f"{kind}.json", {"v": [record(0, 1, 0.5, label)]})

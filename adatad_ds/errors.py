@@ -1,0 +1,17 @@
+"""What goes wrong with a user's data, and how long lists are put into one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LISTED_FAULTS = 10  # of one error; the rest is counted
+
+
+class DataError(ValueError):
+    """Videos or annotations that cannot be used; the message says which, and what would do."""
+
+
+def listed(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:
+    """The first few items of a list, and how many there are besides."""
+    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
+    return separator.join(items[:limit]) + more
