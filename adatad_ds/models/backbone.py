@@ -34,8 +34,8 @@ class AdaptedBackbone(nn.Module):
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
 
     Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
-    not grow with F. Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py runs
-    `tia` and `side`.
+    not grow with F. Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py
+    runs `tia` and `side`.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
@@ -117,7 +117,9 @@ class AdaptedBackbone(nn.Module):
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Each span through all blocks, which have no adapters and pass on no gradient: (B, T', C)."""
         every = range(self.vit.spec.depth)
-        return torch.cat([pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1)
+        return torch.cat(
+            [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
+        )
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """`tia` or `side` with no more than one stored tensor an adapted block, see recompute.py: (B, T', C)."""
@@ -157,9 +159,7 @@ class AdaptedBackbone(nn.Module):
                 tokens = tokens + self._adapter(index, tokens)
         return pool(tokens)
 
-    def _leading(
-        self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None
-    ) -> Iterator[Iterator[Tensor]]:
+    def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Span by span through the blocks that need no gradient: for `side` the adapted ones' outputs, then the last's.
 
         A block runs when its output is asked for.

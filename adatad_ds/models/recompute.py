@@ -176,18 +176,15 @@ class _SideSum(torch.autograd.Function):
         return (None,) * 4
 
 
-def _sum_as_they_come(
-    first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution
-) -> Tensor:
+def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """`sum_adapters` without a backward pass: of a block's output, only what an adapter still reaches for waits."""
-    sums = Pooled(execution)  # of the adapters, which lag behind by their reach
     pooled, waiting = Pooled(execution), [SlidingContext(segment.reach) for segment in segments]
     for (start, stop), outputs in zip(execution.spans, first, strict=True):
         for segment, of_block in zip(segments, waiting, strict=True):
             at, tokens, before, after = of_block.push(next(outputs), last=stop == execution.shape[1])
-            sums.add(at, segment.adapter(tokens, before, after))
-        pooled.write(start, next(outputs))
-    return pooled.values.add_(sums.values)
+            pooled.add(at, segment.adapter(tokens, before, after))
+        pooled.add(start, next(outputs))
+    return pooled.values
 
 
 def _forward(
