@@ -14,6 +14,8 @@ from adatad_ds.models.stored import StoragePolicy
 from adatad_ds.parallel import split_batch
 
 STAGES = (1, 2, 3)
+MOST_RANKS_IN_16_BITS = 64  # whose gradients are added up in the compute type, see docs/scaling.md
+REDUCTION_TYPES = ("bf16", "fp16", "fp32")
 ACTIVATION_KEYS = {  # of DeepSpeed's section activation_checkpointing; docs/scaling.md says what each does here
     "partition_activations": bool,
     "cpu_checkpointing": bool,
@@ -43,7 +45,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     """Fill the recipe's values into a ds_config's `"auto"` fields.
 
     A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
-    and schedule belong to the recipe.
+    and schedule belong to the recipe. Where the file leaves `communication_data_type` open, gradients are added up over
+    ranks in fp32 above 64 ranks, and in the compute type up to there.
 
     Raises:
         ConfigError: the two contradict each other; every mismatch is listed.
@@ -82,6 +85,12 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     zero = resolved.setdefault("zero_optimization", {})
     if zero.get("stage") not in STAGES:
         problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
+    reduction = resolved.get("communication_data_type", "auto")
+    if reduction == "auto":
+        reduction = "fp32" if ranks > MOST_RANKS_IN_16_BITS else train.precision
+    elif reduction not in REDUCTION_TYPES:
+        problems.append(f"communication_data_type is {reduction!r}; it must be {', '.join(REDUCTION_TYPES)} or auto")
+    resolved["communication_data_type"] = reduction
     for name in ("offload_param", "offload_optimizer"):
         if zero.get(name, {}).get("pin_memory") == "auto":
             zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU

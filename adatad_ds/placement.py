@@ -9,7 +9,8 @@ from adatad_ds.config import TUBELET_FRAMES, Config
 from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.detector import Detector
 
-MARGIN = 1.25  # of the estimate of what a forward pass needs: fragments, libraries' workspaces
+MARGIN = 1.25  # of what a forward pass needs: fragments, libraries' workspaces
+FLOAT = 4  # bytes
 
 
 def place(detector: Detector, *, config: Config, device: torch.device, max_device_gb: float | None) -> Detector:
@@ -49,24 +50,43 @@ def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
 
 
 def working_bytes(detector: Detector, config: Config) -> int:
-    """About what a forward pass without gradients takes beside the weights.
+    """What a forward pass without gradients takes beside the weights, with a margin."""
+    return int(MARGIN * forward_bytes(detector, config))
 
-    A span at work in a block (queries, keys, values, hidden channels), its pixels as floats, the windows' frames, and
-    for video transformers two tensors of all their tokens.
+
+def forward_bytes(detector: Detector, config: Config) -> int:
+    """Most bytes of tensors that are alive at once in a forward pass without gradients, beside the weights.
+
+    The windows' frames; one chunk, as pixels or at work in a block; of a video transformer, what waits between its
+    blocks (models/recompute.py), and features.
     """
-    backbone, resolution = detector.backbone, config.data.resolution
+    backbone, resolution, size = detector.backbone, config.data.resolution, config.train.dtype.itemsize
     windows, frames = config.test.batch, config.test.batch * config.data.window_frames
-    chunk = backbone.clips_per_chunk * config.clip_frames or frames
-    hidden = backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
+    chunk = min(frames, backbone.clips_per_chunk * config.clip_frames or frames)
+    width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AdaptedBackbone):
-        tokens_of_frame, whole = backbone.vit.grid_side**2 / TUBELET_FRAMES, 2
         chunk = max(chunk, windows * config.clip_frames)
+        tokens_of_frame = backbone.vit.grid_side**2 / TUBELET_FRAMES
+        waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
+        at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, queries to values, mixed twice, out
+        features = frames // TUBELET_FRAMES
     else:
-        tokens_of_frame, whole = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens, 0
-    chunk = min(chunk, frames)
-    elements = tokens_of_frame * (chunk * (7 * backbone.width + 2 * hidden) + whole * frames * backbone.width)
-    pixels = 3 * resolution**2 * (frames + 8 * chunk)
-    return int(MARGIN * (elements * config.train.dtype.itemsize + pixels))
+        tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens
+        waiting, at_work, features = 0, 5 * width + 2 * hidden, frames
+    tokens = chunk * tokens_of_frame
+    as_pixels = 2 * FLOAT * chunk * 3 * resolution**2 + tokens * width * size
+    kept = frames * 3 * resolution**2 + waiting + FLOAT * features * width
+    return int(kept + max(as_pixels, tokens * at_work * size))
+
+
+def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
+    """How many frames' tokens wait between a video transformer's blocks."""
+    if backbone.tuning == "tia":  # the tensor that a segment reads, and the one that it writes
+        return min(2, len(backbone.adapters)) * frames
+    if backbone.tuning == "side":
+        reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore[reportArgumentType]
+        return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
+    return 0
 
 
 def _bytes(module: nn.Module) -> int:

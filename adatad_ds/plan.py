@@ -105,8 +105,9 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     if zero["stage"] == 3:
         most = int(zero.get("stage3_max_live_parameters", 1e9)) + int(zero.get("stage3_prefetch_bucket_size", 5e7))
         gathered = size * min(frozen + learnt, most)
-    # DeepSpeed allocates the whole bucket, however little learns; stage 1 reduces in fp32.
-    bucket = (4 if zero["stage"] == 1 else size) * int(zero.get("reduce_bucket_size", 5e8))
+    # DeepSpeed allocates the whole bucket, however little learns; in stage 3, of the type that it sends.
+    sent = 4 if resolved["communication_data_type"] == "fp32" else 2
+    bucket = (sent if zero["stage"] == 3 else size) * int(zero.get("reduce_bucket_size", 5e8))
     gradients = size * learnt // (ranks if zero["stage"] >= 2 else 1)
 
     def placed(name: str, count: int, *, host: bool) -> Line:

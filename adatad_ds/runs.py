@@ -77,6 +77,13 @@ class RunFolder:
             return ""
         return version_changes(before, versions())
 
+    def gpu(self) -> dict[str, Any] | None:
+        """Name and memory_gb of the GPU that rank 0 ran on; None: unknown, or a CPU."""
+        try:
+            return json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8")).get("gpu")
+        except (OSError, ValueError):
+            return None
+
     def mark_interrupted(self) -> None:
         """Leave the file that asks for this run to be started again."""
         (self.path / INTERRUPTED_FILE).touch()
@@ -152,8 +159,17 @@ def versions() -> dict[str, Any]:
         "packages": packages,
         "cuda": torch.version.cuda,
         "host": platform.node(),
+        "gpu": gpu(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
     }
+
+
+def gpu() -> dict[str, Any] | None:
+    """Name and memory of this process's GPU, as the driver gives them; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {"name": found.name, "memory_gb": found.total_memory / 1e9}
 
 
 def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

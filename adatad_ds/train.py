@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
@@ -56,6 +57,7 @@ from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
 from adatad_ds.utf8 import use_utf8
+from adatad_ds.weight_files import is_to_download
 from adatad_ds.weight_layouts import Weights, some
 
 CLASS_LOGITS = "head.cls_head.weight"  # of a detector
@@ -78,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.diff:
             return _show(config_diff(config, find_recipe(arguments.diff).config))
         if arguments.dry_run:
-            return _show(dry_run(config, arguments.deepspeed_config))
+            _show(dry_run(config, arguments.deepspeed_config))
+            return _show(weights_that_fit(config))
         if arguments.profile:
             parse_profile(arguments.profile)  # faults show up now
         world = World.join(worker_timeout_sec=config.data.worker_timeout_sec)
@@ -236,6 +239,29 @@ def dry_run(config: Config, ds_config: Path | None) -> str:
     return f"{parameters}\n\n{plan.table()}"
 
 
+def weights_that_fit(config: Config) -> str:
+    """What is said of the weights that a config names, by names and shapes alone: what loading them would say.
+
+    Raises:
+        ConfigError: as `find_weights` and `published_state`: absent, unreadable, or of another model.
+    """
+    source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
+    if source is not None and is_to_download(source):
+        return f"weights: {source} is not in the hub's cache yet; whether it fits is seen when the run has fetched it"
+    if not classes:  # then as many as the data have, which are not looked at here: any layer of class logits will do
+        head = replace(head, reset_classifier=True)
+        clips = None if clips is None else replace(clips, reset_classifier=True)
+    config = replace(config, head=head, recognition=clips)
+    with torch.device("meta"):
+        model = build_model(config, num_classes=len(classes) or 1)
+    weights = find_weights(config.backbone, model.backbone.vit)
+    if weights is None:
+        return "weights: none, the transformer starts at random"
+    learnt = published_state(weights, model, config=config)
+    what = "transformer and what learns" if learnt else "transformer"
+    return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train a temporal action detector.", allow_abbrev=False)
@@ -263,7 +289,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters and, with a ds_config, memory; exit",
+        help="print parameters, with a ds_config memory, and whether the weights fit; exit",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     arguments = parser.parse_args(argv)

@@ -72,8 +72,23 @@ def open_tensors(source: str | Path, *, entries: tuple[str, ...] = ()) -> Tensor
     return tensors
 
 
-def find_source(source: str | Path) -> Path:
+def is_to_download(source: str | Path) -> bool:
+    """Whether a source is a name on the Hugging Face hub that is not in its cache yet."""
+    try:
+        find_source(source, download=False)
+    except ConfigError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def find_source(source: str | Path, *, download: bool = True) -> Path:
     """The file or folder that a source names; one on the hub is downloaded into its cache first.
+
+    Args:
+        source: as for `open_tensors`.
+        download: False: of the hub, only what is in its cache.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -90,8 +105,8 @@ def find_source(source: str | Path) -> Path:
 
     patterns = ["config.json", _INDEX, "model*.safetensors"]
     try:
-        folder = snapshot_download(str(source), allow_patterns=patterns)
-        if not list(Path(folder).glob("*" + SAFETENSORS)):
+        folder = snapshot_download(str(source), allow_patterns=patterns, local_files_only=not download)
+        if download and not list(Path(folder).glob("*" + SAFETENSORS)):
             folder = snapshot_download(str(source), allow_patterns=["config.json", "pytorch_model.bin"])
     except Exception as error:  # the hub's errors and those of the libraries below it are many
         raise ConfigError(

@@ -20,9 +20,10 @@ from pathlib import Path
 from adatad_ds import config as configuration
 from adatad_ds.config import Config, ConfigError, DataConfig
 from adatad_ds.ds_config import read_ds_config
+from adatad_ds.gpus import GPUS, gpu_named
 from adatad_ds.recipes import find_recipe
 from adatad_ds.runs import REVISION_FILE, revision
-from tools.plan_memory import GPUS, Planner
+from tools.plan_memory import Planner
 
 CLONE = Path(__file__).resolve().parents[1]
 SNAPSHOT = ("adatad_ds", "ds_configs", "slurm", "tools")
@@ -38,7 +39,7 @@ class Site:
         gpus_per_node: 0: CPUs.
         ranks_per_node: tasks of a node.
         cpus_per_rank: of each.
-        gpu: a name in tools/plan_memory.py.
+        gpu: what GPU of slurm/site.env says, else the type in the nodes' GRES; "": nothing does.
         ds_config: path of the engine's policy.
         options: more options of sbatch.
         cells_at_once: of a grid; None: no limit.
@@ -267,12 +268,12 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
     Raises:
         ConfigError: none.
     """
-    config = cell.config()
+    config, kind = cell.config(), _planned_gpu(cell, site)
     if config.recognition is None:  # windows are long: one at a time, and more by accumulation
         config = replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
     planner = Planner(config, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
     for count in nodes:
-        found = planner.first_fit(count * site.ranks_per_node, GPUS[site.gpu].memory_gb)
+        found = planner.first_fit(count * site.ranks_per_node, GPUS[kind].memory_gb)
         if found is None:
             continue
         layout = found[0]
@@ -284,9 +285,26 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
         return replace(cell, nodes=count, assignments=(*cell.assignments, *chosen), on_host=layout.host)
     tried = " or ".join(map(str, nodes))
     raise ConfigError(
-        f"{cell.name} fits on no {tried} nodes of {site.ranks_per_node} x {site.gpu}, by tools/plan_memory.py; "
+        f"{cell.name} fits on no {tried} nodes of {site.ranks_per_node} x {kind}, by tools/plan_memory.py; "
         "set NODES, GPU, or SET='train.global_batch=...'"
     )
+
+
+def _planned_gpu(cell: Cell, site: Site) -> str:
+    try:
+        if not site.gpu:
+            raise ConfigError("sinfo names no type of the nodes' GPUs")
+        return gpu_named(site.gpu)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{cell.name}: how many nodes it takes depends on the GPU, and {error}. Set GPU in slurm/site.env to one "
+            f"of {', '.join(GPUS)}; or NODES and TEMPORAL, which leave nothing to plan"
+        ) from error
+
+
+def gpu_types_in(gres: str) -> set[str]:
+    """Types of a node's GPUs, by its `Gres` in sinfo: a100 of gpu:a100:4(S:0-1), none of gpu:4."""
+    return set(re.findall(r"gpu:([^:,(]*[^:,(\d][^:,(]*):\d+", gres))
 
 
 def gpus_in(gres: str) -> int:

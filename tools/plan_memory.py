@@ -24,26 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from adatad_ds import config as configuration
 from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
 from adatad_ds.ds_config import read_ds_config
+from adatad_ds.gpus import GPU, GPUS, gpu_here
 from adatad_ds.plan import Plan, make_plan
 from adatad_ds.recipes import find_recipe
 from adatad_ds.utf8 import use_utf8
 
-
-@dataclass(frozen=True)
-class GPU:
-    """Memory in GB and dense bf16 peak in TFLOP/s, by the makers' data sheets."""
-
-    memory_gb: float
-    tflop_per_sec: float
-
-
-GPUS = {
-    "RTX4090-24": GPU(24, 165),
-    "A100-40": GPU(40, 312),
-    "A100-80": GPU(80, 312),
-    "H100-80": GPU(80, 989),
-    "H200-141": GPU(141, 989),
-}
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
 GRID_FRAMES = (1536, 3072, 6144, 12288)
@@ -167,7 +152,7 @@ def main() -> int:
     parser.add_argument("--ds_config", required=True, type=Path)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
-    parser.add_argument("--gpu", choices=GPUS, default="A100-80")
+    parser.add_argument("--gpu", choices=GPUS, help="default: this machine's, as nvidia-smi names it")
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
     arguments = parser.parse_args()
@@ -181,13 +166,21 @@ def main() -> int:
             print_grid(planner)
             return 0
         host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
+        name = arguments.gpu or _gpu_here()
         temporal = arguments.temporal or config.parallel.temporal
         layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
-        print_plan(planner, layout, GPUS[arguments.gpu], name=arguments.gpu)
+        print_plan(planner, layout, GPUS[name], name=name)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _gpu_here() -> str:
+    try:
+        return gpu_here()
+    except ConfigError as error:
+        raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
 
 
 def print_plan(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> None:
@@ -221,7 +214,6 @@ def print_grid(planner: Planner) -> None:
         "| frames | GPUs | P | device GB | with host GB | host GB | " + " | ".join(f"{m} GB" for m in memories) + " |"
     )
     print("|---" * (6 + len(memories)) + "|")
-    gpu = GPUS["H100-80"]
     for frames in GRID_FRAMES:
         for gpus in GRID_COUNTS:
             layouts = [planner.first_fit(gpus, memory, frames=frames) for memory in memories]
@@ -237,7 +229,9 @@ def print_grid(planner: Planner) -> None:
                 f"| {frames} | {gpus} | {most} | {here.device_bytes / 1e9:.1f} | {away.device_bytes / 1e9:.1f} | "
                 f"{away.host_bytes / 1e9:.1f} | {' | '.join(marks)} |"
             )
-    print(f"\n(the floor of a step, H100: {floor_sec(planner.plan(Layout(1, 1, 8, True)), 1, gpu):.2f} s on one GPU)")
+    plan = planner.plan(Layout(1, 1, 8, True))
+    floors = [f"{name} {floor_sec(plan, 1, gpu):.2f} s" for name, gpu in GPUS.items()]
+    print(f"\n(the floor of a step on one GPU: {', '.join(floors)})")
 
 
 def _mark(found: tuple[Layout, Plan] | None) -> str:

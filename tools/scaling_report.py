@@ -25,13 +25,13 @@ from torch.utils.tensorboard import SummaryWriter
 from adatad_ds.config import Config, ConfigError
 from adatad_ds.evaluation.figures import PlainFigure, save_figure, try_to_draw
 from adatad_ds.evaluation.tables import write_table
+from adatad_ds.gpus import GPUS, gpu_named
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.monitor import LOG_FILE
 from adatad_ds.plan import step_flop
 from adatad_ds.runs import INTERRUPTED_FILE, RunFolder
 from adatad_ds.utf8 import use_utf8
-from tools.grid import Grid
-from tools.plan_memory import GPUS
+from tools.grid import Grid, Site
 
 WATCH_SEC = 30
 SILENT_SEC = 900  # where Slurm cannot be asked: a log older than this belongs to no running job
@@ -111,8 +111,9 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
     evaluations = RunFolder(run).evaluations()
     total, tunable = _parameters(run, config)
     mfu = None
-    if seconds and site.gpus_per_node:
-        peak = ranks * GPUS[site.gpu].tflop_per_sec * 1e12
+    kind = _gpu(run, site) if site.gpus_per_node else None
+    if seconds and kind:
+        peak = ranks * GPUS[kind].tflop_per_sec * 1e12
         mfu = config.train.global_batch * step_flop(config) / seconds / peak
     return Row(
         cell=cell.name,
@@ -133,6 +134,15 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
         mfu=mfu,
         score=max(RunFolder(run).scores()[1].values(), default=None),
     )
+
+
+def _gpu(run: Path, site: Site) -> str | None:
+    """The kind that the run found itself on; before it has begun, and of older runs, what the site says."""
+    found = RunFolder(run).gpu()
+    try:
+        return gpu_named(found["name"], memory_gb=found["memory_gb"]) if found else gpu_named(site.gpu)
+    except ConfigError:
+        return None
 
 
 def _state(grid: Grid, index: int, finished: bool, states: dict[int, str] | None) -> str:

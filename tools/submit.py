@@ -28,11 +28,11 @@ from adatad_ds.config import Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.gpus import GPUS
 from adatad_ds.recipes import find_recipe
 from adatad_ds.recognition_task import open_clips
 from adatad_ds.utf8 import use_utf8
-from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpus_in, read_cells
-from tools.plan_memory import GPUS
+from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpu_types_in, gpus_in, read_cells
 
 RUN_CELL = "run"  # the only cell of what slurm/train.sh submits
 
@@ -132,8 +132,11 @@ def read_site(recipes: Sequence[str]) -> Site:
     on_cpus = bool(recipes) and all(recipe.split("_")[0] == "quickstart" for recipe in recipes)
     if gpus is None and on_cpus:
         gpus = 0
+    gpu = value("GPU", "")
+    if gpu and gpu not in GPUS:
+        raise ConfigError(f"GPU={gpu} in slurm/site.env is unknown to the memory planner; there are {', '.join(GPUS)}")
     if gpus is None or gpus > 0 or cpus is None:
-        there_gpus, there_cpus = _ask_sinfo(value("PARTITION", ""))
+        there_gpus, there_cpus, types = _ask_sinfo(value("PARTITION", ""))
         if gpus != 0 and not there_gpus:
             raise ConfigError(
                 f"the nodes of {value('PARTITION') or 'the default partition'} have no GPUs, says sinfo; set PARTITION "
@@ -141,9 +144,7 @@ def read_site(recipes: Sequence[str]) -> Site:
             )
         gpus = there_gpus if gpus is None else gpus
         cpus = cpus or max(1, min(8, there_cpus // (ranks or gpus or 2)))
-    gpu = value("GPU", "A100-80")
-    if gpu not in GPUS:
-        raise ConfigError(f"GPU={gpu} in slurm/site.env is unknown to the memory planner; there are {', '.join(GPUS)}")
+        gpu = gpu or " or ".join(sorted(types))
     options = [f"--time={value('TIME_LIMIT') or '24:00:00'}", f"--signal=B:USR1@{_number('WARNING_SEC') or 180}"]
     wanted = {"PARTITION": "partition", "ACCOUNT": "account", "QOS": "qos", "CONSTRAINT": "constraint"}
     options += [f"--{option}={value(name)}" for name, option in wanted.items() if value(name)]
@@ -160,8 +161,8 @@ def read_site(recipes: Sequence[str]) -> Site:
     )
 
 
-def _ask_sinfo(partition: str) -> tuple[int, int]:
-    """GPUs and CPUs of a partition's nodes; of the default one for an empty name."""
+def _ask_sinfo(partition: str) -> tuple[int, int, set[str]]:
+    """GPUs and CPUs of a partition's nodes, and those GPUs' types; of the default one for an empty name."""
     lines = _slurm(["sinfo", "--noheader", "--format=%P|%c|%G"]).split()
     asked = [line.split("|") for line in lines]
     nodes = [line for line in asked if (line[0].rstrip("*") == partition if partition else line[0].endswith("*"))]
@@ -170,7 +171,9 @@ def _ask_sinfo(partition: str) -> tuple[int, int]:
             f"there is no partition {partition or 'that is the default'}; set PARTITION in slurm/site.env"
         )
     gpus = max(gpus_in(gres) for _, _, gres in nodes)
-    return gpus, min(int(cpus.rstrip("+")) for _, cpus, gres in nodes if gpus_in(gres) == gpus)
+    fullest = [(int(cpus.rstrip("+")), gres) for _, cpus, gres in nodes if gpus_in(gres) == gpus]
+    types = set().union(*(gpu_types_in(gres) for _, gres in fullest))
+    return gpus, min(cpus for cpus, _ in fullest), types
 
 
 def check(grid: Grid, chosen: Iterable[int]) -> None:

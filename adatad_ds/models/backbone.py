@@ -34,7 +34,8 @@ class AdaptedBackbone(nn.Module):
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
 
     Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
-    not grow with F. Adapters see the whole window. With activation checkpointing recompute.py runs `tia` and `side`.
+    not grow with F. Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py
+    runs `tia` and `side`.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
@@ -101,26 +102,41 @@ class AdaptedBackbone(nn.Module):
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, windows=windows, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        recomputes = self.activation_checkpointing and self.tuning in ("tia", "side")
-        run = self._run_recomputing if recomputes else self._run_whole
+        learns, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
+        if adapted and (self.activation_checkpointing or not learns):
+            run = self._run_segments
+        elif learns and self.tuning != "frozen":
+            run = self._run_whole
+        else:
+            run = self._run_clips
         features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of the clips here
         features = self._window.gather_time(features)
         return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
 
-    def _run_recomputing(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """`tia` or `side` with one stored tensor an adapted block: (B, T', C)."""
+    @torch.no_grad()
+    def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """Each span through all blocks, which have no adapters and pass on no gradient: (B, T', C)."""
+        every = range(self.vit.spec.depth)
+        return torch.cat(
+            [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
+        )
+
+    def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """`tia` or `side` with no more than one stored tensor an adapted block, see recompute.py: (B, T', C)."""
+        clips = frames.shape[1] // CLIP_FRAMES
         execution = Execution(
             spans=spans,
             window=self._window,
             storage=self.storage,
             stopwatch=self.stopwatch,
             shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
+            whole=self._window.share(clips).total == clips,
             like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
         )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
         if self.tuning == "side":
             return sum_adapters(leading, segments, execution)
-        return run_segments((tokens for tokens, _ in leading), segments, execution)
+        return run_segments((next(outputs) for outputs in leading), segments, execution)
 
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Each block over the whole window before the next, autograd doing the rest: (B, T', C)."""
@@ -128,10 +144,10 @@ class AdaptedBackbone(nn.Module):
             tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
         else:
             with torch.no_grad():
-                parts, taps_of_parts = zip(*self._leading(frames, spans, keep), strict=True)
-            tokens = torch.cat(parts, dim=1)
-            for index, taps in zip(self.adapted_blocks, zip(*taps_of_parts, strict=True), strict=False):
-                tokens = tokens + self._adapter(index, torch.cat(taps, dim=1))  # `side`: beside the transformer
+                outputs = list(zip(*self._leading(frames, spans, keep), strict=True))
+            *taps, tokens = (torch.cat(parts, dim=1) for parts in outputs)
+            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: beside the transformer
+                tokens = tokens + self._adapter(index, tap)
         if self.tuning == "tia":
             tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
         for index in range(self.grad_free_blocks, self.vit.spec.depth):
@@ -143,18 +159,22 @@ class AdaptedBackbone(nn.Module):
                 tokens = tokens + self._adapter(index, tokens)
         return pool(tokens)
 
-    def _leading(
-        self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Span by span through the blocks that need no gradient: the tokens, and for `side` all adapted blocks'."""
+    def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
+        """Span by span through the blocks that need no gradient: for `side` the adapted ones' outputs, then the last's.
+
+        A block runs when its output is asked for.
+        """
         wanted = self.adapted_blocks if self.tuning == "side" else []
-        for start, stop in spans:
-            tokens, taps = self._embed(frames, start, stop), []
+
+        def outputs(start: int, stop: int) -> Iterator[Tensor]:
+            tokens = self._embed(frames, start, stop)
             for index in range(self.grad_free_blocks):
                 tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
-                    taps.append(tokens)
-            yield tokens, taps
+                    yield tokens
+            yield tokens
+
+        return (outputs(*span) for span in spans)
 
     def _segments(self, keep: Tensor | None) -> list[Segment]:
         """From each adapted block's output to the next one's; the last one's reaches the top."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import DeviceTensor, Span, Storage, Stored
-from adatad_ds.models.window import Window
+from adatad_ds.models.window import SlidingContext, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class Execution:
         storage: where stored tensors wait.
         stopwatch: times the segments.
         shape: of the window's tokens here, (B, T, S, C).
+        whole: whether no other rank has a part of the window.
         like: a tensor of the tokens' type and device.
     """
 
@@ -67,6 +68,7 @@ class Execution:
     storage: Storage
     stopwatch: Stopwatch
     shape: tuple[int, ...]
+    whole: bool
     like: Tensor
 
     def reserve(self, count: int) -> list[_Input]:
@@ -95,19 +97,19 @@ def run_segments(first: Iterator[Tensor], segments: Sequence[Segment], execution
     return _Segments.apply(_anchor(execution), first, segments, execution)  # pyright: ignore[reportReturnType]
 
 
-def sum_adapters(
-    first: Iterator[tuple[Tensor, Sequence[Tensor]]], segments: Sequence[Segment], execution: Execution
-) -> Tensor:
+def sum_adapters(first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """The transformer's output plus what adapters beside it add, averaged over positions (`side`).
 
     Args:
-        first: the output and the adapted blocks' outputs, span by span, without a graph: each (B, t, S, C).
+        first: span by span the adapted blocks' outputs and then the last block's, without a graph: each (B, t, S, C).
         segments: the adapters; what they `run` is not used.
         execution: how they run.
 
     Returns:
         (B, T, C) float32, differentiable in the adapters' parameters.
     """
+    if not torch.is_grad_enabled() and execution.whole:
+        return _sum_as_they_come(first, segments, execution)
     return _SideSum.apply(_anchor(execution), first, segments, execution)  # pyright: ignore[reportReturnType]
 
 
@@ -143,15 +145,15 @@ class _SideSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         anchor: Tensor,
-        first: Iterator[tuple[Tensor, Sequence[Tensor]]],
+        first: Iterator[Iterator[Tensor]],
         segments: Sequence[Segment],
         execution: Execution,
     ) -> Tensor:
         inputs, pooled = execution.reserve(len(segments)), Pooled(execution)
-        for (start, _), (top, taps) in zip(execution.spans, first, strict=True):
-            pooled.write(start, top)
-            for here, tap in zip(inputs, taps, strict=True):
-                here.stored.write(start, tap)
+        for (start, _), outputs in zip(execution.spans, first, strict=True):
+            for here in inputs:
+                here.stored.write(start, next(outputs))
+            pooled.write(start, next(outputs))
         for segment, here in zip(segments, inputs, strict=True):
             with execution.timed(segment, "forward"):
                 here.meet_neighbours(segment.reach, execution.window)
@@ -172,6 +174,17 @@ class _SideSum(torch.autograd.Function):
                         out = segment.adapter(tokens, before, after)
                     parameters.differentiate(out, gradient[:, start:stop], last=stop == here.steps)
         return (None,) * 4
+
+
+def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution) -> Tensor:
+    """`sum_adapters` without a backward pass: of a block's output, only what an adapter still reaches for waits."""
+    pooled, waiting = Pooled(execution), [SlidingContext(segment.reach) for segment in segments]
+    for (start, stop), outputs in zip(execution.spans, first, strict=True):
+        for segment, of_block in zip(segments, waiting, strict=True):
+            at, tokens, before, after = of_block.push(next(outputs), last=stop == execution.shape[1])
+            pooled.add(at, segment.adapter(tokens, before, after))
+        pooled.add(start, next(outputs))
+    return pooled.values
 
 
 def _forward(

@@ -77,6 +77,32 @@ def with_context(tokens: Tensor, reach: int, window: Window) -> tuple[Tensor, in
     return torch.cat([before, tokens, after], dim=1), before.shape[1], after.shape[1]
 
 
+class SlidingContext:
+    """Tokens that come span by span, with up to `reach` tubelets of context; it keeps what is still reached for.
+
+    Args:
+        reach: tubelets of context on both sides.
+    """
+
+    def __init__(self, reach: int) -> None:
+        self._reach = reach
+        self._kept: Tensor | None = None
+        self._first = self._done = 0  # tubelets: where `_kept` begins, and up to where all was given out
+
+    def push(self, values: Tensor, *, last: bool) -> tuple[int, Tensor, int, int]:
+        """Take the next span, (B, t, S, C), the window's last one if so; give out what has its context by now.
+
+        Returns:
+            Its tubelet, (B, before + t + after, S, C), before, after; t may be 0.
+        """
+        tokens = values if self._kept is None else torch.cat([self._kept, values], dim=1)
+        start, begins, ends = self._done, self._first, self._first + tokens.shape[1]
+        self._done = ends if last else max(start, ends - self._reach)
+        self._first = max(begins, self._done - self._reach)
+        self._kept = tokens[:, self._first - begins :].clone()  # a view would keep all of it
+        return start, tokens, start - begins, ends - self._done
+
+
 class _Neighbours(torch.autograd.Function):
     """The neighbours' nearest tubelets; backward, gradients go back and are added to the ends."""
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from adatad_ds import train
-from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.ds_config import activation_policy, read_ds_config
+from adatad_ds.config import BackboneConfig, Config, ConfigError, Precision
+from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.models.stored import StoragePolicy
 
 
@@ -51,6 +51,28 @@ def test_what_is_refused(section, said):
 
 def test_room_enough_is_fine():
     policy({"number_checkpoints": 12, "contiguous_memory_optimization": True, "partition_activations": True})
+
+
+@pytest.mark.parametrize("given", [{}, {"communication_data_type": "auto"}])
+@pytest.mark.parametrize(
+    ("ranks", "precision", "reduced_in"),
+    [(1, "bf16", "bf16"), (64, "bf16", "bf16"), (65, "bf16", "fp32"), (128, "fp16", "fp32"), (8, "fp32", "fp32")],
+)
+def test_many_ranks_add_up_gradients_in_fp32(given, ranks, precision, reduced_in):
+    assert resolved(given, ranks=ranks, precision=precision)["communication_data_type"] == reduced_in
+
+
+def test_what_gradients_are_added_up_in_can_be_said():
+    assert resolved({"communication_data_type": "bf16"}, ranks=128)["communication_data_type"] == "bf16"
+    assert resolved({"communication_data_type": "fp32"}, ranks=2)["communication_data_type"] == "fp32"
+    with pytest.raises(ConfigError, match="communication_data_type is 'float32'; it must be bf16, fp16, fp32 or auto"):
+        resolved({"communication_data_type": "float32"}, ranks=2)
+
+
+def resolved(given: dict, *, ranks: int, precision: Precision = "bf16") -> dict:
+    train = replace(Config().train, precision=precision, global_batch=ranks)
+    source = {"zero_optimization": {"stage": 2}} | given
+    return resolve_ds_config(source, config=replace(Config(), train=train), ranks=ranks, cuda=False)
 
 
 def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from adatad_ds.config import Config
+from adatad_ds.fake_run import live_bytes
 from adatad_ds.models.detector import build_detector
-from adatad_ds.placement import place, resident_blocks, working_bytes
+from adatad_ds.placement import forward_bytes, place, resident_blocks, working_bytes
 from adatad_ds.recipes import find_recipe
 
 QUICKSTART = find_recipe("quickstart").config
 CONFIG = replace(QUICKSTART, backbone=replace(QUICKSTART.backbone, weights=None))
+ALONE = replace(CONFIG, test=replace(CONFIG.test, batch=1))
 
 
 def test_as_many_blocks_as_fit_stay():
@@ -41,6 +44,45 @@ def test_some_blocks_wait():
     waiting = [all(p.is_meta for p in each.parameters()) for each in placed.backbone.vit.blocks]
     assert waiting == [False, False, True, True, True, True]
     assert not any(p.is_meta for name, p in placed.named_parameters() if ".vit.blocks." not in name)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "checkpointing", "window", "chunk"),
+    [
+        ("tia", True, 64, 2),
+        ("tia", False, 64, 2),
+        ("side", True, 64, 2),
+        ("side", False, 128, 1),
+        ("frozen", True, 64, 2),
+        ("full", True, 32, 0),
+        ("tia", True, 32, 0),
+    ],
+)
+def test_what_a_forward_pass_takes_is_what_is_counted(tuning, checkpointing, window, chunk):
+    changes = {"tuning": tuning, "activation_checkpointing": checkpointing, "clips_per_chunk": chunk, "drop_path": 0.0}
+    backbone = replace(CONFIG.backbone, **changes)
+    config = replace(ALONE, backbone=backbone, data=replace(CONFIG.data, window_size=window))
+    assert forward_bytes(build_detector(config, num_classes=5), config) == pytest.approx(measured(config), rel=0.15)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_of_an_image_transformer_too(chunk):
+    backbone = replace(CONFIG.backbone, name="vit_tiny_patch16_224", tuning="aim", clips_per_chunk=chunk)
+    config = replace(ALONE, backbone=backbone, data=replace(CONFIG.data, window_size=32))
+    assert forward_bytes(build_detector(config, num_classes=5), config) == pytest.approx(measured(config), rel=0.15)
+
+
+def measured(config: Config) -> int:
+    """Most bytes of tensors that are alive at once in a real forward pass."""
+    detector = build_detector(config, num_classes=5).eval()
+    shape = (config.test.batch, config.data.window_frames, config.data.resolution, config.data.resolution, 3)
+
+    def run() -> None:
+        with torch.no_grad():
+            frames = torch.zeros(shape, dtype=torch.uint8)
+            detector(frames, torch.ones(config.test.batch, config.data.window_size, dtype=torch.bool))
+
+    return live_bytes(run)
 
 
 @pytest.mark.parametrize(("changes", "more"), [({"window_size": 128}, 1.5), ({"resolution": 128}, 3.0)])

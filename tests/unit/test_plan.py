@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -20,9 +23,12 @@ from adatad_ds.config import (
     RecognitionConfig,
     TrainConfig,
 )
+from adatad_ds.ds_config import read_ds_config
 from adatad_ds.models.detector import build_detector
 from adatad_ds.plan import make_plan, step_flop
 from adatad_ds.train import main
+from tests.distributed.count_bucket import BUCKET
+from tests.distributed.launch import environment
 from tools.bench_step import cpu_allocator_peak
 
 CONFIG = Config(
@@ -64,13 +70,38 @@ def test_unknown_products_are_not_passed_over():
         torch.ones(2, 2).mv(torch.ones(2))
 
 
-def test_the_gradient_bucket_is_allocated_whole():
-    """However little learns; stage 1 reduces in fp32."""
-    config = replace(CONFIG, train=replace(CONFIG.train, precision="bf16"))
-    for stage, bytes_each in ((1, 4), (2, 2), (3, 2)):
-        zero = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 1000}}
+def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
+    """Whole, however little learns. In a process of its own: it joins a process group, as every run does."""
+    done = subprocess.run(
+        [sys.executable, "tests/distributed/count_bucket.py"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert [case[:3] for case in measured] == [
+        [stage, precision, sent]
+        for stage in (1, 2, 3)
+        for precision, sent in (("bf16", "auto"), ("bf16", "fp32"), ("fp32", "auto"))
+    ]
+    for stage, precision, sent, allocated in measured:
+        config = replace(CONFIG, train=replace(CONFIG.train, precision=precision))
+        zero = {
+            "communication_data_type": sent,
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET},
+        }
         lines = make_plan(config, ds_config=zero, ranks=1, num_classes=3).lines
-        assert [line.device for line in lines if line.name == "gradient bucket"] == [1000 * bytes_each]
+        assert [line.device for line in lines if line.name == "gradient bucket"] == [allocated], (stage, sent)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
+def test_the_repositorys_buckets_are_small(name):
+    """DeepSpeed's own default is 5e8 numbers: 1 to 2 GB of a GPU for nothing."""
+    plan = make_plan(CONFIG, ds_config=read_ds_config(f"ds_configs/{name}.json"), ranks=1, num_classes=3)
+    (bucket,) = (line.device for line in plan.lines if line.name == "gradient bucket")
+    assert bucket <= 0.1e9
 
 
 def learn(config: Config) -> None:

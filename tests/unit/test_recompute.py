@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from adatad_ds.fake_run import live_bytes
 from adatad_ds.models.adapters import TIA, PlainAdapter
 from adatad_ds.models.backbone import AdaptedBackbone
 from adatad_ds.models.noise import SampleNoise
@@ -127,6 +128,21 @@ def test_one_tensor_an_adapted_block_is_alive_between_the_passes():
     }
     assert len(alive) == 4
     features.sum().backward()
+
+
+@pytest.mark.parametrize(("tuning", "waiting"), [("side", 0), ("tia", 2)])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_without_gradients_few_tensors_grow_with_the_window(tuning, waiting, recompute):
+    """`side` keeps none of its four blocks' outputs, `tia` the one that it reads and the one that it writes."""
+    model = backbone(tuning=tuning, blocks=(0, 1, 2, 3), recompute=recompute, kernel=5)
+    short, long = frames(), frames().repeat(1, 4, 1, 1, 1)
+
+    def run(window: torch.Tensor) -> None:
+        with torch.no_grad():
+            model(window)
+
+    growth = live_bytes(lambda: run(long)) - live_bytes(lambda: run(short))
+    assert waiting <= growth / (3 * STORED_BYTES) < waiting + 0.8  # beside them, features of a quarter of their size
 
 
 def test_budget_keeps_the_last_ones_on_the_device():

@@ -1,0 +1,65 @@
+"""`--dry-run` says of the weights what loading them would say, by names and shapes alone."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adatad_ds.config import ConfigError, override
+from adatad_ds.models.recogniser import build_model
+from adatad_ds.pretrained import find_weights
+from adatad_ds.recipes import find_recipe
+from adatad_ds.train import main
+
+RECIPE = find_recipe("quickstart").config
+
+
+def dry_run(*assignments: str) -> int:
+    return main(["--recipe", "quickstart", "--dry-run", *(word for each in assignments for word in ("--set", each))])
+
+
+def test_those_that_fit(capsys):
+    assert dry_run() == 0
+    printed = capsys.readouterr().out
+    assert "adapter, learns" in printed
+    assert f"weights: {RECIPE.backbone.weights}: VideoMAE, " in printed
+    assert "weights: they fit the transformer" in printed
+    assert dry_run("backbone.weights=null") == 0
+    assert "weights: none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_names_and_shapes_that_differ_are_in_the_loads_own_words(suffix, tmp_path, capsys):
+    tensors = load_file(RECIPE.backbone.weights)
+    tensors["blocks.0.norm1.weights"] = tensors.pop("blocks.0.norm1.weight")
+    tensors["blocks.1.attn.proj.weight"] = tensors["blocks.1.attn.proj.weight"][:-1].clone()
+    path = tmp_path / f"wrong{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(tensors, path)
+    config = override(RECIPE, [f"backbone.weights={path}"])
+    with torch.device("meta"):
+        vit = build_model(config, num_classes=5).backbone.vit
+    with pytest.raises(ConfigError, match="1 missing: blocks.0.norm1.weight. 1 unexpected: .* 1 of another") as raised:
+        find_weights(config.backbone, vit)
+    assert dry_run(f"backbone.weights={path}") == 2
+    captured = capsys.readouterr()
+    assert "adapter, learns" in captured.out
+    assert str(raised.value) in " ".join(captured.err.split())
+
+
+def test_those_of_another_model_and_none_there(tmp_path, capsys):
+    assert dry_run("backbone.name=videomae_s") == 2
+    assert "are of another transformer" in capsys.readouterr().err
+    assert dry_run(f"backbone.weights={tmp_path / 'none.safetensors'}") == 2
+    assert "there is no weights file" in capsys.readouterr().err
+
+
+def test_what_the_hub_has_is_not_downloaded(capsys, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("a dry run asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert dry_run("backbone.weights=nobody/nothing-of-that-name") == 0
+    assert "nobody/nothing-of-that-name is not in the hub's cache yet" in capsys.readouterr().out
