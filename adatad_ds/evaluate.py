@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
-from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
+from adatad_ds.inference import Results, damaged_videos, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, end_process, report_error
 from adatad_ds.recognition_task import (
     make_clip_loader,
@@ -132,7 +132,15 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
             RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates),
         )
         tqdm.write(f"written: {output / RAW_FILE}")
-    report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+    report(
+        results,
+        videos=data.videos,
+        damaged=damaged_videos(candidates),
+        config=config,
+        name=trained.name,
+        output=output,
+        per_class=per_class,
+    )
 
 
 def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool = False) -> None:
@@ -147,7 +155,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     config = trained.config
     data = open_clips(config, training=False, classes=trained.classes)
     model = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
-    logits = recognise(
+    logits, damaged = recognise(
         forward=model,
         batches=tqdm(
             make_clip_loader(data, config=config, world=world),
@@ -163,7 +171,9 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
         return
     output.mkdir(parents=True, exist_ok=True)
     recognition = measure_recognition(logits, data=data)
-    save_predictions(logits, data=data, folder=output)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
+    save_predictions(logits, damaged, data=data, folder=output)
     (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
     write_per_class(output / PER_CLASS_FILE, recognition.per_class())
     tqdm.write(f"{trained.name}\n{recognition.table()}")
@@ -208,15 +218,32 @@ def evaluate_again(
         external=external_scores(config, videos=annotations.videos, classes=raw.classes),
     )
     if world.is_main:
-        report(results, videos=annotations.videos, config=config, name=raw.name, output=output, per_class=per_class)
+        report(
+            results,
+            videos=annotations.videos,
+            damaged=damaged_videos(raw.videos),
+            config=config,
+            name=raw.name,
+            output=output,
+            per_class=per_class,
+        )
 
 
 def report(
-    results: Results, *, videos: Sequence[Video], config: Config, name: str, output: Path, per_class: bool
+    results: Results,
+    *,
+    videos: Sequence[Video],
+    damaged: Mapping[str, str],
+    config: Config,
+    name: str,
+    output: Path,
+    per_class: bool,
 ) -> None:
     """Save detections and a picture; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
     output.mkdir(parents=True, exist_ok=True)
-    write_results(output / RESULTS_FILE, results)
+    write_results(output / RESULTS_FILE, results, damaged=damaged)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
     draw(results, videos=videos, path=output / PICTURE_FILE, title=name)
     written = [RESULTS_FILE, PICTURE_FILE]
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"

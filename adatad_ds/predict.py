@@ -5,7 +5,7 @@
     from adatad_ds.predict import load_detector
     detections = load_detector("runs/NAME").detect("match.mp4")
 
-Exit code: 0 all videos are done, 1 some failed, 2 nothing could be started, 130 interrupted.
+Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Wanted) -> int:
-    """Detect in every video and write what is wanted; how many failed or are incomplete."""
+    """Detect in every video and write what is wanted; how many failed or are damaged."""
     results: dict[str, list[dict[str, Any]]] = {}
+    damaged: dict[str, str] = {}
     failed = 0
     lengths = {name: _length_sec(path) for name, path in videos.items()}
     with tqdm(total=sum(lengths.values()) + 1e-6, bar_format=BAR, dynamic_ncols=True) as bar:
@@ -115,20 +116,24 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
             bar.set_description_str(f"{number}/{len(videos)} {name}: "[:40])
             before, length = bar.n, lengths[name]
 
+            def warn(line: str, name: str = name) -> None:
+                damaged[name] = line
+                tqdm.write(f"warning: {line}", file=sys.stderr)
+
             def advance(done: float, before: float = before, length: float = length) -> None:
                 bar.update(before + done * length - bar.n)
 
             try:
-                found = detector.detect(path, progress=advance)
+                found = detector.detect(path, progress=advance, report=warn)
                 records = [detection.record() for detection in found]
-                write_video(name, path, records, wanted=wanted)
+                write_video(name, path, records, damage=damaged.get(name), wanted=wanted)
             except (VideoError, av.FFmpegError, OSError) as error:
                 failed += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
             else:
-                failed += _incomplete(path)
+                failed += name in damaged
                 results[name] = records
-                write_results(wanted.folder / RESULTS_FILE, results)
+                write_results(wanted.folder / RESULTS_FILE, results, damaged=damaged)
                 sure = sum(record["score"] >= wanted.min_score for record in records)
                 tqdm.write(f"{name}: {len(records)} detections, {sure} of score {wanted.min_score:g} or more")
             advance(1.0)  # also past what failed
@@ -136,7 +141,9 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
     return failed
 
 
-def write_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> None:
+def write_video(
+    name: str, path: Path, records: Sequence[Mapping[str, Any]], *, damage: str | None, wanted: Wanted
+) -> None:
     """Write one video's files; all appear when all are whole, NAME.json last."""
     shown = [record for record in records if record["score"] >= wanted.min_score]
     info = probe(path)
@@ -166,7 +173,7 @@ def write_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, 
                 detections=records,
                 min_score=wanted.min_score,
             )
-        write_results(folder / f"{name}.json", {name: records})
+        write_results(folder / f"{name}.json", {name: records}, damaged={name: damage} if damage else None)
         for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
             file.replace(wanted.folder / file.name)
 
@@ -177,18 +184,6 @@ def _length_sec(path: Path) -> float:
         return length_sec(path)
     except VideoError:
         return 0.0
-
-
-def _incomplete(path: Path) -> bool:
-    """Say so where a file is cut short: what is missing may hold actions."""
-    info = probe(path)
-    if not info.complete:
-        tqdm.write(
-            f"error: {path}: the file is cut short or its header wrong: it holds {info.num_frames} frames "
-            f"({info.duration_sec:.1f} s), fewer than it promises; only those were searched",
-            file=sys.stderr,
-        )
-    return not info.complete
 
 
 def _read_classes(path: Path | None) -> tuple[str, ...]:
@@ -205,7 +200,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Detect actions in video files.",
-        epilog="Exit code: 0 all videos are done, 1 some failed, 2 nothing could be started, 130 interrupted.",
+        epilog="Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched to the bottom), globs")

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from adatad_ds.config import ConfigError, DataConfig
+from adatad_ds.data import frames as reading
 from adatad_ds.data import loader as loading
-from adatad_ds.data import video
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import Sample, WindowDataset, collate
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from tests.unit.videos import frame_numbers, write_video
 
-read_frames = partial(video.read_frames, scaling="antialias")
+read_frames = partial(reading.read_frames, scaling="antialias")
 
 LENGTHS = {"a": 90, "b": 40, "c": 130, "d": 64, "e": 30}  # frames; c and e are the test subset's
 FPS = 10

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatad_ds.config import DataConfig
-from adatad_ds.data import video
+from adatad_ds.data import frames as reading
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.stream import gather_rows, lone_video, stream_batches, windows_of_file
@@ -25,7 +25,7 @@ from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_files import find_files, length_sec
 from tests.unit.videos import cut, frame_numbers, scramble_packet, write_video
 
-stream_frames = partial(video.stream_frames, scaling="antialias")
+stream_frames = partial(reading.stream_frames, scaling="antialias")
 
 FRAMES = 131
 FPS = 10
