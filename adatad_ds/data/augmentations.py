@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 JITTER_FACTOR = (0.5, 1.5)  # brightness, contrast, saturation
-JITTER_HUE = (-0.1, 0.1)  # turns
+JITTER_HUE = (-0.1 * 255 / 180, 0.1 * 255 / 180)  # turns: the published 0.1 counts 255 of OpenCV's 180 hues
 RAND_AUGMENT_OPERATIONS = 2
 RAND_AUGMENT_LEVEL = 0.9
 GREY = [128.0, 128.0, 128.0]

@@ -29,7 +29,7 @@ class Damage:
         missing_sec: by which its pictures end before its header says.
         gaps_sec: beginning and end of each time without a picture.
         rate_assumed: no header tells a frame rate.
-        lost: numbers of the frames that could not be decoded whole, of those that were read.
+        lost: numbers of the frames that could not be decoded whole, or lean on such, of those that were read.
     """
 
     path: str
@@ -65,7 +65,7 @@ class Damage:
         if self.lost:
             first, last = (self.start_sec + frame / self.fps for frame in (min(self.lost), max(self.lost) + 1))
             said.append(
-                f"damaged: {len(self.lost)} of {self.num_frames} frames cannot be decoded whole, "
+                f"damaged: {len(self.lost)} of {self.num_frames} frames are lost or lean on lost ones, "
                 f"{first:.1f} to {last:.1f} s"
             )
         if self.rate_assumed:

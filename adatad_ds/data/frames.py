@@ -11,6 +11,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from adatad_ds.config import Scaling
@@ -65,7 +66,8 @@ def stream_frames(
         scaling: how frames get there.
         backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
         num_threads: decoding threads.
-        lost: is given the numbers of frames, from the first to the last wanted one, that could not be decoded whole.
+        lost: is given the numbers of frames, from the first to the last wanted one, that could not be decoded whole or
+            may lean on such.
             "decord" does not tell of those that its decoder patched up.
 
     Yields:
@@ -147,20 +149,28 @@ def _by_pyav(
             positions = _positions(container, stream, index.times)
             first = next(positions, None)
             if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else it began too late
-                yield from _chosen(chain((first,), positions), wanted, lost=lost)
+                begin = 0 if seek_to is None else first[0]
+                yield from _chosen(chain((first,), positions), wanted, begin=begin, lost=lost)
                 return
     raise VideoError(f"{path}: no frame can be decoded")
 
 
 def _chosen(
-    positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, lost: set[int]
+    positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, begin: int, lost: set[int]
 ) -> Iterator[tuple[Any, int]]:
-    """The wanted ones of decoded frames, and how often each is; for lost ones, which are noted, the one before."""
-    row, previous, coming = 0, None, int(wanted[0])
+    """The wanted ones of decoded frames, from frame `begin` on, and how often each is; for lost ones the one before.
+
+    Lost ones are noted, and those that may lean on them: up to the next keyframe, and B-frames just before.
+    """
+    row, previous, coming = 0, None, begin
+    broken, leaning = False, list[int]()
     for position, frame in positions:
-        lost.update(range(coming, position))
-        if frame.is_corrupt and position >= coming:
-            lost.add(position)
+        missing = range(coming, position)
+        hurt = frame.is_corrupt or bool(missing)
+        broken = frame.is_corrupt or (not frame.key_frame and (broken or bool(missing)))
+        found = [*missing, *(leaning if hurt else ()), *([position] if broken else ())]
+        lost.update(number for number in found if number >= wanted[0])
+        leaning = [*leaning, position] if frame.pict_type == PictureType.B else []
         coming = max(coming, position + 1)
         last = int(np.searchsorted(wanted, position)) if previous is not None else row
         if last > row:
@@ -169,7 +179,7 @@ def _chosen(
         if row == len(wanted):
             return
         previous = frame
-    lost.update(range(coming, int(wanted[-1]) + 1))
+    lost.update(range(max(coming, int(wanted[0])), int(wanted[-1]) + 1))
     yield previous, len(wanted) - row
 
 

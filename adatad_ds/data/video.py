@@ -171,6 +171,7 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last t
         and header_frames == len(times)
         and not hidden
         and first.rotation == 0
+        and all(component.bits == 8 for component in first.format.components)  # deeper ones decord converts otherwise
         and keys[:1] == known[:1],  # else the first frames, which lean on a missing keyframe, never come out
     )
 

@@ -353,7 +353,8 @@ def numbers_shown(data: WindowDataset, sample_id: int) -> tuple[np.ndarray, Samp
     """The number that each frame of a test window carries, and the window; the crop shows the middle of a frame."""
     sample = data[0, sample_id]
     window = data._windows[sample_id] if data._windows is not None else data._resized(sample_id)
-    return frame_numbers(data._read(window, short_side=48), width=88), sample
+    frames, _ = data._read(window, short_side=48)
+    return frame_numbers(frames, width=88), sample
 
 
 @pytest.mark.parametrize("fixed_fps", [None, 4.0, 5.0, 20.0, 30.0])

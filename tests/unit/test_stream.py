@@ -154,9 +154,9 @@ def test_an_uneven_file_lasts_as_long_as_its_frames_say(folder: Path):
 
 
 def test_a_cut_file_is_incomplete(folder: Path, tmp_path: Path):
-    assert probe(folder / "even.mp4").complete
-    assert probe(folder / "uneven.mkv").complete  # its header promises nothing
-    assert not probe(cut(folder / "even.mp4", tmp_path / "cut.mp4", share=0.6)).complete
+    assert not probe(folder / "even.mp4").damage
+    assert not probe(folder / "uneven.mkv").damage
+    assert probe(cut(folder / "even.mp4", tmp_path / "cut.mp4", share=0.6)).damage
 
 
 def test_length_without_reading(folder: Path, tmp_path: Path):
