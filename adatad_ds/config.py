@@ -51,7 +51,7 @@ class DataConfig:
     exclude: tuple[str, ...] = ()  # video names left out on purpose
     exclude_file: str = ""  # a list of more of them: a name a line, or a JSON list; also of videos not annotated here
     class_agnostic: bool = False  # one class, any action; which one it is, a video classifier says (test.external_*)
-    reader: Literal["decord", "pyav"] = "decord"
+    reader: Literal["pyav", "decord"] = "pyav"  # the same pixels; decord does not tell of damage that it patches up
 
     window_size: number.PositiveInt = 768  # feature steps T of one window
     frames_per_feature: number.PositiveInt = 1

@@ -19,7 +19,7 @@ from adatad_ds.evaluation.curves import class_ap_figure, precision_recall_figure
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.pictures import timeline_figure, timeline_videos
 from adatad_ds.evaluation.results import write_results
-from adatad_ds.inference import Results, detect, external_scores, measure
+from adatad_ds.inference import Results, damaged_videos, external_scores, find_candidates, finish, measure
 from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
@@ -55,6 +55,7 @@ class DetectionTask:
         self.classes = self.train_data.classes
         self.reports = tuple(f"data: {line}" for line in (*self.train_data.reports, *self.test_data.reports))
         self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
+        self._damage_told = False  # every evaluation reads the same files
         self.normalizer = LossNormalizer(
             initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum
         )
@@ -118,26 +119,29 @@ class DetectionTask:
             ranks=mesh.data_ranks,
             pin_memory=mesh.world.device.type == "cuda",
         )
-        results = detect(
-            forward=forward,
-            batches=loader,
+        candidates = find_candidates(forward=forward, batches=loader, config=config, mesh=mesh, report=report)
+        results = finish(
+            candidates,
             videos=[video.name for video in videos],
             classes=self.classes,
             config=config,
-            mesh=mesh,
-            report=report,
+            world=mesh.world,
             external=self._external,
         )
         if not mesh.world.is_main:
             return None
+        damaged = damaged_videos(candidates)
+        for line in damaged.values() if not self._damage_told else ():
+            report(f"a test video is damaged: {line}")
+        self._damage_told = True
         metrics = measure(results, videos=videos, config=config)
         return Evaluation(
             metrics=metrics.to_dict(),
             table=metrics.table(),
             per_class=metrics.per_class_table(),
-            save=lambda folder: write_results(folder / RESULTS_FILE, results),
             pictures=_pictures(results, metrics, videos=videos),
             operating_point=None if config.test.external_scores else metrics.operating_point,
+            save=lambda folder: write_results(folder / RESULTS_FILE, results, damaged=damaged),
         )
 
 

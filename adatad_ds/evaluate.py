@@ -37,7 +37,7 @@ from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_results
 from adatad_ds.evaluation.tables import write_table
-from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
+from adatad_ds.inference import Results, damaged_videos, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, end_process, report_error
 from adatad_ds.pretrained import in_published_order
 from adatad_ds.recognition_task import (
@@ -141,7 +141,15 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
     )
     if not world.is_main:
         return
-    metrics = report(results, videos=data.videos, config=config, name=trained.name, output=output, per_class=per_class)
+    metrics = report(
+        results,
+        videos=data.videos,
+        damaged=damaged_videos(candidates),
+        config=config,
+        name=trained.name,
+        output=output,
+        per_class=per_class,
+    )
     point = metrics.operating_point if metrics else trained.operating_point
     if metrics and point and external is None:  # with external classes, scores are not the detector's own
         keep_operating_point(trained, point)
@@ -179,7 +187,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     config = trained.config
     data = open_clips(config, training=False, classes=trained.classes)
     model = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
-    logits = recognise(
+    logits, damaged = recognise(
         forward=model,
         batches=tqdm(
             make_clip_loader(data, config=config, world=world),
@@ -195,7 +203,9 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
         return
     output.mkdir(parents=True, exist_ok=True)
     recognition = measure_recognition(logits, data=data)
-    save_predictions(logits, data=data, folder=output)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
+    save_predictions(logits, damaged, data=data, folder=output)
     (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
     write_per_class(output / PER_CLASS_FILE, recognition.per_class())
     tqdm.write(f"{trained.name}\n{recognition.table()}")
@@ -247,17 +257,34 @@ def evaluate_again(
     if not world.is_main:
         return
     videos = annotations.videos
-    metrics = report(results, videos=videos, config=config, name=raw.name, output=output, per_class=per_class)
+    metrics = report(
+        results,
+        videos=videos,
+        damaged=damaged_videos(raw.videos),
+        config=config,
+        name=raw.name,
+        output=output,
+        per_class=per_class,
+    )
     known = metrics.operating_point if metrics else None
     draw(results, videos=videos, path=output / PICTURE_FILE, title=raw.name, known=known)
 
 
 def report(
-    results: Results, *, videos: Sequence[Video], config: Config, name: str, output: Path, per_class: bool
+    results: Results,
+    *,
+    videos: Sequence[Video],
+    damaged: Mapping[str, str],
+    config: Config,
+    name: str,
+    output: Path,
+    per_class: bool,
 ) -> Metrics | None:
     """Save detections; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
     output.mkdir(parents=True, exist_ok=True)
-    write_results(output / RESULTS_FILE, results)
+    write_results(output / RESULTS_FILE, results, damaged=damaged)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
     written, metrics = [RESULTS_FILE], None
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
     if any(video.actions for video in videos):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from adatad_ds.config import ConfigError
 from adatad_ds.data.annotations import DataError
+from adatad_ds.data.damage import Damage
 from adatad_ds.parallel import World
 
 
@@ -45,6 +46,30 @@ class FailedVideos:
                 f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "
                 f"the last: {self.errors[-1]}. Mend the files, or leave them out with --set data.exclude=[...]"
             )
+
+
+class DamagedVideos:
+    """Videos of which a part cannot be read; what can be is trained on.
+
+    Args:
+        world: all ranks.
+        report: told once about each.
+    """
+
+    def __init__(self, *, world: World, report: Callable[[str], None]) -> None:
+        self._told: set[str] = set()
+        self._world, self._report = world, report
+
+    def untold(self, found: Iterable[Damage | None]) -> list[Damage]:
+        """Those of some files' states that are damaged and not told yet."""
+        return [damage for damage in found if damage and damage.path not in self._told]
+
+    def add(self, untold: Sequence[Damage]) -> None:
+        """Take in what this rank met in a step. A collective."""
+        for damage in sorted((damage for part in self._world.gather(list(untold)) for damage in part), key=str):
+            if damage.path not in self._told:
+                self._told.add(damage.path)
+                self._report(f"a training video is damaged, here or also elsewhere: {damage}")
 
 
 def check_finite(*, step: int, losses: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from adatad_ds.config import Config
 from adatad_ds.data.annotations import DataError, Video
+from adatad_ds.data.damage import Damage, merged
 from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.suppression import suppress
@@ -24,36 +26,6 @@ from adatad_ds.temporal import Mesh
 Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
 
 
-def detect(
-    *,
-    forward: Callable[[Tensor, Tensor], Predictions],
-    batches: Iterable[Batch],
-    videos: Sequence[str],
-    classes: Sequence[str],
-    config: Config,
-    mesh: Mesh,
-    report: Callable[[str], None],
-    external: VideoScores | None = None,
-) -> Results:
-    """Detect in every video. A collective; every rank must have the same number of batches.
-
-    Args:
-        forward: frames (B, F, H, W, 3) uint8 and valid steps (B, T) to predictions.
-        batches: this rank's share of the test windows.
-        videos: names of all videos; one without detections gets an empty list.
-        classes: label names by class index.
-        config: the run's config.
-        mesh: the ranks.
-        report: told about videos that could not be read.
-        external: classes for a class-agnostic detector's segments, see `external_scores`.
-
-    Returns:
-        Detections of all videos, on every rank.
-    """
-    candidates = find_candidates(forward=forward, batches=batches, config=config, mesh=mesh, report=report)
-    return finish(candidates, videos=videos, classes=classes, config=config, world=mesh.world, external=external)
-
-
 @torch.no_grad()
 def find_candidates(
     *,
@@ -63,17 +35,29 @@ def find_candidates(
     mesh: Mesh,
     report: Callable[[str], None],
 ) -> dict[str, VideoCandidates]:
-    """Candidates of every video with readable windows, by name, on every rank; the first half of `detect`."""
+    """Candidates of every video with readable windows, by name, on every rank.
+
+    A collective; every rank must have the same number of batches. `finish` makes detections of them.
+
+    Args:
+        forward: frames (B, F, H, W, 3) uint8 and valid steps (B, T) to predictions.
+        batches: this rank's share of the test windows.
+        config: the run's config.
+        mesh: the ranks.
+        report: told about videos that could not be read.
+    """
     world = mesh.world
     points = detector_points(config, device=world.device)
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
+    damage: dict[str, Damage | None] = {}
     failed: set[str] = set()
     for batch in map(mesh.agree, batches):
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):
+            damage[video] = merged(damage.get(video), batch.damage[index])
             if batch.padding[index] or mesh.temporal_rank:  # the first of each temporal group tells
                 continue
             error = batch.errors[index]
@@ -95,14 +79,23 @@ def find_candidates(
         report(f"no detections: {error}")
 
     by_video: dict[str, list[Candidates]] = {}
-    for part, part_durations in world.gather((own, durations)):
+    gathered = world.gather((own, durations, damage))
+    for part, part_durations, _ in gathered:
         durations |= part_durations
         for video, candidates in part.items():
             by_video.setdefault(video, []).extend(candidates)
-    return {
-        video: VideoCandidates(merge_candidates(by_video[video]), duration_sec=durations[video])
-        for video in sorted(by_video)
-    }
+    found = {}
+    for video in sorted(by_video):
+        missing = reduce(merged, (part_damage.get(video) for _, _, part_damage in gathered), None)
+        found[video] = VideoCandidates(
+            merge_candidates(by_video[video]), duration_sec=durations[video], damage=str(missing) if missing else ""
+        )
+    return found
+
+
+def damaged_videos(candidates: Mapping[str, VideoCandidates]) -> dict[str, str]:
+    """What is missing in the files of videos that are not whole, a line by name."""
+    return {video: found.damage for video, found in candidates.items() if found.damage}
 
 
 def finish(
@@ -114,9 +107,10 @@ def finish(
     world: World,
     external: VideoScores | None = None,
 ) -> Results:
-    """From candidates to detections, the second half of `detect`: clipped, suppressed, given external classes.
+    """From candidates to detections of all `videos`: clipped, suppressed, given external classes.
 
-    A collective: each rank does its share of the videos. Candidates of other videos are left out.
+    A collective: each rank does its share of the videos. Candidates of other videos are left out; a video without any
+    gets an empty list.
     """
     mine = {
         video: _finish(candidates[video], video=video, classes=classes, config=config, external=external)

@@ -5,7 +5,7 @@
     from adatad_ds.predict import load_detector
     detections = load_detector("runs/NAME").detect("match.mp4")
 
-Exit code: 0 all videos are done, 1 some failed, 2 nothing could be started, 130 interrupted.
+Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Wanted) -> int:
-    """Detect in every video and write what is wanted; how many failed or are incomplete."""
+    """Detect in every video and write what is wanted; how many failed or are damaged."""
     results: dict[str, list[dict[str, Any]]] = {}
+    damaged: dict[str, str] = {}
     failed = 0
     lengths = {name: _length_sec(path) for name, path in videos.items()}
     with tqdm(total=sum(lengths.values()) + 1e-6, bar_format=BAR, dynamic_ncols=True) as bar:
@@ -122,35 +123,41 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
             bar.set_description_str(f"{number}/{len(videos)} {name}: "[:40])
             before, length = bar.n, lengths[name]
 
+            def warn(line: str, name: str = name) -> None:
+                damaged[name] = line
+                tqdm.write(f"warning: {line}", file=sys.stderr)
+
             def advance(done: float, before: float = before, length: float = length) -> None:
                 bar.update(before + done * length - bar.n)
 
             try:
-                found = detector.detect(path, progress=advance)
+                found = detector.detect(path, progress=advance, report=warn)
                 records = [detection.record() for detection in found]
-                write_detections(name, records, wanted=wanted)
+                write_detections(name, records, damage=damaged.get(name), wanted=wanted)
                 drawn = draw_video(name, path, records, wanted=wanted)
             except (VideoError, av.FFmpegError, OSError) as error:
                 failed += 1
                 tqdm.write(f"error: {error}", file=sys.stderr)
             else:
-                failed += _incomplete(path) or not drawn
+                failed += name in damaged or not drawn
                 results[name] = records
-                write_results(wanted.folder / RESULTS_FILE, results)
+                write_results(wanted.folder / RESULTS_FILE, results, damaged=damaged)
                 tqdm.write(f"{name}: {len(records)} detections, {wanted.shown.summary(records)}")
             advance(1.0)  # also past what failed
     tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and files of each of {len(results)} videos beside it")
     return failed
 
 
-def write_detections(name: str, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> None:
+def write_detections(
+    name: str, records: Sequence[Mapping[str, Any]], *, damage: str | None, wanted: Wanted
+) -> None:
     """Write what was found in one video, as JSON, table and subtitles."""
     shown = list(filter(wanted.shown.passes, records))
     with _unfinished(wanted.folder) as folder:
         write_csv(folder / f"{name}.csv", records)
         write_vtt(folder / f"{name}.vtt", shown)
         write_srt(folder / f"{name}.srt", shown)
-        write_results(folder / f"{name}.json", {name: records})
+        write_results(folder / f"{name}.json", {name: records}, damaged={name: damage} if damage else None)
 
 
 def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> bool:
@@ -207,23 +214,12 @@ def _length_sec(path: Path) -> float:
         return 0.0
 
 
-def _incomplete(path: Path) -> bool:
-    """Say so where a file is cut short: what is missing may hold actions."""
-    info = probe(path)
-    if not info.complete:
-        tqdm.write(
-            f"error: {path}: the file is cut short or its header wrong: it holds {info.num_frames} frames "
-            f"({info.duration_sec:.1f} s), fewer than it promises; only those were searched",
-            file=sys.stderr,
-        )
-    return not info.complete
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Detect actions in video files.",
-        epilog="Exit code: 0 all videos are done, 1 some failed, 2 nothing could be started, 130 interrupted.",
+        epilog="Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, "
+        "130 interrupted.",
         allow_abbrev=False,
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched to the bottom), globs")

@@ -59,6 +59,7 @@ class RecognitionTask:
             f"data: {len(data.videos)} videos of {len(data.classes)} classes to {what}"
             for what, data in (("learn from", self.train_data), ("test on", self.test_data))
         )
+        self._damage_told = False  # every evaluation reads the same files
         self._samples = 1.0  # of the global batch of this step that have a label
 
     def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:
@@ -113,16 +114,19 @@ class RecognitionTask:
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
         """Recognise the test videos and measure; the outcome is on rank 0 only. A collective."""
         batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
-        logits = recognise(forward=forward, batches=batches, world=self._world, report=report)
+        logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
         if not self._world.is_main:
             return None
+        for line in damaged.values() if not self._damage_told else ():
+            report(f"a test video is damaged: {line}")
+        self._damage_told = True
         recognition = measure_recognition(logits, data=self.test_data)
         return Evaluation(
             metrics=recognition.to_dict(),
             table=recognition.table(),
             per_class=recognition.per_class_table(),
-            save=lambda folder: save_predictions(logits, data=self.test_data, folder=folder),
             pictures={"confusion": lambda title: confusion_figure(recognition, title=f"{title}: classes mistaken")},
+            save=lambda folder: save_predictions(logits, damaged, data=self.test_data, folder=folder),
         )
 
 
@@ -176,8 +180,8 @@ def make_clip_loader(data: ClipDataset, *, config: Config, world: World) -> Iter
 @torch.no_grad()
 def recognise(
     *, forward: Callable[..., Any], batches: Iterable[ClipBatch], world: World, report: Callable[[str], None]
-) -> Logits:
-    """Class logits of every readable video's views, on every rank. A collective.
+) -> tuple[Logits, dict[str, str]]:
+    """Class logits of every readable video's views, and what is missing in damaged files, by video. A collective.
 
     Args:
         forward: frames (B, V, T, H, W, 3) uint8 to logits (B, V, K).
@@ -186,6 +190,7 @@ def recognise(
         report: told about videos that could not be read.
     """
     own: Logits = {}
+    damaged: dict[str, str] = {}
     failed: set[str] = set()
     for batch in batches:
         logits = forward(batch.frames.to(world.device, non_blocking=True)).float().cpu().numpy()
@@ -195,9 +200,15 @@ def recognise(
                 failed.add(error)
             elif not batch.padding[index]:
                 own[video] = logits[index]
+                if batch.damage[index]:
+                    damaged[video] = str(batch.damage[index])
     for error in sorted(set().union(*world.gather(failed))):
         report(f"not recognised: {error}")
-    return {video: views for part in world.gather(own) for video, views in part.items()}
+    gathered = world.gather((own, damaged))
+    return (
+        {video: views for part, _ in gathered for video, views in part.items()},
+        {video: line for _, part in gathered for video, line in part.items()},
+    )
 
 
 def measure_recognition(logits: Logits, *, data: ClipDataset) -> Recognition:
@@ -205,10 +216,10 @@ def measure_recognition(logits: Logits, *, data: ClipDataset) -> Recognition:
     return recognition_accuracy(logits, {video.name: video.label for video in data.videos}, classes=data.classes)
 
 
-def save_predictions(logits: Logits, *, data: ClipDataset, folder: Path) -> None:
-    """Write the predictions of a test set into a folder."""
+def save_predictions(logits: Logits, damaged: Mapping[str, str], *, data: ClipDataset, folder: Path) -> None:
+    """Write the predictions of a test set, and what its damaged files lack, into a folder."""
     truth = {video.name: video.label for video in data.videos}
-    write_predictions(folder / PREDICTIONS_FILE, logits, truth, classes=data.classes)
+    write_predictions(folder / PREDICTIONS_FILE, logits, truth, classes=data.classes, damaged=damaged)
 
 
 def _read(source: Path, *, root: str, classes: Sequence[str]) -> VideoList:

@@ -31,7 +31,7 @@ from adatad_ds.data.video_lists import class_assignments
 from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
-from adatad_ds.health import FailedVideos
+from adatad_ds.health import DamagedVideos, FailedVideos
 from adatad_ds.models.build import adapted_blocks
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
@@ -205,6 +205,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
             world=world,
             report=monitor.say,
         ),
+        damaged_videos=DamagedVideos(world=world, report=monitor.say),
         frozen_fingerprint=frozen,
         stop=stop,
         profiler=Profiler(

@@ -17,7 +17,7 @@ from adatad_ds.compact import AVERAGE, MASTER, encode
 from adatad_ds.config import Config
 from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.engine import Engine
-from adatad_ds.health import FailedVideos, check_finite
+from adatad_ds.health import DamagedVideos, FailedVideos, check_finite
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.monitor import Monitor, peak_memory_bytes, peak_memory_name
 from adatad_ds.optim import schedule
@@ -52,6 +52,7 @@ class Trainer:
     stopwatch: Stopwatch
     progress: Progress
     failed_videos: FailedVideos
+    damaged_videos: DamagedVideos
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
     stop: StopRequest
     profiler: Profiler
@@ -128,9 +129,12 @@ class Trainer:
                 self.engine.step()
             sums += shares.detach()
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
-        *totals, failed, stops = task.sum_over_samples(*sums, len(errors), self.stop.asked)
+        damage = self.damaged_videos.untold(found for batch in micro_batches for found in batch.damage)
+        *totals, failed, damaged, stops = task.sum_over_samples(*sums, len(errors), len(damage), self.stop.asked)
         if failed:
             self.failed_videos.add(errors)
+        if damaged:
+            self.damaged_videos.add(damage)
         losses = dict(zip(task.loss_names, totals, strict=True))
         check_finite(step=self.progress.step, losses=losses)
         return losses, stops > 0

@@ -15,7 +15,7 @@ from adatad_ds.config import Config, ConfigError, ParallelConfig
 from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.inference import find_candidates, finish
+from adatad_ds.inference import damaged_videos, find_candidates, finish
 from adatad_ds.models.detector import Detector
 from adatad_ds.parallel import World, gpu_count
 from adatad_ds.placement import place
@@ -62,12 +62,19 @@ class VideoDetector:
         test = replace(config.test, external_scores="")  # which are of other videos
         self._config = replace(config, parallel=ParallelConfig(), test=test)
 
-    def detect(self, path: str | Path, *, progress: Callable[[float], object] = lambda done: None) -> list[Detection]:
-        """All detections of a video of any length, the surest first.
+    def detect(
+        self,
+        path: str | Path,
+        *,
+        progress: Callable[[float], object] = lambda done: None,
+        report: Callable[[str], object] = lambda line: None,
+    ) -> list[Detection]:
+        """All detections of a video of any length, the surest first; times are a player's.
 
         Args:
             path: the file.
             progress: told the share of the video that is done, each time it grows.
+            report: told, once, what is missing in a file that is not whole; what there is has been searched.
 
         Raises:
             VideoError: a file that cannot be decoded.
@@ -85,6 +92,8 @@ class VideoDetector:
                 mesh=Mesh(world=world, config=config),
                 report=lambda message: None,
             )
+        for line in damaged_videos(candidates).values():
+            report(line)
         results = finish(candidates, videos=[video.name], classes=self.classes, config=config, world=world)
         return [
             Detection(

@@ -27,7 +27,6 @@ from adatad_ds.data.survey import (
     choose_subsets,
     count_classes,
     disagreements,
-    file_faults,
     frame_rate,
     frames_of,
     measure,
@@ -285,7 +284,7 @@ def find_problems(data: DataSet, *, train: str, test: str) -> dict[str, list[str
         "files that cannot be read": [error for error in errors if error not in without],
         "files without a video stream": without,
         "truncated or damaged files": [
-            f"{name}: {fault}" for name, result in readable.items() for fault in file_faults(result)
+            f"{name}: {fault}" for name, result in readable.items() for fault in result.faults
         ],
         "annotations that contradict their file": [
             f"{name}: {text}" for name, result in readable.items() for text in disagreements(videos[name], result)

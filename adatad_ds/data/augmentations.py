@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from adatad_ds.data.scaling import scale
 
 JITTER_FACTOR = (0.5, 1.5)  # brightness, contrast, saturation
-JITTER_HUE = (-0.1, 0.1)  # turns
+JITTER_HUE = (-0.1 * 255 / 180, 0.1 * 255 / 180)  # turns: the published 0.1 counts 255 of OpenCV's 180 hues
 GREY = [128.0, 128.0, 128.0]
 
 OPERATIONS = 2  # of RandAugment as mmaction's "default" has it

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adatad_ds.config import Augmentation, Scaling
+from adatad_ds.data.damage import Damage
 from adatad_ds.data.dataset import REPLACEMENTS, SampleKey
+from adatad_ds.data.frames import Backend, read_frames
 from adatad_ds.data.transforms import augment, square_crops
-from adatad_ds.data.video import Backend, VideoError, probe, read_frames
+from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_lists import VideoList
 
 IGNORED = -100  # the label of blank samples: what torch's cross_entropy leaves out
@@ -96,6 +98,7 @@ class ClipSample:
         sample_id: which sample, -1 for padding.
         seed: 63 random bits for what the model draws.
         error: why the video that belongs here could not be read.
+        damage: what is missing in the file that the frames are from.
         padding: only there to give all ranks the same number of videos.
     """
 
@@ -105,6 +108,7 @@ class ClipSample:
     sample_id: int
     seed: int
     error: str | None = None
+    damage: Damage | None = None
     padding: bool = False
 
 
@@ -118,6 +122,7 @@ class ClipBatch:
     sample_ids: list[int]
     seeds: Tensor
     errors: list[str | None]
+    damage: list[Damage | None]
     padding: list[bool]
 
     def pin_memory(self) -> ClipBatch:
@@ -134,6 +139,7 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
         sample_ids=[sample.sample_id for sample in samples],
         seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
         errors=[sample.error for sample in samples],
+        damage=[sample.damage for sample in samples],
         padding=[sample.padding for sample in samples],
     )
 
@@ -179,7 +185,7 @@ class ClipDataset(Dataset[ClipSample]):
         stride: int = 1,
         clips: int = 1,
         crops: Crops = 1,
-        reader: Backend = "decord",
+        reader: Backend = "pyav",
         seed: int = 0,
         repeats: int = 1,
     ) -> None:
@@ -222,7 +228,7 @@ class ClipDataset(Dataset[ClipSample]):
                 wanted = random_clip(
                     num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng
                 )
-                read = self._read(index, wanted)
+                read, damage = self._read(index, wanted)
             except VideoError as caught:
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
@@ -235,6 +241,7 @@ class ClipDataset(Dataset[ClipSample]):
                 sample_id=sample_id,
                 seed=model_seed,
                 error=error,
+                damage=damage,
             )
         blank = self._blank(video=self.videos[index].name, label=IGNORED, sample_id=sample_id, seed=model_seed)
         return replace(blank, error=error)
@@ -247,21 +254,23 @@ class ClipDataset(Dataset[ClipSample]):
             wanted = fixed_clips(
                 num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, clips=self._clips
             )
-            read = self._read(sample_id, wanted.reshape(-1))
+            read, damage = self._read(sample_id, wanted.reshape(-1))
         except VideoError as caught:
             return replace(blank, error=str(caught))
         crops = square_crops(
             read, resolution=self._resolution, scaling=self._scaling, crops=self._crops
         )  # (crops, clips * T, S, S, 3)
-        return replace(blank, frames=crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1))
+        views = crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1)
+        return replace(blank, frames=views, damage=damage)
 
-    def _read(self, index: int, wanted: Indices) -> NDArray[np.uint8]:
-        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file."""
+    def _read(self, index: int, wanted: Indices) -> tuple[NDArray[np.uint8], Damage]:
+        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file; and its damage."""
         distinct, inverse = np.unique(wanted, return_inverse=True)
-        path = self.videos[index].path
-        return read_frames(path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader)[
-            inverse
-        ]
+        path, lost = self.videos[index].path, set[int]()
+        frames = read_frames(
+            path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader, lost=lost
+        )
+        return frames[inverse], probe(path).damage.with_lost(lost)
 
     def _blank(self, *, video: str, label: int, sample_id: int, seed: int) -> ClipSample:
         """Black frames."""

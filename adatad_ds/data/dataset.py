@@ -17,22 +17,24 @@ from torch.utils.data import Dataset
 
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, DataError, listed, load_annotations
+from adatad_ds.data.damage import Damage
+from adatad_ds.data.frames import read_frames
 from adatad_ds.data.transforms import augment, center_crop
-from adatad_ds.data.video import VideoError, VideoInfo, probe, read_frames
+from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.windows import (
+    Timing,
     Window,
     file_frames,
+    find_timing,
     random_trunc_window,
     resize_window,
-    timing,
     windows_for_testing,
 )
 from adatad_ds.detection.timegrid import TimeGrid
 
 ANY_ACTION = "action"  # the only class of a class-agnostic detector
 REPLACEMENTS = 20  # videos tried in place of an unreadable one
-RATE_TOLERANCE = 0.05  # between a file and its annotation
 PROBING_THREADS = 4
 
 SampleKey = tuple[int, int]  # epoch, sample id
@@ -52,6 +54,7 @@ class Sample:
         sample_id: which sample, -1 for padding.
         seed: 63 random bits for what the model draws.
         error: why the video that belongs here could not be read.
+        damage: what is missing in the file that the frames are from.
         padding: only there to give all ranks the same number of windows.
     """
 
@@ -64,6 +67,7 @@ class Sample:
     sample_id: int
     seed: int
     error: str | None = None
+    damage: Damage | None = None
     padding: bool = False
 
 
@@ -80,6 +84,7 @@ class Batch:
     sample_ids: list[int]
     seeds: Tensor
     errors: list[str | None]
+    damage: list[Damage | None]
     padding: list[bool]
 
     def pin_memory(self) -> Batch:
@@ -99,6 +104,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         sample_ids=[sample.sample_id for sample in samples],
         seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
         errors=[sample.error for sample in samples],
+        damage=[sample.damage for sample in samples],
         padding=[sample.padding for sample in samples],
     )
 
@@ -213,14 +219,14 @@ class WindowDataset(Dataset[Sample]):
         for _ in range(1 + self._replacements):
             try:
                 window = self._random_window(index, rng)
-                frames = self._read(window, short_side=config.short_side_before_crop)
+                frames, damage = self._read(window, short_side=config.short_side_before_crop)
             except VideoError as caught:
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
                 continue
             side, scaling = config.resolution, config.scaling
             frames = augment(frames, resolution=side, scaling=scaling, kinds=config.augment, rng=rng)
-            return self._sample(window, frames, sample_id, model_seed, error)
+            return replace(self._sample(window, frames, sample_id, model_seed), error=error, damage=damage)
         return replace(self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed), error=error)
 
     def _test_sample(self, sample_id: int, model_seed: int) -> Sample:
@@ -228,13 +234,14 @@ class WindowDataset(Dataset[Sample]):
         try:
             window = self._resized(index) if self._windows is None else self._windows[sample_id]
             side = self._config.resolution
-            frames = center_crop(self._read(window, short_side=side), resolution=side, scaling=self._config.scaling)
+            frames, damage = self._read(window, short_side=side)
         except VideoError as caught:
             blank = self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed)
             return replace(blank, error=str(caught))
-        return self._sample(window, frames, sample_id, model_seed, None)
+        frames = center_crop(frames, resolution=side, scaling=self._config.scaling)
+        return replace(self._sample(window, frames, sample_id, model_seed), damage=damage)
 
-    def _sample(self, window: Window, frames: Tensor, sample_id: int, seed: int, error: str | None) -> Sample:
+    def _sample(self, window: Window, frames: Tensor, sample_id: int, seed: int) -> Sample:
         return Sample(
             frames=frames,
             valid=torch.arange(self._config.window_size) < window.valid_steps,
@@ -244,7 +251,6 @@ class WindowDataset(Dataset[Sample]):
             video=self.videos[window.video_index].name,
             sample_id=sample_id,
             seed=seed,
-            error=error,
         )
 
     def _blank(self, *, video: str, sample_id: int, seed: int) -> Sample:
@@ -264,11 +270,9 @@ class WindowDataset(Dataset[Sample]):
     def _random_window(self, index: int, rng: np.random.Generator) -> Window:
         if self._config.sampling == "resize":
             return self._resized(index)
-        num_frames, fps = self._timing(index)
         return random_trunc_window(
             self.videos[index],
-            num_frames=num_frames,
-            fps=fps,
+            timing=self._timing(index),
             config=self._config,
             label_ids=self._label_ids,
             rng=rng,
@@ -276,10 +280,9 @@ class WindowDataset(Dataset[Sample]):
         )
 
     def _resized(self, index: int) -> Window:
-        num_frames, _ = self._timing(index)
         return resize_window(
             self.videos[index],
-            num_frames=num_frames,
+            timing=self._timing(index),
             config=self._config,
             label_ids=self._label_ids,
             video_index=index,
@@ -288,41 +291,39 @@ class WindowDataset(Dataset[Sample]):
     def _all_windows(self) -> list[Window]:
         """Sliding windows of all videos; an unreadable one keeps a window, which will carry the error."""
 
-        def timing(index: int) -> tuple[int, float]:
+        def timing(index: int) -> Timing:
             try:
                 return self._timing(index)
             except VideoError:
-                return 1, 1.0
+                return Timing(num_frames=1, fps=1.0)
 
         with ThreadPoolExecutor(PROBING_THREADS) as pool:
             timings = list(pool.map(timing, range(len(self.videos))))
         return [
             window
-            for index, (num_frames, fps) in enumerate(timings)
+            for index, found in enumerate(timings)
             for window in windows_for_testing(
                 self.videos[index],
-                num_frames=num_frames,
-                fps=fps,
+                timing=found,
                 config=self._config,
                 label_ids=self._label_ids,
                 video_index=index,
             )
         ]
 
-    def _timing(self, index: int) -> tuple[int, float]:
+    def _timing(self, index: int) -> Timing:
         video = self.videos[index]
-        return timing(video, self._paths[video.name], self._config)
+        return find_timing(video, self._paths[video.name], self._config)
 
-    def _read(self, window: Window, *, short_side: int) -> np.ndarray:
-        video = self.videos[window.video_index]
-        path = self._paths[video.name]
-        if self._config.fixed_fps is None:
-            _, fps = self._timing(window.video_index)
-            _check_rate(path, probe(path), fps=fps, duration_sec=video.duration_sec)
-        indices = file_frames(window, path, self._config)[self._frames]
-        return read_frames(
-            path, indices, short_side=short_side, scaling=self._config.scaling, backend=self._config.reader
+    def _read(self, window: Window, *, short_side: int) -> tuple[np.ndarray, Damage]:
+        self._timing(window.video_index)  # refuses what cannot be used
+        path, config = self._paths[self.videos[window.video_index].name], self._config
+        indices = file_frames(window, path, config)[self._frames]
+        lost: set[int] = set()
+        frames = read_frames(
+            path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader, lost=lost
         )
+        return frames, probe(path).damage.with_lost(lost)
 
 
 def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: bool) -> tuple[AnnotationSet, list[str]]:
@@ -335,17 +336,3 @@ def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: boo
         min_share=config.min_action_share if train else 0.0,
         exclude_file=config.exclude_file,
     )
-
-
-def _check_rate(path: Path, info: VideoInfo, *, fps: float, duration_sec: float) -> None:
-    """Refuse a file that was re-encoded at another frame rate than its annotation's: all times would be wrong.
-
-    A file that was only cut short keeps its rate, and passes.
-    """
-    annotated_frames = duration_sec * fps
-    if abs(info.fps / fps - 1) > RATE_TOLERANCE and abs(info.num_frames / annotated_frames - 1) > RATE_TOLERANCE:
-        raise VideoError(
-            f"{path}: {info.num_frames} frames at {info.fps:.3g} a second, but its annotation means "
-            f"{annotated_frames:.0f} at {fps:.3g}; if it was re-encoded, take its frame count and fps out of the "
-            "annotation file"
-        )

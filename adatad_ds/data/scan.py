@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from adatad_ds.data.video import VideoError, decoded_frames, opened, packets_of
+from adatad_ds.data.frames import find_lost
+from adatad_ds.data.video import VideoError, index_of
 
-SLACK_SHARE, SLACK_FRAMES = 0.02, 3  # a stream may end this much before its header says
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SAVE_EVERY = 200  # files
-LOOSE_SHARE, LOOSE_SEC = 0.05, 1.0  # where the header tells the whole file's length only: sound may go on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +27,9 @@ class Scan:
 
     Attributes:
         packets: coded frames in the file; what the trainer takes for its number of frames.
-        decoded: frames that came out.
-        damaged: of these, frames that the decoder had to patch.
-        fps: mean rate that the file states.
-        lost_sec: seconds of the length promised by its header that the file lacks; 0: all there.
+        fps: their usual rate.
+        duration_sec: when its pictures end, on a player's clock.
+        faults: what is missing, a phrase each.
         drift_sec: most that a frame's time is off from where an even rate would put it.
         shortest_sec: least time between two frames.
         longest_sec: greatest time between two frames.
@@ -40,19 +37,13 @@ class Scan:
     """
 
     packets: int = 0
-    decoded: int = 0
-    damaged: int = 0
     fps: float = 0.0
-    lost_sec: float = 0.0
+    duration_sec: float = 0.0
+    faults: tuple[str, ...] = ()
     drift_sec: float = 0.0
     shortest_sec: float = 0.0
     longest_sec: float = 0.0
     error: str | None = None
-
-    @property
-    def duration_sec(self) -> float:
-        """Length at the mean rate."""
-        return self.packets / self.fps if self.fps else 0.0
 
 
 def scan(path: Path) -> Scan:
@@ -83,7 +74,9 @@ class Cache:
         entry = self._files.get(str(path.resolve()))
         if entry is None or [entry.get("mtime_ns"), entry.get("size")] != _state(path):
             return None
-        return Scan(**entry["scan"])  # type: ignore[arg-type]
+        fields: dict[str, Any] = dict(entry["scan"])  # type: ignore[call-overload]
+        fields["faults"] = tuple(fields["faults"])
+        return Scan(**fields)
 
     def add(self, path: Path, result: Scan, state: list[int]) -> None:
         """Keep a result for the state (`_state`) that the file had before it was read."""
@@ -141,53 +134,19 @@ def _decode(paths: Sequence[Path], *, workers: int, finished: Callable[[Path, Sc
 
 
 def _scan(path: Path) -> Scan:
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty")
-    times: list[int | None] = []
-    decoded = damaged = 0
-    with opened(path, num_threads=1) as (container, stream):
-        for packet in chain(packets_of(container, stream), (None,)):  # None: give out what the decoder holds back
-            if packet is not None and not packet.is_discard:
-                times.append(packet.pts)
-            for frame in decoded_frames(stream, packet):
-                decoded += 1
-                damaged += bool(frame.is_corrupt)
-        rate = stream.average_rate or stream.guessed_rate
-        fps = float(rate) if rate else 25.0
-        time_base = float(stream.time_base) if stream.time_base else 0.0
-        lost_sec = _lost_sec(container, stream, times, fps=fps, time_base=time_base)
-    if decoded == 0:
-        raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
-    known = [time for time in times if time is not None]
-    seconds = np.sort(np.array(known if len(known) == len(times) else [], dtype=np.float64)) * time_base
+    index = index_of(path)
+    info = index.info
+    seconds = np.zeros(0) if index.seconds is None else index.seconds
     intervals = np.diff(seconds)
     return Scan(
-        packets=len(times),
-        decoded=decoded,
-        damaged=damaged,
-        fps=fps,
-        lost_sec=lost_sec,
+        packets=info.num_frames,
+        fps=info.fps,
+        duration_sec=info.duration_sec,
+        faults=tuple(info.damage.with_lost(find_lost(path)).phrases()),
         drift_sec=_drift_sec(seconds),
-        shortest_sec=float(intervals.min(initial=np.inf)) if len(intervals) else 0.0,
-        longest_sec=float(intervals.max(initial=0.0)),
+        shortest_sec=float(intervals.min()) if len(intervals) else 0.0,
+        longest_sec=float(intervals.max()) if len(intervals) else 0.0,
     )
-
-
-def _lost_sec(container: Any, stream: Any, times: list[int | None], *, fps: float, time_base: float) -> float:
-    """Seconds that the header promises and the file lacks; 0 within what headers are usually off by."""
-    known = [time for time in times if time is not None]
-    held_sec = (max(known) - min(known)) * time_base + 1 / fps if len(known) == len(times) and known else 0.0
-    held_sec = max(held_sec, len(times) / fps)
-    if stream.duration is not None:
-        promised_sec = stream.duration * time_base
-        slack_sec = max(SLACK_FRAMES / fps, SLACK_SHARE * promised_sec)
-    elif container.duration is not None:
-        promised_sec = container.duration / 1e6
-        slack_sec = max(LOOSE_SEC, LOOSE_SHARE * promised_sec)
-    else:
-        return 0.0
-    lost_sec = promised_sec - held_sec
-    return lost_sec if lost_sec > slack_sec else 0.0
 
 
 def _drift_sec(seconds: NDArray[np.float64]) -> float:

@@ -23,9 +23,10 @@ from torch import Tensor
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.dataset import Batch, Sample, collate
+from adatad_ds.data.frames import stream_frames
 from adatad_ds.data.transforms import center_crop
-from adatad_ds.data.video import probe, stream_frames
-from adatad_ds.data.windows import Window, file_frames, timing, windows_for_testing
+from adatad_ds.data.video import probe
+from adatad_ds.data.windows import Window, file_frames, find_timing, windows_for_testing
 
 DECODING_THREADS = 4
 
@@ -47,8 +48,8 @@ def windows_of_file(video: Video, path: Path, config: DataConfig) -> list[Window
     Raises:
         VideoError: no video that can be decoded.
     """
-    num_frames, fps = timing(video, path, config)
-    return windows_for_testing(video, num_frames=num_frames, fps=fps, config=config, label_ids={}, video_index=0)
+    timing = find_timing(video, path, config)
+    return windows_for_testing(video, timing=timing, config=config, label_ids={}, video_index=0)
 
 
 def stream_batches(
@@ -67,7 +68,8 @@ def stream_batches(
         VideoError: nothing in the file can be decoded.
     """
     rows = [file_frames(window, path, config) for window in windows]
-    closed = Event()
+    closed, lost = Event(), set[int]()
+    damage = probe(path).damage
     frames = stream_frames(
         path,
         np.unique(np.concatenate(rows)),
@@ -75,6 +77,7 @@ def stream_batches(
         scaling=config.scaling,
         backend=config.reader,
         num_threads=DECODING_THREADS,
+        lost=lost,
     )
     cropped = (center_crop(frame[None], resolution=config.resolution, scaling=config.scaling)[0] for frame in frames)
     cropped = takewhile(lambda _: not closed.is_set(), cropped)
@@ -88,6 +91,7 @@ def stream_batches(
             video=video.name,
             sample_id=index,
             seed=0,
+            damage=damage.with_lost(lost),  # as far as the file has been read
         )
         for index, (window, pictures) in enumerate(zip(windows, gather_rows(rows, cropped), strict=True))
     )

@@ -118,21 +118,6 @@ def choose_subsets(segments: Mapping[str, int], *, train: str | None, test: str 
     return train, test
 
 
-def file_faults(scan: Scan) -> list[str]:
-    """What is wrong with a file that can be opened; a phrase each."""
-    faults = []
-    if scan.decoded < scan.packets:
-        faults.append(f"damaged: only {scan.decoded} of its {scan.packets} frames can be decoded")
-    if scan.damaged:
-        faults.append(f"damaged: {scan.damaged} of its {scan.packets} frames are patched up by the decoder")
-    if scan.lost_sec:
-        faults.append(
-            f"truncated: it holds {scan.duration_sec:.1f} s of the {scan.duration_sec + scan.lost_sec:.1f} s that its "
-            "header promises"
-        )
-    return faults
-
-
 def uneven_rate(scan: Scan) -> str | None:
     """How a file's frame rate varies, if it does: such files are read by their frames' own times."""
     if not scan.fps or scan.drift_sec * scan.fps <= EVEN_INTERVALS:

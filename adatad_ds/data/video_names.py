@@ -8,7 +8,10 @@ from pathlib import Path
 from adatad_ds.data.json_text import read_json
 from adatad_ds.errors import DataError
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif")
+EXTENSIONS = (
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
+    *(".h264", ".264", ".hevc", ".h265", ".265"),  # elementary streams, of cameras
+)
 PREFIX = "v_"  # of ActivityNet's files, which its annotations and classifiers' scores leave out
 
 

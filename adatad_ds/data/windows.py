@@ -1,7 +1,7 @@
 """Which frames of a video make up a window, and where its actions lie on the window's feature grid.
 
 F frames of a window, T feature steps (F = T * frames_per_feature), G actions of a window. A window's frames are
-`stride` file frames apart; they are counted in "slots": slot k is file frame k * stride.
+`stride` file frames apart; they are counted in "slots": slot k is file frame k * stride. Seconds are a player's.
 """
 
 from __future__ import annotations
@@ -15,10 +15,26 @@ from numpy.typing import NDArray
 
 from adatad_ds.config import DataConfig
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.video import frames_at, probe
+from adatad_ds.data.video import VideoError, VideoInfo, frames_at, probe
 from adatad_ds.detection.timegrid import TimeGrid
 
 TRIES = 200  # random windows looked at until one holds an action
+TOLERANCE = 0.05  # between a file and its annotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How a video's frames lie in time, as its windows are cut.
+
+    Attributes:
+        num_frames: of the video.
+        fps: frames a second.
+        start_sec: when the first one is shown.
+    """
+
+    num_frames: int
+    fps: float
+    start_sec: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +63,7 @@ class Window:
 def random_trunc_window(
     video: Video,
     *,
-    num_frames: int,
-    fps: float,
+    timing: Timing,
     config: DataConfig,
     label_ids: Mapping[str, int],
     rng: np.random.Generator,
@@ -61,20 +76,19 @@ def random_trunc_window(
 
     Args:
         video: its actions.
-        num_frames: frames of the file.
-        fps: frames of the file a second.
+        timing: of its frames.
         config: window length, strides, thresholds.
         label_ids: class index of every label.
         rng: the only source of randomness.
         video_index: copied into the result.
     """
-    slots = _slots(num_frames, config)
+    slots = _slots(timing.num_frames, config)
     length = min(slots, config.window_frames)
     if slots <= config.window_frames and config.crop_ratio is not None:
         shortest, longest = sorted(min(max(round(ratio * slots), 1), slots) for ratio in config.crop_ratio)
         length = int(rng.integers(shortest, longest, endpoint=True))
     starts = rng.integers(0, slots - length, size=TRIES, endpoint=True)
-    whole = _grid(video, start_slot=0, fps=fps, config=config)
+    whole = _grid(video, start_slot=0, timing=timing, config=config)
     segments_slot, _ = _actions(video, whole, label_ids)
     segments_slot *= config.frames_per_feature
     share = _inside(segments_slot, starts[:, None], starts[:, None] + length)  # (tries, G)
@@ -84,8 +98,7 @@ def random_trunc_window(
         video,
         start_slot=start,
         length=length,
-        num_frames=num_frames,
-        fps=fps,
+        timing=timing,
         config=config,
         label_ids=label_ids,
         video_index=video_index,
@@ -95,38 +108,32 @@ def random_trunc_window(
 def windows_for_testing(
     video: Video,
     *,
-    num_frames: int,
-    fps: float,
+    timing: Timing,
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
 ) -> list[Window]:
     """All windows of a video in testing, by rising time: sliding ones, or the whole video; arguments as above."""
     if config.sampling == "resize":
-        return [
-            resize_window(video, num_frames=num_frames, config=config, label_ids=label_ids, video_index=video_index)
-        ]
-    return sliding_windows(
-        video, num_frames=num_frames, fps=fps, config=config, label_ids=label_ids, video_index=video_index
-    )
+        return [resize_window(video, timing=timing, config=config, label_ids=label_ids, video_index=video_index)]
+    return sliding_windows(video, timing=timing, config=config, label_ids=label_ids, video_index=video_index)
 
 
 def sliding_windows(
     video: Video,
     *,
-    num_frames: int,
-    fps: float,
+    timing: Timing,
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
 ) -> list[Window]:
     """Overlapping windows over the whole video, the last one ending at its end; arguments as above."""
-    steps = -(-num_frames // (config.frame_stride * config.frames_per_feature))
+    steps = -(-timing.num_frames // (config.frame_stride * config.frames_per_feature))
     hop = max(1, int(config.window_size * (1 - config.test_window_overlap)))
     last = max(0, steps - config.window_size)
     # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
     starts = [*range(0, last, hop), last]
-    slots = _slots(num_frames, config)
+    slots = _slots(timing.num_frames, config)
     windows = []
     for start_step in starts:
         start_slot = start_step * config.frames_per_feature
@@ -135,8 +142,7 @@ def sliding_windows(
                 video,
                 start_slot=start_slot,
                 length=min(config.window_frames, slots - start_slot),
-                num_frames=num_frames,
-                fps=fps,
+                timing=timing,
                 config=config,
                 label_ids=label_ids,
                 video_index=video_index,
@@ -146,17 +152,20 @@ def sliding_windows(
 
 
 def resize_window(
-    video: Video, *, num_frames: int, config: DataConfig, label_ids: Mapping[str, int], video_index: int
+    video: Video, *, timing: Timing, config: DataConfig, label_ids: Mapping[str, int], video_index: int
 ) -> Window:
-    """The whole video as one window: frames at the centres of F equal parts, T steps over its duration."""
-    part_frames = num_frames / config.window_frames
+    """The whole video as one window: frames at the centres of F equal parts, T steps from the first to the end."""
+    part_frames = timing.num_frames / config.window_frames
     centres = (np.arange(config.window_frames) + 0.5) * part_frames - 0.5
-    grid = TimeGrid(origin_sec=0.0, step_sec=video.duration_sec / config.window_size, duration_sec=video.duration_sec)
+    shown_sec = video.duration_sec - timing.start_sec
+    grid = TimeGrid(
+        origin_sec=timing.start_sec, step_sec=shown_sec / config.window_size, duration_sec=video.duration_sec
+    )
     segments_grid, labels = _actions(video, grid, label_ids)
     return Window(
         video_index=video_index,
-        frame_indices=np.clip(np.rint(centres), 0, num_frames - 1).astype(np.int64),
-        frame_sec=centres * video.duration_sec / num_frames,
+        frame_indices=np.clip(np.rint(centres), 0, timing.num_frames - 1).astype(np.int64),
+        frame_sec=timing.start_sec + centres * shown_sec / timing.num_frames,
         valid_steps=config.window_size,
         grid=grid,
         segments_grid=np.clip(segments_grid, 0, config.window_size).astype(np.float32),
@@ -164,18 +173,47 @@ def resize_window(
     )
 
 
-def timing(video: Video, path: Path, config: DataConfig) -> tuple[int, float]:
-    """Frames and frames a second by which a video's windows are cut; its annotation knows best, as its times fit it.
+def find_timing(video: Video, path: Path, config: DataConfig) -> Timing:
+    """How a video's windows are cut: by its annotation where that tells, as its times fit it, else by its file.
 
     Raises:
-        VideoError: the file has to tell, and cannot be decoded.
+        VideoError: the file cannot be decoded, or its frames are not those of the annotation, and their rate matters.
     """
-    if config.fixed_fps is not None:
-        return max(1, round(video.duration_sec * config.fixed_fps)), config.fixed_fps
-    if video.num_frames is not None:
-        return video.num_frames, video.num_frames / video.duration_sec
     info = probe(path)
-    return info.num_frames, video.fps or info.fps
+    shown_sec = max(video.duration_sec - info.start_sec, 1 / info.fps)
+    if config.fixed_fps is not None:
+        num_frames = max(1, round(shown_sec * config.fixed_fps))
+        return Timing(num_frames=num_frames, fps=config.fixed_fps, start_sec=info.start_sec)
+    own_frames = info.num_frames if info.even else round((info.duration_sec - info.start_sec) * info.fps)
+    if config.sampling == "resize":  # which frames these are, the file knows, at whatever rate it was encoded
+        cut_short = info.duration_sec < (1 - TOLERANCE) * video.duration_sec
+        num_frames = round(shown_sec * info.fps) if cut_short else own_frames
+        return Timing(num_frames=num_frames, fps=info.fps, start_sec=info.start_sec)
+    _check_rate(video, path, info)
+    if video.num_frames is None:
+        return Timing(num_frames=own_frames, fps=video.fps or info.fps, start_sec=info.start_sec)
+    # A duration with a late start in it, or without, tells no rate.
+    fps = info.fps if info.start_sec else video.num_frames / video.duration_sec
+    return Timing(num_frames=video.num_frames, fps=fps, start_sec=info.start_sec)
+
+
+def _check_rate(video: Video, path: Path, info: VideoInfo) -> None:
+    """Refuse a file that was re-encoded at another frame rate than its annotation's: windows would last another time.
+
+    A file that was only cut short keeps its rate, and passes.
+    """
+    if video.num_frames is not None:
+        fps, num_frames = video.num_frames / video.duration_sec, float(video.num_frames)
+    elif video.fps is not None:
+        fps, num_frames = video.fps, video.fps * video.duration_sec
+    else:
+        return
+    if abs(info.fps / fps - 1) > TOLERANCE and abs(info.num_frames / num_frames - 1) > TOLERANCE:
+        raise VideoError(
+            f"{path}: {info.num_frames} frames at {info.fps:.3g} a second, but its annotation means "
+            f"{num_frames:.0f} at {fps:.3g}; if it was re-encoded, take its frame count and fps out of the "
+            "annotation file"
+        )
 
 
 def file_frames(window: Window, path: Path, config: DataConfig) -> NDArray[np.int64]:
@@ -194,23 +232,22 @@ def _cut(
     *,
     start_slot: int,
     length: int,
-    num_frames: int,
-    fps: float,
+    timing: Timing,
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
 ) -> Window:
     """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside."""
     slots = np.minimum(start_slot + np.arange(config.window_frames), start_slot + length - 1)
-    grid = _grid(video, start_slot=start_slot, fps=fps, config=config)
+    grid = _grid(video, start_slot=start_slot, timing=timing, config=config)
     segments_grid, labels = _actions(video, grid, label_ids)
     end_grid = length / config.frames_per_feature
     kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
-    frame_indices = np.minimum(slots * config.frame_stride, num_frames - 1).astype(np.int64)
+    frame_indices = np.minimum(slots * config.frame_stride, timing.num_frames - 1).astype(np.int64)
     return Window(
         video_index=video_index,
         frame_indices=frame_indices,
-        frame_sec=frame_indices / fps,
+        frame_sec=timing.start_sec + frame_indices / timing.fps,
         # differs: a last step that is only partly real counts (the reference rounds down): its frames would be lost.
         valid_steps=-(-length // config.frames_per_feature),
         grid=grid,
@@ -223,12 +260,12 @@ def _slots(num_frames: int, config: DataConfig) -> int:
     return -(-num_frames // config.frame_stride)
 
 
-def _grid(video: Video, *, start_slot: int, fps: float, config: DataConfig) -> TimeGrid:
-    """sec = (grid * feature stride + first file frame + offset) / fps, for ground truth and detections alike."""
+def _grid(video: Video, *, start_slot: int, timing: Timing, config: DataConfig) -> TimeGrid:
+    """sec = start + (grid * feature stride + first file frame + offset) / fps, for actions and detections alike."""
     feature_stride_frames = config.frame_stride * config.frames_per_feature
     return TimeGrid(
-        origin_sec=(start_slot * config.frame_stride + config.offset_frames) / fps,
-        step_sec=feature_stride_frames / fps,
+        origin_sec=timing.start_sec + (start_slot * config.frame_stride + config.offset_frames) / timing.fps,
+        step_sec=feature_stride_frames / timing.fps,
         duration_sec=video.duration_sec,
     )
 

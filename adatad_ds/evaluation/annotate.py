@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from adatad_ds.data.video import decoded_frames, opened, packets_of, probe, upright
+from adatad_ds.data.frames import upright
+from adatad_ds.data.video import clock_zero_sec, decoded_frames, opened, packets_of, probe
 from adatad_ds.evaluation.figures import class_looks
 from adatad_ds.evaluation.fonts import file_for
 
@@ -39,7 +40,7 @@ def write_annotated(
     *,
     detections: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the annotated copy.
+    """Write the annotated copy; its clock is that of the source in a player.
 
     Args:
         source: a video file.
@@ -63,19 +64,22 @@ def write_annotated(
         encoder.width, encoder.height, encoder.pix_fmt = width, height + overlay.strip, "yuv420p"
         encoder.codec_context.time_base = time_base
         encoder.options = {"crf": QUALITY, "preset": "veryfast"}
-        sound = Sound(container, out)
-        shown: list[int] = []  # the first and the latest frame's time
+        zero_sec = clock_zero_sec(container)
+        sound = Sound(container, out, zero_sec=zero_sec)
+        zero, interval = round(zero_sec / time_base), round(1 / info.fps / time_base)
+        latest: int | None = None  # the frame before's time
         for packet in chain(packets_of(container, [stream, *sound.streams]), (None,)):
             if packet is not None and packet.stream is not stream:
                 sound.write(packet)
                 continue
             for frame in decoded_frames(stream, packet):
-                time = frame.pts if frame.pts is not None else sum(shown[1:]) + round(1 / info.fps / time_base)
-                if shown and time <= shown[1]:  # encoders take rising times only
+                counted = 0 if latest is None else latest + interval
+                time = counted if frame.pts is None else frame.pts - zero
+                if latest is not None and time <= latest:  # encoders take rising times only
                     continue
-                shown = [*shown[:1], time] if shown else [time, time]
+                latest = time
                 picture = upright(frame, (width, height))
-                annotated = av.VideoFrame.from_ndarray(overlay.over(picture, float((time - shown[0]) * time_base)))
+                annotated = av.VideoFrame.from_ndarray(overlay.over(picture, float(time * time_base)))
                 annotated.pts, annotated.time_base = time, time_base
                 out.mux(encoder.encode(annotated))
         out.mux(encoder.encode(None))
@@ -157,9 +161,16 @@ class Overlay:
 
 
 class Sound:
-    """The sound of a file, copied where MP4 players know its codec, else encoded anew; nothing where there is none."""
+    """The sound of a file, copied where MP4 players know its codec, else encoded anew; nothing where there is none.
 
-    def __init__(self, container: Any, out: Any) -> None:
+    Args:
+        container: the file.
+        out: the copy.
+        zero_sec: time in the file that is 0 in the copy.
+    """
+
+    def __init__(self, container: Any, out: Any, *, zero_sec: float) -> None:
+        self._zero_sec = zero_sec
         self.streams = list(container.streams.audio[:1])
         self._out, self._stream, self._encoder, self._resampler = out, None, None, None
         if self.streams and self.streams[0].codec_context.name in _COPIED_SOUND:
@@ -173,10 +184,14 @@ class Sound:
     def write(self, packet: Any) -> None:
         """Take a packet of the source."""
         if self._stream is not None and packet.dts is not None:
+            shift = round(self._zero_sec / packet.time_base)
+            packet.dts, packet.pts = packet.dts - shift, (packet.dts if packet.pts is None else packet.pts) - shift
             packet.stream = self._stream
             self._out.mux(packet)
         elif self._resampler is not None and self._encoder is not None:
             for frame in decoded_frames(self.streams[0], packet):
+                if frame.pts is not None:
+                    frame.pts -= round(self._zero_sec / frame.time_base)
                 for resampled in self._resampler.resample(frame):
                     self._out.mux(self._encoder.encode(resampled))
 

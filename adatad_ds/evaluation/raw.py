@@ -23,10 +23,11 @@ FORMAT = "adatad_ds candidates 1"
 
 @dataclass(frozen=True)
 class VideoCandidates:
-    """The candidates of all windows of one video, and its length in seconds."""
+    """The candidates of all windows of one video, its length in seconds, and what is missing in its file."""
 
     candidates: Candidates
     duration_sec: float
+    damage: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def write_raw(path: Path, raw: RawDetections) -> None:
     """
     parts = [video.candidates for video in raw.videos.values()]
     about = {"format": FORMAT, "name": raw.name, "config": raw.config, "classes": raw.classes}
+    about["damaged"] = {name: video.damage for name, video in raw.videos.items() if video.damage}
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as file:
         np.savez_compressed(
@@ -86,7 +88,8 @@ def read_raw(path: Path) -> RawDetections:
             for index, video in enumerate(file["videos"]):
                 part = slice(ends[index] - counts[index], ends[index])
                 candidates = Candidates(*(torch.from_numpy(array[part]) for array in (segments, scores, labels)))
-                videos[str(video)] = VideoCandidates(candidates, duration_sec=float(durations[index]))
+                damage = about.get("damaged", {}).get(str(video), "")
+                videos[str(video)] = VideoCandidates(candidates, duration_sec=float(durations[index]), damage=damage)
             return RawDetections(
                 name=about["name"], config=about["config"], classes=tuple(about["classes"]), videos=videos
             )

@@ -155,7 +155,12 @@ def recognition_accuracy(
 
 
 def write_predictions(
-    path: Path, logits: Mapping[str, ArrayLike], truth: Mapping[str, int], *, classes: Sequence[str]
+    path: Path,
+    logits: Mapping[str, ArrayLike],
+    truth: Mapping[str, int],
+    *,
+    classes: Sequence[str],
+    damaged: Mapping[str, str] | None = None,
 ) -> None:
     """Write each test video's true class and its five most probable ones; of an unreadable video, none.
 
@@ -164,6 +169,7 @@ def write_predictions(
         logits: (V, K) of videos by name.
         truth: class index of each video of the test set.
         classes: names by class index.
+        damaged: what is missing in the files of some videos; where any is, the file holds it under "damaged".
     """
     results = {}
     for name, label in truth.items():
@@ -172,5 +178,5 @@ def write_predictions(
         predicted = [{"label": classes[int(index)], "score": round(float(probable[index]), 4)} for index in best]
         results[name] = {"label": classes[label], "predictions": predicted}
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps({"results": results}), encoding="utf-8")
+    temporary.write_text(json.dumps({"results": results} | ({"damaged": damaged} if damaged else {})), encoding="utf-8")
     temporary.rename(path)

@@ -25,10 +25,19 @@ def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str,
     ]
 
 
-def write_results(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write a result file; a reader sees the old one or the whole new one."""
+def write_results(
+    path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], *, damaged: Mapping[str, str] | None = None
+) -> None:
+    """Write a result file; a reader sees the old one or the whole new one.
+
+    Args:
+        path: the file.
+        results: detections of each video.
+        damaged: what is missing in the files of some videos; where any is, the file holds it under "damaged".
+    """
+    tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps({"version": VERSION, "results": results, "external_data": {}}), encoding="utf-8")
+    temporary.write_text(json.dumps(tree), encoding="utf-8")
     temporary.rename(path)
 
 

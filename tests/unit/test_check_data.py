@@ -28,7 +28,6 @@ from adatad_ds.data.survey import (
     choose_subsets,
     count_classes,
     disagreements,
-    file_faults,
     fit,
     frame_rate,
     measure,
@@ -104,9 +103,9 @@ def annotated(*segments: tuple[float, float], **fields: Any) -> Video:
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9")])
 def test_a_whole_file_has_no_faults(tmp_path: Path, name: str, codec: str):
     found = scan(write_video(tmp_path / name, frames=FRAMES, fps=FPS, codec=codec))
-    assert (found.packets, found.decoded, found.damaged, found.error) == (FRAMES, FRAMES, 0, None)
+    assert (found.packets, found.error) == (FRAMES, None)
     assert found.duration_sec == pytest.approx(6)
-    assert file_faults(found) == []
+    assert found.faults == ()
     assert uneven_rate(found) is None
 
 
@@ -115,20 +114,20 @@ def test_a_cut_file_is_truncated(tmp_path: Path, suffix: str):
     source = write_video(tmp_path / f"whole{suffix}", frames=FRAMES, fps=FPS)
     found = scan(cut(source, tmp_path / f"cut{suffix}", share=0.6))
     assert found.packets < FRAMES
-    assert any("truncated: it holds" in fault and "of the" in fault for fault in file_faults(found))
+    assert any("ends early" in fault and "of 6.0 s are missing" in fault for fault in found.faults)
 
 
 def test_a_header_that_promises_too_much(tmp_path: Path):
     source = write_video(tmp_path / "a.avi", frames=FRAMES, fps=FPS, codec="mpeg4", b_frames=0)
-    assert file_faults(scan(source)) == []
+    assert scan(source).faults == ()
     found = scan(overstate_frames(source, tmp_path / "b.avi"))
-    assert file_faults(found) == ["truncated: it holds 6.0 s of the 60.0 s that its header promises"]
+    assert found.faults == ("ends early: 54.0 of 60.0 s are missing",)
 
 
 def test_a_broken_packet_is_damage(tmp_path: Path, whole: Path):
     found = scan(scramble_packet(whole, tmp_path / "noise.mp4", packet=20))
     assert found.packets == FRAMES
-    assert [fault.split(":")[0] for fault in file_faults(found)] == ["damaged"]
+    assert [fault.split(":")[0] for fault in found.faults] == ["damaged"]
 
 
 def test_what_cannot_be_read(tmp_path: Path):
@@ -142,7 +141,8 @@ def test_what_cannot_be_read(tmp_path: Path):
 
 def test_variable_frame_rate(tmp_path: Path):
     found = scan(write_uneven(tmp_path / "uneven.mkv"))
-    assert found.decoded == FRAMES
+    assert found.packets == FRAMES
+    assert found.faults == ()
     assert (found.shortest_sec, found.longest_sec) == (pytest.approx(0.05), pytest.approx(0.2))
     assert "variable frame rate" in (uneven_rate(found) or "")
 
@@ -185,7 +185,7 @@ def test_a_crash_of_the_decoder_costs_one_file(tmp_path: Path, whole: Path, monk
 
 
 def test_contradictions_with_the_file():
-    found = Scan(packets=60, decoded=60, fps=10.0)
+    found = Scan(packets=60, duration_sec=6.0, fps=10.0)
     agrees = annotated((1, 3), num_frames=61, fps=10.2, duration_sec=6.1)
     assert disagreements(agrees, found) == []
     lines = disagreements(annotated((1, 3), (7, 9), num_frames=90, fps=15.0, duration_sec=12.0), found)
@@ -194,7 +194,7 @@ def test_contradictions_with_the_file():
 
 
 def test_rates_are_those_that_training_uses():
-    found = Scan(packets=60, decoded=60, fps=10.0)
+    found = Scan(packets=60, duration_sec=6.0, fps=10.0)
     assert frame_rate(annotated(num_frames=90, fps=7.0), found) == 15  # its frames over its duration
     assert frame_rate(annotated(fps=12.5), found) == 12.5
     assert frame_rate(annotated(), found) == 10

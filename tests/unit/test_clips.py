@@ -15,8 +15,8 @@ import torch
 
 from adatad_ds.config import DataConfig
 from adatad_ds.data import clips as sampling
+from adatad_ds.data import frames as reading
 from adatad_ds.data import transforms
-from adatad_ds.data import video as reading
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.clips import IGNORED, ClipDataset, ClipSample
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from adatad_ds.config import ConfigError, DataConfig
+from adatad_ds.data import frames as reading
 from adatad_ds.data import loader as loading
-from adatad_ds.data import video
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import Sample, WindowDataset, collate
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from tests.unit.videos import frame_numbers, write_video
 
-read_frames = partial(video.read_frames, scaling="antialias")
+read_frames = partial(reading.read_frames, scaling="antialias")
 
 LENGTHS = {"a": 90, "b": 40, "c": 130, "d": 64, "e": 30}  # frames; c and e are the test subset's
 FPS = 10
@@ -365,7 +365,8 @@ def numbers_shown(data: WindowDataset, sample_id: int) -> tuple[np.ndarray, Samp
     """The number that each frame of a test window carries, and the window; the crop shows the middle of a frame."""
     sample = data[0, sample_id]
     window = data._windows[sample_id] if data._windows is not None else data._resized(sample_id)
-    return frame_numbers(data._read(window, short_side=48), width=88), sample
+    frames, _ = data._read(window, short_side=48)
+    return frame_numbers(frames, width=88), sample
 
 
 @pytest.mark.parametrize("fixed_fps", [None, 4.0, 5.0, 20.0, 30.0])

@@ -58,6 +58,7 @@ def batch_of(labels: list[int], frames: torch.Tensor) -> ClipBatch:
         sample_ids=list(range(count)),
         seeds=torch.arange(count),
         errors=[None] * count,
+        damage=[None] * count,
         padding=[False] * count,
     )
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from adatad_ds.config import Config, override
+from adatad_ds.data.frames import read_frames
 from adatad_ds.data.scaling import scale, scaled_size
-from adatad_ds.data.video import read_frames
 from adatad_ds.recipes import all_recipes
 from tests.unit.videos import write_textured
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatad_ds.config import DataConfig
-from adatad_ds.data import video
+from adatad_ds.data import frames as reading
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.stream import gather_rows, lone_video, stream_batches, windows_of_file
@@ -25,7 +25,7 @@ from adatad_ds.data.video import VideoError, probe
 from adatad_ds.data.video_files import find_files, length_sec
 from tests.unit.videos import cut, frame_numbers, scramble_packet, write_video
 
-stream_frames = partial(video.stream_frames, scaling="antialias")
+stream_frames = partial(reading.stream_frames, scaling="antialias")
 
 FRAMES = 131
 FPS = 10
@@ -154,9 +154,9 @@ def test_an_uneven_file_lasts_as_long_as_its_frames_say(folder: Path):
 
 
 def test_a_cut_file_is_incomplete(folder: Path, tmp_path: Path):
-    assert probe(folder / "even.mp4").complete
-    assert probe(folder / "uneven.mkv").complete  # its header promises nothing
-    assert not probe(cut(folder / "even.mp4", tmp_path / "cut.mp4", share=0.6)).complete
+    assert not probe(folder / "even.mp4").damage
+    assert not probe(folder / "uneven.mkv").damage
+    assert probe(cut(folder / "even.mp4", tmp_path / "cut.mp4", share=0.6)).damage
 
 
 def test_length_without_reading(folder: Path, tmp_path: Path):

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from adatad_ds.data import video
+from adatad_ds.data import frames as reading
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.video import VideoError, frames_at, probe
 from adatad_ds.data.video_files import find_videos
 from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
 
-read_frames = partial(video.read_frames, scaling="antialias")
+read_frames = partial(reading.read_frames, scaling="antialias")
 
 BACKENDS = ("decord", "pyav")
 FRAMES = 100
@@ -42,7 +42,8 @@ def read_guarded(path: Path, indices: list[int], *, backend: str, seconds: float
     """Read in another process, since a dead-locked decoder cannot be interrupted."""
     code = (
         "import sys, numpy as np\n"
-        "from adatad_ds.data.video import VideoError, read_frames\n"
+        "from adatad_ds.data.frames import read_frames\n"
+        "from adatad_ds.data.video import VideoError\n"
         "from tests.unit.videos import frame_numbers\n"
         "try:\n"
         f"    frames = read_frames(sys.argv[1], np.array({indices}), short_side=96, scaling='antialias', "

@@ -80,6 +80,56 @@ def write_textured(path: Path, *, frames: int, width: int, height: int) -> Path:
     return path
 
 
+def write_late(path: Path, *, frames: int, late_sec: float, fps: int = 10) -> Path:
+    """A numbered video whose sound begins at 0 and whose pictures begin `late_sec` later."""
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 176, 96, "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        for start in range(0, int((late_sec + frames / fps) * 16000), 1024):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.rate, silence.pts = 16000, start
+            container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+        for index in range(frames):
+            picture = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
+            picture.pts, picture.time_base = index + round(late_sec * fps), Fraction(1, fps)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_elementary(path: Path, *, frames: int, fps: int, codec: str = "libx264", told: bool = True) -> Path:
+    """A numbered stream without a container; `told`: its headers tell the rate (libx265 can leave it out)."""
+    with av.open(str(path), "w", format={"libx264": "h264", "libx265": "hevc"}[codec]) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 176, 96, "yuv420p"
+        quiet = {"x265-params": f"log-level=none:vui-timing-info={int(told)}"} if codec == "libx265" else {}
+        stream.options = {"preset": "ultrafast"} | quiet
+        for index in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def blank(source: Path, path: Path, *, begin: float, share: float) -> Path:
+    """A copy with zeros in a share of the file."""
+    content = bytearray(source.read_bytes())
+    start, count = int(len(content) * begin), int(len(content) * share)
+    content[start : start + count] = bytes(count)
+    path.write_bytes(bytes(content))
+    return path
+
+
+def lose_packets(source: Path, path: Path, *, begin: float, share: float) -> Path:
+    """A copy of an MPEG transport stream that lacks a share of its packets, 188 bytes each."""
+    content = source.read_bytes()
+    start, end = (int(len(content) / 188 * part) * 188 for part in (begin, begin + share))
+    path.write_bytes(content[:start] + content[end:])
+    return path
+
+
 def cut(source: Path, path: Path, *, share: float) -> Path:
     """The first part of a file."""
     content = source.read_bytes()

@@ -49,6 +49,7 @@ def random_batch(config: Config, *, windows: int, pin: bool = False) -> Batch:
         sample_ids=list(range(windows)),
         seeds=torch.arange(windows),
         errors=[None] * windows,
+        damage=[None] * windows,
         padding=[False] * windows,
     )
     return batch.pin_memory() if pin else batch
