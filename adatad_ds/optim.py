@@ -13,10 +13,10 @@ from adatad_ds.config import Config
 def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
 
-    Weights decay as AdaTAD's authors have it: every tensor of adapters and of a video transformer, biases, norms and
-    gamma included; of the head, and of an image transformer, all but biases, norms and scales, that is all tensors of
-    more than one axis longer than 1. Each group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where
-    the schedule starts) and `weight_decay`.
+    Weights decay as the authors have it. AdaTAD: every tensor of adapters and of a video transformer, biases, norms and
+    gamma included; of the head all but biases, norms and scales, that is tensors of more than one axis longer than 1.
+    AIM: every tensor of adapters and of the classifier; of the image transformer as of AdaTAD's head. Each group
+    carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and `weight_decay`.
     """
     train = config.train
     lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
@@ -25,7 +25,8 @@ def parameter_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = parameter_kind(name)
-            whole = kind == "adapter" or (kind == "backbone" and not config.backbone.is_image)
+            of_video = kind == "backbone" and not config.backbone.is_image
+            whole = kind == "adapter" or of_video or name.startswith("head.classifier.")
             decayed = whole or sum(size > 1 for size in parameter.shape) > 1
             groups.setdefault((kind, decayed), []).append(parameter)
     decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}

@@ -111,7 +111,7 @@ def test_a_video_transformer_recognises_too(folders):
 
 
 def test_everything_that_learns_is_in_a_group(folders):
-    """Also the image model's final norm and the temporal embedding, without weight decay on norms and biases."""
+    """Also the image model's final norm and the temporal embedding; all but the norm decays, as AIM's authors do it."""
     config = config_of(folders)
     model = build_recogniser(config, num_classes=3)
     groups = {group["name"]: group for group in parameter_groups(model, config)}
@@ -120,6 +120,8 @@ def test_everything_that_learns_is_in_a_group(folders):
     assert any(p is model.backbone.temporal_embedding for p in groups["adapter"]["params"])
     assert [p.shape for p in groups["backbone_no_decay"]["params"]] == [(192,), (192,)]
     assert groups["backbone_no_decay"]["base_lr"] == config.train.lr_adapter
+    assert groups.keys() == {"backbone_no_decay", "adapter", "head"}  # the authors decay biases but not norms
+    assert any(p is model.head.classifier.bias for p in groups["head"]["params"])
 
 
 def test_data_comes_as_the_config_says(folders, tmp_path):
