@@ -64,18 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     world = None
     try:
+        overrides = [*arguments.set, *class_assignments(arguments.classes)]
         if arguments.path.suffix == ".npz":
             raw = read_raw(arguments.path)
             world = World.join()
             evaluate_again(
                 raw,
-                overrides=arguments.set,
+                overrides=overrides,
                 output=arguments.output or arguments.path.parent,
                 world=world,
                 per_class=arguments.per_class,
             )
             return 0
-        overrides = [*arguments.set, *class_assignments(arguments.classes)]
         trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw)
         if trained.config.recognition and arguments.save_raw:
             raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
