@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -44,9 +43,7 @@ class PlainFigure(Figure):
         families = families_for(text.get_text() for text in texts if isinstance(text, Text))
         for text in texts:
             text.set(parse_math=False, usetex=False, fontfamily=families)
-        # of texts that are made while drawing, such as numbers at an axis
-        settings: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "font.family": families}
-        with matplotlib.rc_context(settings), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a box is drawn in its place
             super().draw(renderer)
 
