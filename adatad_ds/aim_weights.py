@@ -277,10 +277,9 @@ def _describe(image: Mapping[str, StoredTensor]) -> str:
     pre_norm = "with" if "norm_pre.weight" in image else "without"
     token = "with" if "cls_token" in image else "without"
     registers = image["reg_token"].shape[-2] if "reg_token" in image else 0
-    positions = "" if "pos_embed" in image else ", rotary positions"
     return (
         f"{depth} blocks of width {embedding.shape[0]} and MLP {mlp.shape[0]}, patches of {embedding.shape[-1]} px, "
-        f"{pre_norm} a norm before them, {token} class token, {registers or 'no'} registers{positions}"
+        f"{pre_norm} a norm before them, {token} class token, {registers or 'no'} registers"
     )
 
 
