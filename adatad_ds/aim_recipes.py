@@ -26,7 +26,7 @@ CLIP: dict[Size, tuple[str, str]] = {  # name in timm, weights
     "b16": ("vit_base_patch16_clip_quickgelu_224", "openai/clip-vit-base-patch16"),
     "l14": ("vit_large_patch14_clip_quickgelu_224", "openai/clip-vit-large-patch14"),
 }
-IMAGENET = ("vit_base_patch16_224.orig_in21k_ft_in1k", "timm/vit_base_patch16_224.orig_in21k_ft_in1k")
+IMAGENET = ("vit_base_patch16_224", "timm/vit_base_patch16_224.orig_in21k_ft_in1k")
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # the authors', not the weights' own
 SPAN_FRAMES = 128  # of the file, that a dense clip covers
 

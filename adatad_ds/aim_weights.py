@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from adatad_ds.aim_tensors import join_attention, positions_of_patches, without_key_bias
 from adatad_ds.config import ConfigError
 from adatad_ds.weight_files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weight_layouts import some
@@ -277,10 +277,9 @@ def _describe(image: Mapping[str, StoredTensor]) -> str:
     pre_norm = "with" if "norm_pre.weight" in image else "without"
     token = "with" if "cls_token" in image else "without"
     registers = image["reg_token"].shape[-2] if "reg_token" in image else 0
-    positions = "" if "pos_embed" in image else ", rotary positions"
     return (
         f"{depth} blocks of width {embedding.shape[0]} and MLP {mlp.shape[0]}, patches of {embedding.shape[-1]} px, "
-        f"{pre_norm} a norm before them, {token} class token, {registers or 'no'} registers{positions}"
+        f"{pre_norm} a norm before them, {token} class token, {registers or 'no'} registers"
     )
 
 
@@ -304,53 +303,17 @@ def _completed(tensors: Tensors, *, layout: str, keys: Iterable[str]) -> Tensors
         layout: of the file.
         keys: of the file.
     """
-    joined = _join_attention(dict(tensors))
+    joined = join_attention(dict(tensors))
     if layout == DINOV3:
         gated = "blocks.0.mlp.fc1_g.weight" in joined
         joined = {key.replace(".mlp.up.", ".mlp.fc1_x." if gated else ".mlp.fc1."): t for key, t in joined.items()}
     masked = [key.removesuffix("_mask") for key in keys if key.endswith(".attn.qkv.bias_mask")]
     for key in masked:  # DINOv3's own: the bias of keys is not used
-        joined[key] = _without_key_bias(joined[key])
+        joined[key] = without_key_bias(joined[key])
     own_position = "pos_embed" in joined and any(key.endswith("register_tokens") for key in keys)
     if own_position:  # DINOv2's: the class token has a position, registers have none; timm's have none of both
-        joined["cls_token"], joined["pos_embed"] = _positions_of_patches(joined["cls_token"], joined["pos_embed"])
+        joined["cls_token"], joined["pos_embed"] = positions_of_patches(joined["cls_token"], joined["pos_embed"])
     return joined
-
-
-def _join_attention(joined: dict[str, StoredTensor]) -> Tensors:
-    """Query, key and value as one matrix and one bias; DINOv3's keys have no bias, which is one of zero."""
-    for stem in [key.removesuffix(".q.weight") for key in joined if key.endswith(".attn.q.weight")]:
-        names = [f"{stem}.{part}.weight" for part in "qkv"]
-        if all(name in joined for name in names):
-            joined[f"{stem}.qkv.weight"] = _stacked([joined.pop(name) for name in names])
-    for stem in [key.removesuffix(".q.bias") for key in joined if key.endswith(".attn.q.bias")]:
-        query, key, value = (joined.get(f"{stem}.{part}.bias") for part in "qkv")
-        if query is not None and value is not None:
-            key = key or StoredTensor(query.shape, lambda shape=query.shape: torch.zeros(shape))
-            joined[f"{stem}.qkv.bias"] = _stacked([query, key, value])
-            for part in "qkv":
-                joined.pop(f"{stem}.{part}.bias", None)
-    return joined
-
-
-def _stacked(parts: list[StoredTensor]) -> StoredTensor:
-    rows = sum(part.shape[0] for part in parts)
-    return StoredTensor((rows, *parts[0].shape[1:]), lambda: torch.cat([part.read() for part in parts]))
-
-
-def _without_key_bias(bias: StoredTensor) -> StoredTensor:
-    def read() -> Tensor:
-        query, key, value = bias.read().chunk(3)
-        return torch.cat([query, torch.zeros_like(key), value])
-
-    return StoredTensor(bias.shape, read)
-
-
-def _positions_of_patches(token: StoredTensor, table: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
-    """The class token with its position, and the positions of patches alone."""
-    patches = (*table.shape[:-2], table.shape[-2] - 1, table.shape[-1])
-    with_position = StoredTensor(token.shape, lambda: token.read() + table.read()[..., :1, :].view(token.shape))
-    return with_position, StoredTensor(patches, lambda: table.read()[..., 1:, :])
 
 
 def _rename(key: str, layout: str) -> str:

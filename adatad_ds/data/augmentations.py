@@ -77,7 +77,7 @@ def _operations(side: int, rng: np.random.Generator) -> list[Step]:
         F.autocontrast,
         F.equalize,
         F.invert,
-        _cut_out(rng.random(2), share=0.2 * LEVEL, side=side),
+        _cut_out(rng.random(2).tolist(), share=0.2 * LEVEL, side=side),
     ]
 
 
@@ -103,7 +103,7 @@ def _operations_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
         _warp_grey(shear=(0.0, shear[1]), center=corner),
         _warp_grey(translate=(shift[0], 0.0), center=corner),
         _warp_grey(translate=(0.0, shift[1]), center=corner),
-        _cut_out(rng.random(2), share=20 / 32 * M / M_SCALE, side=side),
+        _cut_out(rng.random(2).tolist(), share=20 / 32 * M / M_SCALE, side=side),
         _blur,
         lambda frames: _sharpen(frames, 0.0),
     ]

@@ -16,13 +16,12 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adatad_ds.config import AIMAdapter, ConfigError
-from adatad_ds.models.image_vit import ImageTransformer, attend
+from adatad_ds.models.image_vit import ImageTransformer, RotaryBlock, attend
 from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.window import WholeWindow, Window
 
@@ -104,7 +103,7 @@ class BlockAdapters(nn.Module):
             keep: drop-path factors of the temporal and the joint branch, (n, 2, N); None: both kept.
             rotary: what rotates the patches of a frame; None: positions are added already.
         """
-        assert isinstance(block, Block | EvaBlock)
+        assert isinstance(block, Block | RotaryBlock)
         if keep is not None:
             keep = keep.to(tokens.dtype)[:, :, None, :, None]
         if self.temporal is not None:

@@ -1,14 +1,16 @@
 """Image transformers as timm builds them, taken apart so that a video model can drive them block by block.
 
-Parameters keep the names of timm's VisionTransformer, also DINOv3's, which timm builds from other blocks. n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) +
-(H // p) * (W // p) patches, C channels.
+Parameters keep the names of timm's VisionTransformer, also DINOv3's, which timm builds from other blocks.
+
+n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) + (H // p) * (W // p) patches,
+C channels.
 """
 
 from __future__ import annotations
 
 import timm
 import torch
-from timm.layers import DropPath, LayerScale, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat
+from timm.layers import DropPath, LayerScale, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat, to_2tuple
 from timm.models import is_model_in_modules
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
@@ -57,6 +59,24 @@ def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=True).to(heads.dtype)], dim=2)
 
 
+class RotaryBlock(nn.Module):
+    """The parts of a block of timm's DINOv3 under the names of its plain Block, each to be called by itself.
+
+    Layer scales are modules here, so that ZeRO-3 gathers them, and attention has one bias.
+    """
+
+    def __init__(self, block: EvaBlock) -> None:
+        super().__init__()
+        attention, width = block.attn, len(block.norm1.weight)
+        assert isinstance(attention, EvaAttention)
+        self.norm1 = block.norm1
+        self.attn = RotaryAttention(width=width, heads=attention.num_heads, bias=attention.q_bias is not None)
+        self.ls1 = LayerScale(width)
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+        self.ls2 = LayerScale(width)
+
+
 class ImageTransformer(nn.Module):
     """The parts of a timm VisionTransformer; calling it embeds frames, the blocks are driven from outside.
 
@@ -97,7 +117,8 @@ class ImageTransformer(nn.Module):
         self.width = vit.embed_dim
         self.patch = int(vit.patch_embed.patch_size[0])
         self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
-        self.frame_size = int(vit.patch_embed.img_size[0]), int(vit.patch_embed.img_size[1])
+        height, width = to_2tuple(vit.patch_embed.img_size)
+        self.frame_size = int(height), int(width)
         self.prefix_tokens = vit.num_prefix_tokens
         self.tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
         self.prefix_has_position = not vit.no_embed_class
@@ -113,8 +134,7 @@ class ImageTransformer(nn.Module):
         self.rotary: Tensor | None
         self.register_buffer("rotary", None)
         if isinstance(vit, Eva):
-            for block in vit.blocks:
-                _make_plain(block)
+            self.blocks = nn.ModuleList(RotaryBlock(block) for block in vit.blocks if isinstance(block, EvaBlock))
             self.register_buffer("rotary", _rotary_table(vit.rope, grid=self.grid), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -173,8 +193,8 @@ def build_image_transformer(
     if not rotary and not is_model_in_modules(architecture, ["vision_transformer"]):
         known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
         raise ConfigError(
-            f"timm has no plain vision transformer named {name}; it has, for example, {known}, vit_base_patch14_dinov2, "
-            "vit_base_patch16_dinov3"
+            f"timm has no plain vision transformer named {name}; it has, for example, {known}, "
+            "vit_base_patch14_dinov2, vit_base_patch16_dinov3"
         )
     if rotary:
         vit = timm.create_model(
@@ -205,24 +225,10 @@ def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) ->
         tokens: of n sequences.
         rotary: what rotates the patches of a frame (`ImageTransformer.rotary`); None: nothing.
     """
-    assert isinstance(block, Block | EvaBlock)
+    assert isinstance(block, Block | RotaryBlock)
     places = () if rotary is None else (rotary,)
     pieces = [block.ls1(block.attn(piece, *places)) for piece in tokens.split(MOST_SEQUENCES)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _make_plain(block: EvaBlock) -> None:
-    """Layer scale as modules, as in timm's Block, and attention with one bias: both are then gathered when called."""
-    attention = block.attn
-    assert isinstance(attention, EvaAttention)
-    for index, gamma in ((1, block.gamma_1), (2, block.gamma_2)):
-        assert gamma is not None
-        scale = LayerScale(len(gamma))
-        scale.gamma = gamma
-        setattr(block, f"ls{index}", scale)
-        delattr(block, f"gamma_{index}")
-    width = attention.proj.out_features
-    block.attn = RotaryAttention(width=width, heads=attention.num_heads, bias=attention.q_bias is not None)
 
 
 def _rotary_table(rope: nn.Module | None, *, grid: tuple[int, int]) -> Tensor:

@@ -232,7 +232,7 @@ def test_models_by_name(name, registers, parameters):
 
 
 def test_a_rotary_model_adapts_and_learns():
-    """Adapters over DINOv3: gradients with recomputation are those without; built without memory, all of it is filled."""
+    """Adapters over DINOv3: the same gradients recomputed; built without memory, all is filled."""
     models = []
     for checkpointing in (False, True):
         torch.manual_seed(2)
