@@ -20,14 +20,7 @@ from adatad_ds.data.annotations import AnnotationSet, DataError, listed, load_an
 from adatad_ds.data.transforms import augment, center_crop
 from adatad_ds.data.video import VideoError, VideoInfo, probe, read_frames
 from adatad_ds.data.video_files import find_videos
-from adatad_ds.data.windows import (
-    Window,
-    file_frames,
-    random_trunc_window,
-    resize_window,
-    timing,
-    windows_for_testing,
-)
+from adatad_ds.data.windows import Window, file_frames, random_trunc_window, resize_window, timing, windows_for_testing
 from adatad_ds.detection.timegrid import TimeGrid
 
 ANY_ACTION = "action"  # the only class of a class-agnostic detector
