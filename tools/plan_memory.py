@@ -166,7 +166,7 @@ def main() -> int:
             print_grid(planner)
             return 0
         host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
-        name = arguments.gpu or _gpu_here()
+        name = planned_gpu(arguments.gpu)
         temporal = arguments.temporal or config.parallel.temporal
         layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
         print_plan(planner, layout, GPUS[name], name=name)
@@ -176,9 +176,14 @@ def main() -> int:
     return 0
 
 
-def _gpu_here() -> str:
+def planned_gpu(named: str | None) -> str:
+    """The GPU that a plan is for: the named one, else this machine's.
+
+    Raises:
+        ConfigError: this machine's is not known.
+    """
     try:
-        return gpu_here()
+        return named or gpu_here()
     except ConfigError as error:
         raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
 

@@ -41,7 +41,7 @@ def test_names_and_shapes_that_differ_are_in_the_loads_own_words(suffix, tmp_pat
     config = override(RECIPE, [f"backbone.weights={path}"])
     with torch.device("meta"):
         vit = build_model(config, num_classes=5).backbone.vit
-    with pytest.raises(ConfigError, match="1 missing: blocks.0.norm1.weight. 1 unexpected: .* 1 of another") as raised:
+    with pytest.raises(ConfigError, match=r"1 missing: blocks.0.norm1.weight. 1 unexpected: .* 1 of another") as raised:
         find_weights(config.backbone, vit)
     assert dry_run(f"backbone.weights={path}") == 2
     captured = capsys.readouterr()
