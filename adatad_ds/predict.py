@@ -148,9 +148,7 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
     return failed
 
 
-def write_detections(
-    name: str, records: Sequence[Mapping[str, Any]], *, damage: str | None, wanted: Wanted
-) -> None:
+def write_detections(name: str, records: Sequence[Mapping[str, Any]], *, damage: str | None, wanted: Wanted) -> None:
     """Write what was found in one video, as JSON, table and subtitles."""
     shown = list(filter(wanted.shown.passes, records))
     with _unfinished(wanted.folder) as folder:

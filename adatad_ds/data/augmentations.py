@@ -190,15 +190,33 @@ def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
 
 
 def color_jitter(rng: np.random.Generator) -> list[Step]:
+    """Brightness, contrast, saturation and hue in random order, as mmaction has it: cut to 0..255 only at the end.
+
+    # differs: the order is drawn for each sample; there, once a process.
+    """
     brightness, contrast, saturation = rng.uniform(*JITTER_FACTOR, size=3).tolist()
     hue = float(rng.uniform(*JITTER_HUE))
-    steps: list[Step] = [
-        lambda frames: F.adjust_brightness(frames, brightness),
-        lambda frames: F.adjust_contrast(frames, contrast),
-        lambda frames: F.adjust_saturation(frames, saturation),
-        lambda frames: F.adjust_hue(frames, hue),
+    operations: list[Step] = [
+        lambda pixels: pixels * brightness,
+        lambda pixels: torch.lerp(_grey(pixels).mean(dim=(-2, -1), keepdim=True), pixels, contrast),
+        lambda pixels: torch.lerp(_grey(pixels), pixels, saturation),
+        lambda pixels: F.adjust_hue(pixels.clamp(0, 255).to(torch.uint8), hue).float(),  # there, too, on bytes
     ]
-    return [steps[index] for index in rng.permutation(len(steps))]
+    order = rng.permutation(len(operations))
+
+    def step(frames: Tensor) -> Tensor:
+        pixels = frames.float()
+        for index in order:
+            pixels = operations[index](pixels)
+        return pixels.clamp_(0, 255).to(torch.uint8)
+
+    return [step]
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """Luma (n, 1, h, w) of RGB (n, 3, h, w)."""
+    red, green, blue = pixels.unbind(dim=-3)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
 
 
 def lighting(rng: np.random.Generator) -> Step:

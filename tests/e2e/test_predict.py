@@ -30,7 +30,7 @@ from adatad_ds.weight_files import StoredTensor
 from tests.distributed.launch import REPOSITORY, SMALL, environment, finish
 from tests.unit.test_subtitles import cues
 from tests.unit.test_weight_layouts import published
-from tests.unit.videos import cut, write_video
+from tests.unit.videos import cut, write_late, write_video
 
 CLASSES = ("blink", "grow", "left", "right", "up")
 FRAMES = 90
@@ -148,6 +148,40 @@ def test_the_detections_are_those_of_evaluation(changes, small_videos, tmp_path)
         )
     labels = {record["label"] for records in found.values() for record in records}
     assert labels == ({"action"} if "data__class_agnostic" in changes else set(CLASSES))
+
+
+def test_an_export_scales_as_its_recipe_did(videos, tmp_path):
+    found = {}
+    for way in ("bilinear", "antialias"):
+        export_of = make_export(tmp_path / f"{way}.safetensors", data__scaling=way)
+        found[way] = load_detector(export_of).detect(videos["silent"])
+    assert found["bilinear"] != found["antialias"]
+    other = load_detector(tmp_path / "bilinear.safetensors", overrides=["data.scaling=antialias"])
+    assert other.detect(videos["silent"]) == found["antialias"]
+
+
+def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys):
+    path = cut(videos["silent"], tmp_path / "cut.mp4", share=0.6)
+    assert run(path, "--checkpoint", checkpoint, "-o", tmp_path / "out") == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert len(said) == 1
+    for name in ("results", "cut"):
+        (damage,) = json.loads((tmp_path / "out" / f"{name}.json").read_text())["damaged"].values()
+        assert damage in said[0]
+        assert "ends early" in damage
+
+
+def test_late_pictures_are_late_in_every_file(checkpoint, tmp_path):
+    """Sound first, pictures three seconds later: detections, and the annotated copy, are on a player's clock."""
+    late = write_late(tmp_path / "late.ts", frames=FRAMES, late_sec=3.0)
+    assert run(late, "--checkpoint", checkpoint, "-o", tmp_path / "out", "--annotated") == 0
+    records = results_of(tmp_path / "out")["late"]
+    assert min(record["segment"][0] for record in records) > 2
+    assert max(record["segment"][1] for record in records) > 9
+    with av.open(str(tmp_path / "out" / "late.annotated.mp4")) as container:
+        zero = (container.start_time or 0) / 1e6
+        first = next(container.decode(video=0))
+        assert float(first.time or 0) - zero == pytest.approx(3.0, abs=0.1)
 
 
 @pytest.fixture(scope="module")
