@@ -84,7 +84,7 @@ def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> 
     if backbone.tuning == "tia":  # the tensor that a segment reads, and the one that it writes
         return min(2, len(backbone.adapters)) * frames
     if backbone.tuning == "side":
-        reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore[reportArgumentType]
+        reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
         return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
     return 0
 
