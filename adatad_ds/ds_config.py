@@ -83,6 +83,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     if zero.get("stage") not in STAGES:
         problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
     for name in ("offload_param", "offload_optimizer"):
+        if zero.get(name, {}).get("device") == "nvme":
+            problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
         if zero.get(name, {}).get("pin_memory") == "auto":
             zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
     if problems:

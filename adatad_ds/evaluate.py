@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trained.config.recognition and arguments.save_raw:
             raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
         world = World.join(worker_timeout_sec=trained.config.data.worker_timeout_sec)
+        chosen = world.on_main(lambda: trained.source)  # of a run that still trains, ranks may have seen different ones
+        if chosen != trained.source:
+            trained = find_trained(chosen, overrides=arguments.set, raw=arguments.raw)
         output = arguments.output or trained.folder / "evaluate"
         if trained.config.recognition:
             evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)

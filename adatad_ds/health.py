@@ -1,12 +1,14 @@
-"""What ends a run early, on all ranks alike."""
+"""What ends a run early, on all ranks alike: unreadable videos, losses and gradients that are not finite."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor, nn
+
 from adatad_ds.config import ConfigError
-from adatad_ds.data.annotations import DataError
+from adatad_ds.data.annotations import DataError, listed
 from adatad_ds.parallel import World
 
 
@@ -59,3 +61,82 @@ def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
             f"the loss of step {step} is not finite ({parts}); lower train.lr_head and train.lr_adapter, or use "
             "--set train.precision=bf16 or fp32"
         )
+
+
+class SkippedSteps:
+    """Steps whose gradients were not finite, so that the optimizer left the weights alone.
+
+    With fp16 some are normal: the loss scale is found that way. From the first one on, gradients are watched, to name
+    the tensors of the next; that costs a sum over each, so it is not done before.
+
+    Args:
+        parameters: those that learn, by name.
+        total: skipped before a resume.
+        in_a_row: skipped just before it.
+        most: in a row before the run gives up.
+        world: the ranks.
+        report: told about each skipped step.
+    """
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        total: int,
+        in_a_row: int,
+        most: int,
+        world: World,
+        report: Callable[[str], None],
+    ) -> None:
+        self.total, self.in_a_row = total, in_a_row
+        self._parameters = parameters
+        self._most = most
+        self._world = world
+        self._report = report
+        self._sums: dict[str, Tensor] | None = None  # of this step's gradients, by name; None: not watched
+        if in_a_row:
+            self._watch()
+
+    def add(self, step: int, *, taken: bool) -> None:
+        """Take in whether a step was taken, which is the same on all ranks. A collective where it was not.
+
+        Raises:
+            ConfigError: too many in a row were not.
+        """
+        if taken:
+            self.in_a_row = 0
+            if self._sums is not None:
+                self._sums.clear()
+            return
+        self.total += 1
+        self.in_a_row += 1
+        names = self._not_finite()
+        where = f" ({len(names)} of {len(self._parameters)} tensors: {listed(names, limit=4)})" if names else ""
+        if self.in_a_row >= self._most:
+            raise ConfigError(
+                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients are not finite{where}, "
+                "though the loss is. Lower train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or "
+                f"fp32; train.max_skipped_steps={self._most} sets how many are too many"
+            )
+        self._report(f"step {step} skipped: gradients are not finite{where}; {self.in_a_row} in a row")
+        if self._sums is None:
+            self._watch()
+
+    def _not_finite(self) -> list[str]:
+        """Names of the parameters whose gradient was not finite on any rank. A collective."""
+        own = [name for name, total in (self._sums or {}).items() if not math.isfinite(float(total))]
+        if self._sums is not None:
+            self._sums.clear()
+        found = {name for names in self._world.gather(own) for name in names}
+        return [name for name in self._parameters if name in found]
+
+    def _watch(self) -> None:
+        self._sums = {}
+        for name, parameter in self._parameters.items():
+            parameter.register_hook(lambda gradient, name=name: self._look(name, gradient))
+
+    def _look(self, name: str, gradient: Tensor) -> None:
+        """A sum is not finite where one of its terms is not; it is read once a step is skipped."""
+        assert self._sums is not None
+        total = gradient.detach().float().sum()
+        self._sums[name] = self._sums[name] + total if name in self._sums else total

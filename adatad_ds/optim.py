@@ -9,6 +9,8 @@ from torch import nn
 
 from adatad_ds.config import TrainConfig
 
+INITIAL_SHARE = 0.05  # of a running average, at which its run counts as short
+
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
@@ -52,8 +54,26 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
+def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
+    """How much of the running average stays in the `updates`-th update (from 1).
+
+    With a warm-up (1 + n) / (10 + n) until that reaches `decay`, as TensorFlow's ExponentialMovingAverage and torch_ema
+    have it; without, always `decay`, as AdaTAD's authors have it.
+    """
+    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+def average_needs_warmup(decay: float, *, steps: int) -> bool:
+    """Whether more than `INITIAL_SHARE` of an average without warm-up are initial weights after so many steps."""
+    return decay**steps > INITIAL_SHARE
+
+
 def schedule(step: int, *, warmup_steps: float, total_steps: int) -> float:
-    """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`."""
+    """Learning-rate factor of optimizer step `step` (from 0): linear from 0, then a cosine to 0 at `total_steps`.
+
+    Step 0 has rate 0, as AdaTAD's authors have it (OpenTAD, LinearWarmupCosineAnnealingLR).
+    # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends at a rate of 1e-8.
+    """
     if step < warmup_steps:
         return step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)

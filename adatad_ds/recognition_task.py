@@ -27,6 +27,7 @@ from adatad_ds.models.recogniser import Recogniser, build_recogniser
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
 from adatad_ds.parallel import World
+from adatad_ds.resume import data_fingerprint
 from adatad_ds.task import Evaluation
 from adatad_ds.temporal import Mesh
 
@@ -57,6 +58,9 @@ class RecognitionTask:
         self.reports = tuple(
             f"data: {len(data.videos)} videos of {len(data.classes)} classes to {what}"
             for what, data in (("learn from", self.train_data), ("test on", self.test_data))
+        )
+        self.data_fingerprint = data_fingerprint(
+            ((video.name, video.label) for video in self.train_data.videos), classes=self.classes
         )
         self._samples = 1.0  # of the global batch of this step that have a label
 

@@ -28,12 +28,12 @@ from adatad_ds.data.loader import TrainBatches
 from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
-from adatad_ds.health import FailedVideos
+from adatad_ds.health import FailedVideos, SkippedSteps
 from adatad_ds.models.build import adapted_blocks
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
-from adatad_ds.optim import parameter_table
+from adatad_ds.optim import average_needs_warmup, parameter_table
 from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
@@ -48,6 +48,8 @@ from adatad_ds.pretrained import (
 from adatad_ds.profiling import Profiler, parse_profile
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
 from adatad_ds.recognition_task import RecognitionTask
+from adatad_ds.resume import check_same_data
+from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
@@ -85,19 +87,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
     """Build and run; nothing of it is left when this returns."""
     stop = StopRequest()
-    with stop.listening():
-        trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
-        trainer.run()
-    trainer.report_evaluations()
-    trainer.report_memory()
-    trainer.close()
+    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
+    lock = RunLock(run.path)  # rank 0 holds it
+    try:
+        with stop.listening():
+            stale = world.on_main(lock.take)
+            trainer = build_trainer(config, arguments=arguments, world=world, stop=stop, run=run, lock=lock)
+            if stale:
+                trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
+            trainer.run()
+        trainer.report_evaluations()
+        trainer.report_memory()
+        trainer.close()
+    finally:
+        lock.release()
 
 
-def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:
+def build_trainer(
+    config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest, run: RunFolder, lock: RunLock
+) -> Trainer:
     """Put a run together: task, model, weights or checkpoint, engine.
 
     Raises:
-        ConfigError: settings that contradict each other, weights that do not fit.
+        ConfigError: settings that contradict each other or the run that is to go on, weights that do not fit.
         DataError: no usable videos or annotations.
     """
     on_gpu = world.device.type == "cuda"
@@ -109,9 +121,9 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     policy, stopwatch = activation_policy(
         ds_config, config=config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
     )
-    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
-    checkpoint = run.start(store, resume=arguments.resume == "auto")
+    chosen = world.on_main(lambda: run.start(store, config=config, resume=arguments.resume == "auto"))
+    checkpoint = world.attempt(lambda: store.confirm(chosen)) if chosen else None
     kind = DetectionTask if config.recognition is None else RecognitionTask
     task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
     batches = TrainBatches(
@@ -126,7 +138,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
     model = task.build_model(storage=Storage(policy), stopwatch=stopwatch)
     vit = model.backbone.vit
-    progress, learnt = Progress(), {}
+    progress, learnt, state = Progress(), {}, {}
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
     if weights is None:
         frozen = fingerprint(vit)
@@ -143,13 +155,23 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
                 frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
             )
         )
+        world.attempt(lambda: check_same_data(task.data_fingerprint, state.get("training_data")))
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
-    engine = Engine(model=model, config=config, ds_config=ds_config, world=world)
+    ema_warmup = settings.ema_warmup
+    if ema_warmup is None:
+        ema_warmup = average_needs_warmup(settings.ema_decay, steps=settings.stop_epoch * batches.steps_per_epoch)
+    engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
     if learnt:
-        engine.load_learnt_state(learnt, steps=progress.step)
+        source = str(checkpoint or config.backbone.weights)
+        engine.load_learnt_state(learnt, source=source, partial=checkpoint is None)
+    if checkpoint is not None:
+        until_now = {"steps": progress.step, "loss_scale": {}, "ema_warmup": False}  # of versions that saved none
+        engine.load_optimizer_state(state.get("optimizer", until_now))
 
-    changes = run.version_changes() if checkpoint is not None and world.is_main else ""
+    changes, (_, new_settings) = "", ([], [])
+    if checkpoint is not None and world.is_main:
+        changes, (_, new_settings) = run.version_changes(), run.setting_changes(config)
     if world.is_main:
         run.describe(config=config, ds_config=ds_config, classes=task.classes)
     monitor = Monitor(
@@ -162,12 +184,16 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     for line in (*task.reports, *weights_reports(weights, config.backbone)):
         monitor.say(line)
     if learnt and checkpoint is None:
-        anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
+        anew = [name for name in engine.learnt_parameters if name not in learnt[MASTER]]
         monitor.say("weights: what had learnt too" + (f"; anew: {some(anew)}" if anew else ""))
-    for path in store.broken():
-        monitor.say(f"passed over {path}: it is not whole")
+    if engine.ema_warmup:
+        monitor.say("the running average follows more closely at first (train.ema_warmup)")
     if checkpoint is not None:
+        for path in store.newer_than(checkpoint):
+            monitor.say(f"skipped {path}: it is not whole")
         monitor.say(f"resumed from {checkpoint}, {progress.step} steps done")
+    if new_settings:
+        monitor.say(f"resumed with other settings than before: {', '.join(new_settings)}")
     if changes:
         monitor.say(f"resumed under other versions than before, so losses may differ in the last digits: {changes}")
     return Trainer(
@@ -188,6 +214,15 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
             world=world,
             report=monitor.say,
         ),
+        skipped_steps=SkippedSteps(
+            parameters=engine.learnt_parameters,
+            total=progress.skipped_steps,
+            in_a_row=progress.skipped_in_a_row,
+            most=settings.max_skipped_steps,
+            world=world,
+            report=monitor.say,
+        ),
+        lock=lock,
         frozen_fingerprint=frozen,
         stop=stop,
         profiler=Profiler(
