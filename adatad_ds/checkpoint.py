@@ -117,7 +117,13 @@ class CheckpointStore:
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, if there is one."""
-        return next((path for path in reversed(self.all()) if is_whole(path)), None)
+        seen = None
+        while (paths := self.all()) != seen:  # those seen may be gone, and newer ones there, beside a training
+            for path in reversed(paths):
+                if is_whole(path):
+                    return path
+            seen = paths
+        return None
 
     def choose(self) -> Chosen | None:
         """The newest whole checkpoint, for the other ranks to `confirm`. Call on one rank."""
@@ -187,9 +193,16 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def open_checkpoint(path: Path) -> tuple[LearntState, dict[str, Any]]:
-    """A whole checkpoint's full fp32 tensors by kind and name, not yet read, and the run's state."""
-    state = read_state(path)
-    learnt = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
+    """A whole checkpoint's full fp32 tensors by kind and name, not yet read, and the run's state.
+
+    Raises:
+        ConfigError: it has been removed.
+    """
+    try:
+        state = read_state(path)
+        learnt = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is gone; a training that goes on removes old checkpoints: try again") from error
     return (_decoded(learnt) if state["compact"] else learnt), state
 
 
