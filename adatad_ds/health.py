@@ -111,11 +111,8 @@ class SkippedSteps:
         self.total += 1
         self.in_a_row += 1
         names = self._not_finite()
-        where = (
-            f" ({len(names)} of {len(self._parameters)} tensors: {listed(names, limit=4, separator=', ')})"
-            if names
-            else ""
-        )
+        examples = listed(names, limit=4, separator=", ")
+        where = f" ({len(names)} of {len(self._parameters)} tensors: {examples})" if names else ""
         if self.in_a_row >= self._most:
             raise ConfigError(
                 f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients are not finite{where}, "
