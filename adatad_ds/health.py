@@ -64,10 +64,10 @@ def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
 
 
 class SkippedSteps:
-    """Steps whose gradients were not finite, so that the optimizer left the weights alone.
+    """Steps whose gradients had no finite norm, so that the optimizer left the weights alone.
 
     With fp16 some are normal: the loss scale is found that way. From the first one on, gradients are watched, to name
-    the tensors of the next; that costs a sum over each, so it is not done before.
+    the tensors of the next; that costs a norm of each, so it is not done before.
 
     Args:
         parameters: those that learn, by name.
@@ -93,7 +93,7 @@ class SkippedSteps:
         self._most = most
         self._world = world
         self._report = report
-        self._sums: dict[str, Tensor] | None = None  # of this step's gradients, by name; None: not watched
+        self._squares: dict[str, Tensor] | None = None  # this step's squared norms by name; None: not watched
         if in_a_row:
             self._watch()
 
@@ -105,8 +105,8 @@ class SkippedSteps:
         """
         if taken:
             self.in_a_row = 0
-            if self._sums is not None:
-                self._sums.clear()
+            if self._squares is not None:
+                self._squares.clear()
             return
         self.total += 1
         self.in_a_row += 1
@@ -115,29 +115,29 @@ class SkippedSteps:
         where = f" ({len(names)} of {len(self._parameters)} tensors: {examples})" if names else ""
         if self.in_a_row >= self._most:
             raise ConfigError(
-                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients are not finite{where}, "
+                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients have no finite norm{where}, "
                 "though the loss is. Lower train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or "
                 f"fp32; train.max_skipped_steps={self._most} sets how many are too many"
             )
-        self._report(f"step {step} skipped: gradients are not finite{where}; {self.in_a_row} in a row")
-        if self._sums is None:
+        self._report(f"step {step} skipped: gradients have no finite norm{where}; {self.in_a_row} in a row")
+        if self._squares is None:
             self._watch()
 
     def _not_finite(self) -> list[str]:
-        """Names of the parameters whose gradient was not finite on any rank. A collective."""
-        own = [name for name, total in (self._sums or {}).items() if not math.isfinite(float(total))]
-        if self._sums is not None:
-            self._sums.clear()
+        """Names of the parameters whose gradient had no finite norm on some rank. A collective."""
+        own = [name for name, square in (self._squares or {}).items() if not math.isfinite(float(square))]
+        if self._squares is not None:
+            self._squares.clear()
         found = {name for names in self._world.gather(own) for name in names}
         return [name for name in self._parameters if name in found]
 
     def _watch(self) -> None:
-        self._sums = {}
+        self._squares = {}
         for name, parameter in self._parameters.items():
             parameter.register_hook(lambda gradient, name=name: self._look(name, gradient))
 
     def _look(self, name: str, gradient: Tensor) -> None:
-        """A sum is not finite where one of its terms is not; it is read once a step is skipped."""
-        assert self._sums is not None
-        total = gradient.detach().float().sum()
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        """Add a micro batch's squared norm; it is read once a step is skipped."""
+        assert self._squares is not None
+        square = gradient.detach().float().square().sum()
+        self._squares[name] = self._squares[name] + square if name in self._squares else square

@@ -36,7 +36,7 @@ def test_a_folder_belongs_to_one_run_and_one_training(small_videos, tmp_path):
         return train_command(data=small_videos, run=run, **(SETTINGS | {"train__stop_epoch": 100} | changes))
 
     first = start_until(command(), run, step=2)
-    before = (run / "config.json").read_bytes()
+    before, lock = (run / "config.json").read_bytes(), (run / "lock").read_bytes()
     try:
         said = refusal(command(train__seed=1))
         assert f"another training runs in {run}: process {first.pid} on " in said
@@ -63,6 +63,7 @@ def test_a_folder_belongs_to_one_run_and_one_training(small_videos, tmp_path):
 
     shutil.copy(small_videos / "annotations.json", other)  # the same in another place
     steps = json.loads(max((run / "checkpoints").glob("step_*/state.json")).read_text())["step"]
+    (run / "lock").write_bytes(lock)  # as the kill had left it; the refused ones took it over, and gave it back
     output = finish(command(resume=True, data__annotations=other, train__stop_epoch=steps // 2 + 1))
     assert f"the lock of {run} was taken over from process {first.pid} on " in output
     assert f"train.stop_epoch 100 -> {steps // 2 + 1}" in output
@@ -84,8 +85,8 @@ def test_steps_that_train_nothing_end_the_run(small_videos, tmp_path):
             train__max_skipped_steps=3,
         )
     )
-    assert "3 steps in a row were skipped, up to step 2: gradients are not finite (" in said
-    assert "head.reg_head.weight" in said or "pyramid." in said or "backbone.adapters" in said
+    assert "3 steps in a row were skipped, up to step 2: gradients have no finite norm (" in said
+    assert "head.reg_head." in said or "pyramid." in said
     assert all(loss < float("inf") for loss in losses(run).values())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["train/skipped_steps"] for line in lines if "train/skipped_steps" in line] == [1, 2]

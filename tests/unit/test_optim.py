@@ -7,8 +7,8 @@ import pytest
 from adatad_ds.optim import INITIAL_SHARE, average_decay, average_needs_warmup, schedule
 from adatad_ds.recipes import all_recipes
 
-# Training videos as tools/dataset_facts.py has them; of ActivityNet's 10 024 about a tenth are gone from YouTube, and of
-# Ego4D-MQ's the literature tells no number: its train annotations hold some 1 200 clips or more.
+# Training videos as tools/dataset_facts.py has them; fewer of ActivityNet's 10 024, as some are gone from YouTube, and
+# a low guess for Ego4D-MQ (2488 clips with the test's in version 1).
 VIDEOS = {"thumos14": 200, "multithumos": 200, "activitynet": 9000, "charades": 7985, "epic": 495, "ego4d": 1200}
 
 
