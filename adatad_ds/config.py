@@ -196,7 +196,7 @@ class TrainConfig:
     keep_checkpoints: number.PositiveInt = 2  # the newest; the best one is kept besides
     compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
     log_every_steps: number.PositiveInt = 10
-    max_skipped_steps: number.PositiveInt = 20  # in a row, for gradients that are not finite, before the run gives up
+    max_skipped_steps: number.PositiveInt = 20  # in a row, of gradients without a finite norm; then the run gives up
 
     @property
     def dtype(self) -> torch.dtype:

@@ -124,7 +124,7 @@ class Engine:
     def step(self) -> None:
         """After each micro batch; the last one of a step clips, updates, and follows with the average.
 
-        A step whose gradients are not finite updates nothing, see `step_taken`.
+        A step whose gradients have no finite norm updates nothing, see `step_taken`.
         """
         at_boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()

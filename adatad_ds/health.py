@@ -115,9 +115,9 @@ class SkippedSteps:
         where = f" ({len(names)} of {len(self._parameters)} tensors: {examples})" if names else ""
         if self.in_a_row >= self._most:
             raise ConfigError(
-                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients have no finite norm{where}, "
-                "though the loss is. Lower train.lr_head and train.lr_adapter, or use --set train.precision=bf16 or "
-                f"fp32; train.max_skipped_steps={self._most} sets how many are too many"
+                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients have no finite norm"
+                f"{where}, though the loss is finite. Lower train.lr_head and train.lr_adapter, or use --set "
+                f"train.precision=bf16 or fp32; train.max_skipped_steps={self._most} sets how many are too many"
             )
         self._report(f"step {step} skipped: gradients have no finite norm{where}; {self.in_a_row} in a row")
         if self._squares is None:

@@ -72,21 +72,23 @@ def data_fingerprint(videos: Iterable[Sequence[Any]], *, classes: Sequence[str])
     }
 
 
-def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> None:
-    """See that a run goes on with the training data that it began with.
+def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any], *, whose: str, advice: str) -> None:
+    """See that training data are the same: the order of samples follows from them.
 
     Args:
-        found: their fingerprint now.
-        wanted: the one saved; None: by a version that saved none.
+        found: their fingerprint here and now.
+        wanted: what it must be.
+        whose: `wanted` is, for the message.
+        advice: what to do, for the message.
 
     Raises:
-        ConfigError: they are others, so that the order of samples would not be the one that the run is in.
+        ConfigError: they are others.
     """
-    if wanted is not None and found != wanted:
-        before, now = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
+    if found != wanted:
+        theirs, ours = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
         raise ConfigError(
-            f"the training data are not those that this run began with ({before}; now {now}): names, times, labels or "
-            "their order differ. Give the old annotations to go on, or start a new run with --run-dir"
+            f"the training data are not those {whose} ({theirs}; now {ours}): names, times, labels or their order "
+            f"differ. {advice}"
         )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -51,6 +52,7 @@ from adatad_ds.recognition_task import RecognitionTask
 from adatad_ds.resume import check_same_data
 from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
+from adatad_ds.task import Task
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
@@ -124,8 +126,10 @@ def build_trainer(
     store = run.checkpoints(keep=settings.keep_checkpoints)
     chosen = world.on_main(lambda: run.start(store, config=config, resume=arguments.resume == "auto"))
     checkpoint = world.attempt(lambda: store.confirm(chosen)) if chosen else None
+    saved, state = world.attempt(lambda: open_checkpoint(checkpoint)) if checkpoint else ({}, {})
     kind = DetectionTask if config.recognition is None else RecognitionTask
     task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
+    check_data(task, saved=state.get("training_data"), world=world)
     batches = TrainBatches(
         num_samples=len(task.train_data),
         global_batch=settings.global_batch,
@@ -138,7 +142,7 @@ def build_trainer(
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
     model = task.build_model(storage=Storage(policy), stopwatch=stopwatch)
     vit = model.backbone.vit
-    progress, learnt, state = Progress(), {}, {}
+    progress, learnt = Progress(), {}
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
     if weights is None:
         frozen = fingerprint(vit)
@@ -149,13 +153,12 @@ def build_trainer(
         host = weights_host(ds_config)
         frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
     if checkpoint is not None:
-        learnt, state = world.attempt(lambda: open_checkpoint(checkpoint))
+        learnt = saved
         world.on_main(
             lambda: check_fingerprint(
                 frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
             )
         )
-        world.attempt(lambda: check_same_data(task.data_fingerprint, state.get("training_data")))
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
     ema_warmup = settings.ema_warmup
@@ -235,6 +238,25 @@ def build_trainer(
         ),
         updates=Updates(parts=engine.learnt_parts, total=world.sum),
     )
+
+
+def check_data(task: Task, *, saved: Mapping[str, Any] | None, world: World) -> None:
+    """See that all ranks have the same training data, and a resumed run those that it began with. A collective.
+
+    Args:
+        task: of this rank.
+        saved: fingerprint of the data that the run began with; None: a new run, or saved by a version without.
+        world: the ranks.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    own, first = task.data_fingerprint, world.on_main(lambda: task.data_fingerprint)
+    advice = "All nodes must see the same annotations and videos"
+    world.attempt(lambda: check_same_data(own, first, whose="that rank 0 sees", advice=advice))
+    if saved is not None:
+        advice = "Give the old annotations to go on, or start a new run with --run-dir"
+        world.attempt(lambda: check_same_data(own, saved, whose="that this run began with", advice=advice))
 
 
 def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:

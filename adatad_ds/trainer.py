@@ -35,7 +35,7 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
-    skipped_steps: int = 0  # steps whose gradients were not finite
+    skipped_steps: int = 0  # whose gradients had no finite norm
     skipped_in_a_row: int = 0  # the last ones
 
 
