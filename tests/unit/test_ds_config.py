@@ -1,4 +1,4 @@
-"""A ds_config's section activation_checkpointing: what it means here, and what is refused."""
+"""A ds_config: what its section activation_checkpointing means here, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.ds_config import activation_policy, read_ds_config
+from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.models.stored import StoragePolicy
 
 
@@ -59,3 +59,12 @@ def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):
     path.write_bytes('{"é": 1}'.encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot read the DeepSpeed config"):
         read_ds_config(path)
+
+
+@pytest.mark.parametrize("part", ["offload_param", "offload_optimizer"])
+def test_nvme_is_refused(part):
+    config, zero = Config(), {"stage": 3, part: {"device": "nvme", "nvme_path": "/scratch"}}
+    with pytest.raises(ConfigError, match=rf'{part}.device is "nvme", which is not tested here; use "cpu" or "none"'):
+        resolve_ds_config({"zero_optimization": zero}, config=config, ranks=1, cuda=True)
+    for device in ("cpu", "none"):
+        resolve_ds_config({"zero_optimization": zero | {part: {"device": device}}}, config=config, ranks=1, cuda=True)
