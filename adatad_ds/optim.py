@@ -63,9 +63,9 @@ def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
     return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
 
 
-def average_needs_warmup(decay: float, *, steps: int) -> bool:
-    """Whether more than `INITIAL_SHARE` of an average without warm-up are initial weights after so many steps."""
-    return decay**steps > INITIAL_SHARE
+def average_warms_up(train: TrainConfig, *, steps: int) -> bool:
+    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps."""
+    return train.ema_decay**steps > INITIAL_SHARE if train.ema_warmup is None else train.ema_warmup
 
 
 def schedule(step: int, *, warmup_steps: float, total_steps: int) -> float:

@@ -34,7 +34,7 @@ from adatad_ds.models.build import adapted_blocks
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
-from adatad_ds.optim import average_needs_warmup, parameter_table
+from adatad_ds.optim import average_warms_up, parameter_table
 from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
@@ -161,9 +161,7 @@ def build_trainer(
         )
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
-    ema_warmup = settings.ema_warmup
-    if ema_warmup is None:
-        ema_warmup = average_needs_warmup(settings.ema_decay, steps=settings.stop_epoch * batches.steps_per_epoch)
+    ema_warmup = average_warms_up(settings, steps=settings.stop_epoch * batches.steps_per_epoch)
     engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
     if learnt:
         source = str(checkpoint or config.backbone.weights)
