@@ -176,14 +176,15 @@ def busy(folder: Path) -> Iterator[None]:
     if os.geteuid() == 0:
         if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(inside)], capture_output=True, check=False).returncode:
             pytest.skip("root may not mount here, and removes whatever there is")
-        yield
-        moved = next(inside.parents[1].glob("**/inside"))
-        subprocess.run(["umount", str(moved)], check=True)
+        release = ["umount"]
     else:
         (inside / "file").touch()
         inside.chmod(0o500)
+        release = ["chmod", "700"]
+    try:
         yield
-        next(inside.parents[1].glob("**/inside")).chmod(0o700)
+    finally:
+        subprocess.run([*release, str(next(folder.parent.glob("**/inside")))], check=True)
 
 
 def test_what_cannot_be_removed_is_a_warning(tmp_path):
