@@ -63,9 +63,14 @@ def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
     return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
 
 
-def average_warms_up(train: TrainConfig, *, steps: int) -> bool:
-    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps."""
-    return train.ema_decay**steps > INITIAL_SHARE if train.ema_warmup is None else train.ema_warmup
+def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
+    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps.
+
+    An average that is `trained` already, as of a published detector, is not to be forgotten.
+    """
+    if train.ema_warmup is not None:
+        return train.ema_warmup
+    return not trained and train.ema_decay**steps > INITIAL_SHARE
 
 
 def schedule(step: int, *, warmup_steps: float, total_steps: int) -> float:

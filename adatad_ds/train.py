@@ -22,7 +22,7 @@ import torch
 from adatad_ds import config as configuration
 from adatad_ds.aim_weights import AIMWeights
 from adatad_ds.checkpoint import open_checkpoint
-from adatad_ds.compact import MASTER
+from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.loader import TrainBatches
@@ -161,7 +161,8 @@ def build_trainer(
         )
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
-    ema_warmup = average_warms_up(settings, steps=settings.stop_epoch * batches.steps_per_epoch)
+    steps = settings.stop_epoch * batches.steps_per_epoch
+    ema_warmup = average_warms_up(settings, steps=steps, trained=AVERAGE in learnt)
     engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
     if learnt:
         source = str(checkpoint or config.backbone.weights)
@@ -179,7 +180,7 @@ def build_trainer(
         folder=run.path,
         active=world.is_main,
         start_step=progress.step,
-        total_steps=settings.stop_epoch * batches.steps_per_epoch,
+        total_steps=steps,
     )
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in (*task.reports, *weights_reports(weights, config.backbone)):

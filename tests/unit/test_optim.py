@@ -39,6 +39,7 @@ def test_a_short_run_is_not_mostly_initialisation():
     assert average_warms_up(TrainConfig(), steps=140)
     assert not average_warms_up(TrainConfig(ema_warmup=False), steps=140)
     assert not average_warms_up(TrainConfig(ema_decay=0.0), steps=140)
+    assert not average_warms_up(TrainConfig(), steps=140, trained=True)
     assert average_warms_up(TrainConfig(ema_warmup=True), steps=6000)
     assert initial_share(140, warmup=False) == pytest.approx(0.87, abs=0.01)
     assert initial_share(140, warmup=True) < 1e-6
