@@ -198,6 +198,7 @@ class TrainConfig:
     weight_decay_backbone: number.Fraction = 0.05
     grad_clip: number.NonNegativeFloat = 1.0  # 0: off
     ema_decay: number.Probability = 0.999  # 0: off, evaluate the raw weights
+    ema_warmup: bool | None = None  # follow more closely at first; None: where the run is too short to do without
     warmup_epochs: number.Epochs = 5.0
     warmup_start: number.Fraction = 0.0  # share of the rate that the warm-up begins with
     schedule_epochs: number.PositiveInt = 100  # where the cosine would reach 0
@@ -210,6 +211,7 @@ class TrainConfig:
     keep_checkpoints: number.PositiveInt = 2  # the newest; the best one is kept besides
     compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
     log_every_steps: number.PositiveInt = 10
+    max_skipped_steps: number.PositiveInt = 20  # in a row, of gradients without a finite norm; then the run gives up
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
 from adatad_ds.objective import Objective
+from adatad_ds.resume import data_fingerprint
 from adatad_ds.runs import RESULTS_FILE
 from adatad_ds.task import Evaluation
 from adatad_ds.temporal import Mesh
@@ -54,6 +56,13 @@ class DetectionTask:
         self.test_data = WindowDataset.for_testing(config.data, frames=frames)
         self.classes = self.train_data.classes
         self.reports = tuple(f"data: {line}" for line in (*self.train_data.reports, *self.test_data.reports))
+        self.data_fingerprint = data_fingerprint(
+            (
+                (video.name, video.duration_sec, video.num_frames, video.fps, *map(astuple, video.actions))
+                for video in self.train_data.videos
+            ),
+            classes=self.classes,
+        )
         self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
         self._damage_told = False  # every evaluation reads the same files
         self.normalizer = LossNormalizer(

@@ -92,6 +92,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
         problems.append(f"communication_data_type is {reduction!r}; it must be {', '.join(REDUCTION_TYPES)} or auto")
     resolved["communication_data_type"] = reduction
     for name in ("offload_param", "offload_optimizer"):
+        if zero.get(name, {}).get("device") == "nvme":
+            problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
         if zero.get(name, {}).get("pin_memory") == "auto":
             zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
     if problems:

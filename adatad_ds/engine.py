@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from adatad_ds.compact import AVERAGE, MASTER, rounded
 from adatad_ds.config import Config, ConfigError
-from adatad_ds.optim import parameter_groups
+from adatad_ds.optim import average_decay, parameter_groups
 from adatad_ds.parallel import World
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
+from adatad_ds.weight_files import StoredTensor, check_fit
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -45,6 +47,7 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's scaler counts
 # AVERAGE is our key in the optimizer's state: the EMA is partitioned exactly as the moments are.
 
 
@@ -72,22 +75,25 @@ class Engine:
         config: the run's config.
         ds_config: as `resolve_ds_config` returns it.
         world: the ranks.
+        ema_warmup: whether the running average follows more closely at first.
 
     Raises:
         ConfigError: nothing learns, or the device cannot compute in the wanted precision.
     """
 
-    def __init__(self, *, model: nn.Module, config: Config, ds_config: dict[str, Any], world: World) -> None:
+    def __init__(
+        self, *, model: nn.Module, config: Config, ds_config: dict[str, Any], world: World, ema_warmup: bool = False
+    ) -> None:
         self.ds_config = ds_config
         self.stage: int = ds_config["zero_optimization"]["stage"]
         self.accumulation: int = ds_config["gradient_accumulation_steps"]
-        self.ema_decay = config.train.ema_decay
+        self.ema_decay, self.ema_warmup = config.train.ema_decay, ema_warmup
         self._world = world
         self._check_precision(config.train.precision)
         groups = parameter_groups(model, config.train)
         if not groups:
             raise ConfigError("nothing in this model learns")
-        _complete(model, dtype=config.train.dtype, device=world.device)
+        cast_and_move_rest(model, dtype=config.train.dtype, device=world.device)
         with _quick_optimizer_checks():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
@@ -98,13 +104,10 @@ class Engine:
         self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
         self._zero: Any = zero
         self.module = model
-        self._learnt = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.learnt_parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()
-
-    @property
-    def learnt_names(self) -> list[str]:
-        """Names of the parameters that learn."""
-        return list(self._learnt)
+        if self._zero.loss_scaler.dynamic:
+            self._zero.loss_scaler.raise_error_at_min_scale = False  # who counts skipped steps ends the run
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The model's forward pass."""
@@ -119,12 +122,21 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """After each micro batch; the last one of a step clips, updates, and follows with the average."""
+        """After each micro batch; the last one of a step clips, updates, and follows with the average.
+
+        A step whose gradients have no finite norm updates nothing, see `step_taken`.
+        """
         at_boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         if at_boundary and self.ema_decay > 0:
+            decay = average_decay(self._steps_taken, decay=self.ema_decay, warmup=self.ema_warmup)
             for flat in self._flat_masters():
-                self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - self.ema_decay)
+                self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - decay)
+
+    @property
+    def step_taken(self) -> bool:
+        """Whether the last step updated the weights; the same on all ranks."""
+        return self._engine.was_step_applied()
 
     def set_learning_rate(self, factor: float) -> None:
         """Scale every group's base rate by the schedule's factor."""
@@ -142,27 +154,60 @@ class Engine:
 
     def learnt_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Each learning parameter's name and full fp32 tensors: master, Adam moments, running average. A collective."""
-        for name, parameter in self._learnt.items():
-            state = {MASTER: _to_cpu(safe_get_full_fp32_param(parameter))}
-            yield name, state | {k: _to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
+        for name, parameter in self.learnt_parameters.items():
+            state = {MASTER: to_cpu(safe_get_full_fp32_param(parameter))}
+            yield name, state | {k: to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
 
     def learnt_parts(self) -> Iterator[tuple[str, Tensor]]:
         """Each learning parameter's name and what this rank holds of its fp32 master, flat; nothing is sent."""
-        for name, parameter in self._learnt.items():
-            part = safe_get_local_fp32_param(parameter) if self.stage == 3 else _fragment(parameter)
+        for name, parameter in self.learnt_parameters.items():
+            part = safe_get_local_fp32_param(parameter) if self.stage == 3 else fragment(parameter)
             if self.stage == 3:  # equal on all ranks, the last ones' filled up with what is no weight
                 before = self._world.rank * part.numel()
-                part = part[: max(0, _whole_size(parameter) - before)]
+                part = part[: max(0, math.prod(whole_shape(parameter)) - before)]
             yield name, part.detach().float()
 
-    def load_learnt_state(self, state: Mapping[str, Mapping[str, StoredTensor]], *, steps: int) -> None:
-        """Restore masters, moments and average, as far as `state` has them, on any number of ranks and any stage."""
+    def load_learnt_state(
+        self, state: Mapping[str, Mapping[str, StoredTensor]], *, source: str, partial: bool = False
+    ) -> None:
+        """Restore masters, moments and average on any number of ranks and any stage.
+
+        A moment that `state` lacks stays as it is; an average that it lacks starts from the masters.
+
+        Args:
+            state: tensors by kind and name.
+            source: where they are from, for messages.
+            partial: whether parameters may be left out, which then stay as they are.
+
+        Raises:
+            ConfigError: names or shapes are not the model's; nothing is changed then.
+        """
+        shapes = {name: whole_shape(p) for name, p in self.learnt_parameters.items()}
         for kind, tensors in state.items():
-            for name, stored in tensors.items():
-                self._set(self._learnt[name], stored.read(), kind)
+            wanted = {name: shapes[name] for name in tensors if name in shapes} if partial else shapes
+            check_fit(tensors, wanted, source=f"{source} ({kind})")
+        for kind in (MASTER, *self._state_keys()):
+            masters = state[MASTER] if kind == AVERAGE else {}
+            for name, stored in {**masters, **state.get(kind, {})}.items():
+                self._set(self.learnt_parameters[name], stored.read(), kind)
+        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What else the optimizer goes by: steps really taken, fp16's loss scale, the average's warm-up; JSON-ready."""
+        scaler = self._zero.loss_scaler
+        return {
+            "steps": self._steps_taken,
+            "loss_scale": {name: getattr(scaler, name) for name in LOSS_SCALE} if scaler.dynamic else {},
+            "ema_warmup": self.ema_warmup,
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
         for flat in self._flat_masters():
-            self._adam.state[flat]["step"].fill_(float(steps))
-        self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
+            self._adam.state[flat]["step"].fill_(float(state["steps"]))
+        if self._zero.loss_scaler.dynamic:
+            vars(self._zero.loss_scaler).update(state["loss_scale"])
+        self.ema_warmup = state["ema_warmup"]
 
     def round_learnt_state(self) -> None:
         """Round masters, moments and average as compact checkpoints do, so that a resume goes on with the same bits."""
@@ -172,7 +217,7 @@ class Engine:
                 for key, parts in states.items():
                     parts[index].copy_(rounded(key, parts[index], part))
                 part.copy_(rounded(MASTER, part, part))
-        self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
+        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -180,17 +225,17 @@ class Engine:
         if self.ema_decay == 0:
             yield
             return
-        self._write_weights(lambda p: _to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
+        self._write_weights(lambda p: to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
         try:
             yield
         finally:
-            self._write_weights(lambda p: _to_cpu(safe_get_full_fp32_param(p)))
+            self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
 
     def bytes_by_kind(self) -> dict[str, int]:
         """This rank's bytes: frozen and learning weights in the compute type, masters, moments, average."""
         kinds = {"frozen_weights": 0, "learnt_weights": 0}
         for parameter in self.module.parameters():
-            held = _partition(parameter) if self.stage == 3 else parameter
+            held = held_partition(parameter) if self.stage == 3 else parameter
             kinds["learnt_weights" if parameter.requires_grad else "frozen_weights"] += (
                 held.numel() * held.element_size()
             )
@@ -208,6 +253,11 @@ class Engine:
     @property
     def _adam(self) -> torch.optim.Optimizer:
         return self._zero.optimizer
+
+    @property
+    def _steps_taken(self) -> int:
+        """Adam's count, which skipped steps are not in."""
+        return int(self._adam.state[self._flat_masters()[0]]["step"])
 
     def _state_keys(self) -> tuple[str, ...]:
         return (*MOMENTS, AVERAGE) if self.ema_decay > 0 else MOMENTS
@@ -241,7 +291,7 @@ class Engine:
             else:
                 safe_set_full_optimizer_state(parameter, value, kind)
             return
-        size = _partition(parameter).numel()  # equal on all ranks; the last one's is padded
+        size = held_partition(parameter).numel()  # equal on all ranks; the last one's is padded
         part = torch.zeros(size)
         own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
         part[: own.numel()] = own
@@ -254,7 +304,7 @@ class Engine:
         """Replace the compute-type weights of what learns, one parameter at a time."""
         if self.stage == 3:
             self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
-        for parameter in self._learnt.values():
+        for parameter in self.learnt_parameters.values():
             value = full_value(parameter)
             if self.stage == 3:
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
@@ -273,37 +323,6 @@ class Engine:
             raise ConfigError(
                 f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32"
             )
-
-
-def _complete(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """What DeepSpeed leaves undone for a model of which it has partitioned a part: cast the rest, move the buffers."""
-    for parameter in model.parameters():
-        if not hasattr(parameter, "ds_id"):
-            parameter.data = parameter.data.to(dtype)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-
-
-def _partition(parameter: Any) -> Tensor:
-    """This rank's part of a parameter that ZeRO-3 has partitioned."""
-    return parameter.ds_tensor
-
-
-def _whole_size(parameter: Any) -> int:
-    """Numbers of a parameter that ZeRO-3 has partitioned, on all ranks together."""
-    return parameter.ds_numel
-
-
-def _fragment(parameter: Any) -> Tensor:
-    """This rank's part of a parameter's fp32 master under ZeRO-1 and 2; empty where it has none."""
-    held = parameter._hp_mapping
-    return torch.empty(0) if held is None else held.hp_fragment
-
-
-def _to_cpu(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None, "DeepSpeed lost a partition of what learns"
-    return tensor.detach().float().cpu().clone()
 
 
 @contextlib.contextmanager

@@ -76,10 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 per_class=arguments.per_class,
             )
             return 0
-        trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw)
-        if trained.config.recognition and arguments.save_raw:
+        found = find_trained(arguments.path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw)
+        if found.config.recognition and arguments.save_raw:
             raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
-        world = World.join(worker_timeout_sec=trained.config.data.worker_timeout_sec)
+        world = World.join(worker_timeout_sec=found.config.data.worker_timeout_sec)
+        chosen = world.on_main(lambda: found.source)  # of a run that still trains, ranks may have found different ones
+        trained = world.attempt(
+            lambda: (
+                found
+                if found.source == chosen
+                else find_trained(chosen, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw)
+            )
+        )
         output = arguments.output or trained.folder / "evaluate"
         if trained.config.recognition:
             evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)

@@ -10,6 +10,7 @@ from torch import nn
 from adatad_ds.config import TrainConfig
 
 CLASSIFIER = "head.classifier."  # of a recogniser
+INITIAL_SHARE = 0.05  # of a running average, at which its run counts as short
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
@@ -58,6 +59,25 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
+def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
+    """How much of the running average stays in the `updates`-th update (from 1).
+
+    With a warm-up (1 + n) / (10 + n) until that reaches `decay`, as TensorFlow's ExponentialMovingAverage and torch_ema
+    have it; without, always `decay`, as AdaTAD's authors have it.
+    """
+    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
+    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps.
+
+    An average that is `trained` already, as of a published detector, is not to be forgotten.
+    """
+    if train.ema_warmup is not None:
+        return train.ema_warmup
+    return not trained and train.ema_decay**steps > INITIAL_SHARE
+
+
 def schedule(
     step: int,
     *,
@@ -67,6 +87,9 @@ def schedule(
     epoch_steps: int | None = None,
 ) -> float:
     """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine to 0 at `total_steps`.
+
+    From a warm-up's start of 0 step 0 has rate 0, as AdaTAD's authors have it (OpenTAD, LinearWarmupCosineAnnealingLR).
+    # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends at a rate of 1e-8.
 
     Args:
         step: which.

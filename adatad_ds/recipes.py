@@ -117,7 +117,8 @@ def _quickstart(tuning: Tuning) -> Recipe:
             global_batch=4,
             lr_head=1e-3,
             lr_adapter=1e-3,
-            ema_decay=0.98,
+            ema_decay=0.98,  # forgets its start within an epoch or two
+            ema_warmup=False,
             warmup_epochs=1,
             schedule_epochs=16,
             stop_epoch=16,

@@ -28,6 +28,7 @@ from adatad_ds.models.recogniser import Recogniser, build_recogniser
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.models.stored import Storage
 from adatad_ds.parallel import World
+from adatad_ds.resume import data_fingerprint
 from adatad_ds.task import Evaluation
 from adatad_ds.temporal import Mesh
 
@@ -60,6 +61,9 @@ class RecognitionTask:
             for what, data in (("learn from", self.train_data), ("test on", self.test_data))
         )
         self._damage_told = False  # every evaluation reads the same files
+        self.data_fingerprint = data_fingerprint(
+            ((video.name, video.label) for video in self.train_data.videos), classes=self.classes
+        )
         self._samples = 1.0  # of the global batch of this step that have a label
 
     def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from adatad_ds import config as configuration
-from adatad_ds.checkpoint import CheckpointStore
+from adatad_ds.atomic import write_text
+from adatad_ds.checkpoint import CheckpointStore, Chosen
 from adatad_ds.config import Config, ConfigError
+from adatad_ds.resume import setting_changes
 from adatad_ds.task import HEADLINES, Evaluation
 
 CONFIG_FILE = "config.json"
@@ -43,28 +45,49 @@ class RunFolder:
         """Where the run's checkpoints lie."""
         return CheckpointStore(folder=self.path / "checkpoints", keep=keep)
 
-    def start(self, store: CheckpointStore, *, resume: bool) -> Path | None:
-        """The checkpoint to go on from, or None for a new run.
+    def start(self, store: CheckpointStore, *, config: Config, resume: bool) -> Chosen | None:
+        """The checkpoint to go on from, or None for a new run. Call on one rank; the others `confirm` it.
 
         Raises:
-            ConfigError: a run is already here and `resume` is off.
+            ConfigError: another run is here, or the same one and `resume` is off, or none of its checkpoints is whole.
         """
-        newest = store.latest()
-        if newest is not None and not resume:
+        saved = store.all()
+        if saved and not resume:
             raise ConfigError(
-                f"{self.path} already holds a run (up to {newest.name}); go on with --resume auto, or choose another "
-                "folder with --run-dir"
+                f"{self.path} already holds a run (up to {saved[-1].name}); go on with --resume auto, or choose "
+                "another folder with --run-dir"
             )
-        return newest
+        refused, _ = self.setting_changes(config)
+        if refused:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings than these (its {CONFIG_FILE} -> now): "
+                f"{', '.join(refused)}. Give the old values to go on with it, or choose another folder with --run-dir"
+                + ("" if saved else " (nothing is lost with this one but its log: it has saved no checkpoint)")
+            )
+        chosen = store.choose()
+        if saved and chosen is None:
+            raise ConfigError(
+                f"none of the {len(saved)} checkpoints in {store.folder} is whole: files are missing or damaged. "
+                "Bring one back to go on, or start a new run with --run-dir"
+            )
+        return chosen
 
     def describe(self, *, config: Config, ds_config: Mapping[str, Any], classes: Sequence[str]) -> None:
         """Save everything that the run was made from."""
         self.path.mkdir(parents=True, exist_ok=True)
-        config.save(self.path / CONFIG_FILE)
+        self._write(CONFIG_FILE, config.to_dict())
         self._write(DS_CONFIG_FILE, ds_config)
         self._write(CLASSES_FILE, list(classes))
         self._write(VERSIONS_FILE, versions())
         (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
+
+    def setting_changes(self, config: Config) -> tuple[list[str], list[str]]:
+        """How a config differs from the saved one, see `resume.setting_changes`; not at all where none is saved.
+
+        Call it before `describe`, which replaces what was saved.
+        """
+        path = self.path / CONFIG_FILE
+        return setting_changes(configuration.load(path), config) if path.exists() else ([], [])
 
     def version_changes(self) -> str:
         """How this process's Python and packages differ from those that the run was last described with; "": not.
@@ -105,9 +128,7 @@ class RunFolder:
         folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.save(folder)
-        temporary = folder / f".{METRICS_FILE}"
-        temporary.write_text(json.dumps(evaluation.metrics, indent=1) + "\n", encoding="utf-8")
-        temporary.rename(folder / METRICS_FILE)
+        write_text(folder / METRICS_FILE, json.dumps(evaluation.metrics, indent=1) + "\n")
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """Metrics of every evaluated epoch."""
@@ -141,7 +162,7 @@ class RunFolder:
         )
 
     def _write(self, name: str, content: Any) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
 
 def versions() -> dict[str, Any]:

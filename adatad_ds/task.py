@@ -54,6 +54,11 @@ class Task(Protocol):
         ...
 
     @property
+    def data_fingerprint(self) -> Mapping[str, Any]:
+        """What the training samples follow from, see `resume.data_fingerprint`."""
+        ...
+
+    @property
     def reports(self) -> Sequence[str]:
         """What was noticed about the data."""
         ...

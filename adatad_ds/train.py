@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,7 +24,7 @@ from adatad_ds import config as configuration
 from adatad_ds.aim_weights import AIMWeights
 from adatad_ds.checkpoint import open_checkpoint
 from adatad_ds.class_order import describe_logits
-from adatad_ds.compact import MASTER
+from adatad_ds.compact import AVERAGE, MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.loader import TrainBatches
@@ -31,12 +32,12 @@ from adatad_ds.data.video_lists import class_assignments
 from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
-from adatad_ds.health import DamagedVideos, FailedVideos
+from adatad_ds.health import DamagedVideos, FailedVideos, SkippedSteps
 from adatad_ds.models.build import adapted_blocks
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
-from adatad_ds.optim import parameter_table
+from adatad_ds.optim import average_warms_up, parameter_table
 from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
@@ -52,7 +53,10 @@ from adatad_ds.pretrained import (
 from adatad_ds.profiling import Profiler, parse_profile
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
 from adatad_ds.recognition_task import RecognitionTask
+from adatad_ds.resume import check_same_data
+from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
+from adatad_ds.task import Task
 from adatad_ds.temporal import Mesh
 from adatad_ds.trainer import Progress, Trainer
 from adatad_ds.updates import Updates
@@ -98,19 +102,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
     """Build and run; nothing of it is left when this returns."""
     stop = StopRequest()
-    with stop.listening():
-        trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
-        trainer.run()
-    trainer.report_evaluations()
-    trainer.report_memory()
-    trainer.close()
+    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
+    lock = RunLock(run.path)  # rank 0 holds it
+    try:
+        with stop.listening():
+            stale = world.on_main(lock.take)
+            trainer = build_trainer(config, arguments=arguments, world=world, stop=stop, run=run, lock=lock)
+            if stale:
+                trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
+            trainer.run()
+        trainer.report_evaluations()
+        trainer.report_memory()
+        trainer.close()
+    finally:
+        lock.release()
 
 
-def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:
+def build_trainer(
+    config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest, run: RunFolder, lock: RunLock
+) -> Trainer:
     """Put a run together: task, model, weights or checkpoint, engine.
 
     Raises:
-        ConfigError: settings that contradict each other, weights that do not fit.
+        ConfigError: settings that contradict each other or the run that is to go on, weights that do not fit.
         DataError: no usable videos or annotations.
     """
     order = find_recipe(arguments.recipe).class_order
@@ -124,11 +138,13 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     policy, stopwatch = activation_policy(
         ds_config, config=config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
     )
-    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     store = run.checkpoints(keep=settings.keep_checkpoints)
-    checkpoint = run.start(store, resume=arguments.resume == "auto")
+    chosen = world.on_main(lambda: run.start(store, config=config, resume=arguments.resume == "auto"))
+    checkpoint = world.attempt(lambda: store.confirm(chosen)) if chosen else None
+    saved, state = world.attempt(lambda: open_checkpoint(checkpoint)) if checkpoint else ({}, {})
     kind = DetectionTask if config.recognition is None else RecognitionTask
     task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
+    check_data(task, saved=state.get("training_data"), world=world)
     batches = TrainBatches(
         num_samples=len(task.train_data),
         global_batch=settings.global_batch,
@@ -152,7 +168,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         host = weights_host(ds_config)
         frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
     if checkpoint is not None:
-        learnt, state = world.attempt(lambda: open_checkpoint(checkpoint))
+        learnt = saved
         world.on_main(
             lambda: check_fingerprint(
                 frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
@@ -160,31 +176,43 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         )
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
-    engine = Engine(model=model, config=config, ds_config=ds_config, world=world)
+    steps = settings.stop_epoch * batches.steps_per_epoch
+    ema_warmup = average_warms_up(settings, steps=steps, trained=AVERAGE in learnt)
+    engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
     if learnt:
-        engine.load_learnt_state(learnt, steps=progress.step)
+        source = str(checkpoint or config.backbone.weights)
+        engine.load_learnt_state(learnt, source=source, partial=checkpoint is None)
+    if checkpoint is not None:
+        until_now = {"steps": progress.step, "loss_scale": {}, "ema_warmup": False}  # of versions that saved none
+        engine.load_optimizer_state(state.get("optimizer", until_now))
 
-    changes = run.version_changes() if checkpoint is not None and world.is_main else ""
+    changes, (_, new_settings) = "", ([], [])
+    if checkpoint is not None and world.is_main:
+        changes, (_, new_settings) = run.version_changes(), run.setting_changes(config)
     if world.is_main:
         run.describe(config=config, ds_config=ds_config, classes=task.classes)
     monitor = Monitor(
         folder=run.path,
         active=world.is_main,
         start_step=progress.step,
-        total_steps=settings.stop_epoch * batches.steps_per_epoch,
+        total_steps=steps,
     )
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in (*task.reports, *weights_reports(weights, config.backbone)):
         monitor.say(line)
     if learnt and checkpoint is None:
-        anew = [name for name in engine.learnt_names if name not in learnt[MASTER]]
+        anew = [name for name in engine.learnt_parameters if name not in learnt[MASTER]]
         monitor.say("weights: what had learnt too" + (f"; anew: {some(anew)}" if anew else ""))
         if CLASS_LOGITS in learnt[MASTER] and len(task.classes) > 1:
             monitor.say(describe_logits(task.classes))
-    for path in store.broken():
-        monitor.say(f"passed over {path}: it is not whole")
+    if engine.ema_warmup:
+        monitor.say("the running average follows more closely at first (train.ema_warmup)")
     if checkpoint is not None:
+        for path in store.newer_than(checkpoint):
+            monitor.say(f"skipped {path}: it is not whole")
         monitor.say(f"resumed from {checkpoint}, {progress.step} steps done")
+    if new_settings:
+        monitor.say(f"resumed with other settings than before: {', '.join(new_settings)}")
     if changes:
         monitor.say(f"resumed under other versions than before, so losses may differ in the last digits: {changes}")
     return Trainer(
@@ -206,6 +234,15 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
             report=monitor.say,
         ),
         damaged_videos=DamagedVideos(world=world, report=monitor.say),
+        skipped_steps=SkippedSteps(
+            parameters=engine.learnt_parameters,
+            total=progress.skipped_steps,
+            in_a_row=progress.skipped_in_a_row,
+            most=settings.max_skipped_steps,
+            world=world,
+            report=monitor.say,
+        ),
+        lock=lock,
         frozen_fingerprint=frozen,
         stop=stop,
         profiler=Profiler(
@@ -218,6 +255,25 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         updates=Updates(parts=engine.learnt_parts, total=world.sum),
     )
+
+
+def check_data(task: Task, *, saved: Mapping[str, Any] | None, world: World) -> None:
+    """See that all ranks have the same training data, and a resumed run those that it began with. A collective.
+
+    Args:
+        task: of this rank.
+        saved: fingerprint of the data that the run began with; None: a new run, or saved by a version without.
+        world: the ranks.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    own, first = task.data_fingerprint, world.on_main(lambda: task.data_fingerprint)
+    advice = "All nodes must see the same annotations and videos"
+    world.attempt(lambda: check_same_data(own, first, whose="that rank 0 sees", advice=advice))
+    if saved is not None:
+        advice = "Give the old annotations to go on, or start a new run with --run-dir"
+        world.attempt(lambda: check_same_data(own, saved, whose="that this run began with", advice=advice))
 
 
 def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:

@@ -43,6 +43,7 @@ class Trained:
 
     Attributes:
         name: for people.
+        source: the checkpoint's folder or the file.
         folder: what belongs to it is written beside this.
         config: how to build it.
         classes: class names, in the order of the logits; empty: those of the data.
@@ -55,6 +56,7 @@ class Trained:
     """
 
     name: str
+    source: Path
     folder: Path
     config: Config
     classes: tuple[str, ...]
@@ -103,6 +105,7 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
         raise ConfigError(f"{path} holds a transformer alone, without a trained model")
     return Trained(
         name=path.name,
+        source=path,
         folder=path.parent,
         config=config,
         classes=config.data.classes,
@@ -143,7 +146,7 @@ def load_model(trained: Trained, *, num_classes: int) -> Model:
     check_fit(learnt, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name)
     with torch.no_grad():
         for name, stored in learnt.items():
-            parameters[name].copy_(stored.read())
+            parameters[name].copy_(stored.read().reshape(parameters[name].shape))
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -203,6 +206,7 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -
     kind = AVERAGE if averaged else MASTER
     return Trained(
         name=f"{run.path.name}, {checkpoint.name}",
+        source=checkpoint,
         folder=run.path,
         config=configuration.override(config, overrides),
         classes=classes,
@@ -220,6 +224,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         raise ConfigError(f"{path} holds the running average alone; export the run again with --raw")
     return Trained(
         name=path.name,
+        source=path,
         folder=path.parent,
         config=configuration.override(configuration.from_dict(description["config"]), overrides),
         classes=tuple(description["classes"]),

@@ -17,13 +17,14 @@ from adatad_ds.compact import AVERAGE, MASTER, encode
 from adatad_ds.config import Config
 from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.engine import Engine
-from adatad_ds.health import DamagedVideos, FailedVideos, check_finite
+from adatad_ds.health import DamagedVideos, FailedVideos, SkippedSteps, check_finite
 from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.monitor import Monitor, peak_memory_bytes, peak_memory_name
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
 from adatad_ds.preemption import StopRequest
 from adatad_ds.profiling import Profiler
+from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
 from adatad_ds.task import Task
 from adatad_ds.updates import Updates
@@ -35,6 +36,8 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
+    skipped_steps: int = 0  # whose gradients had no finite norm
+    skipped_in_a_row: int = 0  # the last ones
 
 
 @dataclass(kw_only=True)
@@ -53,6 +56,8 @@ class Trainer:
     progress: Progress
     failed_videos: FailedVideos
     damaged_videos: DamagedVideos
+    skipped_steps: SkippedSteps
+    lock: RunLock
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
     stop: StopRequest
     profiler: Profiler
@@ -115,7 +120,7 @@ class Trainer:
 
         Raises:
             DataError: too many videos could not be read.
-            ConfigError: the loss is not finite.
+            ConfigError: the loss is not finite, or too many steps in a row had gradients that were not.
         """
         task = self.task
         sums = torch.zeros(len(task.loss_names), device=self.world.device)
@@ -137,6 +142,7 @@ class Trainer:
             self.damaged_videos.add(damage)
         losses = dict(zip(task.loss_names, totals, strict=True))
         check_finite(step=self.progress.step, losses=losses)
+        self.skipped_steps.add(self.progress.step, taken=self.engine.step_taken)
         return losses, stops > 0
 
     def leave_early(self) -> None:
@@ -157,6 +163,7 @@ class Trainer:
                 **{f"loss/{name}": value for name, value in losses.items()},
                 **self.task.scalars(),
                 "train/gradient_norm": self.engine.gradient_norm(),
+                "train/skipped_steps": self.skipped_steps.total,
                 "train/epoch": (step + 1) / self.batches.steps_per_epoch,
                 **{f"lr/{name}": rate for name, rate in self.engine.learning_rates().items()},
                 "time/step_sec": elapsed,
@@ -179,10 +186,13 @@ class Trainer:
         """Write a checkpoint. A collective.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or the run's folder is another training's by now.
         """
         began = time.perf_counter()
+        self.world.on_main(self.lock.check)
         self.progress.failed_videos = self.failed_videos.errors
+        self.progress.skipped_steps = self.skipped_steps.total
+        self.progress.skipped_in_a_row = self.skipped_steps.in_a_row
         compact = self.config.train.compact_checkpoints
         learnt: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensors in self.engine.learnt_state():
@@ -194,12 +204,16 @@ class Trainer:
             self.engine.round_learnt_state()
         state = {
             "progress": asdict(self.progress),
+            "optimizer": self.engine.optimizer_state(),
             **self.task.state_dict(),
+            "training_data": self.task.data_fingerprint,
             "frozen_fingerprint": self.frozen_fingerprint,
         }
-        self.world.on_main(
+        failed = self.world.on_main(
             lambda: self.store.save(step=self.progress.step, learnt=learnt, compact=compact, state=state)
         )
+        for line in failed:
+            self.monitor.say(f"warning: {line}")
         self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
 
     def evaluate_if_due(self, epoch: int) -> None:

@@ -149,8 +149,14 @@ def _open_safetensors(path: Path) -> Tensors:
 
     def reader(name: str) -> Callable[[], Tensor]:
         def read() -> Tensor:
-            with safe_open(path, framework="pt") as file:  # open no longer than this: mapped pages count as memory
-                return file.get_tensor(name)
+            try:
+                with safe_open(path, framework="pt") as file:  # open no longer than this: mapped pages count as memory
+                    return file.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(
+                    f"cannot read {path}: {first_line(error)}. It changed after it was opened (a training that goes on "
+                    "removes old checkpoints); try again"
+                ) from error
 
         return read
 

@@ -54,6 +54,7 @@ def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: ob
         if parameter.requires_grad
     }
     trained = Trained(
+        source=path,
         name="nobody",
         folder=path.parent,
         config=config,

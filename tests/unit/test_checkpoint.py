@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,12 +32,12 @@ def learnt() -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def save(store: CheckpointStore, step: int, *, compact: bool = False) -> None:
+def save(store: CheckpointStore, step: int, *, compact: bool = False) -> list[str]:
     state = learnt()
     if compact:
         master = state[MASTER]["w"]
         state = {kind: {"w": encode(kind, tensors["w"], master)} for kind, tensors in state.items()}
-    store.save(step=step, learnt=state, compact=compact, state={"note": step})
+    return store.save(step=step, learnt=state, compact=compact, state={"note": step})
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -74,7 +83,7 @@ def test_the_newest_whole_one_is_found_and_damage_is_told(tmp_path):
     with (tmp_path / "step_00000006" / "average.safetensors").open("r+b") as file:
         file.truncate(50)
     assert store.latest() == tmp_path / "step_00000004"
-    assert store.broken() == [tmp_path / "step_00000006"]
+    assert store.newer_than(store.latest()) == [tmp_path / "step_00000006"]
     with pytest.raises(ConfigError, match="is not whole"):
         find_checkpoint(tmp_path / "step_00000006")
     (tmp_path / "step_00000004" / "state.json").write_text("{")
@@ -95,3 +104,144 @@ def test_the_newest_and_the_best_stay(tmp_path):
         "step_00000008",
     ]
     assert store.best() == tmp_path / "step_00000002"
+
+
+def test_a_flipped_byte_anywhere_is_damage(tmp_path):
+    """In every file, `state.json` with its numbers included; the one before is taken."""
+    store = CheckpointStore(folder=tmp_path, keep=3)
+    for step in (2, 4):
+        save(store, step)
+    newest = tmp_path / "step_00000004"
+    assert store.latest() == newest
+    files = sorted(newest.iterdir())
+    assert [path.name for path in files] == [
+        "average.safetensors",
+        "exp_avg.safetensors",
+        "exp_avg_sq.safetensors",
+        "master.safetensors",
+        "state.json",
+    ]
+    for path in files:
+        content = path.read_bytes()
+        for place in range(0, len(content), 7):
+            for mask in (0x01, 0xFF):
+                flipped = bytearray(content)
+                flipped[place] ^= mask
+                path.write_bytes(flipped)
+                assert store.latest() == tmp_path / "step_00000002", (path.name, place, mask)
+        path.write_bytes(content)
+    assert store.latest() == newest
+
+
+def test_a_checkpoint_from_before_checksums_is_read(tmp_path):
+    store = CheckpointStore(folder=tmp_path, keep=3)
+    save(store, 2)
+    path = tmp_path / "step_00000002" / "state.json"
+    state = json.loads(path.read_text())
+    del state["crc32"]
+    state["files"] = {name: written["bytes"] for name, written in state["files"].items()}
+    path.write_text(json.dumps(state))
+    assert store.latest() == path.parent
+    assert open_checkpoint(path.parent)[1]["note"] == 2
+
+
+def test_damaged_ones_do_not_count_among_those_kept(tmp_path):
+    store = CheckpointStore(folder=tmp_path, keep=2)
+    for step in (2, 4, 8):
+        save(store, step)
+    (tmp_path / "step_00000008" / "state.json").unlink()
+    save(store, 6)
+    assert [path.name for path in store.all()] == ["step_00000004", "step_00000006", "step_00000008"]
+    save(store, 8)
+    assert [path.name for path in store.all()] == ["step_00000006", "step_00000008"]
+    assert store.latest() == tmp_path / "step_00000008"
+
+
+def test_a_damaged_best_is_not_replaced_in_silence(tmp_path):
+    store = CheckpointStore(folder=tmp_path / "checkpoints", keep=2)
+    for step in (2, 4):
+        save(store, step)
+    store.mark_best(step=2)
+    assert find_checkpoint(tmp_path).name == "step_00000002"
+    (tmp_path / "checkpoints/step_00000002/master.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"step_00000002 is not whole.*another one"):
+        find_checkpoint(tmp_path)
+
+
+@contextmanager
+def busy(folder: Path) -> Iterator[None]:
+    """Something in a folder cannot be removed: as a file still open on NFS."""
+    inside = folder / "inside"
+    inside.mkdir()
+    if os.geteuid() == 0:
+        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(inside)], capture_output=True, check=False).returncode:
+            pytest.skip("root may not mount here, and removes whatever there is")
+        release = ["umount"]
+    else:
+        (inside / "file").touch()
+        inside.chmod(0o500)
+        release = ["chmod", "700"]
+    try:
+        yield
+    finally:
+        subprocess.run([*release, str(next(folder.parent.glob("**/inside")))], check=True)
+
+
+def test_what_cannot_be_removed_is_a_warning(tmp_path):
+    store = CheckpointStore(folder=tmp_path, keep=1)
+    save(store, 2)
+    with busy(tmp_path / "step_00000002"):
+        warnings = save(store, 4)
+        assert len(warnings) == 1
+        assert "step_00000002" in warnings[0]
+        assert "cannot be removed" in warnings[0]
+        assert store.all() == [tmp_path / "step_00000004"]  # what is left of the other is no checkpoint
+        assert len(save(store, 6)) == 1
+    assert save(store, 8) == []  # tried again
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"]
+
+
+def test_all_ranks_see_the_chosen_one(tmp_path):
+    stores = [CheckpointStore(folder=tmp_path / node, keep=2) for node in ("node0", "node1")]
+    for store in stores:
+        save(store, 2)
+    chosen = stores[0].choose()
+    assert chosen is not None
+    assert stores[1].confirm(chosen) == tmp_path / "node1/step_00000002"
+    stores[1].save(step=2, learnt=learnt(), compact=False, state={"note": "of another run"})
+    with pytest.raises(ConfigError, match="that rank 0 goes on from is another one"):
+        stores[1].confirm(chosen)
+    shutil.rmtree(tmp_path / "node1")
+    with pytest.raises(ConfigError, match=r"is missing or not whole on .*--run-dir"):
+        stores[1].confirm(chosen)
+
+
+def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
+    """Whatever is read is of one save; one that is removed meanwhile is a message."""
+    store = CheckpointStore(folder=tmp_path / "checkpoints", keep=1)
+    ended, wrong, read = threading.Event(), [], set()
+
+    def train() -> None:
+        step = 0
+        while not ended.is_set():
+            step += 1
+            kinds = {kind: {"w": torch.full((400, 50), float(step))} for kind in (MASTER, "exp_avg", AVERAGE)}
+            store.save(step=step, learnt=kinds, compact=False, state={})
+
+    training = threading.Thread(target=train)
+    training.start()
+    try:
+        while len(read) < 20 and not wrong:
+            try:
+                tensors, state = open_checkpoint(find_checkpoint(tmp_path))
+                values = {float(tensor["w"].read().unique()) for tensor in tensors.values()}
+            except ConfigError as error:  # removed between two looks; but some checkpoint is always there
+                if read and "removes old checkpoints" not in str(error) and "is not whole" not in str(error):
+                    wrong.append(error)
+                continue
+            wrong += [] if values == {float(state["step"])} else [values]
+            read.add(state["step"])
+    finally:
+        ended.set()
+        training.join()
+    assert not wrong

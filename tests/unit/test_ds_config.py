@@ -1,4 +1,4 @@
-"""A ds_config's section activation_checkpointing: what it means here, and what is refused."""
+"""A ds_config: what its section activation_checkpointing means here, and what is refused."""
 
 from __future__ import annotations
 
@@ -95,3 +95,12 @@ def test_the_option_without_a_file_takes_one_and_says_so(capsys):
     assert "is taken" not in expected.err
     with pytest.raises(SystemExit):
         train.main(["--recipe", "quickstart"])  # no option at all: nothing is guessed
+
+
+@pytest.mark.parametrize("part", ["offload_param", "offload_optimizer"])
+def test_nvme_is_refused(part):
+    config, zero = Config(), {"stage": 3, part: {"device": "nvme", "nvme_path": "/scratch"}}
+    with pytest.raises(ConfigError, match=rf'{part}.device is "nvme", which is not tested here; use "cpu" or "none"'):
+        resolve_ds_config({"zero_optimization": zero}, config=config, ranks=1, cuda=True)
+    for device in ("cpu", "none"):
+        resolve_ds_config({"zero_optimization": zero | {part: {"device": device}}}, config=config, ranks=1, cuda=True)

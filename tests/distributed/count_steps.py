@@ -1,0 +1,168 @@
+"""Started by test_engine.py on each rank: steps taken and skipped, and what is restored of a hosted detector."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+from torch import Tensor
+
+from adatad_ds.compact import AVERAGE, MASTER
+from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.engine import Engine, deepspeed
+from adatad_ds.health import SkippedSteps
+from adatad_ds.models.detector import build_detector
+from adatad_ds.models.vit import ViTSpec
+from adatad_ds.parallel import World
+from adatad_ds.weight_files import StoredTensor
+
+SPEC = ViTSpec(width=64, depth=2, heads=4, mlp_hidden=256, pretrained_side=32)
+State = dict[str, dict[str, Tensor]]
+
+
+def make(world: World, *, ds_config: str, precision: Any, seed: int, width: int = 16) -> Engine:
+    """A small detector, hosted; the seed is of what learns."""
+    config = Config(
+        data=DataConfig(window_size=32, resolution=32, short_side_before_crop=32),
+        backbone=BackboneConfig(adapter_ratio=0.05),
+        head=HeadConfig(width=width, arch=(1, 0, 1), regression_range=((0, 4), (4, 99)), drop_path=0.0),
+        train=TrainConfig(precision=precision, global_batch=world.size),
+    )
+    torch.manual_seed(0)
+    detector = build_detector(config, spec=SPEC, num_classes=3)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    resolved = resolve_ds_config(
+        read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
+    )
+    resolved.setdefault("fp16", {}).update(initial_scale_power=8, hysteresis=1)
+    engine = Engine(model=detector, config=config, ds_config=resolved, world=world, ema_warmup=True)
+    engine.set_learning_rate(100.0)
+    return engine
+
+
+def step(engine: Engine, world: World, *, finite: bool = True) -> bool:
+    """One step; without a finite gradient on the last rank, though with a finite loss."""
+    generator = torch.Generator().manual_seed(world.rank)
+    frames = torch.randint(0, 255, (1, 32, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    predictions = engine(frames, torch.ones(1, 32, dtype=torch.bool))
+    loss = predictions.class_logits.float().sum() + predictions.distances.float().sum()
+    if not finite and world.rank == world.size - 1:
+        loss = loss + (0 * predictions.distances.float()).sqrt().sum()
+    assert torch.isfinite(loss)
+    engine.backward(loss)
+    engine.step()
+    return engine.step_taken
+
+
+def state_of(engine: Engine) -> State:
+    kinds: State = {}
+    for name, tensors in engine.learnt_state():
+        for kind, value in tensors.items():
+            kinds.setdefault(kind, {})[name] = value
+    return kinds
+
+
+def stored(state: State) -> dict[str, dict[str, StoredTensor]]:
+    return {
+        kind: {name: StoredTensor(tuple(value.shape), lambda value=value: value) for name, value in tensors.items()}
+        for kind, tensors in state.items()
+    }
+
+
+def same(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[kind][name]) for kind, tensors in first.items() for name, value in tensors.items()
+    )
+
+
+def refusal(engine: Engine, state: State, **options: Any) -> str:
+    """What loading a state is refused with, which must change nothing."""
+    before = state_of(engine)
+    try:
+        engine.load_learnt_state(stored(state), source="FILE", **options)
+    except ConfigError as error:
+        return str(error) if same(before, state_of(engine)) else "refused, but changed"
+    return "taken"
+
+
+def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
+    """Three of four steps are not finite, then as many as end the run."""
+    said: list[str] = []
+    counted = SkippedSteps(
+        parameters=engine.learnt_parameters, total=0, in_a_row=0, most=3, world=world, report=said.append
+    )
+    before = state_of(engine)
+    taken = []
+    try:
+        for index, finite in enumerate((False, False, True, False, False, False)):
+            taken.append(step(engine, world, finite=finite))
+            counted.add(index, taken=taken[-1])
+            if index == 1:
+                found["skipped changes nothing"] = same({MASTER: before[MASTER]}, {MASTER: state_of(engine)[MASTER]})
+    except ConfigError as error:
+        found["error"] = str(error)
+    found |= {"taken": taken, "said": said, "total": counted.total, "in a row": counted.in_a_row}
+
+
+def main() -> None:
+    """Write one JSON file a rank."""
+    ds_config, precision, folder = sys.argv[1:]
+    world = World.join()
+    if precision == "fp16":  # CPUs can do what is needed here, only slowly
+        deepspeed.get_accelerator().is_fp16_supported = lambda: True
+    found: dict[str, Any] = {}
+    engine = make(world, ds_config=ds_config, precision=precision, seed=0)
+    initial = state_of(engine)
+
+    # The average by hand: (1 + n) / (10 + n) of it stays in the n-th update.
+    average = {name: value.clone() for name, value in initial[MASTER].items()}
+    for update in (1, 2):
+        assert step(engine, world)
+        masters = state_of(engine)[MASTER]
+        for name, value in average.items():
+            value.lerp_(masters[name], 1 - (1 + update) / (10 + update))
+    after = state_of(engine)
+    found["average"] = max(float((after[AVERAGE][name] - value).abs().max()) for name, value in average.items())
+    found["moved"] = max(float((after[MASTER][name] - value).abs().max()) for name, value in initial[MASTER].items())
+
+    skip(engine, world, found)
+    found["optimizer"] = engine.optimizer_state()
+    saved, saved_optimizer = state_of(engine), json.loads(json.dumps(engine.optimizer_state()))
+
+    # Restored into another process's engine, both go on alike.
+    other = make(world, ds_config=ds_config, precision=precision, seed=1)
+    found["fresh is another"] = not same(state_of(other), saved)
+    other.load_learnt_state(stored(saved), source="FILE")
+    other.load_optimizer_state(saved_optimizer)
+    found["restored"] = same(state_of(other), saved) and other.optimizer_state() == saved_optimizer
+    goes_on = step(engine, world) and step(other, world)
+    found["goes on alike"] = goes_on and same(state_of(engine), state_of(other))
+
+    # An average that is missing starts from the masters.
+    other.load_learnt_state(stored({MASTER: saved[MASTER]}), source="FILE")
+    restored = state_of(other)
+    found["average from masters"] = same({MASTER: restored[AVERAGE]}, {MASTER: saved[MASTER]})
+    name = next(iter(saved[MASTER]))
+    found["missing"] = refusal(other, {MASTER: {key: v for key, v in saved[MASTER].items() if key != name}})
+    found["unexpected"] = refusal(other, saved | {MASTER: saved[MASTER] | {"head.more": torch.zeros(2)}}, partial=True)
+    wider = make(world, ds_config=ds_config, precision=precision, seed=1, width=32)
+    found["other shapes"] = refusal(wider, saved)
+    found["other shapes of a part"] = refusal(wider, saved, partial=True)
+    found["a part"] = refusal(other, {MASTER: {name: saved[MASTER][name]}}, partial=True)
+
+    (Path(folder) / f"rank{world.rank}.json").write_text(json.dumps(found))
+    world.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a resume may change: settings, training data, the folder's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from adatad_ds import config as configuration
+from adatad_ds.config import Config, ConfigError
+from adatad_ds.recipes import find_recipe
+from adatad_ds.resume import MAY_CHANGE, check_same_data, data_fingerprint, setting_changes
+from adatad_ds.runs import CONFIG_FILE, RunFolder
+from tests.unit.test_checkpoint import save
+
+DETECTION, RECOGNITION = find_recipe("thumos14_videomae_s").config, find_recipe("quickstart_aim").config
+
+
+def keys(config: Config) -> list[str]:
+    return [f"{section}.{key}" for section, values in config.to_dict().items() for key in values]
+
+
+def changed(config: Config, key: str) -> Config:
+    """The config with another value of a key; whether it could be run does not matter here."""
+    section, _, name = key.partition(".")
+    part: Any = getattr(config, section)
+    return replace(config, **{section: replace(part, **{name: "another value"})})
+
+
+@pytest.mark.parametrize("config", [DETECTION, RECOGNITION], ids=["detection", "recognition"])
+def test_every_setting_but_the_stated_ones_must_stay(config):
+    for key in keys(config):
+        refused, allowed = setting_changes(config, changed(config, key))
+        stated = key in MAY_CHANGE or key.startswith("test.")
+        assert (allowed if stated else refused) == [f"{key} {_value(config, key)!r} -> 'another value'"], key
+        assert (refused if stated else allowed) == [], key
+
+
+def _value(config: Config, key: str) -> object:
+    section, _, name = key.partition(".")
+    return config.to_dict()[section][name]
+
+
+def test_what_may_change_is_what_there_is():
+    known = {*keys(DETECTION), *keys(RECOGNITION), "test.*"}
+    assert [key for key in MAY_CHANGE if key not in known] == []
+    assert len(set(MAY_CHANGE)) == len(MAY_CHANGE)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [f"train.{name}" for name in ("seed", "global_batch", "repeats", "lr_head", "schedule_epochs", "ema_decay")]
+    + [f"data.{name}" for name in ("classes", "augment", "window_size")]
+    + ["head.width", "backbone.adapter_ratio", "backbone.tuning", "train.precision"],
+)
+def test_model_data_order_batch_optimiser_and_schedule_stay(key):
+    assert setting_changes(DETECTION, changed(DETECTION, key))[0]
+
+
+def test_detection_is_not_resumed_as_recognition():
+    refused, _ = setting_changes(DETECTION, RECOGNITION)
+    assert any(change.startswith("recognition.frames None -> ") for change in refused)
+
+
+def start(run: RunFolder, config: Config, *, resume: bool) -> str | None:
+    chosen = run.start(run.checkpoints(keep=2), config=config, resume=resume)
+    return chosen and chosen.name
+
+
+def test_a_run_goes_on_as_itself_alone(tmp_path):
+    run = RunFolder(tmp_path)
+    assert start(run, DETECTION, resume=True) is None  # nothing is there
+    run.describe(config=DETECTION, ds_config={}, classes=["a"])
+    before = (tmp_path / CONFIG_FILE).read_bytes()
+    assert start(run, DETECTION, resume=False) is None  # it ended before its first checkpoint
+    assert start(run, DETECTION, resume=True) is None
+
+    other = configuration.override(DETECTION, ["backbone.adapter_ratio=0.5", "head.width=64", "train.stop_epoch=70"])
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"adapter_ratio 0.25 -> 0.5, head.width 512 -> 64\. .*no checkpoint"):
+            start(run, other, resume=resume)
+
+    save(run.checkpoints(keep=2), 4)
+    save(run.checkpoints(keep=2), 8)
+    assert start(run, DETECTION, resume=True) == "step_00000008"
+    longer = configuration.override(DETECTION, ["train.stop_epoch=70", "parallel.temporal=2", "test.sigma=0.4"])
+    assert start(run, longer, resume=True) == "step_00000008"
+    assert run.setting_changes(longer)[1] == [
+        "train.stop_epoch 60 -> 70", "test.sigma 0.7 -> 0.4", "parallel.temporal 1 -> 2"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"already holds a run \(up to step_00000008\); go on with --resume auto"):
+        start(run, DETECTION, resume=False)
+    with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Give the old values to go on with it, or choose"):
+        start(run, other, resume=True)
+    assert (tmp_path / CONFIG_FILE).read_bytes() == before
+
+
+def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path):
+    run = RunFolder(tmp_path)
+    tree = DETECTION.to_dict()
+    del tree["train"]["max_skipped_steps"], tree["train"]["ema_warmup"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(tree))
+    assert start(run, DETECTION, resume=True) is None
+    with pytest.raises(ConfigError, match=r"train.ema_warmup None -> True"):
+        start(run, configuration.override(DETECTION, ["train.ema_warmup=true"]), resume=True)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
+    run = RunFolder(tmp_path)
+    save(run.checkpoints(keep=2), 4)
+    (tmp_path / "checkpoints/step_00000004/master.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is whole"):
+        start(run, DETECTION, resume=True)
+
+
+def test_other_training_data_are_refused():
+    videos = [("v1", 10.0, (0.0, 2.0, "a")), ("v2", 20.0, (1.0, 2.0, "b"))]
+    found = data_fingerprint(videos, classes=("a", "b"))
+    assert json.loads(json.dumps(found)) == found
+    check_same_data(data_fingerprint(map(list, videos), classes=["a", "b"]), found, whose="", advice="")
+    others = [
+        data_fingerprint(reversed(videos), classes=("a", "b")),
+        data_fingerprint([videos[0], ("v2", 20.0, (1.0, 2.5, "b"))], classes=("a", "b")),
+        data_fingerprint(videos, classes=("b", "a")),
+    ]
+    for other in others:
+        with pytest.raises(ConfigError, match=r"not those of yore \(2 videos, 2 classes; now 2 .*differ\. Mend it"):
+            check_same_data(other, found, whose="of yore", advice="Mend it")
