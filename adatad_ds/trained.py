@@ -51,7 +51,8 @@ class Trained:
         frozen_fingerprint: of the weights under which it was trained; None: unknown.
         averaged: whether these are the running average.
         class_order: of a published checkpoint's logits; None: not known.
-        source: the checkpoint's folder or the export's JSON file; None: a published file, which stays as it is.
+        noted_in: where its operating point is kept, the checkpoint's folder or the export's JSON file; None: a published
+            file, which stays as it is.
         operating_point: the score of the best F1, where an evaluation has found it.
     """
 
@@ -64,7 +65,7 @@ class Trained:
     frozen_fingerprint: Mapping[str, str] | None
     averaged: bool
     class_order: ClassOrder | None = None
-    source: Path | None = None
+    noted_in: Path | None = None
     operating_point: OperatingPoint | None = None
 
     @property
@@ -188,7 +189,7 @@ def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | Non
     Raises:
         OSError: nothing can be written there.
     """
-    source = trained.source
+    source = trained.noted_in
     if source is None:
         return None
     if source.is_dir():
@@ -213,7 +214,7 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -
         learnt=learnt[kind],
         frozen_fingerprint=state["frozen_fingerprint"],
         averaged=averaged,
-        source=checkpoint,
+        noted_in=checkpoint,
         operating_point=read_operating_point(checkpoint, kind=kind),
     )
 
@@ -231,7 +232,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         learnt=open_tensors(path),
         frozen_fingerprint=description["frozen_fingerprint"],
         averaged=averaged,
-        source=path.with_suffix(".json"),
+        noted_in=path.with_suffix(".json"),
         operating_point=OperatingPoint.from_dict(description.get("operating_point")),
     )
 
