@@ -51,7 +51,7 @@ class Trained:
         frozen_fingerprint: of the weights under which it was trained; None: unknown.
         averaged: whether these are the running average.
         class_order: of a published checkpoint's logits; None: not known.
-        noted_in: where its operating point is kept, the checkpoint's folder or the export's JSON file; None: a published
+        noted_in: where its operating point is kept, a checkpoint's folder or an export's JSON file; None: a published
             file, which stays as it is.
         operating_point: the score of the best F1, where an evaluation has found it.
     """
