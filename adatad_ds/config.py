@@ -1,8 +1,7 @@
 """Typed configuration: sections, validation, `--set section.key=value` overrides, (de)serialisation.
 
 A resolved config is one frozen `Config`. Unknown keys, wrong types and impossible values raise `ConfigError`, one
-paragraph that names the key and the fix. What can be derived (levels' strides, frames of a window) is a property,
-never stored twice.
+paragraph that names the key and the fix. What can be derived, such as levels' strides, is a property.
 """
 
 from __future__ import annotations

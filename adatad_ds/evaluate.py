@@ -36,7 +36,7 @@ from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
 from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_results
-from adatad_ds.evaluation.tables import write_table
+from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference import Results, damaged_videos, external_scores, find_candidates, finish, measure
 from adatad_ds.parallel import World, end_process, report_error
 from adatad_ds.pretrained import in_published_order
@@ -309,11 +309,6 @@ def report(
         tqdm.write(f"{what}: no action is annotated, so detections are not measured")
     tqdm.write(f"written: {output}/{', '.join(written)}")
     return metrics
-
-
-def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    """Write metrics class by class as CSV."""
-    write_table(path, rows, columns=list(rows[0]))
 
 
 def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, known: OperatingPoint | None) -> None:

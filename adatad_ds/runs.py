@@ -18,6 +18,7 @@ from adatad_ds import config as configuration
 from adatad_ds.atomic import write_text
 from adatad_ds.checkpoint import CheckpointStore, Chosen
 from adatad_ds.config import Config, ConfigError
+from adatad_ds.parallel import gpu_count
 from adatad_ds.resume import setting_changes
 from adatad_ds.task import HEADLINES, Evaluation
 
@@ -187,7 +188,7 @@ def versions() -> dict[str, Any]:
 
 def gpu() -> dict[str, Any] | None:
     """Name and memory of this process's GPU, as the driver gives them; None without one."""
-    if not torch.cuda.is_available():
+    if not gpu_count():
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {"name": found.name, "memory_gb": found.total_memory / 1e9}

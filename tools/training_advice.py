@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from adatad_ds.config import Config, ConfigError, override
 from adatad_ds.data.training_length import TrainingLength, count_windows, suggest_length
 from adatad_ds.errors import DataError
 from adatad_ds.models.build import adapted_blocks
+from adatad_ds.parallel import gpu_count
 from adatad_ds.plan import step_flop
 from adatad_ds.recipes import Recipe
 from adatad_ds.step_time import fp32_is_faster, step_seconds, time_window
@@ -124,8 +124,7 @@ def cost(training: Training, data: UserData, *, device: torch.device, cores: int
 
 def this_device() -> torch.device:
     """What a training would run on here; `DS_ACCELERATOR=cpu` keeps it off the GPU, as in training."""
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    return torch.device("cuda" if on_gpu else "cpu")
+    return torch.device("cuda" if gpu_count() else "cpu")
 
 
 def _spoken(sec: float) -> str:

@@ -63,11 +63,11 @@ def _operations(side: int, rng: np.random.Generator) -> list[Step]:
     enhanced = 1.8 * LEVEL + 0.1  # 1 leaves the frame as it is
     shift, shear = 0.2 * LEVEL * side, 17.19 * LEVEL
     return [
-        _warp_black(shear=(signs[0] * shear, 0.0)),
-        _warp_black(shear=(0.0, signs[1] * shear)),
-        _warp_black(translate=(signs[2] * shift, 0.0)),
-        _warp_black(translate=(0.0, signs[3] * shift)),
-        _warp_black(angle=signs[4] * 30 * LEVEL),
+        _warp(shear=(signs[0] * shear, 0.0)),
+        _warp(shear=(0.0, signs[1] * shear)),
+        _warp(translate=(signs[2] * shift, 0.0)),
+        _warp(translate=(0.0, signs[3] * shift)),
+        _warp(angle=signs[4] * 30 * LEVEL),
         lambda frames: F.posterize(frames, bits=max(1, int(4 * LEVEL))),
         lambda frames: F.solarize(frames, threshold=256 * LEVEL),
         lambda frames: F.adjust_saturation(frames, enhanced),
@@ -92,54 +92,43 @@ def _operations_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
         F.autocontrast,
         F.equalize,
         F.invert,
-        _warp_grey(angle=signs[8] * 30 * M / M_SCALE, center=None),
+        _warp(angle=signs[8] * 30 * M / M_SCALE, center=None, as_pillow=True),
         lambda frames: F.posterize(frames, bits=8 - int(6 * M / M_SCALE)),
         lambda frames: F.solarize(frames, threshold=256 - int(256 * M / M_SCALE)),
         lambda frames: F.adjust_saturation(frames, color),
         lambda frames: F.adjust_contrast(frames, contrast),
         lambda frames: F.adjust_brightness(frames, brightness),
         lambda frames: _sharpen(frames, sharpness),
-        _warp_grey(shear=(shear[0], 0.0), center=corner),
-        _warp_grey(shear=(0.0, shear[1]), center=corner),
-        _warp_grey(translate=(shift[0], 0.0), center=corner),
-        _warp_grey(translate=(0.0, shift[1]), center=corner),
+        _warp(shear=(shear[0], 0.0), center=corner, as_pillow=True),
+        _warp(shear=(0.0, shear[1]), center=corner, as_pillow=True),
+        _warp(translate=(shift[0], 0.0), center=corner, as_pillow=True),
+        _warp(translate=(0.0, shift[1]), center=corner, as_pillow=True),
         _cut_out(rng.random(2).tolist(), share=20 / 32 * M / M_SCALE, side=side),
         _blur,
         lambda frames: _sharpen(frames, 0.0),
     ]
 
 
-def _warp_black(
-    *, angle: float = 0.0, translate: Sequence[float] = (0.0, 0.0), shear: Sequence[float] = (0.0, 0.0)
-) -> Step:
-    """About the centre, between pixels, what comes from outside black, as OpenCV warps for imgaug."""
-    return lambda frames: F.affine(
-        frames,
-        angle=float(angle),
-        translate=[float(pixels) for pixels in translate],
-        scale=1.0,
-        shear=[float(degrees) for degrees in shear],
-        interpolation=F.InterpolationMode.BILINEAR,
-        fill=None,
-    )
-
-
-def _warp_grey(
+def _warp(
     *,
-    center: list[float] | None,
     angle: float = 0.0,
     translate: Sequence[float] = (0.0, 0.0),
     shear: Sequence[float] = (0.0, 0.0),
+    center: list[float] | None = None,
+    as_pillow: bool = False,
 ) -> Step:
-    """About a point (x, y), None the centre; nearest pixels, what comes from outside grey, as Pillow for imgaug."""
+    """An affine warp about a point (x, y), None the centre; angles in degrees, `translate` in pixels.
+
+    As imgaug does it by OpenCV: bilinear, what comes from outside black; `as_pillow`: nearest pixels, grey.
+    """
     return lambda frames: F.affine(
         frames,
         angle=float(angle),
         translate=[float(pixels) for pixels in translate],
         scale=1.0,
         shear=[float(degrees) for degrees in shear],
-        interpolation=F.InterpolationMode.NEAREST,
-        fill=GREY,
+        interpolation=F.InterpolationMode.NEAREST if as_pillow else F.InterpolationMode.BILINEAR,
+        fill=GREY if as_pillow else None,
         center=center,
     )
 

@@ -208,6 +208,7 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     still = {"train__lr_head": 0.0, "train__lr_adapter": 0.0, "train__weight_decay": 0.0, "train__stop_epoch": 1}
     settings = SETTINGS | still | {"backbone__weights": tmp_path / "published.pth", "ranks": 2, "ds_config": "zero3"}
     settings |= {"launcher": "torchrun", "train__ema_decay": 1 - 1e-9, "data__classes": names}
+    settings |= {"data__annotations": run.parent / "annotations.json"}  # of its odd labels
     printed = finish(train_command(data=small_videos, run=again, **settings))
     assert f"class logits: 0 {names[0]}, 1 {names[1]}, " in printed
     finish(tool("adatad_ds/evaluate.py", again, "--output", tmp_path / "of_fine_tuned"))

@@ -115,7 +115,7 @@ def test_everything_that_learns_is_in_a_group(folders):
     """Also the image model's final norm and the temporal embedding; biases and norms decay as the rest."""
     config = config_of(folders)
     model = build_recogniser(config, num_classes=3)
-    groups = {group["name"]: group for group in parameter_groups(model, config)}
+    groups = {group["name"]: group for group in parameter_groups(model, config.train)}
     learning = [p for p in model.parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in groups.values()) == len(learning)
     assert any(p is model.backbone.temporal_embedding for p in groups["adapter"]["params"])

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from adatad_ds.data import video as reading
+from adatad_ds.data import frames as reading
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
 from adatad_ds.data.synthetic import CLASSES, annotation, generator, make_video, move, random_pose, write_video

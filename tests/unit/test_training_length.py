@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adatad_ds.config import Config, DataConfig, TrainConfig, override
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.training_length import count_windows, suggest_length
-from adatad_ds.data.windows import windows_for_testing
+from adatad_ds.data.windows import Timing, windows_for_testing
 from adatad_ds.recipes import all_recipes, find_recipe
 from adatad_ds.step_time import WindowTime, step_seconds
 from tools.training_advice import UserData, small_machine, suggest_training
@@ -88,7 +88,8 @@ def test_every_suggestion_can_be_run(
 def test_test_windows_are_counted_as_they_are_cut(frames: int, sampling: str):
     data = DataConfig(window_size=64, feature_stride_frames=4, sampling=sampling)  # type: ignore[arg-type]
     video = Video("v", "validation", frames / 25, frames, None, ())
-    cut = windows_for_testing(video, num_frames=frames, fps=25.0, config=data, label_ids={}, video_index=0)
+    timing = Timing(num_frames=frames, fps=25.0)
+    cut = windows_for_testing(video, timing=timing, config=data, label_ids={}, video_index=0)
     assert abs(count_windows([frames], data) - len(cut)) <= (sampling != "resize")  # a hop more, where it ends just so
     assert count_windows([frames, frames], data) == 2 * count_windows([frames], data)
 
