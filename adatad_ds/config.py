@@ -195,6 +195,8 @@ class TrainConfig:
     keep_checkpoints: number.PositiveInt = 2  # the newest; the best one is kept besides
     compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
     log_every_steps: number.PositiveInt = 10
+    hang_timeout_sec: number.Seconds = 1800  # a rank that waits longer for the others ends the job
+    stop_timeout_sec: number.Seconds = 300  # asked to stop, a rank ends when no step has within this time
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,8 +25,9 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 from tqdm import tqdm
 
 from adatad_ds import config as configuration
+from adatad_ds.checkpoint import find_checkpoint
 from adatad_ds.config import Config, ConfigError, ParallelConfig
-from adatad_ds.data.annotations import DataError, Video, load_annotations
+from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.data.dataset import WindowDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.evaluation.pictures import TimelineVideo, draw_timeline
@@ -32,7 +35,10 @@ from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
 from adatad_ds.evaluation.results import write_per_class, write_results
 from adatad_ds.inference import Results, external_scores, find_candidates, finish, measure
-from adatad_ds.parallel import World, end_process, report_error
+from adatad_ds.launch import has_launcher
+from adatad_ds.parallel import World
+from adatad_ds.preemption import follow_launcher
+from adatad_ds.process import report_error, run_process
 from adatad_ds.recognition_task import (
     make_clip_loader,
     measure_recognition,
@@ -56,34 +62,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
     arguments = parse_arguments(argv)
     world = None
+    if has_launcher():
+        follow_launcher(lambda: os._exit(128 + signal.SIGTERM))
     try:
-        if arguments.path.suffix == ".npz":
-            raw = read_raw(arguments.path)
-            world = World.join()
-            evaluate_again(
-                raw,
-                overrides=arguments.set,
-                output=arguments.output or arguments.path.parent,
-                world=world,
-                per_class=arguments.per_class,
-            )
-            return 0
-        trained = find_trained(arguments.path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
-        if trained.config.recognition and arguments.save_raw:
-            raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
-        world = World.join(worker_timeout_sec=trained.config.data.worker_timeout_sec)
-        output = arguments.output or trained.folder / "evaluate"
-        if trained.config.recognition:
-            evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
-            return 0
-        evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
-    except (ConfigError, DataError) as error:
-        report_error(error)
-        return 2
-    finally:
-        if world is not None:
-            world.leave()
+        world = World.join()
+        run(arguments, world=world)
+        world.leave()
+    except Exception as error:
+        return report_error(error, world)
     return 0
+
+
+def run(arguments: argparse.Namespace, *, world: World) -> None:
+    """Find what is named, and evaluate it."""
+    path: Path = arguments.path
+    if path.suffix == ".npz":
+        evaluate_again(
+            world.attempt(lambda: read_raw(path)),
+            overrides=arguments.set,
+            output=arguments.output or path.parent,
+            world=world,
+            per_class=arguments.per_class,
+        )
+        return
+    # A training beside may save a newer checkpoint between two ranks' looks.
+    path = world.on_main(lambda: find_checkpoint(path) if path.is_dir() else path)
+    trained = world.attempt(
+        lambda: find_trained(path, recipe=arguments.recipe, overrides=arguments.set, raw=arguments.raw)
+    )
+    if trained.config.recognition and arguments.save_raw:
+        raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
+    world.allow(hang_timeout_sec=trained.config.train.hang_timeout_sec)
+    output = arguments.output or trained.folder / "evaluate"
+    if trained.config.recognition:
+        evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
+    else:
+        evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
 
 
 def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = False, per_class: bool = False) -> None:
@@ -97,8 +111,9 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
         per_class: print every class's AP; they are saved in any case.
     """
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
-    data = WindowDataset.for_testing(config.data, classes=trained.classes)
-    external = external_scores(config, videos=data.videos, classes=data.classes)
+    data = world.attempt(lambda: WindowDataset.for_testing(config.data, classes=trained.classes))
+    world.same((len(data), data.videos), what="data")
+    external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
     detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
     loader = make_test_loader(
         data,
@@ -145,7 +160,8 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
         per_class: print every class's accuracy; they are saved in any case.
     """
     config = trained.config
-    data = open_clips(config, training=False, classes=trained.classes)
+    data = world.attempt(lambda: open_clips(config, training=False, classes=trained.classes))
+    world.same((len(data), data.videos), what="data")
     model = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
     logits = recognise(
         forward=model,
@@ -196,8 +212,10 @@ def evaluate_again(
             )
     config = configuration.override(configuration.from_dict(raw.config), overrides)
     data = config.data
-    annotations, _ = load_annotations(
-        data.annotations, subset=data.test_subset, classes=data.classes, exclude=data.exclude, as_published=True
+    annotations, _ = world.attempt(
+        lambda: load_annotations(
+            data.annotations, subset=data.test_subset, classes=data.classes, exclude=data.exclude, as_published=True
+        )
     )
     results = finish(
         raw.videos,
@@ -205,7 +223,7 @@ def evaluate_again(
         classes=raw.classes,
         config=config,
         world=world,
-        external=external_scores(config, videos=annotations.videos, classes=raw.classes),
+        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=raw.classes)),
     )
     if world.is_main:
         report(results, videos=annotations.videos, config=config, name=raw.name, output=output, per_class=per_class)
@@ -270,4 +288,4 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    end_process(main())
+    run_process(main)

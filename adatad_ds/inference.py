@@ -69,7 +69,7 @@ def find_candidates(
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
     failed: set[str] = set()
-    for batch in map(mesh.agree, batches):
+    for batch in map(mesh.agree, world.together(batches)):
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()

@@ -185,7 +185,7 @@ def recognise(
     """
     own: Logits = {}
     failed: set[str] = set()
-    for batch in batches:
+    for batch in world.together(batches):
         logits = forward(batch.frames.to(world.device, non_blocking=True)).float().cpu().numpy()
         for index, video in enumerate(batch.videos):
             error = batch.errors[index]

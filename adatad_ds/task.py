@@ -51,6 +51,11 @@ class Task(Protocol):
         ...
 
     @property
+    def test_data(self) -> Samples[Any]:
+        """Those that it is evaluated on."""
+        ...
+
+    @property
     def reports(self) -> Sequence[str]:
         """What was noticed about the data."""
         ...

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,18 +25,18 @@ from adatad_ds.aim_weights import AIMWeights
 from adatad_ds.checkpoint import open_checkpoint
 from adatad_ds.compact import MASTER
 from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.data.annotations import DataError
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.detection_task import DetectionTask
 from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.engine import Engine, weights_host
 from adatad_ds.health import FailedVideos
+from adatad_ds.launch import has_launcher, launched_rank, launched_ranks
 from adatad_ds.models.build import adapted_blocks
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.models.stored import Storage
 from adatad_ds.monitor import Monitor
 from adatad_ds.optim import parameter_table
-from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
+from adatad_ds.parallel import World
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
 from adatad_ds.pretrained import (
@@ -45,6 +47,7 @@ from adatad_ds.pretrained import (
     fingerprint,
     published_state,
 )
+from adatad_ds.process import report_error, run_process
 from adatad_ds.profiling import Profiler, parse_profile
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
 from adatad_ds.recognition_task import RecognitionTask
@@ -59,61 +62,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
     arguments = parse_arguments(argv)
     world = None
+    stop = StopRequest(launched=has_launcher(), speaks=launched_rank() == 0)
     try:
-        if arguments.list_recipes:
-            return _show(recipe_table())
-        config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
-        if arguments.print_config:
-            return _show(json.dumps(config.to_dict(), indent=1))
-        if arguments.diff:
-            return _show(config_diff(config, find_recipe(arguments.diff).config))
-        if arguments.dry_run:
-            return _show(dry_run(config, arguments.deepspeed_config))
-        if arguments.profile:
-            parse_profile(arguments.profile)  # faults show up now
-        world = World.join(worker_timeout_sec=config.data.worker_timeout_sec)
-        train(config, arguments=arguments, world=world)
-    except (ConfigError, DataError) as error:
-        report_error(error)
-        return 2
-    finally:
-        if world is not None:
-            world.leave()
+        if arguments.list_recipes or arguments.print_config or arguments.diff or arguments.dry_run:
+            return _show(inform(arguments))
+        world = World.join()
+        config, ds_config = world.attempt(lambda: read_settings(arguments))
+        world.same((config, ds_config), what="settings (recipe, --set, DeepSpeed config)")
+        world.allow(hang_timeout_sec=config.train.hang_timeout_sec)
+        with stop.listening(timeout_sec=config.train.stop_timeout_sec):
+            train(config, ds_config, arguments=arguments, world=world, stop=stop)
+        world.leave()
+    except Exception as error:
+        return report_error(error, world)
     return 0
 
 
-def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
+def inform(arguments: argparse.Namespace) -> str:
+    """What was asked for instead of a training."""
+    if arguments.list_recipes:
+        return recipe_table()
+    config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
+    if arguments.print_config:
+        return json.dumps(config.to_dict(), indent=1)
+    if arguments.diff:
+        return config_diff(config, find_recipe(arguments.diff).config)
+    return dry_run(config, arguments.deepspeed_config)
+
+
+def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
+    """The config, and the ds_config as its file has it."""
+    if arguments.profile:
+        parse_profile(arguments.profile)  # faults show up now
+    config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
+    return config, read_ds_config(arguments.deepspeed_config)
+
+
+def train(
+    config: Config, ds_config: Mapping[str, Any], *, arguments: argparse.Namespace, world: World, stop: StopRequest
+) -> None:
     """Build and run; nothing of it is left when this returns."""
-    stop = StopRequest()
-    with stop.listening():
-        trainer = build_trainer(config, arguments=arguments, world=world, stop=stop)
-        trainer.run()
+    trainer = build_trainer(config, ds_config, arguments=arguments, world=world, stop=stop)
+    trainer.run()
     trainer.report_evaluations()
     trainer.report_memory()
     trainer.close()
 
 
-def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest) -> Trainer:
+def build_trainer(
+    config: Config, policy: Mapping[str, Any], *, arguments: argparse.Namespace, world: World, stop: StopRequest
+) -> Trainer:
     """Put a run together: task, model, weights or checkpoint, engine.
 
     Raises:
         ConfigError: settings that contradict each other, weights that do not fit.
         DataError: no usable videos or annotations.
+        RankError: either of them, on some rank.
     """
     on_gpu = world.device.type == "cuda"
     settings = config.train
     mesh = Mesh(world=world, config=config)
-    ds_config = resolve_ds_config(
-        read_ds_config(arguments.deepspeed_config), config=config, ranks=world.size, cuda=on_gpu
-    )
-    policy, stopwatch = activation_policy(
+    ds_config = resolve_ds_config(policy, config=config, ranks=world.size, cuda=on_gpu)
+    storage_policy, stopwatch = activation_policy(
         ds_config, config=config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
     )
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
+    world.on_main(lambda: make_run_folder(run.path))
     store = run.checkpoints(keep=settings.keep_checkpoints)
     checkpoint = run.start(store, resume=arguments.resume == "auto")
     kind = DetectionTask if config.recognition is None else RecognitionTask
-    task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
+    task = world.attempt(lambda: kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"]))
+    world.same((task.classes, *((len(data), data.videos) for data in (task.train_data, task.test_data))), what="data")
     batches = TrainBatches(
         num_samples=len(task.train_data),
         global_batch=settings.global_batch,
@@ -124,7 +143,7 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
     )
 
     torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
-    model = task.build_model(storage=Storage(policy), stopwatch=stopwatch)
+    model = world.attempt(lambda: task.build_model(storage=Storage(storage_policy), stopwatch=stopwatch))
     vit = model.backbone.vit
     progress, learnt = Progress(), {}
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
@@ -150,13 +169,14 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         engine.load_learnt_state(learnt, steps=progress.step)
 
     changes = run.version_changes() if checkpoint is not None and world.is_main else ""
-    if world.is_main:
-        run.describe(config=config, ds_config=ds_config, classes=task.classes)
-    monitor = Monitor(
-        folder=run.path,
-        active=world.is_main,
-        start_step=progress.step,
-        total_steps=settings.stop_epoch * batches.steps_per_epoch,
+    world.on_main(lambda: run.describe(config=config, ds_config=ds_config, classes=task.classes))
+    monitor = world.attempt(
+        lambda: Monitor(
+            folder=run.path,
+            active=world.is_main,
+            start_step=progress.step,
+            total_steps=settings.stop_epoch * batches.steps_per_epoch,
+        )
     )
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in (*task.reports, *weights_reports(weights, config.backbone)):
@@ -200,6 +220,23 @@ def build_trainer(config: Config, *, arguments: argparse.Namespace, world: World
         ),
         updates=Updates(parts=engine.learnt_parts, total=world.sum),
     )
+
+
+def make_run_folder(path: Path) -> None:
+    """Make a run's folder, and try to write there.
+
+    Raises:
+        ConfigError: it is none, or may not be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--run-dir {path} cannot be a run's folder: {error.strerror} ({error.filename}); name one that can be "
+            "made and written"
+        ) from error
 
 
 def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:
@@ -252,10 +289,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show(text: str) -> int:
-    if speaks():
+    if launched_rank() == 0:
         print(text)
     return 0
 
 
 if __name__ == "__main__":
-    end_process(main())
+    run_process(main)

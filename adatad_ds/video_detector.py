@@ -15,8 +15,9 @@ from adatad_ds.config import Config, ConfigError, ParallelConfig
 from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.inference import find_candidates, finish
+from adatad_ds.launch import gpu_count
 from adatad_ds.models.detector import Detector
-from adatad_ds.parallel import World, gpu_count
+from adatad_ds.parallel import World
 from adatad_ds.placement import place
 from adatad_ds.temporal import Mesh
 

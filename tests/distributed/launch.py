@@ -134,6 +134,28 @@ def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[by
     return process
 
 
+def run_ranks(script: str, folder: Path, *, ranks: int = 2, timeout_sec: float = 120) -> list[tuple[int | None, str]]:
+    """Run Python code as several ranks, without a launcher: exit code and output of each, None for one ended by us."""
+    file = folder / "script.py"
+    file.write_text(f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n{script}")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
+    processes = []
+    for rank in range(ranks):
+        with (folder / f"rank_{rank}.out").open("w") as output:
+            place = environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen([sys.executable, file], cwd=folder, env=place, stdout=output, stderr=output)
+            )
+    end = time.monotonic() + timeout_sec
+    while time.monotonic() < end and any(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    return [(code, (folder / f"rank_{rank}.out").read_text()) for rank, code in enumerate(codes)]
+
+
 def losses(run: Path) -> dict[int, float]:
     """Total loss of every logged step of a run."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -8,7 +8,8 @@ import pytest
 
 from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
 from adatad_ds.config_numbers import Range
-from adatad_ds.parallel import complete_environment, split_batch
+from adatad_ds.launch import complete_environment
+from adatad_ds.parallel import split_batch
 from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
 
 

@@ -1,0 +1,109 @@
+"""A rank that waits for the others for too long says where, and ends: no job hangs because one rank is stuck."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+from adatad_ds.console import STDERR, say_error, show_stacks
+
+# Innermost Python frames of a thread that waits for other ranks: torch's collectives, DeepSpeed's over them, ours.
+WAITING_IN = ("torch/distributed/distributed_c10d.py", "deepspeed/comm/torch.py", "adatad_ds/parallel.py")
+WAITING_FOR = ("wait", "synchronize")  # methods of handles, streams and events that DeepSpeed waits on
+LOOK_SEC = 1.0
+REARM_SEC = 10.0
+STUCK_MARGIN_SEC = 60.0  # that a thread which holds the interpreter's lock gets beyond the time limit
+
+
+class HangWatch:
+    """Looks at the main thread every second; it waits where it is in one collective all the time.
+
+    What moves in between is told by `beat`. A main thread that holds the interpreter's lock, so that none can look, is
+    ended by a thread of faulthandler's that needs no lock.
+
+    Args:
+        timeout_sec: that the main thread may wait.
+    """
+
+    def __init__(self, *, timeout_sec: float) -> None:
+        self.timeout_sec = timeout_sec
+        self._beats = 0
+        self._stopped = threading.Event()
+
+    def beat(self) -> None:
+        """Another collective begins."""
+        self._beats += 1
+
+    def start(self, *, rank: int, on_gpu: bool) -> None:
+        """Watch the thread that calls this, until `stop`.
+
+        Args:
+            rank: of this process, for the message.
+            on_gpu: ask NCCL's flight recorder, too, which collectives have not ended.
+        """
+        arguments = (threading.get_ident(), rank, on_gpu)
+        threading.Thread(target=self._look, args=arguments, name="hang watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """No longer watch."""
+        self._stopped.set()
+
+    def _look(self, watched: int, rank: int, on_gpu: bool) -> None:
+        since, seen, armed = time.monotonic(), -1, -REARM_SEC
+        while not self._stopped.wait(LOOK_SEC):
+            now = time.monotonic()
+            if now - armed >= REARM_SEC:
+                faulthandler.dump_traceback_later(self.timeout_sec + STUCK_MARGIN_SEC, exit=True, file=STDERR)
+                armed = now
+            frame = sys._current_frames().get(watched)
+            place = waiting_place(frame) if frame is not None else ""
+            del frame  # or its variables live as long as this thread
+            if not place or self._beats != seen:
+                since, seen = now, self._beats
+            elif now - since >= self.timeout_sec:
+                self._end(rank=rank, place=place, waited_sec=now - since, on_gpu=on_gpu)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, *, rank: int, place: str, waited_sec: float, on_gpu: bool) -> None:
+        recorded = f"; of NCCL's collectives these have not ended: {_unfinished()}" if on_gpu else ""
+        say_error(
+            f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}"
+            f"{recorded}. One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
+        )
+        show_stacks()
+        os._exit(1)
+
+
+def waiting_place(frame: FrameType) -> str:
+    """Which collective a thread waits in, by its stack, and who called it; "" where it does not wait.
+
+    Args:
+        frame: the thread's innermost.
+    """
+    code = frame.f_code
+    if not (code.co_filename.endswith(WAITING_IN) or code.co_name in WAITING_FOR):
+        return ""
+    names = []  # from the innermost: all_reduce, sum, step
+    at: FrameType | None = frame
+    while at is not None:
+        inside = f"{os.sep}adatad_ds{os.sep}" in at.f_code.co_filename
+        if at is frame or inside:
+            names.append(f"{at.f_code.co_name} ({os.path.basename(at.f_code.co_filename)}:{at.f_lineno})")
+        at = at.f_back
+    return ", called by ".join(names[:4])
+
+
+def _unfinished() -> str:
+    """NCCL's collectives that were begun and have not ended, by its flight recorder."""
+    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
+    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
+    return ", ".join(told) or "none known"
