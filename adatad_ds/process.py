@@ -37,7 +37,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
 def report_error(error: Exception, world: World | None = None) -> int:
     """Say what ends this program, once for all ranks that end by the same; the exit code.
 
-    An error that is nobody's fault but the program's is said by the rank that has it, with its stack.
+    An error that a line does not explain is said with its stack, by the rank that has it.
 
     Args:
         error: of this rank alone, or one that all have agreed on.
@@ -46,8 +46,9 @@ def report_error(error: Exception, world: World | None = None) -> int:
     cause = error.__cause__ if isinstance(error, RankError) else error
     if cause is not None and not is_users(cause):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
-    agreed = isinstance(error, RankError)
-    message = in_words(error) if agreed or launched_ranks() == 1 else f"rank {launched_rank()}: {in_words(error)}"
+    # Settings and data are wrong for all ranks alike, once they have met: what only one can meet with is agreed on.
+    of_all = isinstance(error, RankError) or (world is not None and isinstance(error, ConfigError | DataError))
+    message = in_words(error) if of_all or launched_ranks() == 1 else f"rank {launched_rank()}: {in_words(error)}"
     if world is None:
         say_error(message)
     else:

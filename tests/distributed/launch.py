@@ -119,7 +119,7 @@ def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[by
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment() | {"PET_LOG_DIR": os.devnull},  # torchrun's folder would stay where ranks are killed
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -134,8 +134,11 @@ def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[by
     return process
 
 
-def run_ranks(script: str, folder: Path, *, ranks: int = 2, timeout_sec: float = 120) -> list[tuple[int | None, str]]:
-    """Run Python code as several ranks, without a launcher: exit code and output of each, None for one ended by us."""
+def run_ranks(script: str, folder: Path, *, ranks: int = 2) -> list[tuple[int | None, str]]:
+    """Run Python code as several ranks, without a launcher: exit code and output of each.
+
+    As a launcher would, it ends the others some time after one has failed; their code is None.
+    """
     file = folder / "script.py"
     file.write_text(f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n{script}")
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
@@ -146,8 +149,10 @@ def run_ranks(script: str, folder: Path, *, ranks: int = 2, timeout_sec: float =
             processes.append(
                 subprocess.Popen([sys.executable, file], cwd=folder, env=place, stdout=output, stderr=output)
             )
-    end = time.monotonic() + timeout_sec
+    end, failed = time.monotonic() + TIMEOUT_SEC, False
     while time.monotonic() < end and any(process.poll() is None for process in processes):
+        if not failed and any(process.returncode for process in processes):
+            end, failed = time.monotonic() + 5, True
         time.sleep(0.1)
     codes = [process.poll() for process in processes]
     for process in processes:

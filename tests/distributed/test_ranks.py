@@ -65,8 +65,7 @@ def test_errors_cross_ranks_and_are_said_once(tmp_path):
     ]
     assert f"{of_json} <- JSONDecodeError" in second
     assert "rank 1: item 2 is bad <- ConfigError" in second
-    assert (first + second).count("error: rank 0: of all") == 0
-    assert [line.split(": ", 2)[2] for line in (first + second).splitlines() if "of all" in line] == ["of all"] * 2
+    assert (first + second).count("of all") == (first + second).count("error: of all") == 1
     assert "ValueError: a mistake of ours" in second
     assert "Traceback" not in first
     assert "code 1" in second
@@ -97,7 +96,7 @@ step()
 
 @pytest.mark.slow
 def test_a_rank_that_waits_too_long_says_where_and_ends(tmp_path):
-    (code_0, first), (code_1, second) = run_ranks(HANG, tmp_path, timeout_sec=40)
+    (code_0, first), (code_1, second) = run_ranks(HANG, tmp_path)
     assert code_0 == 1, first
     assert code_1 is None
     assert second.strip().endswith("moved")
