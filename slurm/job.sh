@@ -26,8 +26,8 @@ export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
 scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start
 
-time_is_up() { # rather than: cancelled, or preempted and queued again by Slurm
-    scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
+late() { # terminated for its time is up, rather than cancelled, or preempted and queued again by Slurm
+    ((asked && terminated)) && scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
 }
 
 queue_again() {
@@ -48,13 +48,11 @@ step=$!
 while :; do
     wait "$step"
     code=$?
+    late && queue_again "asked to stop, and its time is up" # now, for Slurm will kill this script with the ranks
     kill -0 "$step" 2>/dev/null || break # a trapped signal ends `wait`, too
 done
 
-if ((terminated)); then
-    if ((asked)) && time_is_up; then queue_again "asked to stop, and terminated"; fi
-    exit "$code"
-fi
+((terminated)) && exit "$code"
 if [[ -e $run/interrupted ]] || ((asked && code != 0)); then # before the ranks listen, the signal ends them
     queue_again "asked to stop"
 fi
