@@ -8,7 +8,6 @@ import io
 import os
 import sys
 
-STDERR = 2  # its file descriptor
 _READER_GONE = (errno.EPIPE, errno.EIO)  # `| head` has seen enough; the terminal is closed
 
 
@@ -51,7 +50,7 @@ def say_error(message: str) -> None:
 
 def show_stacks() -> None:
     """The stack of every thread of this process, whatever they do."""
-    faulthandler.dump_traceback(file=STDERR, all_threads=True)
+    faulthandler.dump_traceback(file=2, all_threads=True)  # by its descriptor, which is there whatever sys.stderr is
 
 
 def say(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import sys
@@ -13,21 +12,19 @@ from typing import Any
 
 import torch
 
-from adatad_ds.console import STDERR, say_error, show_stacks
+from adatad_ds.console import say, say_error, show_stacks
 
 # Innermost Python frames of a thread that waits for other ranks: torch's collectives, DeepSpeed's over them, ours.
 WAITING_IN = ("torch/distributed/distributed_c10d.py", "deepspeed/comm/torch.py", "adatad_ds/parallel.py")
 WAITING_FOR = ("wait", "synchronize")  # methods of handles, streams and events that DeepSpeed waits on
 LOOK_SEC = 1.0
-REARM_SEC = 10.0
-STUCK_MARGIN_SEC = 60.0  # that a thread which holds the interpreter's lock gets beyond the time limit
+SUSPENDED_SEC = 5.0  # a longer time between two looks is none that anybody waited: the job was suspended
 
 
 class HangWatch:
     """Looks at the main thread every second; it waits where it is in one collective all the time.
 
-    What moves in between is told by `beat`. A main thread that holds the interpreter's lock, so that none can look, is
-    ended by a thread of faulthandler's that needs no lock.
+    That it is the same one is told by `beat`.
 
     Args:
         timeout_sec: that the main thread may wait.
@@ -57,29 +54,31 @@ class HangWatch:
         self._stopped.set()
 
     def _look(self, watched: int, rank: int, on_gpu: bool) -> None:
-        since, seen, armed = time.monotonic(), -1, -REARM_SEC
+        waited_sec, seen, last = 0.0, -1, time.monotonic()
         while not self._stopped.wait(LOOK_SEC):
             now = time.monotonic()
-            if now - armed >= REARM_SEC:
-                faulthandler.dump_traceback_later(self.timeout_sec + STUCK_MARGIN_SEC, exit=True, file=STDERR)
-                armed = now
             frame = sys._current_frames().get(watched)
             place = waiting_place(frame) if frame is not None else ""
             del frame  # or its variables live as long as this thread
-            if not place or self._beats != seen:
-                since, seen = now, self._beats
-            elif now - since >= self.timeout_sec:
-                self._end(rank=rank, place=place, waited_sec=now - since, on_gpu=on_gpu)
-        faulthandler.cancel_dump_traceback_later()
+            if place and self._beats == seen:
+                waited_sec += min(now - last, SUSPENDED_SEC)
+            else:
+                waited_sec, seen = 0.0, self._beats
+            last = now
+            if waited_sec >= self.timeout_sec:
+                self._end(rank=rank, place=place, waited_sec=waited_sec, on_gpu=on_gpu)
 
     def _end(self, *, rank: int, place: str, waited_sec: float, on_gpu: bool) -> None:
-        recorded = f"; of NCCL's collectives these have not ended: {_unfinished()}" if on_gpu else ""
-        say_error(
-            f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}"
-            f"{recorded}. One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
-        )
-        show_stacks()
-        os._exit(1)
+        try:
+            say_error(
+                f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. One "
+                "that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
+            )
+            show_stacks()
+            if on_gpu:
+                say(f"collectives of NCCL that have not ended: {_unfinished()}")
+        finally:
+            os._exit(1)
 
 
 def waiting_place(frame: FrameType) -> str:
