@@ -115,13 +115,15 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
     world.same((len(data), data.videos), what="data")
     external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
     detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
-    loader = make_test_loader(
-        data,
-        config=config.data,
-        batch=config.test.batch,
-        rank=world.rank,
-        ranks=world.size,
-        pin_memory=world.device.type == "cuda",
+    loader = world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=world.rank,
+            ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
     )
     candidates = find_candidates(
         forward=detector,

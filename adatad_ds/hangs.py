@@ -71,8 +71,8 @@ class HangWatch:
     def _end(self, *, rank: int, place: str, waited_sec: float, on_gpu: bool) -> None:
         try:
             say_error(
-                f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. One "
-                "that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
+                f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. "
+                "One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
             )
             show_stacks()
             if on_gpu:

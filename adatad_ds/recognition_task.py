@@ -160,14 +160,16 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
 
 
 def make_clip_loader(data: ClipDataset, *, config: Config, world: World) -> Iterable[ClipBatch]:
-    """This rank's share of the test clips."""
-    return make_test_loader(
-        data,
-        config=config.data,
-        batch=config.test.batch,
-        rank=world.rank,
-        ranks=world.size,
-        pin_memory=world.device.type == "cuda",
+    """This rank's share of the test clips. A collective."""
+    return world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=world.rank,
+            ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
     )
 
 

@@ -147,6 +147,7 @@ def build_trainer(
     vit = model.backbone.vit
     progress, learnt = Progress(), {}
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
+    world.same(weights_reports(weights, config.backbone), what="pretrained weights")
     if weights is None:
         frozen = fingerprint(vit)
     else:

@@ -64,13 +64,15 @@ class Trainer:
         if epochs and inside_epoch == 0 and not self.evaluate_if_due(epochs):  # a crash may have come after saving
             self.leave_early()
             return
-        loader = make_train_loader(
-            self.task.train_data,
-            batches=self.batches.between(self.progress.step, total_steps),
-            config=self.config.data,
-            pin_memory=self.world.device.type == "cuda",
+        loader = self.world.attempt(
+            lambda: make_train_loader(
+                self.task.train_data,
+                batches=self.batches.between(self.progress.step, total_steps),
+                config=self.config.data,
+                pin_memory=self.world.device.type == "cuda",
+            )
         )
-        micro_batches = self.world.attempt(lambda: iter(loader))
+        micro_batches = iter(loader)
         self.engine.train()
         for step in range(self.progress.step, total_steps):
             with self.profiler.step(step):

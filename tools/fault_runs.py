@@ -63,6 +63,7 @@ class Run:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
             )
         self.members: dict[int, psutil.Process] = {}
         self.look()

@@ -16,6 +16,14 @@ LONG = {"data__workers": 1, "train__schedule_epochs": 50, "train__stop_epoch": 5
 ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
 
 
+@pytest.fixture(autouse=True)
+def ended():
+    """What a failing test has started does not stay."""
+    yield
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+
+
 def children(process) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.distributed.launch import REPOSITORY, environment
+from tests.distributed.launch import REPOSITORY, environment, heed_interrupts
 
 SCRIPT = """
 import os, sys, threading, time
@@ -40,6 +40,7 @@ def start(*words: str, before: str = "") -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n", process.stderr.read() if process.stderr else ""
