@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
-
-import torch
 
 from adatad_ds.console import say, say_error, show_stacks
 
-# Innermost Python frames of a thread that waits for other ranks: torch's collectives, DeepSpeed's over them, ours.
-WAITING_IN = ("torch/distributed/distributed_c10d.py", "deepspeed/comm/torch.py", "adatad_ds/parallel.py")
-WAITING_FOR = ("wait", "synchronize")  # methods of handles, streams and events that DeepSpeed waits on
+# Where a thread's innermost Python frame is while it waits for other ranks: in torch's collectives, or ours; or in what
+# DeepSpeed calls its waiting for handles, streams and events.
+COLLECTIVES = ("torch/distributed/distributed_c10d.py", "adatad_ds/parallel.py")
+WAITING = ("wait", "synchronize")
 LOOK_SEC = 1.0
 SUSPENDED_SEC = 5.0  # a longer time between two looks is none that anybody waited: the job was suspended
 
@@ -39,21 +37,21 @@ class HangWatch:
         """Another collective begins."""
         self._beats += 1
 
-    def start(self, *, rank: int, on_gpu: bool) -> None:
+    def start(self, *, rank: int, unfinished: Callable[[], str] | None = None) -> None:
         """Watch the thread that calls this, until `stop`.
 
         Args:
             rank: of this process, for the message.
-            on_gpu: ask NCCL's flight recorder, too, which collectives have not ended.
+            unfinished: names the collectives that have not ended, where these are not in the stack.
         """
-        arguments = (threading.get_ident(), rank, on_gpu)
+        arguments = (threading.get_ident(), rank, unfinished)
         threading.Thread(target=self._look, args=arguments, name="hang watch", daemon=True).start()
 
     def stop(self) -> None:
         """No longer watch."""
         self._stopped.set()
 
-    def _look(self, watched: int, rank: int, on_gpu: bool) -> None:
+    def _look(self, watched: int, rank: int, unfinished: Callable[[], str] | None) -> None:
         waited_sec, seen, last = 0.0, -1, time.monotonic()
         while not self._stopped.wait(LOOK_SEC):
             now = time.monotonic()
@@ -66,17 +64,17 @@ class HangWatch:
                 waited_sec, seen = 0.0, self._beats
             last = now
             if waited_sec >= self.timeout_sec:
-                self._end(rank=rank, place=place, waited_sec=waited_sec, on_gpu=on_gpu)
+                self._end(rank=rank, place=place, waited_sec=waited_sec, unfinished=unfinished)
 
-    def _end(self, *, rank: int, place: str, waited_sec: float, on_gpu: bool) -> None:
+    def _end(self, *, rank: int, place: str, waited_sec: float, unfinished: Callable[[], str] | None) -> None:
         try:
             say_error(
                 f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. "
                 "One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
             )
             show_stacks()
-            if on_gpu:
-                say(f"collectives of NCCL that have not ended: {_unfinished()}")
+            if unfinished is not None:
+                say(f"collectives that have not ended: {unfinished()}")
         finally:
             os._exit(1)
 
@@ -88,7 +86,8 @@ def waiting_place(frame: FrameType) -> str:
         frame: the thread's innermost.
     """
     code = frame.f_code
-    if not (code.co_filename.endswith(WAITING_IN) or code.co_name in WAITING_FOR):
+    of_deepspeed = "/deepspeed/" in code.co_filename and code.co_name in WAITING
+    if not (of_deepspeed or code.co_filename.endswith(COLLECTIVES)):
         return ""
     names = []  # from the innermost: all_reduce, sum, step
     at: FrameType | None = frame
@@ -98,11 +97,3 @@ def waiting_place(frame: FrameType) -> str:
             names.append(f"{at.f_code.co_name} ({os.path.basename(at.f_code.co_filename)}:{at.f_lineno})")
         at = at.f_back
     return ", called by ".join(names[:4])
-
-
-def _unfinished() -> str:
-    """NCCL's collectives that were begun and have not ended, by its flight recorder."""
-    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
-    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
-    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
-    return ", ".join(told) or "none known"

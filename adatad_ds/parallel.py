@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -68,7 +69,7 @@ class World:
             raise
         world = cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, watch=watch)
         if world.size > 1:
-            watch.start(rank=world.rank, on_gpu=gpus > 0)
+            watch.start(rank=world.rank, unfinished=_unfinished if gpus else None)
         return world
 
     def allow(self, *, hang_timeout_sec: float) -> None:
@@ -315,6 +316,14 @@ def _within(seconds: float, action: Callable[[], None]) -> None:
     thread = threading.Thread(target=quietly, daemon=True)
     thread.start()
     thread.join(seconds)
+
+
+def _unfinished() -> str:
+    """NCCL's collectives that were begun and have not ended, by PyTorch's flight recorder."""
+    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
+    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
+    return ", ".join(told) or "none known"
 
 
 def _port_in_use(port: str) -> str:

@@ -13,14 +13,20 @@ from adatad_ds.hangs import waiting_place
 from tests.distributed.launch import REPOSITORY, environment
 
 
-def wait():
-    """As DeepSpeed's handles have it."""
-    return waiting_place(sys._getframe())
-
-
-def test_a_thread_waits_in_collectives_and_for_handles_alone():
-    assert waiting_place(sys._getframe()) == ""
-    assert wait().startswith("wait (test_hangs.py:")
+@pytest.mark.parametrize(
+    ("file", "function", "waits"),
+    [
+        ("/site-packages/torch/distributed/distributed_c10d.py", "all_reduce", True),
+        ("/site-packages/deepspeed/runtime/zero/partition_parameters.py", "wait", True),
+        ("/site-packages/deepspeed/runtime/zero/partition_parameters.py", "partition", False),
+        ("/lib/python3.11/threading.py", "wait", False),  # for a sample
+    ],
+)
+def test_a_thread_waits_in_collectives_and_for_handles_alone(file, function, waits):
+    names = {"sys": sys}
+    exec(compile(f"def {function}(): return sys._getframe()", file, "exec"), names)
+    place = waiting_place(names[function]())
+    assert place.startswith(f"{function} ({file.rsplit('/', 1)[1]}:1)") if waits else place == ""
 
 
 SCRIPT = """
@@ -30,12 +36,9 @@ from adatad_ds.hangs import HangWatch
 watch = HangWatch(timeout_sec=12)
 
 
-def wait(seconds):
-    print("waiting", flush=True)
-    time.sleep(seconds)
-
-
-watch.start(rank=0, on_gpu=False)
+code = "def wait(seconds): print('waiting', flush=True); time.sleep(seconds)"
+exec(compile(code, "/site-packages/deepspeed/handles.py", "exec"))
+watch.start(rank=0)
 wait(float(sys.argv[1]))
 """
 
