@@ -65,6 +65,14 @@ def start(*words: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
+def ended(others: list[psutil.Process]) -> bool:
+    """Whether all of them end soon; those that do not are ended."""
+    _, alive = psutil.wait_procs(others, timeout=20)
+    for process in alive:
+        process.kill()
+    return not alive
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_the_group_is_the_ranks(number):
     process, others = start()
@@ -81,14 +89,12 @@ def test_a_signal_to_the_group_is_the_ranks(number):
 def test_nobody_survives_a_killed_rank():
     process, others = start()
     process.kill()
-    process.communicate()
-    _, alive = psutil.wait_procs(others, timeout=20)
-    assert not alive
+    process.wait()
+    assert ended(others)
 
 
 def test_a_rank_that_exits_ends_them():
     process, others = start("exit")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 7, said
-    _, alive = psutil.wait_procs(others, timeout=20)
-    assert not alive
+    assert ended(others)
