@@ -18,7 +18,7 @@ from adatad_ds.preemption import StopRequest
 
 stop = StopRequest(launched="launched" in sys.argv, speaks=True)
 reader, writer = os.pipe()
-with stop.listening(timeout_sec=3):
+with stop.listening(timeout_sec=600 if "patient" in sys.argv else 3):
     print("ready", flush=True)
     if "stuck" in sys.argv:
         os.read(reader, 1)  # for ever, in C
@@ -59,7 +59,7 @@ def test_asked_once_finishes(number):
 
 
 def test_asked_twice_ends_now():
-    process = start("stuck")
+    process = start("stuck", "patient")
     process.send_signal(signal.SIGINT)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
