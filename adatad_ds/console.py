@@ -7,6 +7,7 @@ import faulthandler
 import io
 import os
 import sys
+from typing import Any
 
 _READER_GONE = (errno.EPIPE, errno.EIO)  # `| head` has seen enough; the terminal is closed
 
@@ -14,7 +15,7 @@ _READER_GONE = (errno.EPIPE, errno.EIO)  # `| head` has seen enough; the termina
 class _LastingFile(io.FileIO):
     """A file whose reader may go away; what is written afterwards is lost, and no error."""
 
-    def write(self, data: bytes) -> int | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write(self, data: Any, /) -> int | None:
         try:
             return super().write(data)
         except OSError as error:

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from multiprocessing import context, forkserver, popen_forkserver, resource_tracker
+from multiprocessing import forkserver, popen_forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
@@ -26,13 +27,13 @@ class _Popen(popen_forkserver.Popen):
         self.kill()  # SIGTERM would wait for ever: it is blocked
 
 
-class _Worker(context.ForkServerProcess):
+class _Worker(ForkServerProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> _Popen:  # noqa: N802
         return _Popen(process_obj)
 
 
-class WorkerContext(context.ForkServerContext):
+class WorkerContext(ForkServerContext):
     """Makes worker processes.
 
     Args:
@@ -46,10 +47,12 @@ class WorkerContext(context.ForkServerContext):
         self.set_forkserver_preload(list(imports))
         # Blocked signals stay blocked in child processes; here they come once this is done, and none is lost.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        resource_tracker.ensure_running()  # unblocks two of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            resource_tracker.ensure_running()  # unblocks two of them
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(worker: int) -> None:
@@ -60,7 +63,7 @@ def start_worker(worker: int) -> None:
     parent, every few seconds.
     """
     torch.set_num_threads(1)  # parallelism comes from the number of workers
-    server = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
+    server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
     os.close(server._forkserver_alive_fd)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
