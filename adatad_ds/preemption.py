@@ -27,13 +27,13 @@ class StopRequest:
 
     Args:
         launched: the parent is a launcher; its death is a request, too.
-        speaks: this rank says that it has been asked.
+        rank: of this process; the first one says that it has been asked.
     """
 
-    def __init__(self, *, launched: bool, speaks: bool) -> None:
+    def __init__(self, *, launched: bool, rank: int) -> None:
         self.asked = False
         self._parent = os.getppid() if launched else None
-        self._speaks = speaks
+        self._rank = rank
         self._ending_since: float | None = None
         self._deadline: float | None = None
         self._timeout_sec = 0.0
@@ -90,7 +90,7 @@ class StopRequest:
         now = time.monotonic()
         if number in ENDING:
             if self._ending_since is not None and now - self._ending_since > SAME_REQUEST_SEC:
-                if self._speaks:
+                if self._rank == 0:
                     say(f"{number.name} again: ending now, without saving")
                 os._exit(128 + number)
             self._ending_since = self._ending_since or now
@@ -101,13 +101,13 @@ class StopRequest:
             return
         self._deadline = time.monotonic() + self._timeout_sec
         self.asked = True
-        if self._speaks:
+        if self._rank == 0:
             say(f"asked to stop ({reason}): finishing this step, then saving; Ctrl-C or SIGTERM again ends the run now")
 
     def _give_up(self) -> None:
         say(
-            f"asked to stop {self._timeout_sec:.0f} s ago (train.stop_timeout_sec), and no step has ended: ending "
-            "without saving. The stacks of this rank's threads:"
+            f"rank {self._rank} was asked to stop {self._timeout_sec:.0f} s ago (train.stop_timeout_sec), and no step has "
+            "ended: ending without saving. The stacks of its threads:"
         )
         show_stacks()
         os._exit(128 + signal.SIGTERM)

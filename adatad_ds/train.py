@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
     arguments = parse_arguments(argv)
     world = None
-    stop = StopRequest(launched=has_launcher(), speaks=launched_rank() == 0)
+    stop = StopRequest(launched=has_launcher(), rank=launched_rank())
     try:
         if arguments.list_recipes or arguments.print_config or arguments.diff or arguments.dry_run:
             return _show(inform(arguments))
