@@ -106,8 +106,8 @@ class StopRequest:
 
     def _give_up(self) -> None:
         say(
-            f"rank {self._rank} was asked to stop {self._timeout_sec:.0f} s ago (train.stop_timeout_sec), and no step has "
-            "ended: ending without saving. The stacks of its threads:"
+            f"rank {self._rank} was asked to stop {self._timeout_sec:.0f} s ago (train.stop_timeout_sec), and no step "
+            "has ended: ending without saving. The stacks of its threads:"
         )
         show_stacks()
         os._exit(128 + signal.SIGTERM)

@@ -52,10 +52,19 @@ def test_asked_once_finishes(number):
     process = start()
     process.send_signal(number)
     time.sleep(0.5)
-    process.send_signal(number)  # a launcher passes it on, and a late one comes after all is done
+    process.send_signal(number)  # a late one comes after all is done
     output, said = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, "left\n"), said
     assert f"asked to stop ({number.name})" in said
+
+
+def test_what_a_launcher_passes_on_is_no_second_request():
+    process = start("saving")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, said = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "left\n"), said
 
 
 def test_asked_twice_ends_now():
