@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests.distributed.launch import REPOSITORY, environment, heed_interrupts
@@ -29,6 +30,14 @@ with stop.listening(timeout_sec=600 if "patient" in sys.argv else 3):
 print("left", flush=True)
 time.sleep(1)
 """
+
+
+@pytest.fixture(autouse=True)
+def ended():
+    """What a failing test has started does not stay."""
+    yield
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
 
 
 def start(*words: str, before: str = "") -> subprocess.Popen[str]:
