@@ -28,7 +28,7 @@ sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installi
 
 from tools.fault_runs import FAULTS, LAYOUTS, Run
 
-DISK_MB = 2
+DISK_MB = (2, 9)  # less than a run fills, which keeps three checkpoints of 3 MB
 COLUMNS = ("exact", "refused", "failed", "silent", "hang", "orphans")
 
 
@@ -79,7 +79,9 @@ class Campaign:
         shutil.rmtree(folder, ignore_errors=True)
         if kind == "full disk":
             folder.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "none", str(folder)], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={chance.randint(*DISK_MB)}m", "none", str(folder)], check=True
+            )
         run = Run(folder, data=self._data, launcher=launcher)
         run.until_step(chance.randrange(-1, max(expected)))
         time.sleep(chance.uniform(0, 2))
