@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.launch import finish, losses, start, start_until, train_command
+from tests.distributed.launch import TIMEOUT_SEC, finish, losses, start, start_until, train_command
 
 LONG = {"data__workers": 1, "train__schedule_epochs": 50, "train__stop_epoch": 50, "train__eval_from_epoch": 100}
 ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
@@ -42,7 +42,7 @@ def test_a_signal_to_the_whole_group_saves(number, small_videos, tmp_path):
     others = children(process)
     assert len(others) == 3  # the worker, its server, a tracker of resources
     os.killpg(process.pid, number)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=TIMEOUT_SEC) == 0
     assert_saved(run)
     _, alive = psutil.wait_procs(others, timeout=20)
     assert not alive
@@ -55,8 +55,8 @@ def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
     others = children(process)
     (launcher,) = [other for other in psutil.Process(process.pid).children() if "launch" in " ".join(other.cmdline())]
     launcher.kill()
-    process.wait(timeout=120)
-    _, alive = psutil.wait_procs(others, timeout=120)
+    process.wait(timeout=TIMEOUT_SEC)
+    _, alive = psutil.wait_procs(others, timeout=TIMEOUT_SEC)
     assert not alive
     assert_saved(run)
 
@@ -70,7 +70,7 @@ def test_evaluation_hears_a_request_too(small_videos, tmp_path):
     while not (run / "checkpoints/step_00000002").exists() and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=TIMEOUT_SEC) == 0
     assert_saved(run)
     assert max(losses(run)) == 1
     assert not (run / "evaluations").exists()

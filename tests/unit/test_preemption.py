@@ -62,7 +62,7 @@ def test_asked_once_finishes(number):
     process.send_signal(number)
     time.sleep(0.5)
     process.send_signal(number)  # a late one comes after all is done
-    output, said = process.communicate(timeout=30)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "left\n"), said
     assert f"asked to stop ({number.name})" in said
 
@@ -72,7 +72,7 @@ def test_what_a_launcher_passes_on_is_no_second_request():
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    output, said = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "left\n"), said
 
 
@@ -81,7 +81,7 @@ def test_asked_twice_ends_now():
     process.send_signal(signal.SIGINT)
     time.sleep(1.5)
     process.send_signal(signal.SIGTERM)
-    output, said = process.communicate(timeout=30)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (143, ""), said
     assert "SIGTERM again: ending now" in said
 
@@ -89,7 +89,7 @@ def test_asked_twice_ends_now():
 def test_asked_without_a_step_ends_in_time():
     process, began = start("stuck"), time.monotonic()
     process.send_signal(signal.SIGTERM)
-    output, said = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (143, ""), said
     assert time.monotonic() - began > 3
     assert "rank 0 was asked to stop 3 s ago (train.stop_timeout_sec), and no step has ended" in said
@@ -99,7 +99,7 @@ def test_asked_without_a_step_ends_in_time():
 def test_saving_takes_its_time():
     process = start("saving")
     process.send_signal(signal.SIGUSR1)
-    output, said = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "left\n"), said
 
 
@@ -109,7 +109,7 @@ def test_nohup_holds():
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    output, said = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=120)
     assert (process.returncode, output) == (0, "left\n"), said
     assert "SIGHUP" not in said
 
