@@ -64,7 +64,7 @@ def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
 @pytest.mark.slow
 def test_evaluation_hears_a_request_too(small_videos, tmp_path):
     run = tmp_path / "run"
-    settings = LONG | {"train__eval_from_epoch": 1, "data__test_window_overlap": 0.95, "test__batch": 1}
+    settings = LONG | {"train__eval_from_epoch": 1, "data__test_window_overlap": 0.9, "test__batch": 1}
     process = start_until(train_command(data=small_videos, run=run, **ALONE, **settings), run, step=0)
     end = time.monotonic() + 120
     while not (run / "checkpoints/step_00000002").exists() and time.monotonic() < end:
