@@ -28,13 +28,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 Scaling = Literal["bilinear", "antialias"]  # see data/scaling.py
 Augmentation = Literal[
-    "random_resized_crop",
-    "flip",
-    "rand_augment",
-    "rand_augment_n4_m7",
-    "color_jitter",
-    "lighting",
-    "random_erasing",
+    "random_resized_crop", "flip", "rand_augment", "rand_augment_n4_m7", "color_jitter", "lighting", "random_erasing"
 ]  # see data/transforms.py
 
 
@@ -211,6 +205,8 @@ class TrainConfig:
     compact_checkpoints: bool = False  # 9 bytes a learnt parameter instead of 16; see compact.py
     log_every_steps: number.PositiveInt = 10
     max_skipped_steps: number.PositiveInt = 20  # in a row, of gradients without a finite norm; then the run gives up
+    hang_timeout_sec: number.Seconds = 1800  # a rank that waits longer for the others ends the job
+    stop_timeout_sec: number.Seconds = 300  # asked to stop, a rank ends when no step has within this time
 
     @property
     def dtype(self) -> torch.dtype:

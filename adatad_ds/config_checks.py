@@ -143,3 +143,9 @@ def _check_training(config: Config, found: _Problems) -> None:
         train.warmup_epochs < train.schedule_epochs,
         f"train.warmup_epochs = {train.warmup_epochs} must be below train.schedule_epochs = {train.schedule_epochs}",
     )
+    waits = config.data.worker_timeout_sec
+    found.need(
+        waits < train.hang_timeout_sec,
+        f"data.worker_timeout_sec = {waits} must be below train.hang_timeout_sec = {train.hang_timeout_sec}: the other "
+        "ranks wait for one that reads",
+    )

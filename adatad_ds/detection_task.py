@@ -120,13 +120,15 @@ class DetectionTask:
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
         """Detect in the test videos and measure; the outcome is on rank 0 only. A collective."""
         config, mesh, videos = self._config, self._mesh, self.test_data.videos
-        loader = make_test_loader(
-            self.test_data,
-            config=config.data,
-            batch=config.test.batch,
-            rank=mesh.data_rank,
-            ranks=mesh.data_ranks,
-            pin_memory=mesh.world.device.type == "cuda",
+        loader = mesh.world.attempt(
+            lambda: make_test_loader(
+                self.test_data,
+                config=config.data,
+                batch=config.test.batch,
+                rank=mesh.data_rank,
+                ranks=mesh.data_ranks,
+                pin_memory=mesh.world.device.type == "cuda",
+            )
         )
         candidates = find_candidates(forward=forward, batches=loader, config=config, mesh=mesh, report=report)
         results = finish(

@@ -52,7 +52,7 @@ def find_candidates(
     durations: dict[str, float] = {}
     damage: dict[str, Damage | None] = {}
     failed: set[str] = set()
-    for batch in map(mesh.agree, batches):
+    for batch in map(mesh.agree, world.together(batches)):
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()

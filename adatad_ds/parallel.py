@@ -2,70 +2,88 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
+import hashlib
+import json
 import os
-import socket
-import sys
-import time
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from adatad_ds.config import ConfigError
+from adatad_ds.config import ConfigError, TrainConfig
+from adatad_ds.data.annotations import DataError
+from adatad_ds.hangs import HangWatch
+from adatad_ds.launch import complete_environment, gpu_count, local_device
 
 T = TypeVar("T")
-# How long a collective waits. Longer than NCCL's own 10 minutes: ranks that wait for one that still reads videos are to
-# hear of its error, not to end in their own.
-PATIENCE = timedelta(minutes=30)
-SILENT_SEC = 20  # that a rank without a word waits to be ended when the program fails
-_MARGIN = timedelta(minutes=5)
-_SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+# A collective itself gives up later than the watch over it, which says more.
+_MARGIN = timedelta(minutes=1)
+_STORE_SEC = 10  # for an answer of the rendezvous, which lives in rank 0 or its launcher, when a rank ends
+_END = object()
+
+
+class RankError(Exception):
+    """What some rank ran into, raised on every rank; where it happened, from the error itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
     """This process's place among all ranks, and the collectives that the trainer needs.
 
-    Works alike with one process. Every method is a collective: all ranks call it, in the same order.
+    Works alike with one process. Every method but `say_once` is a collective: all ranks call it, in the same order.
     """
 
     rank: int
     size: int
     device: torch.device
-    patience: timedelta = PATIENCE
+    watch: HangWatch = field(default_factory=lambda: HangWatch(timeout_sec=TrainConfig.hang_timeout_sec))
 
     @classmethod
-    def join(cls, *, worker_timeout_sec: float = 0) -> Self:
+    def join(cls) -> Self:
         """Enter the process group of whatever launched us: deepspeed, torchrun, srun or plain python.
 
-        Args:
-            worker_timeout_sec: how long a rank may wait for its videos; the others wait longer for it.
-
         Raises:
-            ConfigError: this rank has no device of its own.
+            ConfigError: this rank has no device of its own, or another program has the port where ranks meet.
         """
-        patience = max(PATIENCE, timedelta(seconds=worker_timeout_sec) + _MARGIN)
         complete_environment(os.environ)
-        if gpus := gpu_count(os.environ):
-            device = torch.device("cuda", local_device(os.environ, gpus=gpus))
-            os.environ["LOCAL_RANK"] = str(device.index)  # where DeepSpeed looks for its device
-            torch.cuda.set_device(device)
-            dist.init_process_group("nccl", device_id=device, timeout=patience)
-        else:
-            device = torch.device("cpu")
-            dist.init_process_group("gloo", timeout=patience)
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, patience=patience)
+        watch = HangWatch(timeout_sec=TrainConfig.hang_timeout_sec)
+        gpus = gpu_count(os.environ)
+        device = torch.device("cuda", local_device(os.environ, gpus=gpus)) if gpus else torch.device("cpu")
+        try:
+            if gpus:
+                os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # entries of the flight recorder
+                os.environ["LOCAL_RANK"] = str(device.index)  # where DeepSpeed looks for its device
+                torch.cuda.set_device(device)
+                dist.init_process_group("nccl", device_id=device, timeout=_patience(watch))
+            else:
+                dist.init_process_group("gloo", timeout=_patience(watch))
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" in str(error):
+                raise ConfigError(_port_in_use(os.environ["MASTER_PORT"])) from error
+            raise
+        world = cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, watch=watch)
+        if world.size > 1:
+            watch.start(rank=world.rank, unfinished=_unfinished if gpus else None)
+        return world
+
+    def allow(self, *, hang_timeout_sec: float) -> None:
+        """How long a rank may wait for the others from now on; one that waits longer ends, and with it the job."""
+        self.watch.timeout_sec = hang_timeout_sec
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # PyTorch < 2.14
+        set_timeout(_patience(self.watch), dist.group.WORLD)
 
     def leave(self) -> None:
         """Leave the group before the interpreter exits; a rank that does not may abort there.
 
         So it may where something still holds on to the group, as what DeepSpeed has partitioned does, in cycles.
         """
+        self.watch.stop()
         gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -79,6 +97,7 @@ class World:
         """The sum of each number over all ranks, in float64 on every rank."""
         tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
         if self.size > 1:
+            self.watch.beat()
             dist.all_reduce(tensor)
         return tensor.tolist()
 
@@ -86,6 +105,7 @@ class World:
         """The largest of each number over all ranks, on every rank."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.size > 1:
+            self.watch.beat()
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
@@ -93,6 +113,7 @@ class World:
         """Every rank's picklable object, in rank order, on every rank."""
         if self.size == 1:
             return [item]
+        self.watch.beat()
         items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
@@ -101,21 +122,23 @@ class World:
         """Raise on every rank what any rank ran into, so that none waits for another.
 
         Raises:
-            Exception: the lowest failing rank's error (its own on that rank).
+            RankError: the lowest failing rank's error in words, the same on all ranks; its cause is a rank's own error.
+            Exception: with one process, the error itself.
         """
-        errors = self.gather(None if error is None else (type(error), str(error)))
-        if error is not None:
-            raise error
-        for rank, other in enumerate(errors):
-            if other is not None:
-                kind, message = other
-                raise kind(message if self.size == 1 else f"{message} (rank {rank})")
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        if not self.max(error is not None)[0]:
+            return
+        told = self.gather(None if error is None else in_words(error))
+        raise RankError(_together(told)) from error
 
     def attempt(self, action: Callable[[], T]) -> T:
         """Each rank's result of an action that is no collective; if it fails on any rank, it fails on all.
 
         Raises:
-            Exception: what the action raised, here or on the lowest failing rank.
+            RankError: what the action raised on some rank; with one process, the error itself.
         """
         result, error = None, None
         try:
@@ -125,20 +148,65 @@ class World:
         self.agree(error)
         return result  # pyright: ignore[reportReturnType]  (an error has been raised by now)
 
+    def together(self, items: Iterable[T]) -> Iterator[T]:
+        """Each rank's own items, as many on all; one that cannot be had ends the iteration on all ranks.
+
+        Raises:
+            RankError: see `attempt`.
+        """
+        source = iter(items)
+        while (item := self.attempt(lambda: next(source, _END))) is not _END:
+            yield item  # pyright: ignore[reportReturnType]
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Rank 0's result of an action, on every rank; only rank 0 acts.
 
         Raises:
-            Exception: what rank 0 ran into.
+            RankError: what rank 0 ran into; with one process, the error itself.
         """
         return self.gather(self.attempt(lambda: action() if self.is_main else None))[0]
+
+    def same(self, value: object, *, what: str) -> None:
+        """Check that all ranks see the same, by its `repr`: they read it each from its own node's file system.
+
+        Raises:
+            ConfigError: some rank sees something else than rank 0; raised on all.
+        """
+        digests = self.gather(hashlib.sha256(repr(value).encode()).hexdigest())
+        others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise ConfigError(
+                f"rank {', '.join(others)} sees other {what} than rank 0: are the files the same on all nodes, and "
+                "is none being written?"
+            )
+
+    def say_once(self, message: str, say: Callable[[str], None]) -> None:
+        """Say on one rank what several may have to say; return when it is said. No collective: ranks may fail alone."""
+        if self.size == 1:
+            say(message)
+            return
+        key, claimed = hashlib.sha256(message.encode()).hexdigest(), []
+
+        def claim() -> None:
+            store = dist.distributed_c10d._get_default_store()
+            claimed.append(store.add(f"{key}/claims", 1) == 1)
+            if not claimed[0]:
+                store.wait([f"{key}/said"], timedelta(seconds=_STORE_SEC))
+
+        def confirm() -> None:
+            dist.distributed_c10d._get_default_store().set(f"{key}/said", "yes")
+
+        _within(_STORE_SEC, claim)
+        if claimed in ([], [True]):  # no answer: rank 0 is gone
+            say(message)
+            _within(_STORE_SEC, confirm)
 
     def groups(self, size: int) -> RankGroup:
         """This rank's group where consecutive `size` ranks form one each. A collective."""
         own = None
         for first in range(0, self.size, size):
             ranks = list(range(first, first + size))
-            group = dist.new_group(ranks, timeout=self.patience)  # every rank makes all of them
+            group = dist.new_group(ranks, timeout=_patience(self.watch))  # every rank makes all of them
             if self.rank in ranks:
                 own = RankGroup(ranks=ranks, rank=self.rank - first, handle=group)
         assert own is not None, "the groups leave out a rank"
@@ -193,83 +261,6 @@ class RankGroup:
         return before, after
 
 
-def report_error(error: Exception) -> None:
-    """Print what ends this program, once for all ranks.
-
-    The first rank that exits has its launcher end the others, so the silent ones wait until rank 0 must have spoken.
-    """
-    if speaks():
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(SILENT_SEC)
-
-
-def end_process(code: int) -> NoReturn:
-    """End this process with an exit code; one of several ranks does not tear down its interpreter.
-
-    DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its threads in gloo: to
-    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs. Exit
-    functions are run and output is flushed.
-    """
-    if launched_ranks() == 1:  # nothing to talk about; and a profiler around it still writes its figures
-        sys.exit(code)
-    atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def complete_environment(environment: MutableMapping[str, str]) -> int:
-    """Fill in the rendezvous variables that the launcher left out; return the local rank.
-
-    srun's variables are mapped; with no launcher at all this is a world of one.
-    """
-    if "RANK" not in environment and _in_slurm_step(environment):
-        environment.update({name: environment[slurm_name] for name, slurm_name in _SLURM_NAMES.items()})
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-        environment.setdefault(name, value)
-    if "MASTER_PORT" not in environment:
-        environment["MASTER_PORT"] = str(_free_port())
-    return int(environment["LOCAL_RANK"])
-
-
-def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
-    """GPUs that this process may use: none under `DS_ACCELERATOR=cpu`, whatever the machine has."""
-    return 0 if environment.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
-
-
-def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
-    """Index of this rank's own device among the `gpus` that it sees.
-
-    That is its local rank; but where Slurm has bound a GPU to each task (`--gpus-per-task=1`), a rank sees no other.
-
-    Raises:
-        ConfigError: there are fewer devices than local ranks.
-    """
-    local_rank = int(environment["LOCAL_RANK"])
-    if local_rank < gpus:
-        return local_rank
-    if gpus == 1 and _is_srun_rank(environment) and _slurm_binds_gpus(environment):
-        return 0
-    raise ConfigError(
-        f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
-        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a "
-        "node, or set DS_ACCELERATOR=cpu to train on the CPU"
-    )
-
-
-def speaks(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process prints the errors of a run that never starts: it will be rank 0."""
-    name = "SLURM_PROCID" if _in_slurm_step(environment) and "RANK" not in environment else "RANK"
-    return environment.get(name, "0") == "0"
-
-
-def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes the launcher has started, without joining them."""
-    name = "SLURM_NTASKS" if _in_slurm_step(environment) and "WORLD_SIZE" not in environment else "WORLD_SIZE"
-    return int(environment.get(name, "1"))
-
-
 def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
     """How a global batch is run: (windows a rank and forward pass, forward passes a step).
 
@@ -294,33 +285,53 @@ def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) 
     return micro, share // micro
 
 
+def in_words(error: BaseException) -> str:
+    """An error in a line; of those that are no user's, with their kind."""
+    text = str(error)
+    return text if isinstance(error, ConfigError | DataError | RankError) else f"{type(error).__name__}: {text}"
+
+
+def _together(told: list[str | None]) -> str:
+    """What all ranks say where some have failed: in the words of the first of them."""
+    failed = [rank for rank, message in enumerate(told) if message is not None]
+    message = told[failed[0]]
+    assert message is not None
+    if set(told) == {message}:
+        return message
+    more = f" (and {len(failed) - 1} other ranks)" if len(failed) > 1 else ""
+    return f"rank {failed[0]}{more}: {message}"
+
+
+def _patience(watch: HangWatch) -> timedelta:
+    return timedelta(seconds=watch.timeout_sec) + _MARGIN
+
+
+def _within(seconds: float, action: Callable[[], None]) -> None:
+    """Do what may wait for a process that is gone, and give it up after a time."""
+
+    def quietly() -> None:
+        with suppress(RuntimeError):  # as the store's errors are
+            action()
+
+    thread = threading.Thread(target=quietly, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _unfinished() -> str:
+    """NCCL's collectives that were begun and have not ended, by PyTorch's flight recorder."""
+    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
+    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
+    return ", ".join(told) or "none known"
+
+
+def _port_in_use(port: str) -> str:
+    return (
+        f"another program listens on port {port}, where the ranks were to meet; choose another port: deepspeed "
+        "--master_port, torchrun --master-port, or MASTER_PORT in the environment"
+    )
+
+
 def _next_multiple(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-def _in_slurm_step(environment: Mapping[str, str]) -> bool:
-    return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
-
-
-def _is_srun_rank(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this very rank, rather than a launcher that started it and others in one task."""
-    return _in_slurm_step(environment) and all(
-        environment.get(name, environment[slurm_name]) == environment[slurm_name]
-        for name, slurm_name in _SLURM_NAMES.items()
-    )
-
-
-def _slurm_binds_gpus(environment: Mapping[str, str]) -> bool:
-    """Whether each task has GPUs of its own: a bind may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
-    bind = environment.get("SLURM_GPU_BIND", "")
-    return (
-        "SLURM_GPUS_PER_TASK" in environment
-        or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
-        or bind.removeprefix("verbose,").startswith(("single:", "per_task:"))
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -39,6 +39,7 @@ from adatad_ds.evaluation.pictures import draw_detections
 from adatad_ds.evaluation.player import plays_in_browsers, video_address, write_page
 from adatad_ds.evaluation.results import write_results
 from adatad_ds.evaluation.subtitles import write_csv, write_srt, write_vtt
+from adatad_ds.process import run_process
 from adatad_ds.utf8 import use_utf8
 from adatad_ds.video_detector import Detection, VideoDetector, load_detector
 
@@ -262,4 +263,4 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     use_utf8()
-    sys.exit(main())
+    run_process(main)

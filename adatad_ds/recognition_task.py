@@ -170,14 +170,16 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
 
 
 def make_clip_loader(data: ClipDataset, *, config: Config, world: World) -> Iterable[ClipBatch]:
-    """This rank's share of the test clips."""
-    return make_test_loader(
-        data,
-        config=config.data,
-        batch=config.test.batch,
-        rank=world.rank,
-        ranks=world.size,
-        pin_memory=world.device.type == "cuda",
+    """This rank's share of the test clips. A collective."""
+    return world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=world.rank,
+            ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
     )
 
 
@@ -196,7 +198,7 @@ def recognise(
     own: Logits = {}
     damaged: dict[str, str] = {}
     failed: set[str] = set()
-    for batch in batches:
+    for batch in world.together(batches):
         logits = forward(batch.frames.to(world.device, non_blocking=True)).float().cpu().numpy()
         for index, video in enumerate(batch.videos):
             error = batch.errors[index]

@@ -21,6 +21,8 @@ MAY_CHANGE = (
     # when it ends
     "train.stop_epoch",
     "train.max_skipped_steps",
+    "train.hang_timeout_sec",
+    "train.stop_timeout_sec",
     "data.max_failed_videos",
     # evaluation
     "test.*",
@@ -72,14 +74,12 @@ def data_fingerprint(videos: Iterable[Sequence[Any]], *, classes: Sequence[str])
     }
 
 
-def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any], *, whose: str, advice: str) -> None:
-    """See that training data are the same: the order of samples follows from them.
+def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """See that training data are those that a run began with: the order of samples follows from them.
 
     Args:
         found: their fingerprint here and now.
-        wanted: what it must be.
-        whose: `wanted` is, for the message.
-        advice: what to do, for the message.
+        wanted: what it was.
 
     Raises:
         ConfigError: they are others.
@@ -87,8 +87,8 @@ def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any], *, whos
     if found != wanted:
         theirs, ours = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
         raise ConfigError(
-            f"the training data are not those {whose} ({theirs}; now {ours}): names, times, labels or their order "
-            f"differ. {advice}"
+            f"the training data are not those that this run began with ({theirs}; now {ours}): names, times, labels or "
+            "their order differ. Give the old annotations to go on, or start a new run with --run-dir"
         )
 
 

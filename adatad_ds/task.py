@@ -54,6 +54,11 @@ class Task(Protocol):
         ...
 
     @property
+    def test_data(self) -> Samples[Any]:
+        """Those that it is evaluated on."""
+        ...
+
+    @property
     def data_fingerprint(self) -> Mapping[str, Any]:
         """What the training samples follow from, see `resume.data_fingerprint`."""
         ...

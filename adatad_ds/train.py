@@ -21,50 +21,28 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 import torch
 
 from adatad_ds import config as configuration
-from adatad_ds.aim_weights import AIMWeights
-from adatad_ds.checkpoint import open_checkpoint
-from adatad_ds.class_order import describe_logits
-from adatad_ds.compact import AVERAGE, MASTER
-from adatad_ds.config import BackboneConfig, Config, ConfigError
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.loader import TrainBatches
+from adatad_ds.build import build_trainer, weights_reports
+from adatad_ds.config import Config
 from adatad_ds.data.video_lists import class_assignments
-from adatad_ds.detection_task import DetectionTask
-from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine, weights_host
-from adatad_ds.health import DamagedVideos, FailedVideos, SkippedSteps
-from adatad_ds.models.build import adapted_blocks
+from adatad_ds.ds_config import read_ds_config
+from adatad_ds.launch import has_launcher, launched_rank, launched_ranks
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.models.stored import Storage
-from adatad_ds.monitor import Monitor
-from adatad_ds.optim import average_warms_up, parameter_table
-from adatad_ds.parallel import World, end_process, launched_ranks, report_error, speaks
+from adatad_ds.optim import parameter_table
+from adatad_ds.parallel import World
 from adatad_ds.plan import make_plan
 from adatad_ds.preemption import StopRequest
 from adatad_ds.pretrained import (
-    WHERE_FROM,
-    check_fingerprint,
-    fill_backbone,
     find_weights,
-    fingerprint,
-    in_published_order,
     published_state,
 )
-from adatad_ds.profiling import Profiler, parse_profile
+from adatad_ds.process import report_error, run_process
+from adatad_ds.profiling import parse_profile
 from adatad_ds.recipes import config_diff, find_recipe, recipe_table
-from adatad_ds.recognition_task import RecognitionTask
-from adatad_ds.resume import check_same_data
 from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
-from adatad_ds.task import Task
-from adatad_ds.temporal import Mesh
-from adatad_ds.trainer import Progress, Trainer
-from adatad_ds.updates import Updates
 from adatad_ds.utf8 import use_utf8
 from adatad_ds.weight_files import is_to_download
-from adatad_ds.weight_layouts import Weights, some
 
-CLASS_LOGITS = "head.cls_head.weight"  # of a detector
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
 
 
@@ -72,217 +50,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
     arguments = parse_arguments(argv)
     world = None
+    stop = StopRequest(launched=has_launcher(), rank=launched_rank())
     try:
-        if arguments.deepspeed_config is DEFAULT_DS_CONFIG and speaks():
+        if arguments.deepspeed_config is DEFAULT_DS_CONFIG and launched_rank() == 0:
             print(f"--deepspeed_config without a file: {DEFAULT_DS_CONFIG} is taken", file=sys.stderr)
-        if arguments.list_recipes:
-            return _show(recipe_table())
-        overrides = [*arguments.set, *class_assignments(arguments.classes)]
-        config = configuration.override(find_recipe(arguments.recipe).config, overrides)
-        if arguments.print_config:
-            return _show(json.dumps(config.to_dict(), indent=1))
-        if arguments.diff:
-            return _show(config_diff(config, find_recipe(arguments.diff).config))
-        if arguments.dry_run:
-            _show(dry_run(config, arguments.deepspeed_config))
-            return _show(weights_that_fit(config))
-        if arguments.profile:
-            parse_profile(arguments.profile)  # faults show up now
-        world = World.join(worker_timeout_sec=config.data.worker_timeout_sec)
-        train(config, arguments=arguments, world=world)
-    except (ConfigError, DataError) as error:
-        report_error(error)
-        return 2
-    finally:
-        if world is not None:
-            world.leave()
+        if arguments.list_recipes or arguments.print_config or arguments.diff or arguments.dry_run:
+            return _show(inform(arguments))
+        world = World.join()
+        config, ds_config = world.attempt(lambda: read_settings(arguments))
+        world.same((config, ds_config), what="settings (recipe, --set, DeepSpeed config)")
+        world.allow(hang_timeout_sec=config.train.hang_timeout_sec)
+        with stop.listening(timeout_sec=config.train.stop_timeout_sec):
+            train(config, ds_config, arguments=arguments, world=world, stop=stop)
+        world.leave()
+    except Exception as error:
+        return report_error(error, world)
     return 0
 
 
-def train(config: Config, *, arguments: argparse.Namespace, world: World) -> None:
+def inform(arguments: argparse.Namespace) -> str:
+    """What was asked for instead of a training."""
+    if arguments.list_recipes:
+        return recipe_table()
+    config = recipe_config(arguments)
+    if arguments.print_config:
+        return json.dumps(config.to_dict(), indent=1)
+    if arguments.diff:
+        return config_diff(config, find_recipe(arguments.diff).config)
+    return f"{dry_run(config, arguments.deepspeed_config)}\n{weights_that_fit(config)}"
+
+
+def recipe_config(arguments: argparse.Namespace) -> Config:
+    """The recipe's config with what the command line changes."""
+    return configuration.override(
+        find_recipe(arguments.recipe).config, [*arguments.set, *class_assignments(arguments.classes)]
+    )
+
+
+def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
+    """The config, and the ds_config as its file has it."""
+    if arguments.profile:
+        parse_profile(arguments.profile)  # faults show up now
+    return recipe_config(arguments), read_ds_config(arguments.deepspeed_config)
+
+
+def train(
+    config: Config, ds_config: Mapping[str, Any], *, arguments: argparse.Namespace, world: World, stop: StopRequest
+) -> None:
     """Build and run; nothing of it is left when this returns."""
-    stop = StopRequest()
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     lock = RunLock(run.path)  # rank 0 holds it
     try:
-        with stop.listening():
-            stale = world.on_main(lock.take)
-            trainer = build_trainer(config, arguments=arguments, world=world, stop=stop, run=run, lock=lock)
-            if stale:
-                trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
-            trainer.run()
+        stale = world.on_main(lock.take)
+        trainer = build_trainer(
+            config,
+            ds_config,
+            class_order=find_recipe(arguments.recipe).class_order,
+            resume=arguments.resume == "auto",
+            profile=arguments.profile,
+            run=run,
+            lock=lock,
+            world=world,
+            stop=stop,
+        )
+        if stale:
+            trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
+        trainer.run()
         trainer.report_evaluations()
         trainer.report_memory()
         trainer.close()
     finally:
         lock.release()
-
-
-def build_trainer(
-    config: Config, *, arguments: argparse.Namespace, world: World, stop: StopRequest, run: RunFolder, lock: RunLock
-) -> Trainer:
-    """Put a run together: task, model, weights or checkpoint, engine.
-
-    Raises:
-        ConfigError: settings that contradict each other or the run that is to go on, weights that do not fit.
-        DataError: no usable videos or annotations.
-    """
-    order = find_recipe(arguments.recipe).class_order
-    config = world.attempt(lambda: in_published_order(config, order=order))
-    on_gpu = world.device.type == "cuda"
-    settings = config.train
-    mesh = Mesh(world=world, config=config)
-    ds_config = resolve_ds_config(
-        read_ds_config(arguments.deepspeed_config), config=config, ranks=world.size, cuda=on_gpu
-    )
-    policy, stopwatch = activation_policy(
-        ds_config, config=config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
-    )
-    store = run.checkpoints(keep=settings.keep_checkpoints)
-    chosen = world.on_main(lambda: run.start(store, config=config, resume=arguments.resume == "auto"))
-    checkpoint = world.attempt(lambda: store.confirm(chosen)) if chosen else None
-    saved, state = world.attempt(lambda: open_checkpoint(checkpoint)) if checkpoint else ({}, {})
-    kind = DetectionTask if config.recognition is None else RecognitionTask
-    task = kind(config=config, mesh=mesh, accumulation=ds_config["gradient_accumulation_steps"])
-    check_data(task, saved=state.get("training_data"), world=world)
-    batches = TrainBatches(
-        num_samples=len(task.train_data),
-        global_batch=settings.global_batch,
-        data_rank=mesh.data_rank,
-        data_ranks=mesh.data_ranks,
-        micro_batch=ds_config["train_micro_batch_size_per_gpu"],
-        seed=settings.seed,
-    )
-
-    torch.manual_seed(settings.seed)  # initialisation only; later randomness belongs to samples
-    model = task.build_model(storage=Storage(policy), stopwatch=stopwatch)
-    vit = model.backbone.vit
-    progress, learnt = Progress(), {}
-    weights = world.attempt(lambda: find_weights(config.backbone, vit))
-    if weights is None:
-        frozen = fingerprint(vit)
-    else:
-        learnt = world.attempt(lambda: published_state(weights, model, config=config))
-        if isinstance(task, DetectionTask) and isinstance(weights, Weights):
-            task.normalizer.value = weights.loss_normalizer or task.normalizer.value
-        host = weights_host(ds_config)
-        frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
-    if checkpoint is not None:
-        learnt = saved
-        world.on_main(
-            lambda: check_fingerprint(
-                frozen, state["frozen_fingerprint"], trained=checkpoint, weights=config.backbone.weights
-            )
-        )
-        task.load_state_dict(state)
-        progress = Progress(**state["progress"])
-    steps = settings.stop_epoch * batches.steps_per_epoch
-    ema_warmup = average_warms_up(settings, steps=steps, trained=AVERAGE in learnt)
-    engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
-    if learnt:
-        source = str(checkpoint or config.backbone.weights)
-        engine.load_learnt_state(learnt, source=source, partial=checkpoint is None)
-    if checkpoint is not None:
-        until_now = {"steps": progress.step, "loss_scale": {}, "ema_warmup": False}  # of versions that saved none
-        engine.load_optimizer_state(state.get("optimizer", until_now))
-
-    changes, (_, new_settings) = "", ([], [])
-    if checkpoint is not None and world.is_main:
-        changes, (_, new_settings) = run.version_changes(), run.setting_changes(config)
-    if world.is_main:
-        run.describe(config=config, ds_config=ds_config, classes=task.classes)
-    monitor = Monitor(
-        folder=run.path,
-        active=world.is_main,
-        start_step=progress.step,
-        total_steps=steps,
-    )
-    monitor.text("config", json.dumps(config.to_dict(), indent=1))
-    for line in (*task.reports, *weights_reports(weights, config.backbone)):
-        monitor.say(line)
-    if learnt and checkpoint is None:
-        anew = [name for name in engine.learnt_parameters if name not in learnt[MASTER]]
-        monitor.say("weights: what had learnt too" + (f"; anew: {some(anew)}" if anew else ""))
-        if CLASS_LOGITS in learnt[MASTER] and len(task.classes) > 1:
-            monitor.say(describe_logits(task.classes))
-    if engine.ema_warmup:
-        monitor.say("the running average follows more closely at first (train.ema_warmup)")
-    if checkpoint is not None:
-        for path in store.newer_than(checkpoint):
-            monitor.say(f"skipped {path}: it is not whole")
-        monitor.say(f"resumed from {checkpoint}, {progress.step} steps done")
-    if new_settings:
-        monitor.say(f"resumed with other settings than before: {', '.join(new_settings)}")
-    if changes:
-        monitor.say(f"resumed under other versions than before, so losses may differ in the last digits: {changes}")
-    return Trainer(
-        config=config,
-        world=world,
-        engine=engine,
-        task=task,
-        batches=batches,
-        run_folder=run,
-        store=store,
-        monitor=monitor,
-        stopwatch=stopwatch,
-        progress=progress,
-        failed_videos=FailedVideos(
-            fate="replaced by other samples" if mesh.temporal == 1 else "left blank",
-            known=progress.failed_videos,
-            most=config.data.max_failed_videos,
-            world=world,
-            report=monitor.say,
-        ),
-        damaged_videos=DamagedVideos(world=world, report=monitor.say),
-        skipped_steps=SkippedSteps(
-            parameters=engine.learnt_parameters,
-            total=progress.skipped_steps,
-            in_a_row=progress.skipped_in_a_row,
-            most=settings.max_skipped_steps,
-            world=world,
-            report=monitor.say,
-        ),
-        lock=lock,
-        frozen_fingerprint=frozen,
-        stop=stop,
-        profiler=Profiler(
-            steps=parse_profile(arguments.profile) if arguments.profile else None,
-            folder=run.path / "profile",
-            rank=world.rank,
-            device=world.device,
-            active=world.is_main,
-            report=monitor.say,
-        ),
-        updates=Updates(parts=engine.learnt_parts, total=world.sum),
-    )
-
-
-def check_data(task: Task, *, saved: Mapping[str, Any] | None, world: World) -> None:
-    """See that all ranks have the same training data, and a resumed run those that it began with. A collective.
-
-    Args:
-        task: of this rank.
-        saved: fingerprint of the data that the run began with; None: a new run, or saved by a version without.
-        world: the ranks.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    own, first = task.data_fingerprint, world.on_main(lambda: task.data_fingerprint)
-    advice = "All nodes must see the same annotations and videos"
-    world.attempt(lambda: check_same_data(own, first, whose="that rank 0 sees", advice=advice))
-    if saved is not None:
-        advice = "Give the old annotations to go on, or start a new run with --run-dir"
-        world.attempt(lambda: check_same_data(own, saved, whose="that this run began with", advice=advice))
-
-
-def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:
-    """What is said of pretrained weights: what they are, and where they come from."""
-    if weights is None:
-        return []
-    terms = WHERE_FROM.get(backbone.name)
-    source = [f"weights: those of {backbone.name} come from {terms}"] if terms else []
-    return [f"weights: {weights.report()}", *source]
 
 
 def dry_run(config: Config, ds_config: Path | None) -> str:
@@ -359,11 +197,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show(text: str) -> int:
-    if speaks():
+    if launched_rank() == 0:
         print(text)
     return 0
 
 
 if __name__ == "__main__":
     use_utf8()
-    end_process(main())
+    run_process(main)

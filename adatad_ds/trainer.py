@@ -22,11 +22,11 @@ from adatad_ds.models.stopwatch import Stopwatch
 from adatad_ds.monitor import Monitor, peak_memory_bytes, peak_memory_name
 from adatad_ds.optim import schedule
 from adatad_ds.parallel import World
-from adatad_ds.preemption import StopRequest
+from adatad_ds.preemption import StopAsked, StopRequest
 from adatad_ds.profiling import Profiler
 from adatad_ds.run_lock import RunLock
 from adatad_ds.runs import RunFolder
-from adatad_ds.task import Task
+from adatad_ds.task import Evaluation, Task
 from adatad_ds.updates import Updates
 
 
@@ -67,13 +67,17 @@ class Trainer:
         """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
         epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
         total_steps = settings.stop_epoch * epoch_steps
-        if self.progress.step and self.progress.step % epoch_steps == 0:
-            self.evaluate_if_due(self.progress.step // epoch_steps)  # a crash may have come between save and evaluation
-        loader = make_train_loader(
-            self.task.train_data,
-            batches=self.batches.between(self.progress.step, total_steps),
-            config=self.config.data,
-            pin_memory=self.world.device.type == "cuda",
+        epochs, inside_epoch = divmod(self.progress.step, epoch_steps)
+        if epochs and inside_epoch == 0 and not self.evaluate_if_due(epochs):  # a crash may have come after saving
+            self.leave_early()
+            return
+        loader = self.world.attempt(
+            lambda: make_train_loader(
+                self.task.train_data,
+                batches=self.batches.between(self.progress.step, total_steps),
+                config=self.config.data,
+                pin_memory=self.world.device.type == "cuda",
+            )
         )
         micro_batches = iter(loader)
         self.engine.train()
@@ -81,7 +85,7 @@ class Trainer:
             with self.profiler.step(step):
                 began = time.perf_counter()
                 with record_function("data"):
-                    accumulated = list(islice(micro_batches, self.engine.accumulation))
+                    accumulated = self.world.attempt(lambda: list(islice(micro_batches, self.engine.accumulation)))
                 fetched = time.perf_counter()
                 self.engine.set_learning_rate(self.learning_rate(step))
                 losses, stops = self.step(accumulated)
@@ -98,7 +102,9 @@ class Trainer:
                 return
             if inside_epoch == 0:
                 self.log_updates()
-                self.evaluate_if_due(epoch)
+                if not self.evaluate_if_due(epoch):
+                    self.leave_early()
+                    return
                 self.engine.train()
 
     def learning_rate(self, step: int) -> float:
@@ -143,7 +149,16 @@ class Trainer:
         losses = dict(zip(task.loss_names, totals, strict=True))
         check_finite(step=self.progress.step, losses=losses)
         self.skipped_steps.add(self.progress.step, taken=self.engine.step_taken)
+        if stops:
+            self.stop.heard()
         return losses, stops > 0
+
+    def stopped(self) -> bool:
+        """Whether any rank has been asked to stop: the same on all. A collective."""
+        stops = self.world.max(self.stop.asked)[0] > 0
+        if stops:
+            self.stop.heard()
+        return stops
 
     def leave_early(self) -> None:
         """Say that this run is to go on later: to the user, and by a file to whoever started it."""
@@ -216,26 +231,42 @@ class Trainer:
             self.monitor.say(f"warning: {line}")
         self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
 
-    def evaluate_if_due(self, epoch: int) -> None:
-        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective."""
+    def evaluate_if_due(self, epoch: int) -> bool:
+        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective.
+
+        Returns:
+            False where a request to stop has cut it short: then the resumed run, saved at this very step, evaluates.
+        """
         settings = self.config.train
         last = epoch == settings.stop_epoch
         regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
-        done = any(self.world.gather(epoch in self.run_folder.evaluations()))
+        done = self.world.on_main(lambda: epoch in self.run_folder.evaluations())
         if done:
             self.mark_if_best(epoch)  # before which a crash may have come, too
-            return
-        if not (last or regular):
-            return
+        if done or not (last or regular):
+            return True
+
+        def forward(*inputs: Any) -> Any:
+            if self.stopped():
+                raise StopAsked
+            return self.engine(*inputs)
+
         self.engine.train(False)
-        with self.engine.averaged_weights():
-            evaluation = self.task.evaluate(self.engine, report=self.monitor.say)
-        if evaluation is None:
-            return
+        try:
+            with self.engine.averaged_weights():
+                evaluation = self.task.evaluate(forward, report=self.monitor.say)
+        except StopAsked:
+            return False
+        if evaluation is not None:
+            self.record_evaluation(epoch, evaluation)
+        return True
+
+    def record_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
+        """Save and show what an evaluation found, and mark the best epoch's checkpoint; on rank 0."""
         self.run_folder.add_evaluation(epoch, evaluation)
         self.mark_if_best(epoch)
         if evaluation.operating_point is not None:
-            kind = AVERAGE if settings.ema_decay else MASTER
+            kind = AVERAGE if self.config.train.ema_decay else MASTER
             self.store.set_operating_point(step=self.progress.step, kind=kind, point=evaluation.operating_point)
         (name, scores), best = self.run_folder.scores(), self.run_folder.best_epoch()
         assert best is not None

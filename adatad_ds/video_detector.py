@@ -16,8 +16,9 @@ from adatad_ds.data.dataset import ANY_ACTION, Batch
 from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.inference import damaged_videos, find_candidates, finish
+from adatad_ds.launch import gpu_count
 from adatad_ds.models.detector import Detector
-from adatad_ds.parallel import World, gpu_count
+from adatad_ds.parallel import World
 from adatad_ds.placement import place
 from adatad_ds.temporal import Mesh
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One cell of a grid, as an array task; submitted by tools/submit.py in the clone's folder: job.sh GRID
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
-# this job is queued again. So it is after a node's crash. What failed is marked, and stays.
+# this job is queued again; so it is where its time is up before they have. So it is after a node's crash. What failed is
+# marked, and stays; what was cancelled is not queued again.
 set -uo pipefail
 asked=0 terminated=0 step=
 trap 'asked=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null' USR1
@@ -25,6 +26,10 @@ export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
 scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start
 
+late() { # terminated for its time is up, rather than cancelled, or preempted and queued again by Slurm
+    ((asked && terminated)) && scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
+}
+
 queue_again() {
     echo "$1: queued again, to go on where it saved"
     scontrol requeue "$SLURM_JOB_ID" || {
@@ -43,6 +48,7 @@ step=$!
 while :; do
     wait "$step"
     code=$?
+    late && queue_again "asked to stop, and its time is up" # now, for Slurm will kill this script with the ranks
     kill -0 "$step" 2>/dev/null || break # a trapped signal ends `wait`, too
 done
 

@@ -24,8 +24,8 @@ import torch
 from adatad_ds.aim_recipes import ABLATION, ablation_recipe
 from adatad_ds.data.synthetic_clips import TWINS
 from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
+from adatad_ds.launch import gpu_count
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.parallel import gpu_count
 from adatad_ds.recipes import find_recipe
 from adatad_ds.runs import METRICS_FILE, RunFolder
 from adatad_ds.utf8 import use_utf8

@@ -28,8 +28,9 @@ from adatad_ds.config import BackboneConfig, Config, TrainConfig
 from adatad_ds.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.engine import weights_host
 from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.parallel import World, end_process
+from adatad_ds.parallel import World
 from adatad_ds.pretrained import fill_backbone, find_weights
+from adatad_ds.process import end_process
 from adatad_ds.utf8 import use_utf8
 
 WAYS = ("naive", "adatad_ds")

@@ -54,8 +54,9 @@ from adatad_ds.models.build import backbone_spec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.models.stored import Storage, StoragePolicy
 from adatad_ds.models.window import WholeWindow
-from adatad_ds.parallel import World, end_process
+from adatad_ds.parallel import World
 from adatad_ds.plan import step_flop, stored_tensor_bytes
+from adatad_ds.process import end_process
 from adatad_ds.recipes import find_recipe
 from adatad_ds.temporal import Mesh
 from adatad_ds.utf8 import use_utf8

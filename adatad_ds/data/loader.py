@@ -5,13 +5,9 @@ A global batch is the same set of samples however it is split over data ranks, m
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -22,10 +18,8 @@ from adatad_ds.config import ConfigError, DataConfig
 from adatad_ds.data.annotations import DataError
 from adatad_ds.data.dataset import SampleKey
 from adatad_ds.data.transforms import BY_TORCHVISION
+from adatad_ds.data.worker_process import WorkerContext, start_worker
 
-# Workers are forked from a small server process, not from the trainer: the trainer has CUDA contexts, NCCL and engine
-# threads, whose locks a plain fork would copy in whatever state they are. The server imports this once for all.
-START_METHOD = "forkserver"
 PRELOADED = ["torch", "adatad_ds.data.dataset", "adatad_ds.data.clips"]
 LOOK_AFTER_WORKERS_SEC = 5.0  # between two checks that they live, while a batch is awaited
 
@@ -39,6 +33,11 @@ class Samples(Protocol[BatchT_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: SampleKey | None) -> Any: ...
+
+    @property
+    def videos(self) -> Sequence[Any]:
+        """What samples are of, with all that is known of them."""
+        ...
 
     @property
     def collate(self) -> Callable[[Sequence[Any]], BatchT_co]:
@@ -162,7 +161,7 @@ class BatchLoader(Generic[BatchT]):
             prefetch_factor=config.prefetch if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
             multiprocessing_context=_processes(config) if several else None,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # of its own: the trainer's random numbers do not depend on loading
         )
@@ -216,16 +215,6 @@ def make_test_loader(
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
 
 
-def _processes(config: DataConfig) -> BaseContext:
-    context = multiprocessing.get_context(START_METHOD)
+def _processes(config: DataConfig) -> WorkerContext:
     by_torchvision = ["adatad_ds.data.augmentations"] if BY_TORCHVISION & {*config.augment} else []
-    context.set_forkserver_preload(PRELOADED + by_torchvision)
-    # A scheduler's warning reaches all processes of a rank; workers and their server leave it to the trainer.
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    forkserver.ensure_running()
-    signal.signal(signal.SIGUSR1, before)
-    return context
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)  # parallelism comes from the number of workers
+    return WorkerContext(PRELOADED + by_torchvision)

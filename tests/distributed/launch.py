@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,11 @@ def environment() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def heed_interrupts() -> None:
+    """To be called in a new process: tests in a shell's background inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository to its end."""
     return subprocess.run(
@@ -119,10 +125,11 @@ def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[by
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment() | {"PET_LOG_DIR": os.devnull},  # torchrun's folder would stay where ranks are killed
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     log = run / "log.jsonl"
     deadline = time.monotonic() + 240
@@ -132,6 +139,33 @@ def start_until(command: list[str], run: Path, step: int) -> subprocess.Popen[by
         time.sleep(0.01)
     assert process.poll() is None, "the run ended before that step"
     return process
+
+
+def run_ranks(script: str, folder: Path, *, ranks: int = 2) -> list[tuple[int | None, str]]:
+    """Run Python code as several ranks, without a launcher: exit code and output of each.
+
+    As a launcher would, it ends the others some time after one has failed; their code is None.
+    """
+    file = folder / "script.py"
+    file.write_text(f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n{script}")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
+    processes = []
+    for rank in range(ranks):
+        with (folder / f"rank_{rank}.out").open("w") as output:
+            place = environment() | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen([sys.executable, file], cwd=folder, env=place, stdout=output, stderr=output)
+            )
+    end, failed = time.monotonic() + TIMEOUT_SEC, False
+    while time.monotonic() < end and any(process.poll() is None for process in processes):
+        if not failed and any(process.returncode for process in processes):
+            end, failed = time.monotonic() + 5, True
+        time.sleep(0.1)
+    codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    return [(code, (folder / f"rank_{rank}.out").read_text()) for rank, code in enumerate(codes)]
 
 
 def losses(run: Path) -> dict[int, float]:

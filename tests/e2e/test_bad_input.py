@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 
 import pytest
@@ -74,14 +75,33 @@ def test_the_error_is_heard_where_rank_0_is_the_last(tmp_path):
     """A launcher ends all ranks when the first one exits."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys, time; sys.path[0] = '.'; from adatad_ds.train import main; from adatad_ds.parallel import *;"
-        "time.sleep(6 if os.environ['RANK'] == '0' else 0); end_process(main())"
+        "import os, sys, time; sys.path[0] = '.'; from adatad_ds.train import main; from adatad_ds.process import *;"
+        "time.sleep(6 if os.environ['RANK'] == '0' else 0); run_process(main)"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = ["--deepspeed_config", "ds_configs/zero3.json", "--recipe", "quikstart"]
     done = start([*torchrun, str(script), *arguments])
     assert done.returncode != 0
     assert done.stderr.count("error: there is no recipe 'quikstart'; did you mean quickstart") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_run_folder_that_cannot_be(below, small_videos, tmp_path):
+    (tmp_path / "file").write_text("x")
+    layout = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
+    fails(train_command(data=small_videos, run=tmp_path / "file" / below, **layout), f"--run-dir {tmp_path}/file")
+
+
+@pytest.mark.slow
+def test_another_program_has_the_port(small_videos, tmp_path):
+    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3")
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command[command.index("--master_port") + 1] = port
+        fails(command, f"listens on port {port}", "--master_port")
 
 
 @pytest.mark.slow

@@ -101,12 +101,12 @@ def test_training_marks_the_best_and_keeps_its_score(run):
 def test_candidates_are_kept_before_anything_can_fail(run, tmp_path):
     code = """
 import sys
-from adatad_ds import evaluate
+from adatad_ds import evaluate, evaluator
 
 def fail(*arguments, **options):
     raise RuntimeError("suppression failed")
 
-evaluate.finish = fail
+evaluator.finish = fail
 evaluate.main(sys.argv[1:])
 """
     done = start([sys.executable, "-c", code, str(run), "--output", str(tmp_path), "--save-raw"])

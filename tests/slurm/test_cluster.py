@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -209,6 +210,35 @@ def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, sm
     assert losses(run) == undisturbed
     steps = [event.step for event in scalars(run, "loss/total")]
     assert steps == list(range(len(undisturbed)))
+
+
+def test_asked_and_terminated_is_queued_again(undisturbed, cluster, small_videos):
+    """A stuck rank cannot save before the time is up; then the job starts again."""
+    settings = small(small_videos, train__checkpoint_every_steps=1, **LONG)
+    code, output = cluster.sbatch(
+        "slurm/scale_frames.sh", SET=settings, FRAMES="64", GRID="late", TIME_LIMIT="00:02:00", WARNING_SEC="60"
+    )
+    assert code == 0, output
+    run, job = cluster.run("late", LONG_CELL), job_of(output)
+    until(lambda: logged(run, 1))
+    ranks = [p for p in psutil.process_iter() if "train.py" in " ".join(p.cmdline()) and str(run) in str(p.cmdline())]
+    ranks[-1].suspend()
+    until(lambda: "Restarts=1" in cluster.call("exec", "scontrol", "show", "job", job).stdout, seconds=300)
+    assert cluster.wait(job).returncode == 0
+    assert losses(run) == undisturbed
+
+
+def test_a_cancelled_job_stays_cancelled(cluster, small_videos):
+    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(small_videos, **LONG), FRAMES="64", GRID="gone")
+    assert code == 0, output
+    run, job = cluster.run("gone", LONG_CELL), job_of(output)
+    until(lambda: logged(run, 1))
+    cluster.call("exec", "scancel", "--batch", "--signal=USR1", job)
+    cluster.call("exec", "scancel", job)
+    cluster.wait(job)
+    shown = cluster.call("exec", "scontrol", "show", "job", job).stdout
+    assert "JobState=CANCELLED" in shown
+    assert "Restarts=0" in shown
 
 
 def test_a_failed_cell_alone_is_submitted_again(cluster, small_videos, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
 from adatad_ds.config_numbers import Range
 from adatad_ds.config_values import literal
-from adatad_ds.parallel import complete_environment, split_batch
+from adatad_ds.launch import complete_environment
+from adatad_ds.parallel import split_batch
 from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
 
 
@@ -102,6 +103,8 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("data.resolution=-160", "[1, inf) pixels"),
         ("data.workers=-1", "[0, inf)"),
         ("data.prefetch=0", "[1, inf)"),
+        ("train.hang_timeout_sec=0", "[1, inf) seconds"),
+        ("train.stop_timeout_sec=0", "[1, inf) seconds"),
         ("data.worker_timeout_sec=0", "[1, inf) seconds"),
         ("backbone.adapter_blocks=[]", "one at least"),
         ("backbone.adapter_blocks=[3,3]", "each block once"),
@@ -123,6 +126,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("train.lr_head=-1", "[0, 1]"),
         ("train.lr_head=nan", "train.lr_head must be float"),
         ("train.grad_clip=1e999", "[0, inf)"),
+        ("data.worker_timeout_sec=1800", "must be below train.hang_timeout_sec = 1800"),
         ("train.stop_epoch=200", "train.stop_epoch = 200 must be in 1..train.schedule_epochs = 100"),
         ("train.log_every_steps=0", "[1, inf)"),
         ("test.sigma=0", "(0, inf)"),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
 
 from adatad_ds.config import ConfigError
+from adatad_ds.launch import gpu_count, local_device
 from adatad_ds.models.stored import lock_pages
-from adatad_ds.parallel import gpu_count, local_device
 from tests.distributed.launch import REPOSITORY, environment
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
@@ -74,23 +73,22 @@ def test_nothing_else_asks_whether_there_is_a_gpu():
         if path.suffix in (".py", ".sh")
     ]
     asking = [str(path.relative_to(REPOSITORY)) for path in files if any(ask in path.read_text() for ask in asks)]
-    assert asking == ["adatad_ds/parallel.py"]
+    assert asking == ["adatad_ds/launch.py"]
 
 
-@pytest.mark.parametrize(("timeout_sec", "minutes"), [(600, 30), (7200, 125)])
-def test_ranks_wait_longer_than_for_a_worker(timeout_sec, minutes):
+def test_collectives_give_up_after_the_watch_over_them():
     """Also in groups made later."""
     code = (
         "from adatad_ds.parallel import World; import torch.distributed as dist;"
-        f"world = World.join(worker_timeout_sec={timeout_sec}); group = world.groups(1).handle;"
-        "waits = [g._get_backend(world.device).options._timeout for g in (dist.group.WORLD, group)];"
-        "print(*(int(wait.total_seconds()) for wait in waits)); world.leave()"
+        "world = World.join(); waits = lambda group: group._get_backend(world.device).options._timeout.total_seconds();"
+        "print(waits(dist.group.WORLD)); world.allow(hang_timeout_sec=7200);"
+        "print(waits(dist.group.WORLD), waits(world.groups(1).handle)); world.leave()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(int(timedelta(minutes=minutes).total_seconds()))] * 2
+    assert done.stdout.split() == ["1860.0", "7260.0", "7260.0"]
 
 
 class Runtime:
@@ -138,7 +136,7 @@ def test_a_rank_ends_without_taking_the_interpreter_from_its_threads():
     script = """
 import atexit, os
 os.environ["WORLD_SIZE"] = "2"
-from adatad_ds.parallel import end_process
+from adatad_ds.process import end_process
 
 class Group:  # like one that DeepSpeed's hooks keep: it must not be taken apart with the interpreter
     def __del__(self):

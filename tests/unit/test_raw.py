@@ -11,8 +11,9 @@ import torch
 from adatad_ds.config import Config, ConfigError, DataConfig, from_dict
 from adatad_ds.data.annotations import DataError
 from adatad_ds.detection.decoding import Candidates
-from adatad_ds.evaluate import evaluate_again, main
+from adatad_ds.evaluate import main
 from adatad_ds.evaluation.raw import RawDetections, VideoCandidates, read_raw, write_raw
+from adatad_ds.evaluator import evaluate_again
 from adatad_ds.inference import finish
 from adatad_ds.parallel import World
 
