@@ -21,17 +21,17 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-from adatad_ds.checkpoint import find_checkpoint
-from adatad_ds.config import ConfigError
-from adatad_ds.data.video_lists import class_assignments
-from adatad_ds.evaluation.raw import read_raw
-from adatad_ds.evaluator import RAW_FILE, evaluate, evaluate_again, evaluate_recognition
-from adatad_ds.launch import has_launcher
-from adatad_ds.parallel import World
-from adatad_ds.preemption import follow_launcher
-from adatad_ds.process import report_error, run_process
-from adatad_ds.trained import find_trained
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.data.labelled_videos import class_assignments
+from adatad_ds.distributed.process import report_error, run_process
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.candidates_file import read_raw
+from adatad_ds.inference.evaluation import RAW_FILE, evaluate, evaluate_again, evaluate_recognition
+from adatad_ds.inference.trained_model import find_trained
+from adatad_ds.runs.checkpoint import find_checkpoint
+from adatad_ds.system.launch import has_launcher
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.training.preemption import follow_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,22 +26,21 @@ import av
 import torch
 from tqdm import tqdm
 
-from adatad_ds.class_order import describe_logits
-from adatad_ds.config import ConfigError
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.video import VideoError, probe
+from adatad_ds.data.decoding.video import VideoError, probe
+from adatad_ds.data.labelled_videos import read_class_names
 from adatad_ds.data.video_files import ANNOTATED, find_files, length_sec
-from adatad_ds.data.video_lists import read_class_names
-from adatad_ds.evaluation.annotate import write_annotated
-from adatad_ds.evaluation.figures import try_to_draw
+from adatad_ds.distributed.process import run_process
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.evaluation.detections_file import write_results
 from adatad_ds.evaluation.operating_point import SHOWN_SCORE, ShownFrom
-from adatad_ds.evaluation.pictures import draw_detections
-from adatad_ds.evaluation.player import plays_in_browsers, video_address, write_page
-from adatad_ds.evaluation.results import write_results
-from adatad_ds.evaluation.subtitles import write_csv, write_srt, write_vtt
-from adatad_ds.process import run_process
-from adatad_ds.utf8 import use_utf8
-from adatad_ds.video_detector import Detection, VideoDetector, load_detector
+from adatad_ds.evaluation.plots.figures import try_to_draw
+from adatad_ds.evaluation.plots.timelines import draw_detections
+from adatad_ds.evaluation.video.overlay import write_annotated
+from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page
+from adatad_ds.evaluation.video.subtitles import write_csv, write_srt, write_vtt
+from adatad_ds.inference.video_detector import Detection, VideoDetector, load_detector
+from adatad_ds.recipes.class_order import describe_logits
+from adatad_ds.system.utf8 import use_utf8
 
 __all__ = ["Detection", "VideoDetector", "load_detector", "main"]
 

@@ -20,28 +20,25 @@ if __package__ in (None, ""):  # run as a file from a clone: make the package im
 
 import torch
 
-from adatad_ds import config as configuration
-from adatad_ds.build import build_trainer, weights_reports
-from adatad_ds.config import Config
-from adatad_ds.data.video_lists import class_assignments
-from adatad_ds.ds_config import read_ds_config
-from adatad_ds.launch import has_launcher, launched_rank, launched_ranks
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config
+from adatad_ds.data.labelled_videos import class_assignments
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.distributed.process import report_error, run_process
+from adatad_ds.distributed.world import World
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.optim import parameter_table
-from adatad_ds.parallel import World
-from adatad_ds.plan import make_plan
-from adatad_ds.preemption import StopRequest
-from adatad_ds.pretrained import (
-    find_weights,
-    published_state,
-)
-from adatad_ds.process import report_error, run_process
-from adatad_ds.profiling import parse_profile
-from adatad_ds.recipes import config_diff, find_recipe, recipe_table
-from adatad_ds.run_lock import RunLock
-from adatad_ds.runs import RunFolder
-from adatad_ds.utf8 import use_utf8
-from adatad_ds.weight_files import is_to_download
+from adatad_ds.planning.memory import make_plan
+from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
+from adatad_ds.runs.folder import RunFolder
+from adatad_ds.runs.lock import RunLock
+from adatad_ds.system.launch import has_launcher, launched_rank, launched_ranks
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.training.build import build_trainer, weights_reports
+from adatad_ds.training.optim import parameter_table
+from adatad_ds.training.preemption import StopRequest
+from adatad_ds.training.profiling import parse_profile
+from adatad_ds.weights.files import is_to_download
+from adatad_ds.weights.loading import find_weights, published_state
 
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
 
@@ -82,7 +79,7 @@ def inform(arguments: argparse.Namespace) -> str:
 
 def recipe_config(arguments: argparse.Namespace) -> Config:
     """The recipe's config with what the command line changes."""
-    return configuration.override(
+    return loading.override(
         find_recipe(arguments.recipe).config, [*arguments.set, *class_assignments(arguments.classes)]
     )
 
@@ -152,8 +149,8 @@ def weights_that_fit(config: Config) -> str:
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
         return "weights: none, the transformer starts at random"
-    learnt = published_state(weights, model, config=config)
-    what = "transformer and what learns" if learnt else "transformer"
+    trainable = published_state(weights, model, config=config)
+    what = "transformer, adapters and head" if trainable else "transformer"
     return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
 
 

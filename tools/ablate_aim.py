@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from adatad_ds.aim_recipes import ABLATION, ablation_recipe
-from adatad_ds.data.synthetic_clips import TWINS
-from adatad_ds.evaluation.recognition import PREDICTIONS_FILE
-from adatad_ds.launch import gpu_count
+from adatad_ds.data.generated.clips import TWINS
+from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.recipes import find_recipe
-from adatad_ds.runs import METRICS_FILE, RunFolder
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.recipes.aim import ABLATION, ablation_recipe
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.runs.folder import METRICS_FILE, RunFolder
+from adatad_ds.system.launch import gpu_count
+from adatad_ds.system.utf8 import use_utf8
 
 CLIPS = "data/quickstart_clips"
 SECONDS_FILE = "seconds.json"

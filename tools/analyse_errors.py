@@ -18,14 +18,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.data.annotations import DataError, Video, listed, load_annotations, subset_names
+from adatad_ds.data.annotations import Video, load_annotations, subset_names
 from adatad_ds.data.video_names import VideoNames
-from adatad_ds.evaluation.error_report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
-from adatad_ds.evaluation.errors import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
-from adatad_ds.evaluation.results import read_results
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.evaluation.detections_file import read_results
+from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
+from adatad_ds.evaluation.diagnosis.report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
+from adatad_ds.system.utf8 import use_utf8
 
-METRICS_FILE = "metrics.json"  # as adatad_ds/runs.py has it, which takes seconds to import
+METRICS_FILE = "metrics.json"  # as adatad_ds/runs/folder.py has it, which takes seconds to import
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 Results = dict[str, list[dict[str, Any]]]
 
@@ -101,7 +102,7 @@ def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Resul
     known = VideoNames(video.name for video in videos)
     named = {name: known.find(name) or name for name in results}
     if twice := [name for name, count in Counter(named.values()).items() if count > 1]:
-        raise DataError(f"{where} names these videos in two ways: {listed(twice)}. Merge their detections")
+        raise DataError(f"{where} names these videos in two ways: {summarize_list(twice)}. Merge their detections")
     return {named[name]: records for name, records in results.items()}
 
 
@@ -131,11 +132,11 @@ def check(results: Results, videos: Sequence[Video], *, arguments: argparse.Name
             f"{arguments.detections} holds no detection in any of the {len(shared)} videos it shares with {where}"
         )
     unknown = Counter(record["label"] for record in records if record["label"] not in classes)
-    names = listed([f"{label!r} ({count:,})" for label, count in unknown.most_common()])
+    names = summarize_list([f"{label!r} ({count:,})" for label, count in unknown.most_common()])
     if unknown.total() == len(records):
         raise DataError(
             f"none of the detections of {arguments.detections} has a label that {where} annotates: {names}. "
-            f"Annotated are {listed(sorted(classes))}"
+            f"Annotated are {summarize_list(sorted(classes))}"
         )
     empty = sum(record["segment"][1] <= record["segment"][0] for record in records)
     others, absent = len(results) - len(shared), len(videos) - len(shared)
@@ -209,7 +210,7 @@ def _share(text: str) -> float:
 
 
 def _some(names: Sequence[str] | Results) -> str:
-    return listed(list(names), limit=3, separator=", ") or "no video"
+    return summarize_list(list(names), limit=3, separator=", ") or "no video"
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installi
 import torch
 from safetensors.torch import load_file, save_file
 
-from adatad_ds.config import BackboneConfig, Config, TrainConfig
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import weights_host
-from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.parallel import World
-from adatad_ds.pretrained import fill_backbone, find_weights
-from adatad_ds.process import end_process
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.config.schema import BackboneConfig, Config, TrainConfig
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import partitioner
+from adatad_ds.distributed.process import end_process
+from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.weights.loading import fill_backbone, find_weights
 
 WAYS = ("naive", "adatad_ds")
 
@@ -82,7 +82,7 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
     ds_config = resolve_ds_config(
         read_ds_config(ds_config_file), config=config, ranks=world.size, cuda=world.device.type == "cuda"
     )
-    host = weights_host(ds_config)
+    host = partitioner(ds_config)
     host(torch.nn.Linear(8, 8))  # what DeepSpeed sets up once belongs to the baseline
     spec = VIT_SPECS[backbone]
     world.sum(0)

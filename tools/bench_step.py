@@ -46,20 +46,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from adatad_ds import config as configuration
-from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
-from adatad_ds.models.adapters import TIA
-from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.build import backbone_spec
+from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.schema import Config, loading
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.process import end_process
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.stored import Storage, StoragePolicy
-from adatad_ds.models.window import WholeWindow
-from adatad_ds.parallel import World
-from adatad_ds.plan import step_flop, stored_tensor_bytes
-from adatad_ds.process import end_process
-from adatad_ds.recipes import find_recipe
-from adatad_ds.temporal import Mesh
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
+from adatad_ds.models.execution.window_share import WholeWindow
+from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.tuning.adapters import TIA
+from adatad_ds.planning.memory import step_flop, stored_tensor_bytes
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.utf8 import use_utf8
 
 WAYS = ("plain", "published", "blocks", "ours", "host", "alone")
 Row = dict[str, float | str]
@@ -79,7 +80,7 @@ def main() -> int:
     arguments = parser.parse_args()
     world = World.join()
     try:
-        config = configuration.override(
+        config = loading.override(
             find_recipe(arguments.recipe).config,
             [*arguments.set, f"parallel.temporal={world.size}", "backbone.weights=None"],
         )

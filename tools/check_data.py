@@ -20,10 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
 
-from adatad_ds.config import ConfigError
-from adatad_ds.data.annotations import DataError, Video, listed, load_annotations, subset_names
-from adatad_ds.data.scan import Cache, Scan, scan_all
-from adatad_ds.data.survey import (
+from adatad_ds.data.annotations import Video, load_annotations, subset_names
+from adatad_ds.data.inspection.scan import Cache, Scan, scan_all
+from adatad_ds.data.inspection.survey import (
     choose_subsets,
     count_classes,
     disagreements,
@@ -36,9 +35,10 @@ from adatad_ds.data.survey import (
 )
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import EXTENSIONS, read_names
-from adatad_ds.evaluation.figures import try_to_draw
-from adatad_ds.recipes import find_recipe
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.errors import ConfigError, DataError, summarize_list
+from adatad_ds.evaluation.plots.figures import try_to_draw
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.utf8 import use_utf8
 from tools.data_report import describe, describe_classes, describe_fit, draw
 from tools.training_advice import (
     SMALL_EFFORT,
@@ -317,7 +317,7 @@ def list_advice(advice: Mapping[str, Sequence[str]], *, limit: int | None) -> li
     """All advice, or the first few of each kind."""
     lines = []
     for kind, members in advice.items():
-        shown = listed(members, limit=limit or len(members), separator="\n  ")
+        shown = summarize_list(members, limit=limit or len(members), separator="\n  ")
         lines.append(f"note: {kind} ({len(members)})\n  {shown}")
     return lines
 
@@ -328,7 +328,7 @@ def list_problems(problems: Mapping[str, Sequence[str]], *, limit: int | None) -
         return ["no problems found"]
     lines = []
     for kind, members in problems.items():
-        shown = listed(members, limit=limit or len(members), separator="\n  ")
+        shown = summarize_list(members, limit=limit or len(members), separator="\n  ")
         lines += [f"PROBLEM: {kind} ({len(members)})", f"  {shown}"]
     return lines
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.system.utf8 import use_utf8
 from tools.gpu_parts.record import FAILED, Recorder, Row, read_rows
 
 ROWS_FILE, REPORT_FILE = "rows.jsonl", "report.md"

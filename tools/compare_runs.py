@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.system.utf8 import use_utf8
 
 METRICS = Path("evaluate") / "metrics.json"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adatad_ds.config import Config
+from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.survey import Lengths, Suggestion, count_classes, fit
-from adatad_ds.errors import listed
-from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
+from adatad_ds.data.inspection.survey import Lengths, Suggestion, count_classes, fit
+from adatad_ds.errors import summarize_list
+from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
@@ -42,7 +42,7 @@ def describe_classes(videos: Videos, classes: Sequence[str], train: str, *, limi
     ]
     return [
         f"{len(classes)} classes; instances in {', '.join(counts)}:",
-        f"  {listed(rows, limit=limit or len(rows), separator=chr(10) + '  ')}",
+        f"  {summarize_list(rows, limit=limit or len(rows), separator=chr(10) + '  ')}",
     ]
 
 

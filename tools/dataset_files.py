@@ -13,8 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data import json_text
-from adatad_ds.errors import DataError, listed
+from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system import json_text as json_text
 
 TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")  # hours:minutes:seconds
 
@@ -106,7 +106,7 @@ def find_one(sources: Sequence[Path], pattern: str, otherwise: str = "") -> Path
     """The only file of this name among the sources; `otherwise` tells what else would do."""
     paths = find(sources, pattern)
     if len(paths) != 1:
-        found = f"hold {listed([str(path) for path in paths], separator=', ')}" if paths else "do not hold it"
+        found = f"hold {summarize_list([str(path) for path in paths], separator=', ')}" if paths else "do not hold it"
         raise DataError(f"--source: exactly one {pattern} is needed{otherwise}; {shown(sources)} {found}")
     return paths[0]
 

@@ -15,7 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.annotations import NO_CLASSES, Action, DataError, listed
+from adatad_ds.data.annotations import NO_CLASSES, Action
+from adatad_ds.errors import DataError, summarize_list
 from tools.dataset_files import (
     decimal,
     find,
@@ -120,7 +121,9 @@ def epic_test(sources: Sequence[Path]) -> Annotations:
     _, durations = _epic_durations(sources)
     names = epic_test_names(sources)
     if unknown := [name for name in names if name not in durations]:
-        raise DataError(f"EPIC_100_video_info.csv does not tell the durations of {listed(unknown, separator=', ')}")
+        raise DataError(
+            f"EPIC_100_video_info.csv does not tell the durations of {summarize_list(unknown, separator=', ')}"
+        )
     return Annotations(tuple(Entry(name, TESTING, durations[name], ()) for name in names))
 
 
@@ -154,7 +157,7 @@ def ego4d_mq(sources: Sequence[Path]) -> Annotations:
     what = {f"whose rate is not {EGO4D_RATES[0]} to {EGO4D_RATES[1]} frames a second": faulty}
     what["without a primary label"] = unlabelled
     notes = [
-        f"left out: clips {why}: {len(names)} ({listed(names, limit=3, separator=', ')})"
+        f"left out: clips {why}: {len(names)} ({summarize_list(names, limit=3, separator=', ')})"
         for why, names in what.items()
         if names
     ]
@@ -324,5 +327,5 @@ def _duration(video: Mapping[str, Any], where: str) -> float | None:
 def _distinct(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
-        raise DataError(f"the files name videos twice: {listed(twice, separator=', ')}")
+        raise DataError(f"the files name videos twice: {summarize_list(twice, separator=', ')}")
     return tuple(entries)

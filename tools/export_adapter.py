@@ -1,4 +1,4 @@
-"""Export what a run has learnt: one safetensors file and a JSON file of everything needed to rebuild the rest.
+"""Export what a run has trainable: one safetensors file and a JSON file of everything needed to rebuild the rest.
 
     python tools/export_adapter.py runs/NAME --out exports/NAME.safetensors [--raw]
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.config import ConfigError
-from adatad_ds.runs import versions
-from adatad_ds.trained import export, find_trained
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.errors import ConfigError
+from adatad_ds.inference.trained_model import export, find_trained
+from adatad_ds.runs.folder import versions
+from adatad_ds.system.utf8 import use_utf8
 
 
 def main() -> int:

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from adatad_ds import config as configuration
-from adatad_ds.config import Config, ConfigError, DataConfig
-from adatad_ds.ds_config import read_ds_config
-from adatad_ds.gpus import GPUS, gpu_named
-from adatad_ds.recipes import find_recipe
-from adatad_ds.runs import REVISION_FILE, revision
+from adatad_ds.config.schema import Config, DataConfig, loading
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.errors import ConfigError
+from adatad_ds.planning.gpus import GPUS, gpu_named
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.runs.folder import REVISION_FILE, revision
 from tools.plan_memory import Planner
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ class Cell:
         Raises:
             ConfigError: unknown recipe or key, impossible value.
         """
-        return configuration.override(find_recipe(self.recipe).config, self.assignments)
+        return loading.override(find_recipe(self.recipe).config, self.assignments)
 
     def arguments(self, grid: Path, ds_config: str) -> list[str]:
         """Of train.py, with the grid's own copy of the ds_config."""

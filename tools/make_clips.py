@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from adatad_ds.data.synthetic import encode
-from adatad_ds.data.synthetic_clips import CLASSES, FPS, SIDE, TWINS, generator, make_clip
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.data.generated.clips import CLASSES, FPS, SIDE, TWINS, generator, make_clip
+from adatad_ds.data.generated.videos import encode
+from adatad_ds.system.utf8 import use_utf8
 
 
 @dataclass(frozen=True)

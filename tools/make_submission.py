@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from adatad_ds.errors import DataError, listed
-from adatad_ds.evaluation.results import read_results
+from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.submissions import (
     ActionPairing,
     Results,
@@ -29,7 +29,7 @@ from adatad_ds.evaluation.submissions import (
     read_class_ids,
     write_submission,
 )
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.system.utf8 import use_utf8
 from tools.dataset_formats import ego4d_test, epic_test_names
 
 
@@ -85,7 +85,10 @@ def read(path: Path, test_videos: Sequence[str] | None) -> Results:
         return results
     found, absent = of_test_videos(results, test_videos)
     if absent:
-        print(f"note: {path} lacks {len(absent)} of {len(test_videos)} test videos, which get none: {listed(absent)}")
+        print(
+            f"note: {path} lacks {len(absent)} of {len(test_videos)} test videos, which get none: "
+            f"{summarize_list(absent)}"
+        )
     return found
 
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from adatad_ds.data.synthetic import Purpose, annotation, generator, make_video, write_video
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.data.generated.videos import Purpose, annotation, generator, make_video, write_video
+from adatad_ds.system.utf8 import use_utf8
 
 SUBSETS: dict[Purpose, str] = {"training": "training", "test": "validation"}  # THUMOS14's names
 

@@ -21,13 +21,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds import config as configuration
-from adatad_ds.config import CLIP_FRAMES, Config, ConfigError
-from adatad_ds.ds_config import read_ds_config
-from adatad_ds.gpus import GPU, GPUS, gpu_here
-from adatad_ds.plan import Plan, make_plan
-from adatad_ds.recipes import find_recipe
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.schema import Config, loading
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.errors import ConfigError
+from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
+from adatad_ds.planning.memory import Plan, make_plan
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.utf8 import use_utf8
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
@@ -157,7 +158,7 @@ def main() -> int:
     parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
     arguments = parser.parse_args()
     try:
-        config = configuration.override(find_recipe(arguments.recipe).config, arguments.set)
+        config = loading.override(find_recipe(arguments.recipe).config, arguments.set)
         if config.train.micro_batch is None and config.recognition is None:
             config = replace(config, train=replace(config.train, micro_batch=1))
         ds_config = read_ds_config(arguments.ds_config)

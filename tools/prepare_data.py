@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 
 from tqdm import tqdm
 
-from adatad_ds.data.annotations import DataError, listed, load_annotations
-from adatad_ds.data.video import VideoError, probe
+from adatad_ds.data.annotations import load_annotations
+from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import VideoNames, read_names
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.utf8 import use_utf8
 from tools.dataset_facts import DATASETS, Counts, Dataset
 from tools.dataset_formats import SUBSETS, TESTING, Entry
 
@@ -214,7 +215,7 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str]) -> N
     names.unlink(missing_ok=True)
     if excluded:
         names.write_text("".join(f"{name}\n" for name in excluded), encoding="utf-8")
-        print(f"{names}: the {len(excluded)} videos that were left out: {listed(excluded, separator=', ')}")
+        print(f"{names}: the {len(excluded)} videos that were left out: {summarize_list(excluded, separator=', ')}")
     for subset in SUBSETS:
         for note in load_annotations(out, subset=subset)[1]:
             print(f"the trainer will say of {subset}: {note}")

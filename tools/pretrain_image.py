@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adatad_ds.data.scenery import random_background, random_look
-from adatad_ds.data.synthetic_clips import DIMMED, SIDE, generator, show
-from adatad_ds.models.image_vit import GENERATED, build_image_transformer
-from adatad_ds.optim import schedule
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.data.generated.clips import DIMMED, SIDE, generator, show
+from adatad_ds.data.generated.scenery import random_background, random_look
+from adatad_ds.models.backbones.image_vit import GENERATED, build_image_transformer
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.training.optim import schedule
 from tools.pretrain_tiny import adamw
 
 PLACE_X, PLACE_Y, SIZE, OPACITY, RADIUS = range(5)  # what is shown, one row a picture

@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adatad_ds.config import CLIP_FRAMES, TUBELET_FRAMES
-from adatad_ds.data import synthetic
-from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y, render
-from adatad_ds.models.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.data.generated import videos as synthetic
+from adatad_ds.data.generated.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y, render
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.system.utf8 import use_utf8
 
 SIDE = 64  # pixels
 HEADINGS = 8  # 45 degrees each, clockwise from "right"
@@ -57,7 +57,7 @@ def make_clip(index: int, *, seed: int, difficulty: float) -> Clip:
     """A clip (16, 64, 64, 3), the motion (8,) and the objects (5, 8, 8) at each of its time steps.
 
     An object is its place on the picture (x, y from -1 to 1, radius; 0 for none), and its place without the camera's
-    shaking, logarithm of its size, angle and brightness, of which the changes are learnt.
+    shaking, logarithm of its size, angle and brightness, of which the changes are trainable.
 
     Args:
         index: which clip.

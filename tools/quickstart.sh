@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source tools/environment.sh requirements.txt
 
 # Two ranks: on two GPUs where there are, on one GPU alone, else on the CPU's cores.
-gpus=$(python -c 'from adatad_ds.parallel import gpu_count; print(gpu_count())') # none with DS_ACCELERATOR=cpu
+gpus=$(python -c 'from adatad_ds.distributed.world import gpu_count; print(gpu_count())') # none with DS_ACCELERATOR=cpu
 ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}
 cores=$(getconf _NPROCESSORS_ONLN)
 threads=$((cores > ranks ? cores / ranks : 1)) # of each rank

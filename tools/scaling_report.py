@@ -22,15 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from adatad_ds.config import Config, ConfigError
-from adatad_ds.evaluation.figures import PlainFigure, save_figure, try_to_draw
+from adatad_ds.config.schema import Config
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure, try_to_draw
 from adatad_ds.evaluation.tables import write_table
-from adatad_ds.gpus import GPUS, gpu_named
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.monitor import LOG_FILE
-from adatad_ds.plan import step_flop
-from adatad_ds.runs import INTERRUPTED_FILE, RunFolder
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.planning.gpus import GPUS, gpu_named
+from adatad_ds.planning.memory import step_flop
+from adatad_ds.runs.folder import INTERRUPTED_FILE, RunFolder
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.training.monitor import LOG_FILE
 from tools.grid import Grid, Site
 
 WATCH_SEC = 30

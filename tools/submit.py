@@ -24,14 +24,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.config import Config, ConfigError
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import WindowDataset
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.gpus import GPUS
-from adatad_ds.recipes import find_recipe
-from adatad_ds.recognition_task import open_clips
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.config.schema import Config
+from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.planning.gpus import GPUS
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.utf8 import use_utf8
+from adatad_ds.tasks.recognition import open_clips
 from tools.grid import CLONE, Cell, Grid, Overrides, Site, gpu_types_in, gpus_in, read_cells
 
 RUN_CELL = "run"  # the only cell of what slurm/train.sh submits

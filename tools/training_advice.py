@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from adatad_ds.config import Config, ConfigError, override
-from adatad_ds.data.training_length import TrainingLength, count_windows, suggest_length
-from adatad_ds.errors import DataError
-from adatad_ds.models.build import adapted_blocks
-from adatad_ds.parallel import gpu_count
-from adatad_ds.plan import step_flop
-from adatad_ds.recipes import Recipe
-from adatad_ds.step_time import fp32_is_faster, step_seconds, time_window
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import Config
+from adatad_ds.data.inspection.training_length import TrainingLength, count_windows, suggest_length
+from adatad_ds.distributed.world import gpu_count
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.models.factory import adapted_blocks
+from adatad_ds.planning.memory import step_flop
+from adatad_ds.planning.step_time import fp32_is_faster, step_seconds, time_window
+from adatad_ds.recipes.catalog import Recipe
 from tools.dataset_facts import DATASETS
 from tools.dataset_formats import TRAINING
 

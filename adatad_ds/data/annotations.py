@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.json_text import read_json
 from adatad_ds.data.video_names import VideoNames, read_names, without_extension
-from adatad_ds.errors import DataError, listed
+from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.json_text import read_json
 
 NO_CLASSES = ("Ambiguous",)  # THUMOS14 marks so what may be an action or not; a class only where data.classes names it
 MOST_BEYOND = 0.5  # of the actions, that begin beyond their video before all are doubted
@@ -106,7 +106,7 @@ def load_annotations(
     ]
     faults += _beyond(chosen)
     if faults:
-        raise DataError(f"{path} cannot be used: {listed(faults)}")
+        raise DataError(f"{path} cannot be used: {summarize_list(faults)}")
     if not videos:
         subsets = sorted({str(entry["subset"]) for entry in database.values()})
         raise DataError(
@@ -145,8 +145,8 @@ def _read_database(path: Path) -> Mapping[str, Any]:
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
     if twice := [name for name in database if (stem := without_extension(name)) != name and stem in database]:
         raise DataError(
-            f"{path} cannot be used: {listed([repr(name) for name in twice], separator=', ')} stands there also "
-            "without its extension; merge the entries"
+            f"{path} cannot be used: {summarize_list([repr(name) for name in twice], separator=', ')} stands there "
+            "also without its extension; merge the entries"
         )
     return database
 
@@ -328,7 +328,7 @@ class _Notes:
     def lines(self) -> list[str]:
         return [
             f"{len(places)} annotation{'s' if len(places) > 1 else ''} {what} "
-            f"({listed(places, limit=LISTED_EXAMPLES, separator=', ')})"
+            f"({summarize_list(places, limit=LISTED_EXAMPLES, separator=', ')})"
             for what, places in self.places.items()
         ]
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from adatad_ds.config import ConfigError, DataConfig
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import SampleKey
-from adatad_ds.data.transforms import BY_TORCHVISION
+from adatad_ds.config.schema import DataConfig
+from adatad_ds.data.augmentation.transforms import BY_TORCHVISION
+from adatad_ds.data.window_dataset import SampleKey
 from adatad_ds.data.worker_process import WorkerContext, start_worker
+from adatad_ds.errors import ConfigError, DataError
 
-PRELOADED = ["torch", "adatad_ds.data.dataset", "adatad_ds.data.clips"]
+PRELOADED = ["torch", "adatad_ds.data.window_dataset", "adatad_ds.data.clip_dataset"]
 LOOK_AFTER_WORKERS_SEC = 5.0  # between two checks that they live, while a batch is awaited
 
 BatchT = TypeVar("BatchT")
@@ -216,5 +216,5 @@ def make_test_loader(
 
 
 def _processes(config: DataConfig) -> WorkerContext:
-    by_torchvision = ["adatad_ds.data.augmentations"] if BY_TORCHVISION & {*config.augment} else []
+    by_torchvision = ["adatad_ds.data.augmentation.operations"] if BY_TORCHVISION & {*config.augment} else []
     return WorkerContext(PRELOADED + by_torchvision)

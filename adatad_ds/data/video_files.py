@@ -8,9 +8,9 @@ from glob import glob
 from os.path import commonpath
 from pathlib import Path
 
-from adatad_ds.data.video import opened
+from adatad_ds.data.decoding.video import opened
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames
-from adatad_ds.errors import DataError, listed
+from adatad_ds.errors import DataError, summarize_list
 
 ANNOTATED = ".annotated.mp4"  # how the name of what is written by us ends
 
@@ -26,8 +26,9 @@ def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
     if missing:
         raise DataError(
             f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
-            f"{listed(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out on "
-            f"purpose with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set data.exclude_file=FILE"
+            f"{summarize_list(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out "
+            f"on purpose with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set "
+            "data.exclude_file=FILE"
         )
     return found
 
@@ -73,7 +74,7 @@ def check_distinct(files: Mapping[str, Path]) -> None:
         names.setdefault(path, []).append(name)
     shared = [f"{' and '.join(map(repr, same))} ({path.name})" for path, same in names.items() if len(same) > 1]
     if shared:
-        raise DataError(f"videos with one file: {listed(shared)}. Merge their entries, or rename the files")
+        raise DataError(f"videos with one file: {summarize_list(shared)}. Merge their entries, or rename the files")
 
 
 def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adatad_ds.config import DataConfig
+from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.video import VideoError, VideoInfo, frames_at, probe
+from adatad_ds.data.decoding.video import VideoError, VideoInfo, frames_at, probe
 from adatad_ds.detection.timegrid import TimeGrid
 
 TRIES = 200  # random windows looked at until one holds an action
@@ -38,7 +38,7 @@ class Timing:
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class VideoWindow:
     """One window of a video.
 
     Attributes:
@@ -68,7 +68,7 @@ def random_trunc_window(
     label_ids: Mapping[str, int],
     rng: np.random.Generator,
     video_index: int,
-) -> Window:
+) -> VideoWindow:
     """A random window that holds an action if one can be found, as the published training draws it.
 
     Videos shorter than a window are cropped to a random share (`crop_ratio`) and padded. Actions count when at least
@@ -112,7 +112,7 @@ def windows_for_testing(
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
-) -> list[Window]:
+) -> list[VideoWindow]:
     """All windows of a video in testing, by rising time: sliding ones, or the whole video; arguments as above."""
     if config.sampling == "resize":
         return [resize_window(video, timing=timing, config=config, label_ids=label_ids, video_index=video_index)]
@@ -126,7 +126,7 @@ def sliding_windows(
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
-) -> list[Window]:
+) -> list[VideoWindow]:
     """Overlapping windows over the whole video, the last one ending at its end; arguments as above."""
     steps = -(-timing.num_frames // (config.frame_stride * config.frames_per_feature))
     hop = max(1, int(config.window_size * (1 - config.test_window_overlap)))
@@ -153,7 +153,7 @@ def sliding_windows(
 
 def resize_window(
     video: Video, *, timing: Timing, config: DataConfig, label_ids: Mapping[str, int], video_index: int
-) -> Window:
+) -> VideoWindow:
     """The whole video as one window: frames at the centres of F equal parts, T steps from the first to the end."""
     part_frames = timing.num_frames / config.window_frames
     centres = (np.arange(config.window_frames) + 0.5) * part_frames - 0.5
@@ -162,7 +162,7 @@ def resize_window(
         origin_sec=timing.start_sec, step_sec=shown_sec / config.window_size, duration_sec=video.duration_sec
     )
     segments_grid, labels = _actions(video, grid, label_ids)
-    return Window(
+    return VideoWindow(
         video_index=video_index,
         frame_indices=np.clip(np.rint(centres), 0, timing.num_frames - 1).astype(np.int64),
         frame_sec=timing.start_sec + centres * shown_sec / timing.num_frames,
@@ -216,7 +216,7 @@ def _check_rate(video: Video, path: Path, info: VideoInfo) -> None:
         )
 
 
-def file_frames(window: Window, path: Path, config: DataConfig) -> NDArray[np.int64]:
+def file_frames(window: VideoWindow, path: Path, config: DataConfig) -> NDArray[np.int64]:
     """The frames (F,) of a file that show a window; looked up by their times where counting would mislead.
 
     Raises:
@@ -236,7 +236,7 @@ def _cut(
     config: DataConfig,
     label_ids: Mapping[str, int],
     video_index: int,
-) -> Window:
+) -> VideoWindow:
     """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside."""
     slots = np.minimum(start_slot + np.arange(config.window_frames), start_slot + length - 1)
     grid = _grid(video, start_slot=start_slot, timing=timing, config=config)
@@ -244,7 +244,7 @@ def _cut(
     end_grid = length / config.frames_per_feature
     kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
     frame_indices = np.minimum(slots * config.frame_stride, timing.num_frames - 1).astype(np.int64)
-    return Window(
+    return VideoWindow(
         video_index=video_index,
         frame_indices=frame_indices,
         frame_sec=timing.start_sec + frame_indices / timing.fps,

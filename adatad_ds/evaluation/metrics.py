@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adatad_ds.data.annotations import DataError
+from adatad_ds.errors import DataError
 from adatad_ds.evaluation.operating_point import OperatingPoint, best_operating_point
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)

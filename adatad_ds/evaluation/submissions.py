@@ -21,7 +21,7 @@ import torch
 from adatad_ds.data.video_names import VideoNames
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
-from adatad_ds.errors import DataError, listed
+from adatad_ds.errors import DataError, summarize_list
 
 VERBS, NOUNS = 97, 300  # classes of EPIC-Kitchens-100
 EPIC_MEMBER = "test.json"  # name that the server looks for in the zip
@@ -86,7 +86,7 @@ def epic_submission(
         raise DataError(f"supervision levels must be 0 to 5, not {', '.join(wrong)}")
     if differing := sorted(set(verbs) ^ set(nouns)):
         raise DataError(
-            f"the verb's and the noun's detections are of different videos; only one has {listed(differing)}"
+            f"the verb's and the noun's detections are of different videos; only one has {summarize_list(differing)}"
         )
     verb_of = _class_ids(verbs, verb_ids, kind="verb", most=VERBS)
     noun_of = _class_ids(nouns, noun_ids, kind="noun", most=NOUNS)
@@ -106,7 +106,7 @@ def ego4d_submission(detections: Results, retrievals: Results) -> dict[str, Any]
         DataError: they are of different clips.
     """
     if differing := sorted(set(detections) ^ set(retrievals)):
-        raise DataError(f"detections and retrievals are of different clips; only one has {listed(differing)}")
+        raise DataError(f"detections and retrievals are of different clips; only one has {summarize_list(differing)}")
     return {
         "version": "1.0",
         "challenge": "ego4d_moment_queries",
@@ -133,7 +133,8 @@ def of_test_videos(results: Results, names: Sequence[str]) -> tuple[dict[str, Se
     if others := [video for video in results if known.find(video) is None]:
         raise DataError(
             f"{len(others)} of {len(results)} videos with detections are not in the challenge's test file: "
-            f"{listed(others)}. Evaluate its subset: prepare_data --with-test, then --set data.test_subset=testing"
+            f"{summarize_list(others)}. "
+            "Evaluate its subset: prepare_data --with-test, then --set data.test_subset=testing"
         )
     return {name: found.get(name, []) for name in names}, [name for name in names if name not in found]
 
@@ -173,7 +174,8 @@ def _class_ids(results: Results, ids: Mapping[str, int], *, kind: str, most: int
             unknown.append(label)
     if unknown:
         raise DataError(
-            f"{len(unknown)} labels of the {kind} detections are no class ids from 0 to {most - 1}: {listed(unknown)}. "
+            f"{len(unknown)} labels of the {kind} detections are no class ids from 0 to {most - 1}: "
+            f"{summarize_list(unknown)}. "
             f"Give EPIC_100_{kind}_classes.csv with --{kind}-classes"
         )
     return found

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config import Config
+from adatad_ds.config.schema import Config
 from adatad_ds.detection.points import make_points
-from adatad_ds.models.build import Backbone, build_backbone
-from adatad_ds.models.heads import DetectionHead
-from adatad_ds.models.noise import SampleNoise
+from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.execution.window_share import TimeShard
+from adatad_ds.models.factory import Backbone, build_backbone
+from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
-from adatad_ds.models.stopwatch import Stopwatch
-from adatad_ds.models.stored import Storage
-from adatad_ds.models.vit import ViTSpec
-from adatad_ds.models.window import Window
+from adatad_ds.models.sample_noise import SampleNoise
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_detector(
     *,
     num_classes: int,
     spec: ViTSpec | None = None,
-    window: Window | None = None,
+    window: TimeShard | None = None,
     storage: Storage | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Detector:

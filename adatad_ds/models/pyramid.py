@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.models.noise import SampleNoise
-from adatad_ds.models.vit import sinusoid
+from adatad_ds.models.backbones.vit import sinusoid
+from adatad_ds.models.sample_noise import SampleNoise
 
 CONV_NORM_EPS = 1e-6  # of the convolution modules and the neck; the transformer blocks use PyTorch's 1e-5
 HALVING = 2
@@ -157,7 +157,7 @@ class PyramidBlock(nn.Module):
 
 
 class ScaledDropPath(nn.Module):
-    """A learnt per-channel scale, small at the start, and stochastic depth by sample."""
+    """A trained per-channel scale, small at the start, and stochastic depth by sample."""
 
     def __init__(self, *, width: int, rate: float) -> None:
         super().__init__()

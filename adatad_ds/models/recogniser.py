@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adatad_ds.config import TUBELET_FRAMES, Config
-from adatad_ds.models.build import Backbone, build_backbone
+from adatad_ds.config.parsing import TUBELET_FRAMES
+from adatad_ds.config.schema import Config
 from adatad_ds.models.detector import Detector, build_detector
-from adatad_ds.models.noise import SampleNoise
-from adatad_ds.models.stopwatch import Stopwatch
-from adatad_ds.models.stored import Storage
+from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.factory import Backbone, build_backbone
+from adatad_ds.models.sample_noise import SampleNoise
 
 
 class Classifier(nn.Module):

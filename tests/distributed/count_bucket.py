@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from adatad_ds.config import Config, TrainConfig
-from adatad_ds.ds_config import resolve_ds_config
-from adatad_ds.engine import Engine
-from adatad_ds.parallel import World
+from adatad_ds.config.schema import Config, TrainConfig
+from adatad_ds.distributed.ds_config import resolve_ds_config
+from adatad_ds.distributed.engine import Engine
+from adatad_ds.distributed.world import World
 
 BUCKET = 123_456  # numbers; no other tensor has so many
 

@@ -12,13 +12,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch
 from safetensors.torch import save_file
 
-from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine, weights_host
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import Engine, partitioner
+from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.vit import VisionTransformer, ViTSpec
-from adatad_ds.parallel import World
-from adatad_ds.pretrained import fill_backbone, find_weights
+from adatad_ds.weights.loading import fill_backbone, find_weights
 
 DEPTH, WIDTH = 4, 256
 
@@ -38,7 +38,7 @@ def main() -> None:
     world.on_main(lambda: save_file(VisionTransformer(spec=spec, resolution=32).state_dict(), file))
     detector = build_detector(config, spec=spec, num_classes=3)
     frozen = sum(p.numel() for p in detector.parameters() if not p.requires_grad)
-    learnt = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     resolved = resolve_ds_config(
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
@@ -50,7 +50,7 @@ def main() -> None:
         weights.vit,
         dtype=config.train.dtype,
         read=world.is_main,
-        host=weights_host(resolved),
+        host=partitioner(resolved),
     )
     engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
     del detector
@@ -66,7 +66,7 @@ def main() -> None:
     report = {
         "rank": world.rank,
         "frozen": frozen,
-        "learnt": learnt,
+        "trainable": trainable,
         "kinds": engine.bytes_by_kind(),
         "frozen_with_gradient": with_gradient,
         "bytes_in_large_tensors": sum(storages.values()),

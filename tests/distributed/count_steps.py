@@ -12,15 +12,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch
 from torch import Tensor
 
-from adatad_ds.compact import AVERAGE, MASTER
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, TrainConfig
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine, deepspeed
-from adatad_ds.health import SkippedSteps
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import Engine, deepspeed
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.vit import ViTSpec
-from adatad_ds.parallel import World
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.training.guards import SkippedSteps
+from adatad_ds.weights.files import StoredTensor
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
 SPEC = ViTSpec(width=64, depth=2, heads=4, mlp_hidden=256, pretrained_side=32)
 State = dict[str, dict[str, Tensor]]
@@ -66,7 +67,7 @@ def step(engine: Engine, world: World, *, finite: bool = True) -> bool:
 
 def state_of(engine: Engine) -> State:
     kinds: State = {}
-    for name, tensors in engine.learnt_state():
+    for name, tensors in engine.trainable_state():
         for kind, value in tensors.items():
             kinds.setdefault(kind, {})[name] = value
     return kinds
@@ -89,7 +90,7 @@ def refusal(engine: Engine, state: State, **options: Any) -> str:
     """What loading a state is refused with, which must change nothing."""
     before = state_of(engine)
     try:
-        engine.load_learnt_state(stored(state), source="FILE", **options)
+        engine.load_trainable_state(stored(state), source="FILE", **options)
     except ConfigError as error:
         return str(error) if same(before, state_of(engine)) else "refused, but changed"
     return "taken"
@@ -99,7 +100,7 @@ def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
     """Three of four steps are not finite, then as many as end the run."""
     said: list[str] = []
     counted = SkippedSteps(
-        parameters=engine.learnt_parameters, total=0, in_a_row=0, most=3, world=world, report=said.append
+        parameters=engine.trainable_parameters, total=0, in_a_row=0, most=3, world=world, report=said.append
     )
     before = state_of(engine)
     taken = []
@@ -142,14 +143,14 @@ def main() -> None:
     # Restored into another process's engine, both go on alike.
     other = make(world, ds_config=ds_config, precision=precision, seed=1)
     found["fresh is another"] = not same(state_of(other), saved)
-    other.load_learnt_state(stored(saved), source="FILE")
+    other.load_trainable_state(stored(saved), source="FILE")
     other.load_optimizer_state(saved_optimizer)
     found["restored"] = same(state_of(other), saved) and other.optimizer_state() == saved_optimizer
     goes_on = step(engine, world) and step(other, world)
     found["goes on alike"] = goes_on and same(state_of(engine), state_of(other))
 
     # An average that is missing starts from the masters.
-    other.load_learnt_state(stored({MASTER: saved[MASTER]}), source="FILE")
+    other.load_trainable_state(stored({MASTER: saved[MASTER]}), source="FILE")
     restored = state_of(other)
     found["average from masters"] = same({MASTER: restored[AVERAGE]}, {MASTER: saved[MASTER]})
     name = next(iter(saved[MASTER]))

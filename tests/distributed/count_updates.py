@@ -10,14 +10,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
-from adatad_ds.compact import MASTER
-from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import Engine
+from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.vit import ViTSpec
-from adatad_ds.parallel import World
-from adatad_ds.updates import Updates
+from adatad_ds.training.update_stats import Updates
+from adatad_ds.weights.trainable_state import MASTER
 
 
 def main() -> None:
@@ -40,18 +40,18 @@ def main() -> None:
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
     engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
-    updates = Updates(parts=engine.learnt_parts, total=world.sum)
-    before = {name: tensors[MASTER] for name, tensors in engine.learnt_state()}
+    updates = Updates(parts=engine.trainable_parts, total=world.sum)
+    before = {name: tensors[MASTER] for name, tensors in engine.trainable_state()}
     engine.set_learning_rate(1.0)
     frames = torch.randint(0, 255, (1, 32, 32, 32, 3), dtype=torch.uint8)
     for _ in range(2):  # the first only moves the ends of the adapters, which start at zero
         predictions = engine(frames, torch.ones(1, 32, dtype=torch.bool))
         engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
         engine.step()
-    after = {name: tensors[MASTER] for name, tensors in engine.learnt_state()}
+    after = {name: tensors[MASTER] for name, tensors in engine.trainable_state()}
     movement = updates.take()
     found = {
-        "sizes": {name: part.numel() for name, part in engine.learnt_parts()},
+        "sizes": {name: part.numel() for name, part in engine.trainable_parts()},
         "before": {name: float(value.double().norm()) for name, value in before.items()},
         "moved": {name: float((after[name] - value).double().norm()) for name, value in before.items()},
         "gamma": {name: float(value) for name, value in after.items() if name.endswith(".gamma")},

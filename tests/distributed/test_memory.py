@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.launch import finish
 
-LEARNT_SHARE = 0.2  # of the frozen parameters, at most: the test's model is mostly backbone
+TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is mostly backbone
 
 
 @pytest.mark.slow
@@ -21,17 +21,17 @@ def test_bytes_of_each_kind(ds_config, precision, tmp_path):
     finish([*command, "tests/distributed/count_bytes.py", ds_config, precision, str(tmp_path)])
     counts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json"))]
     assert len(counts) == ranks
-    frozen, learnt = counts[0]["frozen"], counts[0]["learnt"]
-    assert learnt < LEARNT_SHARE * frozen
+    frozen, trainable = counts[0]["frozen"], counts[0]["trainable"]
+    assert trainable < TRAINABLE_SHARE * frozen
     copies = 1 if ds_config.startswith("zero3") else ranks
 
     def total(kind: str) -> int:
         return sum(count["kinds"][kind] for count in counts)
 
     assert total("frozen_weights") == pytest.approx(copies * size * frozen, rel=0.001)
-    assert total("learnt_weights") == pytest.approx(copies * size * learnt, rel=0.02)
+    assert total("trainable_weights") == pytest.approx(copies * size * trainable, rel=0.02)
     for kind in ("masters", "exp_avg", "exp_avg_sq", "average"):
-        assert total(kind) == pytest.approx(4 * learnt, rel=0.02), kind
+        assert total(kind) == pytest.approx(4 * trainable, rel=0.02), kind
     assert all(count["frozen_with_gradient"] == 0 for count in counts)
     # No tensor of the process, whoever holds it, adds up to a second copy of the frozen weights.
     expected = sum(sum(count["kinds"].values()) for count in counts)

@@ -19,11 +19,11 @@ from torch.distributed import distributed_c10d
 distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=4)
 
 from pathlib import Path
-from adatad_ds.config import override
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine
+from adatad_ds.config.loading import override
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import Engine
 from adatad_ds.models.detector import build_detector
-from adatad_ds.parallel import World
+from adatad_ds.distributed.world import World
 from tools.gpu_parts.inputs import random_batch
 from tools.gpu_parts.steps import Setting, config_of
 

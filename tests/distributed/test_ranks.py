@@ -8,9 +8,9 @@ from tests.distributed.launch import run_ranks
 
 ERRORS = """
 import json
-from adatad_ds.config import ConfigError
-from adatad_ds.parallel import RankError, World
-from adatad_ds.process import report_error
+from adatad_ds.errors import ConfigError
+from adatad_ds.distributed.world import RankError, World
+from adatad_ds.distributed.process import report_error
 
 world = World.join()
 
@@ -73,7 +73,7 @@ def test_errors_cross_ranks_and_are_said_once(tmp_path):
 
 HANG = """
 import threading, time
-from adatad_ds.parallel import World
+from adatad_ds.distributed.world import World
 
 world = World.join()
 world.allow(hang_timeout_sec=3)

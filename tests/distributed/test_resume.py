@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from adatad_ds.checkpoint import CheckpointStore
+from adatad_ds.runs.checkpoint import CheckpointStore
 from tests.distributed.launch import finish, losses, start_until, train_command
 
 SETTINGS = {

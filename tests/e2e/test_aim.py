@@ -9,8 +9,8 @@ import sys
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adatad_ds.checkpoint import find_checkpoint
-from adatad_ds.runs import RunFolder
+from adatad_ds.runs.checkpoint import find_checkpoint
+from adatad_ds.runs.folder import RunFolder
 from tests.distributed.launch import finish, losses, recognition_command, start, train_command
 from tests.e2e.test_bad_input import fails
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from adatad_ds.checkpoint import CheckpointStore
+from adatad_ds.runs.checkpoint import CheckpointStore
 from tests.distributed.launch import REPOSITORY, environment, finish, losses, start, train_command
 
 SETTINGS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.recipes import find_recipe
+from adatad_ds.recipes.catalog import find_recipe
 from tests.distributed.launch import finish, losses
 from tools import prepare_data
 

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds import config as configuration
 from adatad_ds import predict
-from adatad_ds.data.video import probe
+from adatad_ds.config.schema import loading
+from adatad_ds.data.decoding.video import probe
+from adatad_ds.inference.trained_model import Trained, export
 from adatad_ds.models.detector import build_detector
 from adatad_ds.predict import load_detector
-from adatad_ds.recipes import find_recipe
-from adatad_ds.trained import Trained, export
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.weights.files import StoredTensor
 from tests.distributed.launch import REPOSITORY, SMALL, environment, finish
 from tests.unit.test_subtitles import cues
 from tests.unit.test_weight_layouts import published
@@ -42,13 +42,13 @@ def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: ob
     """A small detector that nobody trained, whose scores differ widely, as an export."""
     settings = SMALL | {"test.max_per_video": 300} | {name.replace("__", "."): value for name, value in changes.items()}
     overrides = [f"{name}={value}" for name, value in settings.items()]
-    config = configuration.override(find_recipe("quickstart").config, overrides)
+    config = loading.override(find_recipe("quickstart").config, overrides)
     torch.manual_seed(1)
     detector = build_detector(config, num_classes=1 if config.data.class_agnostic else len(classes))
     torch.nn.init.normal_(detector.head.cls_head.weight, std=0.1)
     assert detector.head.cls_head.bias is not None
     torch.nn.init.constant_(detector.head.cls_head.bias, -0.5)
-    learnt = {
+    trainable = {
         name: StoredTensor(tuple(parameter.shape), lambda parameter=parameter: parameter.detach())
         for name, parameter in detector.named_parameters()
         if parameter.requires_grad
@@ -59,7 +59,7 @@ def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: ob
         folder=path.parent,
         config=config,
         classes=classes,
-        learnt=learnt,
+        trainable=trainable,
         frozen_fingerprint=None,
         averaged=False,
     )
@@ -444,7 +444,7 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
 
 def test_a_published_checkpoint_needs_class_names(videos, tmp_path, capsys):
     overrides = [f"{name}={value}" for name, value in SMALL.items()]
-    config = configuration.override(find_recipe("quickstart").config, overrides)
+    config = loading.override(find_recipe("quickstart").config, overrides)
     detector = build_detector(replace(config, backbone=replace(config.backbone, weights=None)), num_classes=2)
     state = published(detector, beside=False)
     torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "published.pth")

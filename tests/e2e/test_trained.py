@@ -1,4 +1,4 @@
-"""What a run has learnt, taken elsewhere: exported, evaluated, published, fine-tuned."""
+"""What a run has trainable, taken elsewhere: exported, evaluated, published, fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adatad_ds.checkpoint import read_operating_point
-from adatad_ds.evaluation.raw import read_raw
-from adatad_ds.runs import RunFolder
-from adatad_ds.trained import find_trained, load_model
+from adatad_ds.evaluation.candidates_file import read_raw
+from adatad_ds.inference.trained_model import find_trained, load_model
+from adatad_ds.runs.checkpoint import read_operating_point
+from adatad_ds.runs.folder import RunFolder
 from tests.distributed.launch import finish, start, train_command
 from tests.unit.test_weight_layouts import published
 
@@ -101,7 +101,8 @@ def test_training_marks_the_best_and_keeps_its_score(run):
 def test_candidates_are_kept_before_anything_can_fail(run, tmp_path):
     code = """
 import sys
-from adatad_ds import evaluate, evaluator
+from adatad_ds import evaluate
+from adatad_ds.inference import evaluation as evaluator
 
 def fail(*arguments, **options):
     raise RuntimeError("suppression failed")
@@ -227,4 +228,4 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     assert done.returncode != 0
     assert "was trained for 2 classes, the data have" in done.stderr
     output = finish(train_command(data=small_videos, run=tmp_path / "fewer", head__reset_classifier=True, **settings))
-    assert "anew: head.cls_head.weight, head.cls_head.bias" in output
+    assert "newly initialised: head.cls_head.weight, head.cls_head.bias" in output

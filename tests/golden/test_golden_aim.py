@@ -11,10 +11,10 @@ import torch
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 
-from adatad_ds.aim_weights import AIM, AIMWeights, recognise_aim
-from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
-from adatad_ds.models.image_vit import ImageTransformer
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
+from adatad_ds.models.backbones.image_vit import ImageTransformer
+from adatad_ds.weights.files import StoredTensor
+from adatad_ds.weights.image_layouts import AIM, AIMWeights, recognise_aim
 from tests.golden.reference import GOLDEN, needs_golden
 
 VALUES = {"rtol": 1e-4, "atol": 1e-5}

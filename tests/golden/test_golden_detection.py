@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import HeadConfig
+from adatad_ds.config.schema import HeadConfig
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.detection.decoding import clip_to_video, select_candidates
 from adatad_ds.detection.points import assign_targets, make_points
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.detection.timegrid import TimeGrid
+from adatad_ds.evaluation.detections_file import read_results, to_records
 from adatad_ds.evaluation.metrics import evaluate_detections
-from adatad_ds.evaluation.results import read_results, to_records
 from tests.golden.reference import GOLDEN, needs_golden
 
 pytestmark = needs_golden

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import BackboneConfig, Config, DataConfig, HeadConfig, TestConfig
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TestConfig
 from adatad_ds.detection.decoding import decode_segments
 from adatad_ds.detection.losses import detection_losses
 from adatad_ds.detection.points import assign_targets
+from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import Detector, build_detector, detector_points
-from adatad_ds.models.vit import ViTSpec
-from adatad_ds.pretrained import fill_backbone, find_weights, trained_tensors
-from adatad_ds.weight_layouts import ADATAD, open_weights
+from adatad_ds.weights.loading import fill_backbone, find_weights, trained_tensors
+from adatad_ds.weights.video_layouts import ADATAD, open_weights
 from tests.distributed.launch import finish
 from tests.golden.reference import GOLDEN, needs_golden, published_name
 
@@ -175,10 +175,10 @@ def test_losses_and_every_gradient(case, execution):
 
     loss.backward()
     blocks = detector.backbone.adapted_blocks
-    learnt = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
+    trainable = {name: parameter for name, parameter in detector.named_parameters() if parameter.requires_grad}
     expected = {key.removeprefix("grad/"): value for key, value in golden.items() if key.startswith("grad/")}
-    assert {published_name(name, adapted_blocks=blocks, side=case == "side") for name in learnt} == set(expected)
-    for name, parameter in learnt.items():
+    assert {published_name(name, adapted_blocks=blocks, side=case == "side") for name in trainable} == set(expected)
+    for name, parameter in trainable.items():
         reference = expected[published_name(name, adapted_blocks=blocks, side=case == "side")]
         assert parameter.grad is not None, name
         compare(parameter.grad, reference.reshape(parameter.shape), **GRADIENTS)

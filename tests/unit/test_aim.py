@@ -10,11 +10,11 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import nn
 
-from adatad_ds.config import ConfigError
-from adatad_ds.models import image_vit
-from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
-from adatad_ds.models.image_vit import ImageTransformer, build_image_transformer
-from adatad_ds.models.noise import SampleNoise
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones import image_vit as image_vit
+from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
+from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
+from adatad_ds.models.sample_noise import SampleNoise
 
 MEAN, STD = (122.77, 116.75, 104.09), (68.5, 66.63, 70.32)
 SUBSETS = [(), ("temporal",), ("spatial",), ("joint",), ("spatial", "temporal"), ALL_ADAPTERS]

@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 import torch
 
-from adatad_ds.aim_recipes import aim_recipes
-from adatad_ds.config import BackboneConfig, Config, DataConfig, RecognitionConfig, TestConfig, TrainConfig
-from adatad_ds.data import augmentations, transforms
-from adatad_ds.models.aim import AIMTransformer, Bottleneck
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, TestConfig, TrainConfig
+from adatad_ds.data.augmentation import operations as augmentations
+from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.models.backbones.adapted_image import AIMTransformer, Bottleneck
 from adatad_ds.models.recogniser import build_recogniser
-from adatad_ds.optim import parameter_groups
-from adatad_ds.recipes import find_recipe
+from adatad_ds.recipes.aim import aim_recipes
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.training.optim import parameter_groups
 
 FACTS = Path(__file__).with_name("aim_published.json")
 REPOSITORY = os.environ.get("AIM_REPOSITORY", "")

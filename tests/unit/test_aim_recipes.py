@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adatad_ds.aim_recipes import ABLATION, ablation_recipe
-from adatad_ds.recipes import all_recipes
+from adatad_ds.recipes.aim import ABLATION, ablation_recipe
+from adatad_ds.recipes.catalog import all_recipes
 
 TOP1 = {
     "kinetics400_clip_b16_8": 83.9,

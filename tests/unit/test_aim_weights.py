@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from adatad_ds.aim_weights import (
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
+from adatad_ds.models.backbones.image_vit import build_image_transformer
+from adatad_ds.models.recogniser import Classifier, Recogniser
+from adatad_ds.weights.files import StoredTensor
+from adatad_ds.weights.image_layouts import (
     AIM,
     CLIP,
     TIMM,
@@ -20,12 +25,7 @@ from adatad_ds.aim_weights import (
     open_aim_weights,
     recognise_aim,
 )
-from adatad_ds.config import ConfigError
-from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
-from adatad_ds.models.image_vit import build_image_transformer
-from adatad_ds.models.recogniser import Classifier, Recogniser
-from adatad_ds.pretrained import trained_tensors
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.weights.loading import trained_tensors
 from tests.unit.test_aim import MEAN, STD, build, image_features, timm_vit, video
 
 State = dict[str, Tensor]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.data.annotations import Action, DataError, Video, load_annotations
+from adatad_ds.data.annotations import Action, Video, load_annotations
+from adatad_ds.errors import DataError
 from adatad_ds.evaluation.metrics import evaluate_detections
 
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from adatad_ds.data import augmentations
+from adatad_ds.data.augmentation import operations as augmentations
 
 SIDE = 32
 DEFAULT = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "posterize", "solarize", "color", "contrast")

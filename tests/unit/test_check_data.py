@@ -19,11 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatad_ds.config import ConfigError, override
-from adatad_ds.data.annotations import Action, DataError, Video, subset_names
-from adatad_ds.data.dataset import WindowDataset
-from adatad_ds.data.scan import Cache, Scan, scan, scan_all
-from adatad_ds.data.survey import (
+from adatad_ds.config.loading import override
+from adatad_ds.data.annotations import Action, Video, subset_names
+from adatad_ds.data.inspection.scan import Cache, Scan, scan, scan_all
+from adatad_ds.data.inspection.survey import (
     Lengths,
     choose_subsets,
     count_classes,
@@ -36,8 +35,10 @@ from adatad_ds.data.survey import (
     uneven_rate,
 )
 from adatad_ds.data.video_names import read_names
-from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
-from adatad_ds.recipes import find_recipe
+from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
+from adatad_ds.recipes.catalog import find_recipe
 from tests.distributed.launch import environment
 from tests.unit.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
 from tools.check_data import main
@@ -172,7 +173,7 @@ def crashing(path: Path) -> Scan:
 
 
 def test_a_crash_of_the_decoder_costs_one_file(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("adatad_ds.data.scan.scan", crashing)
+    monkeypatch.setattr("adatad_ds.data.inspection.scan.scan", crashing)
     paths = [tmp_path / name for name in ("a.mp4", "bad.mp4", "b.mp4", "c.mp4")]
     for path in paths:
         path.write_bytes(whole.read_bytes())

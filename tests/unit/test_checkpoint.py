@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
-from adatad_ds.compact import AVERAGE, MASTER, decode, encode, rounded
-from adatad_ds.config import ConfigError
+from adatad_ds.errors import ConfigError
+from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, rounded
 
 
-def learnt() -> dict[str, dict[str, torch.Tensor]]:
+def trainable() -> dict[str, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     master = torch.randn(5, 7, generator=generator)
     squares = torch.rand(5, 7, generator=generator) ** 20
@@ -33,11 +33,11 @@ def learnt() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(store: CheckpointStore, step: int, *, compact: bool = False) -> list[str]:
-    state = learnt()
+    state = trainable()
     if compact:
         master = state[MASTER]["w"]
         state = {kind: {"w": encode(kind, tensors["w"], master)} for kind, tensors in state.items()}
-    return store.save(step=step, learnt=state, compact=compact, state={"note": step})
+    return store.save(step=step, trainable=state, compact=compact, state={"note": step})
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -48,14 +48,14 @@ def test_what_was_saved_is_read(compact, tmp_path):
     assert newest is not None
     read, state = open_checkpoint(newest)
     assert state["note"] == state["step"] == 3
-    for kind, tensors in learnt().items():
-        expected = rounded(kind, tensors["w"], learnt()[MASTER]["w"]) if compact else tensors["w"]
+    for kind, tensors in trainable().items():
+        expected = rounded(kind, tensors["w"], trainable()[MASTER]["w"]) if compact else tensors["w"]
         assert read[kind]["w"].shape == (5, 7)
         assert torch.equal(read[kind]["w"].read(), expected), kind
 
 
 def test_compact_form_is_small_and_close():
-    state = learnt()
+    state = trainable()
     master = state[MASTER]["w"]
     stored = {kind: encode(kind, tensors["w"], master) for kind, tensors in state.items()}
     assert sum(tensor.numel() * tensor.element_size() for tensor in stored.values()) == 9 * master.numel()
@@ -208,7 +208,7 @@ def test_all_ranks_see_the_chosen_one(tmp_path):
     chosen = stores[0].choose()
     assert chosen is not None
     assert stores[1].confirm(chosen) == tmp_path / "node1/step_00000002"
-    stores[1].save(step=2, learnt=learnt(), compact=False, state={"note": "of another run"})
+    stores[1].save(step=2, trainable=trainable(), compact=False, state={"note": "of another run"})
     with pytest.raises(ConfigError, match="that rank 0 goes on from is another one"):
         stores[1].confirm(chosen)
     shutil.rmtree(tmp_path / "node1")
@@ -226,7 +226,7 @@ def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
         while not ended.is_set():
             step += 1
             kinds = {kind: {"w": torch.full((400, 50), float(step))} for kind in (MASTER, "exp_avg", AVERAGE)}
-            store.save(step=step, learnt=kinds, compact=False, state={})
+            store.save(step=step, trainable=kinds, compact=False, state={})
 
     training = threading.Thread(target=train)
     training.start()

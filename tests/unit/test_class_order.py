@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.class_order import PUBLISHED_ORDERS, ClassOrder, describe_logits
-from adatad_ds.config import Config, ConfigError
+from adatad_ds.config.schema import Config
+from adatad_ds.errors import ConfigError
 from adatad_ds.models.detector import build_detector
-from adatad_ds.pretrained import in_published_order
-from adatad_ds.recipes import all_recipes, find_recipe
+from adatad_ds.recipes.catalog import all_recipes, find_recipe
+from adatad_ds.recipes.class_order import PUBLISHED_ORDERS, ClassOrder, describe_logits
+from adatad_ds.weights.loading import in_published_order
 from tests.unit.test_weight_layouts import published
 
 THUMOS14 = Path(__file__).resolve().parents[2].parent / "shared/data/thumos14.json"

@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 
-from adatad_ds.config import Config, ConfigError, TestConfig, from_dict
-from adatad_ds.data.annotations import Action, DataError, Video
+from adatad_ds.config.loading import from_dict
+from adatad_ds.config.schema import Config, TestConfig
+from adatad_ds.data.annotations import Action, Video
 from adatad_ds.detection.decoding import Candidates
-from adatad_ds.evaluation.classifiers import fuse, read_video_scores
-from adatad_ds.evaluation.raw import VideoCandidates
-from adatad_ds.inference import external_scores, finish, measure
-from adatad_ds.parallel import World
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.evaluation.candidates_file import VideoCandidates
+from adatad_ds.evaluation.external_classifier import fuse, read_video_scores
+from adatad_ds.tasks.detection_pipeline import external_scores, finish, measure
 
 CLASSES = ["dance", "run", "swim"]
 SCORES = {"one": [0.1, 0.7, 0.2], "v_two": [0.5, 0.0, 0.5]}

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import DataConfig
-from adatad_ds.data import clips as sampling
-from adatad_ds.data import frames as reading
-from adatad_ds.data import transforms
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.clips import IGNORED, ClipDataset, ClipSample
+from adatad_ds.config.schema import DataConfig
+from adatad_ds.data import clip_dataset as sampling
+from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data.augmentation.mixing import mix, soft_targets
+from adatad_ds.data.clip_dataset import IGNORED, ClipDataset, ClipSample
+from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.generated.clips import CLASSES, TWINS, generator, make_clip
+from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
-from adatad_ds.data.mixing import mix, soft_targets
-from adatad_ds.data.synthetic_clips import CLASSES, TWINS, generator, make_clip
-from adatad_ds.data.video_lists import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.errors import DataError
 from tests.unit.videos import frame_numbers, write_video
 
 center_crop = partial(transforms.center_crop, scaling="antialias")

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import pytest
 
-from adatad_ds.config import Config, ConfigError, RecognitionConfig, from_dict, load, override
-from adatad_ds.config_numbers import Range
-from adatad_ds.config_values import literal
-from adatad_ds.launch import complete_environment
-from adatad_ds.parallel import split_batch
-from adatad_ds.recipes import all_recipes, find_recipe, recipe_table
+from adatad_ds.config.loading import from_dict, load, override
+from adatad_ds.config.numbers import Range
+from adatad_ds.config.parsing import literal
+from adatad_ds.config.schema import Config, RecognitionConfig
+from adatad_ds.distributed.world import split_batch
+from adatad_ds.errors import ConfigError
+from adatad_ds.recipes.catalog import all_recipes, find_recipe, recipe_table
+from adatad_ds.system.launch import complete_environment
 
 
 @pytest.mark.parametrize(

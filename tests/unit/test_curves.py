@@ -11,18 +11,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adatad_ds.data.annotations import Action, Video
-from adatad_ds.evaluation.curves import (
+from adatad_ds.evaluation.accuracy import recognition_accuracy
+from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics, evaluate_detections
+from adatad_ds.evaluation.plots.curves import (
     MOST_CONFUSED,
     MOST_CURVES,
     class_ap_figure,
     confusion_figure,
     precision_recall_figure,
 )
-from adatad_ds.evaluation.figures import OTHER_COLOR, PALETTE
-from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics, evaluate_detections
-from adatad_ds.evaluation.pictures import TimelineVideo, timeline_figure, timeline_videos
-from adatad_ds.evaluation.recognition import recognition_accuracy
-from adatad_ds.monitor import Monitor
+from adatad_ds.evaluation.plots.figures import OTHER_COLOR, PALETTE
+from adatad_ds.evaluation.plots.timelines import TimelineVideo, timeline_figure, timeline_videos
+from adatad_ds.training.monitor import Monitor
 from tests.unit.test_evaluation import cases, record
 
 

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import Config, DataConfig
+from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.data.annotations import Action, Video
-from adatad_ds.data.damage import Damage, gaps, merged
-from adatad_ds.data.dataset import WindowDataset, collate
-from adatad_ds.data.frames import find_lost, read_frames
-from adatad_ds.data.scan import scan
-from adatad_ds.data.stream import lone_video, stream_batches, windows_of_file
-from adatad_ds.data.video import VideoError, frames_at, probe
+from adatad_ds.data.decoding.damage import Damage, gaps, merged
+from adatad_ds.data.decoding.frames import find_lost, read_frames
+from adatad_ds.data.decoding.video import VideoError, frames_at, probe
+from adatad_ds.data.inspection.scan import scan
+from adatad_ds.data.window_dataset import WindowDataset, collate
+from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.data.windows import find_timing, resize_window
-from adatad_ds.evaluation.raw import RawDetections, read_raw, write_raw
-from adatad_ds.evaluation.results import read_results, write_results
-from adatad_ds.health import DamagedVideos
-from adatad_ds.inference import damaged_videos, find_candidates
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.evaluation.candidates_file import RawDetections, read_raw, write_raw
+from adatad_ds.evaluation.detections_file import read_results, write_results
 from adatad_ds.models.detector import Predictions, detector_points
-from adatad_ds.parallel import World
-from adatad_ds.temporal import Mesh
+from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates
+from adatad_ds.training.guards import DamagedVideos
 from tests.unit.videos import (
     blank,
     cut,

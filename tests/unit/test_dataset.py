@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import ConfigError, DataConfig
-from adatad_ds.data import frames as reading
+from adatad_ds.config.schema import DataConfig
 from adatad_ds.data import loader as loading
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import Sample, WindowDataset, collate
+from adatad_ds.data.decoding import frames as reading
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
+from adatad_ds.data.window_dataset import Sample, WindowDataset, collate
+from adatad_ds.errors import ConfigError, DataError
 from tests.unit.videos import frame_numbers, write_video
 
 read_frames = partial(reading.read_frames, scaling="antialias")

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adatad_ds.detection.decoding import (
-    Candidates,
-    clip_to_video,
-    decode_segments,
-    merge_candidates,
-    select_candidates,
-)
+from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.points import assign_targets, make_points
 from adatad_ds.detection.timegrid import TimeGrid
 

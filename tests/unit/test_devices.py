@@ -9,9 +9,9 @@ import warnings
 import pytest
 import torch
 
-from adatad_ds.config import ConfigError
-from adatad_ds.launch import gpu_count, local_device
-from adatad_ds.models.stored import lock_pages
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.execution.activation_store import lock_pages
+from adatad_ds.system.launch import gpu_count, local_device
 from tests.distributed.launch import REPOSITORY, environment
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
@@ -73,7 +73,7 @@ def test_nothing_else_asks_whether_there_is_a_gpu():
         if path.suffix in (".py", ".sh")
     ]
     asking = [str(path.relative_to(REPOSITORY)) for path in files if any(ask in path.read_text() for ask in asks)]
-    assert asking == ["adatad_ds/launch.py"]
+    assert asking == ["adatad_ds/system/launch.py"]
 
 
 def test_collectives_give_up_after_the_watch_over_them():
@@ -136,7 +136,7 @@ def test_a_rank_ends_without_taking_the_interpreter_from_its_threads():
     script = """
 import atexit, os
 os.environ["WORLD_SIZE"] = "2"
-from adatad_ds.process import end_process
+from adatad_ds.distributed.process import end_process
 
 class Group:  # like one that DeepSpeed's hooks keep: it must not be taken apart with the interpreter
     def __del__(self):

@@ -20,14 +20,15 @@ from transformers import (
     DINOv3ViTModel,
 )
 
-from adatad_ds.aim_weights import DINOV2, DINOV3, TIMM, fit_image_weights, open_aim_weights, recognise_aim
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig
-from adatad_ds.models.aim import ALL_ADAPTERS, AIMTransformer
-from adatad_ds.models.build import build_backbone
-from adatad_ds.models.image_vit import ImageTransformer, build_image_transformer
-from adatad_ds.plan_image import image_flop
-from adatad_ds.pretrained import fill_backbone
-from adatad_ds.weight_files import Tensors, open_tensors
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
+from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
+from adatad_ds.models.factory import build_backbone
+from adatad_ds.planning.image_backbones import image_flop
+from adatad_ds.weights.files import Tensors, open_tensors
+from adatad_ds.weights.image_layouts import DINOV2, DINOV3, TIMM, fit_image_weights, open_aim_weights, recognise_aim
+from adatad_ds.weights.loading import fill_backbone
 from tests.unit.test_aim import MEAN, STD, gradients, video
 from tests.unit.test_aim_weights import stored, transformers_features
 

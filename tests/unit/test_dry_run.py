@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adatad_ds.config import ConfigError, override
+from adatad_ds.config.loading import override
+from adatad_ds.errors import ConfigError
 from adatad_ds.models.recogniser import build_model
-from adatad_ds.pretrained import find_weights
-from adatad_ds.recipes import find_recipe
+from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.train import main
+from adatad_ds.weights.loading import find_weights
 
 RECIPE = find_recipe("quickstart").config
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from adatad_ds import train
-from adatad_ds.config import BackboneConfig, Config, ConfigError, Precision
-from adatad_ds.ds_config import activation_policy, read_ds_config, resolve_ds_config
-from adatad_ds.models.stored import StoragePolicy
+from adatad_ds.config.schema import BackboneConfig, Config, Precision
+from adatad_ds.distributed.ds_config import activation_policy, read_ds_config, resolve_ds_config
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.execution.activation_store import StoragePolicy
 
 
 def policy(section: dict, *, cuda: bool = True, gb: float = 0.0):

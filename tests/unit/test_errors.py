@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.image import imread
 
-from adatad_ds.data.annotations import Action, DataError, Video
-from adatad_ds.evaluation.error_kinds import Kind
-from adatad_ds.evaluation.error_pictures import MOST_CLASSES, draw_classes, draw_gains, draw_missed, draw_profile
-from adatad_ds.evaluation.errors import BINS, Diagnosis, diagnose, suitable_bins
+from adatad_ds.data.annotations import Action, Video
+from adatad_ds.errors import DataError
+from adatad_ds.evaluation.diagnosis.diagnosis import BINS, Diagnosis, diagnose, suitable_bins
+from adatad_ds.evaluation.diagnosis.matching import Kind
+from adatad_ds.evaluation.diagnosis.plots import MOST_CLASSES, draw_classes, draw_gains, draw_missed, draw_profile
 from adatad_ds.evaluation.metrics import evaluate_detections
 from tests.unit import oracles
 from tests.unit.test_evaluation import cases, record
@@ -480,7 +481,7 @@ def test_thresholds_are_those_of_the_evaluation_beside(tmp_path):
     case = write_case(tmp_path)
     assert analysed(*case)[0].metrics.tiou == (0.3, 0.4, 0.5, 0.6, 0.7)
     beside = tmp_path / analyse_errors.METRICS_FILE
-    assert f'METRICS_FILE = "{beside.name}"' in (REPOSITORY / "adatad_ds/runs.py").read_text()
+    assert f'METRICS_FILE = "{beside.name}"' in (REPOSITORY / "adatad_ds/runs/folder.py").read_text()
     beside.write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.5, "mAP@0.75": 0.5, "recall@0.5@1": 0.1}))
     diagnosis, notes = analysed(*case)
     assert diagnosis.metrics.tiou == (0.5, 0.75)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatad_ds.data.annotations import DataError
+from adatad_ds.errors import DataError
+from adatad_ds.evaluation.detections_file import read_results, write_results
 from adatad_ds.evaluation.metrics import evaluate_detections
-from adatad_ds.evaluation.pictures import MOST_LANES, TimelineVideo, draw_timeline
-from adatad_ds.evaluation.results import read_results, write_results
+from adatad_ds.evaluation.plots.timelines import MOST_LANES, TimelineVideo, draw_timeline
 from adatad_ds.evaluation.tables import write_table
 from tests.unit import oracles
 

@@ -15,16 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from adatad_ds.data.annotations import Action, Video
-from adatad_ds.evaluation import fonts
-from adatad_ds.evaluation.curves import class_ap_figure, confusion_figure, precision_recall_figure
-from adatad_ds.evaluation.distributions import SubsetShape, draw_distributions
-from adatad_ds.evaluation.error_pictures import draw_classes
-from adatad_ds.evaluation.errors import diagnose
-from adatad_ds.evaluation.figures import HATCHES, OTHER_COLOR, PALETTE, PlainFigure, class_looks, try_to_draw
+from adatad_ds.evaluation.accuracy import recognition_accuracy
+from adatad_ds.evaluation.diagnosis.diagnosis import diagnose
+from adatad_ds.evaluation.diagnosis.plots import draw_classes
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.operating_point import ShownFrom
-from adatad_ds.evaluation.pictures import TimelineVideo, draw_detections, draw_timeline
-from adatad_ds.evaluation.recognition import recognition_accuracy
+from adatad_ds.evaluation.plots import fonts as fonts
+from adatad_ds.evaluation.plots.curves import class_ap_figure, confusion_figure, precision_recall_figure
+from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
+from adatad_ds.evaluation.plots.figures import HATCHES, OTHER_COLOR, PALETTE, PlainFigure, class_looks, try_to_draw
+from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_detections, draw_timeline
 from tests.unit.test_evaluation import record
 
 LABEL = "$run_{x^ $"  # no formula that matplotlib could set
@@ -104,7 +104,7 @@ def test_no_two_classes_look_alike():
     assert sum(look.color != OTHER_COLOR for look in class_looks(labels, most=12).values()) == 12
     truth = [(float(i), i + 1.0, label) for i, label in enumerate(labels)]
     video = TimelineVideo(name="v", duration_sec=100.0, ground_truth=truth, detections=[])
-    from adatad_ds.evaluation.pictures import timeline_figure
+    from adatad_ds.evaluation.plots.timelines import timeline_figure
 
     (axis,) = timeline_figure([video], title="t").axes
     seen = {(patch.get_facecolor(), patch.get_hatch()) for patch in axis.patches}

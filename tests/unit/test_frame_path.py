@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.data import augmentations, transforms
-from adatad_ds.data.frames import read_frames
-from adatad_ds.models.vit import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.data.augmentation import operations as augmentations
+from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data.decoding.frames import read_frames
+from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD
 from tests.unit.test_scaling import of_four_neighbours
 from tests.unit.videos import write_textured
 

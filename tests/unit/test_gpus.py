@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.config import ConfigError
-from adatad_ds.gpus import GPUS, gpu_here, gpu_named
+from adatad_ds.errors import ConfigError
+from adatad_ds.planning.gpus import GPUS, gpu_here, gpu_named
 from tests.unit.test_grid import SITE
 from tools import plan_memory, submit
 from tools.grid import Overrides, gpu_types_in, read_cells

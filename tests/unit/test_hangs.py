@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from adatad_ds.hangs import waiting_place
+from adatad_ds.distributed.hangs import waiting_place
 from tests.distributed.launch import REPOSITORY, environment
 
 
@@ -31,7 +31,7 @@ def test_a_thread_waits_in_collectives_and_for_handles_alone(file, function, wai
 
 SCRIPT = """
 import sys, time
-from adatad_ds.hangs import HangWatch
+from adatad_ds.distributed.hangs import HangWatch
 
 watch = HangWatch(timeout_sec=12)
 

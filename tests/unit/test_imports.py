@@ -50,10 +50,18 @@ def test_nothing_imports_the_entries():
 
 
 def test_libraries_do_not_look_outside():
-    outside = {"adatad_ds.parallel", "adatad_ds.engine", "adatad_ds.monitor", "adatad_ds.checkpoint", "os.environ"}
+    outside = {
+        "adatad_ds.distributed.world",
+        "adatad_ds.distributed.engine",
+        "adatad_ds.training.monitor",
+        "adatad_ds.runs.checkpoint",
+        "os.environ",
+    }
     for path, names in imported_by().items():
         if path.parts[0] in LAYERS:
-            assert not {name for name in names if name in outside or name.startswith("adatad_ds.engine")}, path
+            assert not {name for name in names if name in outside or name.startswith("adatad_ds.distributed.engine")}, (
+                path
+            )
             assert "environ" not in path_text(path), path
 
 
@@ -84,10 +92,10 @@ def test_deepspeed_compiles_nothing_to_ask_about_our_optimizer():
 import sys
 from pathlib import Path
 from torch import nn
-from adatad_ds.config import Config
-from adatad_ds.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.engine import Engine
-from adatad_ds.parallel import World
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
+from adatad_ds.distributed.engine import Engine
+from adatad_ds.distributed.world import World
 
 world, config = World.join(), Config()
 ds_config = resolve_ds_config(read_ds_config(Path("ds_configs/zero1.json")), config=config, ranks=1, cuda=False)

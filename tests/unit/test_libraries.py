@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.data.synthetic import generator, make_video, write_video
+from adatad_ds.data.generated.videos import generator, make_video, write_video
 
 FIRST_FRAME = {
     "av": "import av; print(next(av.open(path).decode(video=0)).to_ndarray(format='rgb24').shape)",

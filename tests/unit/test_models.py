@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, HeadConfig, override
-from adatad_ds.models.adapters import TIA, DepthwiseTimeConv
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import Detector, build_detector, detector_points, valid_points
-from adatad_ds.models.noise import SampleNoise
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
-from adatad_ds.models.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.optim import parameter_groups
+from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.models.tuning.adapters import TIA, DepthwiseTimeConv
+from adatad_ds.training.optim import parameter_groups
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
 CONFIG = Config(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adatad_ds.checkpoint import OPERATING_POINTS_FILE, CheckpointStore, read_operating_point, write_operating_point
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.operating_point import SHOWN_SCORE, OperatingPoint, ShownFrom, best_operating_point
+from adatad_ds.runs.checkpoint import (
+    OPERATING_POINTS_FILE,
+    CheckpointStore,
+    read_operating_point,
+    write_operating_point,
+)
 from tests.unit.test_evaluation import record
 
 POINT = OperatingPoint(score=0.125, f1=0.5, precision=0.75, recall=0.375, tiou=0.5)
@@ -66,7 +71,7 @@ def test_what_is_shown_and_why():
 
 def test_kept_with_a_checkpoint(tmp_path):
     store = CheckpointStore(folder=tmp_path, keep=2)
-    path = store.save(step=3, learnt={}, compact=False, state={})
+    path = store.save(step=3, trainable={}, compact=False, state={})
     assert read_operating_point(path, kind="average") is None
     store.set_operating_point(step=3, kind="average", point=POINT)
     write_operating_point(path, kind="master", point=OperatingPoint(**POINT.to_dict() | {"score": 0.5}))

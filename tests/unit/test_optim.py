@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from adatad_ds.config import TrainConfig
-from adatad_ds.optim import INITIAL_SHARE, average_decay, average_warms_up, schedule
-from adatad_ds.recipes import all_recipes
+from adatad_ds.config.schema import TrainConfig
+from adatad_ds.recipes.catalog import all_recipes
+from adatad_ds.training.optim import INITIAL_SHARE, average_decay, average_warms_up, schedule
 
 # Training videos as tools/dataset_facts.py has them; fewer of ActivityNet's 10 024, as some are gone from YouTube, and
 # a low guess for Ego4D-MQ (2488 clips with the test's in version 1).

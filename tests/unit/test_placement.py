@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adatad_ds.config import Config
-from adatad_ds.fake_run import live_bytes
+from adatad_ds.config.schema import Config
+from adatad_ds.inference.placement import forward_bytes, place, resident_blocks, working_bytes
 from adatad_ds.models.detector import build_detector
-from adatad_ds.placement import forward_bytes, place, resident_blocks, working_bytes
-from adatad_ds.recipes import find_recipe
+from adatad_ds.planning.fake_run import live_bytes
+from adatad_ds.recipes.catalog import find_recipe
 
 QUICKSTART = find_recipe("quickstart").config
 CONFIG = replace(QUICKSTART, backbone=replace(QUICKSTART.backbone, weights=None))

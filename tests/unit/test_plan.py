@@ -13,19 +13,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from adatad_ds.config import (
+from adatad_ds.config.schema import (
     BackboneConfig,
     Config,
-    ConfigError,
     DataConfig,
     HeadConfig,
     ParallelConfig,
     RecognitionConfig,
     TrainConfig,
 )
-from adatad_ds.ds_config import read_ds_config
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.errors import ConfigError
 from adatad_ds.models.detector import build_detector
-from adatad_ds.plan import make_plan, step_flop
+from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.train import main
 from tests.distributed.count_bucket import BUCKET
 from tests.distributed.launch import environment

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
-from adatad_ds.evaluation.player import write_page
+from adatad_ds.evaluation.video.page import write_page
 from tests.e2e.test_predict import loaded
 
 POINT = OperatingPoint(score=0.04, f1=0.453, precision=0.5, recall=0.4, tiou=0.5)

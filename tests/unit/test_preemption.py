@@ -15,7 +15,7 @@ from tests.distributed.launch import REPOSITORY, environment, heed_interrupts
 
 SCRIPT = """
 import os, sys, threading, time
-from adatad_ds.preemption import StopRequest
+from adatad_ds.training.preemption import StopRequest
 
 stop = StopRequest(launched="launched" in sys.argv, rank=0)
 reader, writer = os.pipe()

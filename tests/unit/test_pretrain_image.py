@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.aim_weights import TIMM, fit_image_weights, open_aim_weights
-from adatad_ds.data.synthetic_clips import SIDE, TWINS, generator, make_clip
-from adatad_ds.models.aim import AIMTransformer
-from adatad_ds.models.image_vit import GENERATED, build_image_transformer
+from adatad_ds.data.generated.clips import SIDE, TWINS, generator, make_clip
+from adatad_ds.models.backbones.adapted_image import AIMTransformer
+from adatad_ds.models.backbones.image_vit import GENERATED, build_image_transformer
+from adatad_ds.weights.image_layouts import TIMM, fit_image_weights, open_aim_weights
 from tools.pretrain_image import OPACITY, PLACE_X, PLACE_Y, SIZE, augment, covered, make_picture
 
 WEIGHTS = Path(__file__).parents[2] / "adatad_ds/weights/tiny_image.safetensors"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from adatad_ds.config import ConfigError
-from adatad_ds.profiling import Profiler, parse_profile
+from adatad_ds.errors import ConfigError
+from adatad_ds.training.profiling import Profiler, parse_profile
 
 PARTS = ("data", "forward", "backward", "step")
 

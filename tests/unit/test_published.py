@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from adatad_ds.config import CLIP_FRAMES, Config, from_dict, override
-from adatad_ds.models.build import adapted_blocks
-from adatad_ds.models.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS
-from adatad_ds.recipes import Recipe, all_recipes, find_recipe, recipe_table
+from adatad_ds.config.loading import from_dict, override
+from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.schema import Config
+from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS
+from adatad_ds.models.factory import adapted_blocks
+from adatad_ds.recipes.catalog import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import Config, ConfigError, DataConfig, from_dict
-from adatad_ds.data.annotations import DataError
+from adatad_ds.config.loading import from_dict
+from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.detection.decoding import Candidates
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluate import main
-from adatad_ds.evaluation.raw import RawDetections, VideoCandidates, read_raw, write_raw
-from adatad_ds.evaluator import evaluate_again
-from adatad_ds.inference import finish
-from adatad_ds.parallel import World
+from adatad_ds.evaluation.candidates_file import RawDetections, VideoCandidates, read_raw, write_raw
+from adatad_ds.inference.evaluation import evaluate_again
+from adatad_ds.tasks.detection_pipeline import finish
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from adatad_ds.data.annotations import DataError
-from adatad_ds.evaluation.recognition import recognition_accuracy, view_average
+from adatad_ds.errors import DataError
+from adatad_ds.evaluation.accuracy import recognition_accuracy, view_average
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 

@@ -8,17 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adatad_ds import config as configuration
-from adatad_ds.config import BackboneConfig, Config, ConfigError, DataConfig, RecognitionConfig
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.clips import IGNORED, ClipBatch
-from adatad_ds.models.noise import SampleNoise
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, loading
+from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.recogniser import Classifier, build_recogniser
-from adatad_ds.optim import parameter_groups
-from adatad_ds.parallel import World
-from adatad_ds.recipes import find_recipe
-from adatad_ds.recognition_task import RecognitionTask, open_clips
-from adatad_ds.temporal import Mesh
+from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.tasks.recognition import RecognitionTask, open_clips
+from adatad_ds.training.optim import parameter_groups
 from tests.unit.videos import write_video
 
 CLASSES = ("ascend", "bend", "climb")
@@ -104,7 +103,7 @@ def test_views_are_recognised_one_by_one(folders):
 
 def test_a_video_transformer_recognises_too(folders):
     config = replace(config_of(folders, frames=16), backbone=BackboneConfig(name="tiny"))
-    config = configuration.from_dict(config.to_dict())
+    config = loading.from_dict(config.to_dict())
     model = build_recogniser(config, num_classes=3)
     logits = model(torch.zeros(1, 1, 16, 32, 32, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     logits.sum().backward()
@@ -175,15 +174,15 @@ def test_what_cannot_be_read(folders, tmp_path):
 )
 def test_settings_that_make_no_sense(assignments, message):
     with pytest.raises(ConfigError, match=message):
-        configuration.override(find_recipe("kinetics400_clip_b16_8").config, assignments)
+        loading.override(find_recipe("kinetics400_clip_b16_8").config, assignments)
 
 
 def test_a_detection_recipe_has_no_section_for_it():
     with pytest.raises(ConfigError, match="this recipe is one of detection"):
-        configuration.override(find_recipe("quickstart").config, ["recognition.frames=8"])
+        loading.override(find_recipe("quickstart").config, ["recognition.frames=8"])
 
 
 def test_every_recipe_is_read_back():
     for name in ("kinetics400_clip_l14_32", "quickstart_aim", "thumos14_clip_b16", "quickstart"):
         config = find_recipe(name).config
-        assert configuration.from_dict(config.to_dict()) == config
+        assert loading.from_dict(config.to_dict()) == config

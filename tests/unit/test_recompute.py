@@ -8,14 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from adatad_ds.fake_run import live_bytes
-from adatad_ds.models.adapters import TIA, PlainAdapter
-from adatad_ds.models.backbone import AdaptedBackbone
-from adatad_ds.models.noise import SampleNoise
-from adatad_ds.models.stopwatch import Stopwatch
-from adatad_ds.models.stored import DeviceTensor, HostTensor, Storage, StoragePolicy
-from adatad_ds.models.vit import VisionTransformer, ViTSpec
-from adatad_ds.models.window import WholeWindow
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
+from adatad_ds.models.execution.activation_store import DeviceTensor, HostTensor, Storage, StoragePolicy
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.execution.window_share import WholeWindow
+from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.planning.fake_run import live_bytes
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
 CLIPS, TUBELETS, POSITIONS = 5, 40, 4

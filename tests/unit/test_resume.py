@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from adatad_ds import config as configuration
-from adatad_ds.config import Config, ConfigError
-from adatad_ds.recipes import find_recipe
-from adatad_ds.resume import MAY_CHANGE, check_same_data, data_fingerprint, setting_changes
-from adatad_ds.runs import CONFIG_FILE, RunFolder
+from adatad_ds.config.schema import Config, loading
+from adatad_ds.errors import ConfigError
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
+from adatad_ds.runs.resume import MAY_CHANGE, check_same_data, setting_changes
+from adatad_ds.tasks.base import data_fingerprint
 from tests.unit.test_checkpoint import save
 
 DETECTION, RECOGNITION = find_recipe("thumos14_videomae_s").config, find_recipe("quickstart_aim").config
@@ -77,7 +78,7 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
     assert start(run, DETECTION, resume=False) is None  # it ended before its first checkpoint
     assert start(run, DETECTION, resume=True) is None
 
-    other = configuration.override(DETECTION, ["backbone.adapter_ratio=0.5", "head.width=64", "train.stop_epoch=70"])
+    other = loading.override(DETECTION, ["backbone.adapter_ratio=0.5", "head.width=64", "train.stop_epoch=70"])
     for resume in (False, True):
         with pytest.raises(ConfigError, match=r"adapter_ratio 0.25 -> 0.5, head.width 512 -> 64\. .*no checkpoint"):
             start(run, other, resume=resume)
@@ -85,7 +86,7 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
     save(run.checkpoints(keep=2), 4)
     save(run.checkpoints(keep=2), 8)
     assert start(run, DETECTION, resume=True) == "step_00000008"
-    longer = configuration.override(DETECTION, ["train.stop_epoch=70", "parallel.temporal=2", "test.sigma=0.4"])
+    longer = loading.override(DETECTION, ["train.stop_epoch=70", "parallel.temporal=2", "test.sigma=0.4"])
     assert start(run, longer, resume=True) == "step_00000008"
     assert run.setting_changes(longer)[1] == [
         "train.stop_epoch 60 -> 70", "test.sigma 0.7 -> 0.4", "parallel.temporal 1 -> 2"
@@ -104,7 +105,7 @@ def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path):
     (tmp_path / CONFIG_FILE).write_text(json.dumps(tree))
     assert start(run, DETECTION, resume=True) is None
     with pytest.raises(ConfigError, match=r"train.ema_warmup None -> True"):
-        start(run, configuration.override(DETECTION, ["train.ema_warmup=true"]), resume=True)
+        start(run, loading.override(DETECTION, ["train.ema_warmup=true"]), resume=True)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):

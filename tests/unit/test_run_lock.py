@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.config import ConfigError
-from adatad_ds.run_lock import LOCK_FILE, RunLock
+from adatad_ds.errors import ConfigError
+from adatad_ds.runs.lock import LOCK_FILE, RunLock
 
 
 @contextmanager

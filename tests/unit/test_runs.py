@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, read_results, write_results
 from adatad_ds.evaluation.metrics import evaluate_detections
-from adatad_ds.evaluation.results import read_results, write_results
-from adatad_ds.runs import RESULTS_FILE, VERSIONS_FILE, RunFolder, versions
-from adatad_ds.task import Evaluation
+from adatad_ds.runs.folder import VERSIONS_FILE, RunFolder, versions
+from adatad_ds.tasks.base import Evaluation
 
 TRUTH = {"v": [(0.0, 10.0, "a")]}
 
@@ -33,11 +33,11 @@ def test_last_and_best_epoch(reached, summary, tmp_path):
             metrics=metrics.to_dict(),
             table=metrics.table(),
             per_class=metrics.per_class_table(),
-            save=lambda folder, results=results: write_results(folder / RESULTS_FILE, results),
+            save=lambda folder, results=results: write_results(folder / DETECTIONS_FILE, results),
             pictures={},
         )
         run.add_evaluation(epoch, evaluation)
-        assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / RESULTS_FILE) == results
+        assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / DETECTIONS_FILE) == results
     assert run.summary() == summary
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import Config, override
-from adatad_ds.data.frames import read_frames
-from adatad_ds.data.scaling import scale, scaled_size
-from adatad_ds.recipes import all_recipes
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import Config
+from adatad_ds.data.decoding.frames import read_frames
+from adatad_ds.data.decoding.scaling import scale, scaled_size
+from adatad_ds.recipes.catalog import all_recipes
 from tests.unit.videos import write_textured
 
 

@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatad_ds.config import DataConfig
-from adatad_ds.data import frames as reading
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.dataset import WindowDataset
-from adatad_ds.data.stream import gather_rows, lone_video, stream_batches, windows_of_file
-from adatad_ds.data.video import VideoError, probe
+from adatad_ds.config.schema import DataConfig
+from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import find_files, length_sec
+from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.data.window_stream import gather_rows, lone_video, stream_batches, windows_of_file
+from adatad_ds.errors import DataError
 from tests.unit.videos import cut, frame_numbers, scramble_packet, write_video
 
 stream_frames = partial(reading.stream_frames, scaling="antialias")

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from adatad_ds.data.annotations import DataError
-from adatad_ds.evaluation.results import write_results
+from adatad_ds.errors import DataError
+from adatad_ds.evaluation.detections_file import write_results
 from adatad_ds.evaluation.submissions import ActionPairing, ego4d_submission, epic_submission, read_class_ids
 from tests.unit.oracles import suppress, tiou
 from tools.make_submission import main

@@ -10,8 +10,8 @@ import av
 import pytest
 
 from adatad_ds.evaluation.operating_point import ShownFrom
-from adatad_ds.evaluation.pictures import draw_detections
-from adatad_ds.evaluation.subtitles import clock, write_csv, write_srt, write_vtt
+from adatad_ds.evaluation.plots.timelines import draw_detections
+from adatad_ds.evaluation.video.subtitles import clock, write_csv, write_srt, write_vtt
 
 DETECTIONS = [
     {"segment": [3600.5, 3725.25], "label": "jump", "score": 0.9123},

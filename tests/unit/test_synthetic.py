@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from adatad_ds.data import frames as reading
 from adatad_ds.data.annotations import load_annotations
-from adatad_ds.data.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
-from adatad_ds.data.synthetic import CLASSES, annotation, generator, make_video, move, random_pose, write_video
-from adatad_ds.data.video import probe
+from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding.video import probe
+from adatad_ds.data.generated.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
+from adatad_ds.data.generated.videos import CLASSES, annotation, generator, make_video, move, random_pose, write_video
 
 read_frames = partial(reading.read_frames, scaling="antialias")
 

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatad_ds.config import Config, DataConfig, TrainConfig, override
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import Config, DataConfig, TrainConfig
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.training_length import count_windows, suggest_length
+from adatad_ds.data.inspection.training_length import count_windows, suggest_length
 from adatad_ds.data.windows import Timing, windows_for_testing
-from adatad_ds.recipes import all_recipes, find_recipe
-from adatad_ds.step_time import WindowTime, step_seconds
+from adatad_ds.planning.step_time import WindowTime, step_seconds
+from adatad_ds.recipes.catalog import all_recipes, find_recipe
 from tools.training_advice import UserData, small_machine, suggest_training
 
 DETECTION = sorted(name for name, recipe in all_recipes().items() if recipe.config.recognition is None)

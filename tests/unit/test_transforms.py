@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config import Augmentation
-from adatad_ds.data import transforms
+from adatad_ds.config.schema import Augmentation
+from adatad_ds.data.augmentation import transforms as transforms
 
 augment = partial(transforms.augment, scaling="antialias")
 center_crop = partial(transforms.center_crop, scaling="antialias")

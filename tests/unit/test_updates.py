@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.models.adapters import TIA
-from adatad_ds.updates import Updates
+from adatad_ds.models.tuning.adapters import TIA
+from adatad_ds.training.update_stats import Updates
 
 
 class Small(nn.Module):

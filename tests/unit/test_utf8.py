@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LEGACY = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SCRIPT = """
 import os, sys
-from adatad_ds.utf8 import use_utf8
+from adatad_ds.system.utf8 import use_utf8
 print("begun", os.getpid(), flush=True)
 use_utf8()
 print(sys.flags.utf8_mode, sys.argv[1:], flush=True)

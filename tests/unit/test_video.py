@@ -11,10 +11,10 @@ import av
 import numpy as np
 import pytest
 
-from adatad_ds.data import frames as reading
-from adatad_ds.data.annotations import DataError
-from adatad_ds.data.video import VideoError, frames_at, probe
+from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding.video import VideoError, frames_at, probe
 from adatad_ds.data.video_files import find_videos
+from adatad_ds.errors import DataError
 from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
 
 read_frames = partial(reading.read_frames, scaling="antialias")

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.config import Config
-from adatad_ds.data.annotations import DataError, load_annotations
-from adatad_ds.data.json_text import read_json
+from adatad_ds.config.schema import Config
+from adatad_ds.data.annotations import load_annotations
+from adatad_ds.data.labelled_videos import read_folders, read_list
 from adatad_ds.data.video_files import find_videos, present_videos
-from adatad_ds.data.video_lists import read_folders, read_list
 from adatad_ds.data.video_names import VideoNames, read_names, without_extension
-from adatad_ds.evaluation.classifiers import read_video_scores
-from adatad_ds.evaluation.results import read_results
+from adatad_ds.errors import DataError
+from adatad_ds.evaluation.detections_file import read_results
+from adatad_ds.evaluation.external_classifier import read_video_scores
+from adatad_ds.system.json_text import read_json
 from tools.analyse_errors import main as analyse
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adatad_ds.config import ConfigError
-from adatad_ds.weight_files import open_tensors
+from adatad_ds.errors import ConfigError
+from adatad_ds.weights.files import open_tensors
 from tests.distributed.launch import REPOSITORY, environment
 
 

@@ -10,11 +10,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from adatad_ds import recipes
-from adatad_ds.config import BackboneConfig, ConfigError
+from adatad_ds.config.schema import BackboneConfig
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.pretrained import (
+from adatad_ds.recipes.catalog import catalog as recipes
+from adatad_ds.weights.files import StoredTensor, Tensors
+from adatad_ds.weights.loading import (
     check_fingerprint,
     check_fit,
     fill_backbone,
@@ -23,8 +25,7 @@ from adatad_ds.pretrained import (
     tensor_hash,
     trained_tensors,
 )
-from adatad_ds.weight_files import StoredTensor, Tensors
-from adatad_ds.weight_layouts import backbone_name, open_weights, recognise
+from adatad_ds.weights.video_layouts import backbone_name, open_weights, recognise
 
 FAMILY = [name for name in VIT_SPECS if name != "tiny"]
 Shapes = dict[str, tuple[int, ...]]
@@ -288,8 +289,8 @@ def test_published_detectors_at_full_size(name):
         detector = build_detector(config, num_classes=20)
     tensors = published(detector, beside=config.backbone.tuning == "side")
     weights = recognise(stored({k: tuple(t.shape) for k, t in tensors.items()}), source=name, averaged=False)
-    learnt = trained_tensors(weights, detector, reset_classifier=False)
-    assert learnt.keys() == {n for n, p in detector.named_parameters() if p.requires_grad}
+    trainable = trained_tensors(weights, detector, reset_classifier=False)
+    assert trainable.keys() == {n for n, p in detector.named_parameters() if p.requires_grad}
     assert backbone_name(weights.vit) == config.backbone.name
 
     with torch.device("meta"):
@@ -298,4 +299,4 @@ def test_published_detectors_at_full_size(name):
         trained_tensors(weights, other, reset_classifier=False)
     for model in (other, detector):  # the same number of classes need not be the same classes
         kept = trained_tensors(weights, model, reset_classifier=True)
-        assert learnt.keys() - kept.keys() == {"head.cls_head.weight", "head.cls_head.bias"}
+        assert trainable.keys() - kept.keys() == {"head.cls_head.weight", "head.cls_head.bias"}

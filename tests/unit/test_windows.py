@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adatad_ds.config import DataConfig
+from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Action, Video
 from adatad_ds.data.windows import Timing, random_trunc_window, resize_window, sliding_windows
 from adatad_ds.detection.timegrid import TimeGrid

@@ -15,7 +15,7 @@ from tests.distributed.launch import REPOSITORY, environment
 
 SCRIPT = """
 import signal, sys, time
-from adatad_ds.config import DataConfig
+from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.loader import BatchLoader
 from adatad_ds.data.worker_process import SIGNALS
 from tests.unit.test_worker_process import Numbers

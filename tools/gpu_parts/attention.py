@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from adatad_ds.models.build import backbone_spec
-from adatad_ds.recipes import find_recipe
+from adatad_ds.models.factory import backbone_spec
+from adatad_ds.recipes.catalog import find_recipe
 from tools.bench_step import time_tia
 from tools.gpu_parts.record import Recorder
 

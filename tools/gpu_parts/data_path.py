@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adatad_ds.config import Config, DataConfig
-from adatad_ds.data.dataset import WindowDataset
+from adatad_ds.config.schema import Config, DataConfig
+from adatad_ds.data.generated.videos import encode
 from adatad_ds.data.loader import TrainBatches, make_train_loader
-from adatad_ds.data.synthetic import encode
-from adatad_ds.ds_config import read_ds_config
-from adatad_ds.parallel import World
+from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.distributed.world import World
 from tools.gpu_parts.record import Recorder
 from tools.gpu_parts.steps import BASE, GIANT, SMALL, Setting, config_of
 from tools.gpu_parts.whole_step import WholeStep

@@ -7,9 +7,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.config import Config
-from adatad_ds.data.dataset import Batch
-from adatad_ds.weight_files import StoredTensor
+from adatad_ds.config.schema import Config
+from adatad_ds.data.window_dataset import Batch
+from adatad_ds.weights.files import StoredTensor
 
 CLASSES = 20
 

@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adatad_ds.config import Config
+from adatad_ds.config.schema import Config
 from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
 from adatad_ds.models.detector import Detector, build_detector
-from adatad_ds.objective import Objective
-from adatad_ds.parallel import World
-from adatad_ds.pretrained import fill_backbone, find_weights
-from adatad_ds.recipes import find_recipe
-from adatad_ds.temporal import Mesh
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.tasks.objective import Objective
+from adatad_ds.weights.loading import fill_backbone, find_weights
 from tools.gpu_parts.inputs import CLASSES, random_batch
 from tools.gpu_parts.record import Recorder
 

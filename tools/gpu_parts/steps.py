@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from adatad_ds.config import Config, ConfigError
-from adatad_ds.ds_config import read_ds_config
-from adatad_ds.models.stored import StoragePolicy
-from adatad_ds.parallel import World
-from adatad_ds.plan import make_plan, step_flop
-from adatad_ds.recipes import find_recipe
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.planning.memory import make_plan, step_flop
+from adatad_ds.recipes.catalog import find_recipe
 from tools.bench_step import Bench, cpu_allocator_peak, matmul_flop_per_sec
 from tools.gpu_parts.inputs import CLASSES
 from tools.gpu_parts.machine import MATMUL, peak_dtype
 from tools.gpu_parts.record import Recorder
 from tools.gpu_parts.whole_step import WholeStep, gpu_activity
 
-HELD = ("frozen weights", "learnt weights", "masters, moments, average")
+HELD = ("frozen weights", "trainable weights", "masters, moments, average")
 MAX_TRACE_BYTES = 10e6
 GIANT, BASE, SMALL = "thumos14_videomaev2_g", "thumos14_videomae_b", "thumos14_videomae_s"
 

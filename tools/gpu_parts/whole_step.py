@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from adatad_ds.config import Config
-from adatad_ds.data.dataset import Batch
+from adatad_ds.config.schema import Config
+from adatad_ds.data.window_dataset import Batch
 from adatad_ds.detection.losses import LossNormalizer
-from adatad_ds.ds_config import activation_policy, resolve_ds_config
-from adatad_ds.engine import Engine, weights_host
-from adatad_ds.models.build import adapted_blocks
+from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
+from adatad_ds.distributed.engine import Engine, partitioner
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
 from adatad_ds.models.detector import build_detector
-from adatad_ds.models.stored import Storage
-from adatad_ds.objective import Objective
-from adatad_ds.parallel import World
-from adatad_ds.pretrained import fill_backbone
-from adatad_ds.temporal import Mesh
+from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.factory import adapted_blocks
+from adatad_ds.tasks.objective import Objective
+from adatad_ds.weights.loading import fill_backbone
 from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors
 
 SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -52,7 +52,7 @@ class WholeStep:
             random_tensors(model.backbone.vit, config.train.dtype),
             dtype=config.train.dtype,
             read=True,
-            host=weights_host(resolved),
+            host=partitioner(resolved),
         )
         self.model = model
         self.engine = Engine(model=model, config=self.config, ds_config=resolved, world=world)

@@ -1,0 +1,85 @@
+"""From JSON and `--set section.key=value` to a checked `Config`.
+
+Unknown keys, wrong types and impossible values raise `ConfigError`, one paragraph that names the key and the fix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.config.parsing import coerce, literal, nearest
+from adatad_ds.config.schema import Config, RecognitionConfig
+from adatad_ds.config.validation import problems
+from adatad_ds.errors import ConfigError
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """Build and check a `Config` from a nested dict; missing keys take their defaults.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    sections: dict[str, Any] = {}
+    types_of_sections = typing.get_type_hints(Config)
+    for name, values in tree.items():
+        if name not in types_of_sections:
+            raise ConfigError(f"unknown config section {name!r}{nearest(name, types_of_sections)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config section {name!r} must be a mapping, not {values!r}")
+        section = RecognitionConfig if name == "recognition" else types_of_sections[name]
+        sections[name] = _section(section, name, values)
+    config = Config(**sections)
+    if found := problems(config):
+        raise ConfigError("this configuration cannot be run: " + "; ".join(found))
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read a config saved by `Config.save`."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    return from_dict(tree)
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """Apply `section.key=value` strings; values are Python literals, bare words are strings.
+
+    Raises:
+        ConfigError: malformed assignment, unknown key, wrong type, impossible value.
+    """
+    tree = config.to_dict()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not (equals and dot and key):
+            raise ConfigError(f"--set takes section.key=value, e.g. train.lr_head=1e-4; got {assignment!r}")
+        if section == "recognition" and section not in tree:
+            raise ConfigError(f"--set {assignment}: this recipe is one of detection, without a section {section!r}")
+        if section not in tree:
+            raise ConfigError(f"--set {assignment}: unknown section {section!r}{nearest(section, tree)}")
+        if key not in tree[section]:
+            raise ConfigError(f"--set {assignment}: {section} has no key {key!r}{nearest(key, tree[section])}")
+        tree[section][key] = literal(text.strip())
+    return from_dict(tree)
+
+
+def _section(cls: type, section: str, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"config section {section!r} lacks {', '.join(missing)}")
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError("; ".join(f"{section} has no key {key!r}{nearest(key, hints)}" for key in unknown))
+    return cls(**{key: coerce(value, hints[key], f"{section}.{key}") for key, value in values.items()})

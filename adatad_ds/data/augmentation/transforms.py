@@ -1,0 +1,143 @@
+"""From decoded frames to the square frames that the backbone sees; one draw for all frames of a sample.
+
+F frames, h x w pixels before and S x S after; all frames uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatad_ds.config.schema import Augmentation, Scaling
+from adatad_ds.data.decoding.scaling import scale
+
+CHUNK_FRAMES = 32  # frames that pass through all steps at once: bounds the memory of their float copies
+
+CROP_AREA = (0.08, 1.0)  # share of the frame
+CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
+CROP_TRIES = 10
+FLIP_PROBABILITY = 0.5
+BY_TORCHVISION: set[Augmentation] = {
+    "rand_augment",
+    "rand_augment_n4_m7",
+    "color_jitter",
+    "lighting",
+    "random_erasing",
+}  # done in data/augmentations.py
+
+Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
+
+
+def augment(
+    frames: Tensor | NDArray[np.uint8],
+    *,
+    resolution: int,
+    scaling: Scaling,
+    kinds: Collection[Augmentation],
+    rng: np.random.Generator,
+) -> Tensor:
+    """Training augmentation, each kind drawn once for all frames of the sample; in this order, whatever `kinds` says.
+
+    Crop, flip, RandAugment (of AdaTAD, or with 4 operations of magnitude 7 as AIM has it for Something-Something),
+    colour jitter (AdaTAD), lighting (AIM's L/14 on Kinetics-400), random erasing (AIM, Something-Something).
+
+    Args:
+        frames: (F, h, w, 3).
+        resolution: S.
+        scaling: how crops get there.
+        kinds: which to apply; without the random crop, the centre is cropped.
+        rng: the only source of randomness.
+
+    Returns:
+        (F, S, S, 3) uint8.
+    """
+    height, width = frames.shape[1:3]
+    if "random_resized_crop" in kinds:
+        steps = [_random_resized_crop(height, width, resolution, scaling, rng)]
+    else:
+        steps = [_center_crop(height, width, resolution, scaling)]
+    if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
+        steps.append(lambda chunk: chunk.flip(-1))
+    if BY_TORCHVISION & {*kinds}:
+        from adatad_ds.data.augmentation import (
+            operations as augmentations,  # only now: torchvision takes seconds to import
+        )
+
+        if "rand_augment" in kinds:
+            steps += augmentations.rand_augment(resolution, rng)
+        if "rand_augment_n4_m7" in kinds:
+            steps += augmentations.rand_augment_n4_m7(resolution, rng)
+        if "color_jitter" in kinds:
+            steps += augmentations.color_jitter(rng)
+        if "lighting" in kinds:
+            steps.append(augmentations.lighting(rng))
+        if "random_erasing" in kinds:
+            steps += augmentations.random_erasing(resolution, rng)
+    return _apply(frames, steps, resolution)
+
+
+def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling) -> Tensor:
+    """The largest centred square of frames (F, h, w, 3), scaled to (F, S, S, 3) where it is not S already."""
+    height, width = frames.shape[1:3]
+    return _apply(frames, [_center_crop(height, width, resolution, scaling)], resolution)
+
+
+def square_crops(
+    frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling, crops: Literal[1, 3]
+) -> Tensor:
+    """The largest squares of frames (F, h, w, 3) along their longer side, scaled: (crops, F, S, S, 3).
+
+    One crop is the centre; three are the left (or top), the centre and the right (or bottom), equal steps apart, as
+    mmaction's ThreeCrop: where an odd number of pixels is left over, the last of them is in no crop.
+    """
+    height, width = frames.shape[1:3]
+    side = min(height, width)
+    views = []
+    for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # halves of what is left over
+        step = _crop_and_resize(
+            (height - side) // 2 * place, (width - side) // 2 * place, side, side, resolution, scaling
+        )
+        views.append(_apply(frames, [step], resolution))
+    return torch.stack(views)
+
+
+def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: int) -> Tensor:
+    source = torch.as_tensor(frames)
+    out = torch.empty((len(source), resolution, resolution, 3), dtype=torch.uint8)
+    for begin in range(0, len(source), CHUNK_FRAMES):
+        chunk = source[begin : begin + CHUNK_FRAMES].permute(0, 3, 1, 2)  # (n, 3, h, w)
+        for step in steps:
+            chunk = step(chunk)
+        out[begin : begin + CHUNK_FRAMES] = chunk.permute(0, 2, 3, 1)
+    return out
+
+
+def _crop_and_resize(top: int, left: int, height: int, width: int, resolution: int, scaling: Scaling) -> Step:
+    def step(frames: Tensor) -> Tensor:
+        frames = frames[..., top : top + height, left : left + width]
+        return scale(frames, height=resolution, width=resolution, scaling=scaling)
+
+    return step
+
+
+def _center_crop(height: int, width: int, resolution: int, scaling: Scaling) -> Step:
+    side = min(height, width)
+    return _crop_and_resize((height - side) // 2, (width - side) // 2, side, side, resolution, scaling)
+
+
+def _random_resized_crop(height: int, width: int, resolution: int, scaling: Scaling, rng: np.random.Generator) -> Step:
+    for _ in range(CROP_TRIES):
+        area = rng.uniform(*CROP_AREA) * height * width
+        aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height, endpoint=True))
+            left = int(rng.integers(width - crop_width, endpoint=True))
+            return _crop_and_resize(top, left, crop_height, crop_width, resolution, scaling)
+    return _center_crop(height, width, resolution, scaling)

@@ -1,0 +1,279 @@
+"""Clips of labelled videos as samples and batches; every sample is a function of (seed, epoch, sample id) alone.
+
+B batch, V views of a video (1 in training; clips x crops in testing), T frames of a clip, S pixels of a side,
+n frames of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adatad_ds.config.schema import Augmentation, Scaling
+from adatad_ds.data.augmentation.transforms import augment, square_crops
+from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.frames import Backend, read_frames
+from adatad_ds.data.decoding.video import VideoError, probe
+from adatad_ds.data.labelled_videos import VideoList
+from adatad_ds.data.window_dataset import REPLACEMENTS, SampleKey
+
+IGNORED = -100  # the label of blank samples: what torch's cross_entropy leaves out
+
+ClipSampling = Literal["uniform", "dense"]
+Crops = Literal[1, 3]
+Indices = NDArray[np.int64]
+
+
+# ---- which frames ----------------------------------------------------------------------------------------------------
+
+
+def uniform_parts(num_frames: int, *, frames: int) -> tuple[Indices, Indices]:
+    """First and last frame (T,) of T equal parts of a video; neighbours share a frame, short videos repeat some.
+
+    As AIM's authors have it from SlowFast: frame 0 to the last is what is divided.
+    """
+    edges = np.round((num_frames - 1) / frames * np.arange(frames + 1)).astype(np.int64)
+    return edges[:-1], edges[1:]
+
+
+def dense_clip(num_frames: int, *, frames: int, stride: int, start: int) -> Indices:
+    """T frames `stride` apart from `start` on; a video that ends before begins again, as in mmaction and so in AIM.
+
+    Returns:
+        (T,) frames of the file.
+    """
+    return (start + stride * np.arange(frames, dtype=np.int64)) % num_frames
+
+
+def last_start(num_frames: int, *, frames: int, stride: int) -> int:
+    """The latest start of a dense clip, as in mmaction and so in AIM: T * stride frames from it on; 0 where fewer are.
+
+    The clip itself would fit `stride - 1` frames later still.
+    """
+    return max(0, num_frames - frames * stride)
+
+
+def random_clip(
+    num_frames: int, *, frames: int, sampling: ClipSampling, stride: int, rng: np.random.Generator
+) -> Indices:
+    """A random clip (T,): a random frame of each part, or a random start."""
+    if sampling == "uniform":
+        return rng.integers(*uniform_parts(num_frames, frames=frames), endpoint=True)
+    start = int(rng.integers(last_start(num_frames, frames=frames, stride=stride), endpoint=True))
+    return dense_clip(num_frames, frames=frames, stride=stride, start=start)
+
+
+def fixed_clips(num_frames: int, *, frames: int, sampling: ClipSampling, stride: int, clips: int) -> Indices:
+    """The fixed clips (clips, T) of a test video.
+
+    Uniform: clip j takes the centre of the j-th of `clips` equal pieces of each part, one clip the parts' centres.
+    Dense: clip j starts at the centre of the j-th of `clips` equal pieces of the possible starts; at 0 where none is.
+    """
+    centres = (np.arange(clips) + 0.5) / clips
+    if sampling == "uniform":
+        first, last = uniform_parts(num_frames, frames=frames)
+        return first + (centres[:, None] * (last - first)).astype(np.int64)
+    starts = centres * max(0, num_frames - frames * stride + 1)
+    return np.stack([dense_clip(num_frames, frames=frames, stride=stride, start=int(start)) for start in starts])
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipSample:
+    """One video's clips, ready for the model.
+
+    Attributes:
+        frames: (V, T, S, S, 3) uint8; view c * crops + k is crop k of clip c.
+        label: class index; `IGNORED` of padding, and where no video could be read in training.
+        video: name of the video that the frames are from.
+        sample_id: which sample, -1 for padding.
+        seed: 63 random bits for what the model draws.
+        error: why the video that belongs here could not be read.
+        damage: what is missing in the file that the frames are from.
+        padding: only there to give all ranks the same number of videos.
+    """
+
+    frames: Tensor
+    label: int
+    video: str
+    sample_id: int
+    seed: int
+    error: str | None = None
+    damage: Damage | None = None
+    padding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipBatch:
+    """B samples: frames (B, V, T, S, S, 3) uint8, labels and seeds (B,) int64; the rest in lists of length B."""
+
+    frames: Tensor
+    labels: Tensor
+    videos: list[str]
+    sample_ids: list[int]
+    seeds: Tensor
+    errors: list[str | None]
+    damage: list[Damage | None]
+    padding: list[bool]
+
+    def pin_memory(self) -> ClipBatch:
+        """A copy in page-locked memory, which travels to a GPU asynchronously; called by the DataLoader."""
+        return replace(self, frames=self.frames.pin_memory(), labels=self.labels.pin_memory())
+
+
+def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
+    """Put samples together."""
+    return ClipBatch(
+        frames=torch.stack([sample.frames for sample in samples]),
+        labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+        videos=[sample.video for sample in samples],
+        sample_ids=[sample.sample_id for sample in samples],
+        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
+        errors=[sample.error for sample in samples],
+        damage=[sample.damage for sample in samples],
+        padding=[sample.padding for sample in samples],
+    )
+
+
+class ClipDataset(Dataset[ClipSample]):
+    """Clips of labelled videos, addressed as `dataset[epoch, sample_id]`.
+
+    In training, sample `i` is a random, augmented clip of video `i % videos`; an unreadable video is replaced. In
+    testing, it is the fixed views of video `i`, black where that is unreadable. `dataset[None]` is a padding sample.
+
+    Args:
+        videos: what is read, and the class names.
+        training: random clips, or the fixed views.
+        frames: T.
+        sampling: "uniform" over the whole video, or "dense" with a stride.
+        stride: frames of the file between two frames of a dense clip.
+        resolution: S.
+        short_side_before_crop: decoded short side in training; testing decodes at `resolution`.
+        augment: of training clips; leave "flip" out where left and right tell classes apart (Something-Something).
+        clips: of a test video.
+        crops: of a test clip: the centre square, or the squares at both ends of the longer side and the centre.
+        reader: which decoder.
+        seed: of everything random.
+        repeats: samples of a video in an epoch of training.
+
+    Raises:
+        ValueError: a count below 1, or another number of crops.
+    """
+
+    collate = staticmethod(collate_clips)
+
+    def __init__(
+        self,
+        *,
+        videos: VideoList,
+        training: bool,
+        frames: int,
+        sampling: ClipSampling,
+        resolution: int,
+        short_side_before_crop: int,
+        scaling: Scaling,
+        augment: Collection[Augmentation] = (),
+        stride: int = 1,
+        clips: int = 1,
+        crops: Crops = 1,
+        reader: Backend = "pyav",
+        seed: int = 0,
+        repeats: int = 1,
+    ) -> None:
+        counts = {"frames": frames, "stride": stride, "clips": clips, "resolution": resolution, "repeats": repeats}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name}={count} must be at least 1")
+        if crops not in (1, 3):
+            raise ValueError(f"crops={crops} must be 1 or 3")
+        self.videos, self.classes = videos.videos, videos.classes
+        self.views = 1 if training else clips * crops
+        self._training, self._seed, self._repeats = training, seed, repeats
+        self._frames, self._stride, self._clips = frames, stride, clips
+        self._sampling: ClipSampling = sampling
+        self._crops: Crops = crops
+        self._reader: Backend = reader
+        self._scaling: Scaling = scaling
+        self._resolution, self._short_side = resolution, short_side_before_crop if training else resolution
+        self._augment = tuple(augment)
+
+    def __len__(self) -> int:
+        return len(self.videos) * (self._repeats if self._training else 1)
+
+    def __getitem__(self, key: SampleKey | None) -> ClipSample:
+        if key is None:
+            return replace(self._blank(video="", label=IGNORED, sample_id=-1, seed=0), padding=True)
+        epoch, sample_id = key
+        rng = np.random.default_rng([self._seed, epoch, sample_id])
+        model_seed = int(rng.integers(2**63))
+        if self._training:
+            return self._training_sample(sample_id, model_seed, rng)
+        return self._test_sample(sample_id, model_seed)
+
+    def _training_sample(self, sample_id: int, model_seed: int, rng: np.random.Generator) -> ClipSample:
+        index, error = sample_id % len(self.videos), None
+        for _ in range(1 + REPLACEMENTS):
+            video = self.videos[index]
+            try:
+                num_frames = probe(video.path).num_frames
+                wanted = random_clip(
+                    num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng
+                )
+                read, damage = self._read(index, wanted)
+            except VideoError as caught:
+                error = error or str(caught)
+                index = int(rng.integers(len(self.videos)))
+                continue
+            frames = augment(read, resolution=self._resolution, scaling=self._scaling, kinds=self._augment, rng=rng)
+            return ClipSample(
+                frames=frames[None],
+                label=video.label,
+                video=video.name,
+                sample_id=sample_id,
+                seed=model_seed,
+                error=error,
+                damage=damage,
+            )
+        blank = self._blank(video=self.videos[index].name, label=IGNORED, sample_id=sample_id, seed=model_seed)
+        return replace(blank, error=error)
+
+    def _test_sample(self, sample_id: int, model_seed: int) -> ClipSample:
+        video = self.videos[sample_id]
+        blank = self._blank(video=video.name, label=video.label, sample_id=sample_id, seed=model_seed)
+        try:
+            num_frames = probe(video.path).num_frames
+            wanted = fixed_clips(
+                num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, clips=self._clips
+            )
+            read, damage = self._read(sample_id, wanted.reshape(-1))
+        except VideoError as caught:
+            return replace(blank, error=str(caught))
+        crops = square_crops(
+            read, resolution=self._resolution, scaling=self._scaling, crops=self._crops
+        )  # (crops, clips * T, S, S, 3)
+        views = crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1)
+        return replace(blank, frames=views, damage=damage)
+
+    def _read(self, index: int, wanted: Indices) -> tuple[NDArray[np.uint8], Damage]:
+        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file; and its damage."""
+        distinct, inverse = np.unique(wanted, return_inverse=True)
+        path, lost = self.videos[index].path, set[int]()
+        frames = read_frames(
+            path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader, lost=lost
+        )
+        return frames[inverse], probe(path).damage.with_lost(lost)
+
+    def _blank(self, *, video: str, label: int, sample_id: int, seed: int) -> ClipSample:
+        """Black frames."""
+        shape = (self.views, self._frames, self._resolution, self._resolution, 3)
+        frames = torch.zeros(shape, dtype=torch.uint8)
+        return ClipSample(frames=frames, label=label, video=video, sample_id=sample_id, seed=seed)

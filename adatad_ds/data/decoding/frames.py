@@ -1,0 +1,225 @@
+"""Decoding chosen frames of a video file, exactly and without ever hanging."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+import torch
+from av.video.frame import PictureType
+from numpy.typing import NDArray
+
+from adatad_ds.config.schema import Scaling
+from adatad_ds.data.decoding.scaling import scale, scaled_size
+from adatad_ds.data.decoding.video import (
+    Index,
+    VideoError,
+    VideoInfo,
+    decoded_frames,
+    index_of,
+    opened,
+    packets_of,
+    probe,
+)
+
+DECORD_CHUNK_BYTES = 2**26  # of full-size frames a call, so that its copies stay small
+
+Backend = Literal["decord", "pyav"]
+Frames = NDArray[np.uint8]
+Finish = Callable[[Frames], Frames]  # a frame of the file's size to one of the wanted size
+
+
+def read_frames(
+    path: str | Path,
+    indices: NDArray[np.int64],
+    *,
+    short_side: int,
+    scaling: Scaling,
+    backend: Backend,
+    lost: set[int] | None = None,
+) -> Frames:
+    """Decode chosen frames into one array (n, h, w, 3), in one thread; arguments and errors as of `stream_frames`."""
+    info = probe(path)
+    height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
+    out = np.empty((len(indices), height, width, 3), dtype=np.uint8)
+    frames = stream_frames(path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=lost)
+    for row, frame in enumerate(frames):
+        out[row] = frame
+    return out
+
+
+def stream_frames(
+    path: str | Path,
+    indices: NDArray[np.int64],
+    *,
+    short_side: int,
+    scaling: Scaling,
+    backend: Backend,
+    num_threads: int = 1,
+    lost: set[int] | None = None,
+) -> Iterator[Frames]:
+    """Decode chosen frames one after the other, scaled on the way so that full-size frames never pile up.
+
+    Whichever reader serves a file, it decodes at full size, where all give the same pixels; scaling is no reader's.
+
+    Args:
+        path: a video file.
+        indices: frames (n,) in display order, non-decreasing, repeats allowed; those past the last frame that can be
+            decoded take that one, those that are damaged the one before.
+        short_side: pixels of the shorter side of the result; the aspect is kept.
+        scaling: how frames get there.
+        backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
+        num_threads: decoding threads.
+        lost: is given the numbers of frames, from the first to the last wanted one, that could not be decoded whole or
+            may lean on such.
+            "decord" does not tell of those that its decoder patched up.
+
+    Yields:
+        RGB frames (h, w, 3), n of them.
+
+    Raises:
+        VideoError: nothing in the file can be decoded.
+    """
+    path = Path(path)
+    index = index_of(path)
+    height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
+
+    def finish(frame: Frames) -> Frames:
+        pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
+        pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
+        return np.ascontiguousarray(pixels.numpy())
+
+    wanted = np.clip(indices, 0, index.info.num_frames - 1)
+    done = 0
+    # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
+    # (dmlc/decord#373), and where leading frames are lost it takes later ones for them, silently; it only gets files
+    # where nothing is unusual.
+    if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
+        for frame in _by_decord(path, index.info, wanted, finish=finish, num_threads=num_threads):
+            yield frame
+            done += 1
+    if done < len(wanted):
+        missed = set() if lost is None else lost
+        for frame, count in _by_pyav(path, index, wanted[done:], num_threads=num_threads, lost=missed):
+            yield from repeat(finish(upright(frame)), count)
+
+
+def find_lost(path: Path) -> set[int]:
+    """Numbers of the frames that cannot be decoded whole, by decoding all of them.
+
+    Raises:
+        VideoError: nothing in the file can be decoded.
+    """
+    index, lost = index_of(path), set[int]()
+    for _ in _by_pyav(path, index, np.array([0, index.info.num_frames - 1]), num_threads=1, lost=lost):
+        pass
+    return lost
+
+
+def _by_decord(
+    path: Path, info: VideoInfo, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
+) -> Iterator[Frames]:
+    """Frames by decord, up to where it fails (codecs it lacks, damaged packets)."""
+    import decord  # optional: no wheels for some platforms
+
+    distinct, counts = np.unique(wanted, return_counts=True)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=num_threads)
+        at_once = max(1, DECORD_CHUNK_BYTES // (3 * info.width * info.height))
+        for begin in range(0, len(distinct), at_once):
+            chunk = reader.get_batch(distinct[begin : begin + at_once]).asnumpy()
+            for frame, count in zip(chunk, counts[begin:], strict=False):
+                yield from repeat(finish(frame), count)
+    except (decord.DECORDError, RuntimeError, IndexError):
+        return
+
+
+def _by_pyav(
+    path: Path, index: Index, wanted: NDArray[np.int64], *, num_threads: int, lost: set[int]
+) -> Iterator[tuple[Any, int]]:
+    """Frames by PyAV, and how often each is wanted.
+
+    From the keyframe before the first wanted frame where that works, else from the beginning.
+    """
+    starts: list[int | None] = [None]
+    if index.times is not None:
+        earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
+        if len(earlier) and earlier[-1] > index.times[0]:
+            starts.insert(0, int(earlier[-1]))
+    for seek_to in starts:
+        with opened(path, num_threads=num_threads) as (container, stream):
+            if seek_to is not None and not _seek(container, stream, seek_to):
+                continue
+            positions = _positions(container, stream, index.times)
+            first = next(positions, None)
+            if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else it began too late
+                begin = 0 if seek_to is None else first[0]
+                yield from _chosen(chain((first,), positions), wanted, begin=begin, lost=lost)
+                return
+    raise VideoError(f"{path}: no frame can be decoded")
+
+
+def _chosen(
+    positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, begin: int, lost: set[int]
+) -> Iterator[tuple[Any, int]]:
+    """The wanted ones of decoded frames, from frame `begin` on, and how often each is; for lost ones the one before.
+
+    Lost ones are noted, and those that may lean on them: up to the next keyframe, and B-frames just before.
+    """
+    row, previous, coming = 0, None, begin
+    broken, leaning = False, list[int]()
+    for position, frame in positions:
+        missing = range(coming, position)
+        hurt = frame.is_corrupt or bool(missing)
+        broken = frame.is_corrupt or (not frame.key_frame and (broken or bool(missing)))
+        found = [*missing, *(leaning if hurt else ()), *([position] if broken else ())]
+        lost.update(number for number in found if number >= wanted[0])
+        leaning = [*leaning, position] if frame.pict_type == PictureType.B else []
+        coming = max(coming, position + 1)
+        last = int(np.searchsorted(wanted, position)) if previous is not None else row
+        if last > row:
+            yield previous, last - row
+            row = last
+        if row == len(wanted):
+            return
+        previous = frame
+    lost.update(range(max(coming, int(wanted[0])), int(wanted[-1]) + 1))
+    yield previous, len(wanted) - row
+
+
+def _seek(container: Any, stream: Any, time: int) -> bool:
+    try:
+        container.seek(time, stream=stream, backward=True)
+    except av.FFmpegError:
+        return False
+    return True
+
+
+def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
+    """Decoded frames with their index in display order: looked up by time, or counted where times are missing."""
+    count = 0
+    for packet in chain(packets_of(container, stream), (None,)):  # None: give out what the decoder holds back
+        for frame in decoded_frames(stream, packet):
+            if times is not None and frame.pts is not None:
+                count = int(np.searchsorted(times, frame.pts, side="right")) - 1
+            yield count, frame
+            count += 1
+
+
+def upright(frame: Any, size: tuple[int, int] | None = None) -> Frames:
+    """One decoded frame as RGB (h, w, 3), turned as it is shown.
+
+    Args:
+        frame: PyAV's.
+        size: width and height of the result, for a picture to be looked at; None: the file's own.
+    """
+    turns = round(frame.rotation / 90) % 4
+    width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
+    # bilinear is how decord, too, makes RGB of YUV
+    rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

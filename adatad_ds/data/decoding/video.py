@@ -1,0 +1,245 @@
+"""What a video file really holds: its frames and their times, from one pass over its packets.
+
+A file's packets are counted once by demuxing. Their presentation times, sorted, say which frame is which, so seeking
+stays exact with B-frames, and much of a file's damage is known before a decoder meets it.
+
+All seconds are those of a player's clock. Its zero is the first picture or sound of the file, whichever comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from adatad_ds.data.decoding.damage import Damage, gaps, missing_sec
+
+ASSUMED_FPS = 25.0  # where no header tells
+LATE_INTERVALS = 1.5  # a first frame that is shown later than this is late; decoders' delay is a frame
+
+
+class VideoError(RuntimeError):
+    """A video file that cannot be read; the message is one line with path and cause."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file really holds.
+
+    Attributes:
+        num_frames: by packet count.
+        fps: their usual rate.
+        width: as displayed (rotation applied), pixels.
+        height: the same.
+        start_sec: when the first frame is shown; 0 within about a frame of the clock's zero.
+        duration_sec: when the last one ends.
+        even: frame i is shown at start_sec + i / fps seconds, to a frame.
+        damage: what is missing, as far as it shows without decoding.
+    """
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    start_sec: float
+    duration_sec: float
+    even: bool
+    damage: Damage
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A file's frames in the order of display."""
+
+    info: VideoInfo
+    seconds: NDArray[np.float64] | None  # when each frame is shown; None where the file does not tell
+    times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None where the file lacks them
+    key_times: NDArray[np.int64]  # those of the keyframes
+    plain: bool  # nothing about the file is unusual
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Frames that a file really holds, and their rate and size; the result is kept as long as the file is the same.
+
+    All packets are read, but decoding stops after the first frame.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    return index_of(Path(path)).info
+
+
+def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frames (n,) nearest in time, by the file's own presentation times: right for variable frame rates, too.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    index = index_of(Path(path))
+    if index.seconds is None:
+        return np.clip(np.rint(seconds * index.info.fps), 0, index.info.num_frames - 1).astype(np.int64)
+    borders = (index.seconds[:-1] + index.seconds[1:]) / 2
+    return np.searchsorted(borders, seconds, side="right").astype(np.int64)
+
+
+def index_of(path: Path) -> Index:
+    """The file's index; arguments, errors and keeping as of `probe`."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from error
+    return _indexed(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last two: a changed file is read anew
+    if size_bytes == 0:
+        raise VideoError(f"{path}: the file is empty")
+    times: list[int | None] = []
+    keys: list[int | None] = []
+    first, hidden, timed, end_sec = None, 0, False, {}  # the last: when each stream ends, on the file's own clock
+    with opened(path, num_threads=1) as (container, stream):
+        for packet in packets_of(container, container.streams.get()):
+            if packet.pts is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                end_sec[packet.stream.index] = max(end, end_sec.get(packet.stream.index, end))
+            if packet.stream is not stream:
+                continue
+            timed = timed or packet.dts is not None
+            hidden += packet.is_discard
+            if not packet.is_discard:
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+            if first is None:
+                first = next(iter(decoded_frames(stream, packet)), None)
+        first = first or next(iter(decoded_frames(stream, None)), None)
+        if first is None:
+            raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
+        known = sorted(time for time in times if time is not None)
+        usable = len(known) == len(times) and all(a < b for a, b in pairwise(known)) and bool(stream.time_base)
+        seconds = (np.array(known) - known[0]) * float(stream.time_base) if usable else None  # from the first frame on
+        told_fps = _told_fps(stream, seconds, timed=timed)
+        fps = told_fps or ASSUMED_FPS
+        start_sec = known[0] * float(stream.time_base) - clock_zero_sec(container) if usable else 0.0
+        start_sec = start_sec if start_sec > LATE_INTERVALS / fps else 0.0
+        lost_sec = _lost_sec(container, stream, end_sec, held_sec=len(times) / fps, fps=fps)
+        header_frames = stream.frames
+    even = seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1)
+    holes = () if even or seconds is None else gaps(seconds + start_sec)
+    length_sec = len(times) / fps
+    if seconds is not None and not even:  # a container's rate may be a guess from its beginning
+        fps = 1 / float(np.median(np.diff(seconds))) if holes else (len(seconds) - 1) / float(seconds[-1])
+        length_sec = float(seconds[-1]) + 1 / fps
+    turned = first.rotation % 180 != 0
+    info = VideoInfo(
+        num_frames=len(times),
+        fps=fps,
+        width=first.height if turned else first.width,
+        height=first.width if turned else first.height,
+        start_sec=start_sec,
+        duration_sec=start_sec + length_sec,
+        even=even,
+        damage=Damage(
+            path=str(path),
+            num_frames=len(times),
+            fps=fps,
+            start_sec=start_sec,
+            missing_sec=lost_sec,
+            gaps_sec=holes,
+            rate_assumed=told_fps is None,
+        ),
+    )
+    return Index(
+        info=info,
+        seconds=None if seconds is None else seconds + start_sec,
+        times=np.array(known, dtype=np.int64) if usable else None,
+        key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
+        plain=usable
+        and header_frames == len(times)
+        and not hidden
+        and first.rotation == 0
+        and all(component.bits == 8 for component in first.format.components)  # deeper ones decord converts otherwise
+        and keys[:1] == known[:1],  # else the first frames, which lean on a missing keyframe, never come out
+    )
+
+
+def _told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:
+    """Frames a second; of an elementary stream, which has no times, by the codec's headers: FFmpeg guesses 25 there."""
+    if not timed:
+        rate = stream.codec_context.framerate
+    elif stream.average_rate is None and seconds is not None and len(seconds) > 1:
+        rate = (len(seconds) - 1) / float(seconds[-1])
+    else:
+        rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def clock_zero_sec(container: Any) -> float:
+    """A player's zero on the file's own clock: where its first stream begins. Sound may be primed before 0."""
+    return max(container.start_time or 0, 0) / 1e6
+
+
+def _lost_sec(container: Any, stream: Any, end_sec: dict[int, float], *, held_sec: float, fps: float) -> float:
+    """Seconds by which a file ends before its header says: the stream's where it tells, else the container's."""
+    if stream.duration is not None and stream.index in end_sec:
+        begin_sec = float((stream.start_time or 0) * stream.time_base)
+        promised_sec = float(stream.duration * stream.time_base)
+        return missing_sec(promised_sec=promised_sec, held_sec=end_sec[stream.index] - begin_sec, fps=fps)
+    if stream.duration is not None:
+        return missing_sec(promised_sec=float(stream.duration * stream.time_base), held_sec=held_sec, fps=fps)
+    if container.duration is None or not end_sec:
+        return 0.0
+    begin_sec = (container.start_time or 0) / 1e6
+    held_sec = max(end_sec.values()) - begin_sec  # of the longest stream: sound may go on
+    return missing_sec(promised_sec=container.duration / 1e6, held_sec=held_sec, fps=fps)
+
+
+@contextmanager
+def opened(path: Path, *, num_threads: int) -> Iterator[tuple[Any, Any]]:
+    """A file's container and video stream; any failure is a `VideoError`."""
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: {_cause(error)}") from error
+    with container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: the file holds no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = num_threads
+        try:
+            yield container, stream
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def packets_of(container: Any, streams: Any) -> Iterator[Any]:
+    """Packets of one or several streams up to its end, or to where a damaged file can be read no further."""
+    packets = container.demux(streams)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.FFmpegError):
+            return
+        if packet.size:
+            yield packet
+
+
+def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
+    """Frames that a packet completes; a damaged one completes none."""
+    try:
+        return stream.decode(packet)
+    except av.FFmpegError:  # also the end of the stream, when nothing is left in the decoder
+        return ()

@@ -1,0 +1,207 @@
+"""Videos with one label each, from a list file or from a folder per class: the data of recognition."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adatad_ds.data.annotations import doubtful_labels
+from adatad_ds.data.video_files import check_distinct, file_names, videos_in
+from adatad_ds.data.video_names import EXTENSIONS, VideoNames
+from adatad_ds.errors import DataError, summarize_list
+
+LINE_FORM = "PATH LABEL or PATH,LABEL"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledVideo:
+    """One video: its name (the path below the root folder), its file and its class index."""
+
+    name: str
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Labelled videos, each name once, and the class names by class index."""
+
+    videos: tuple[LabelledVideo, ...]
+    classes: tuple[str, ...]
+
+
+def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()) -> VideoList:
+    """Videos of a list file, as Kinetics, Something-Something and Diving-48 are handed around.
+
+    A line is `PATH LABEL` or, with a comma anywhere, CSV: `PATH,LABEL`, with quotes around what holds commas. There is
+    no header; empty lines are skipped. A label is a class name or, where no class has that name, a class index from 0.
+    Files may have another video extension than the list says, or the list none at all (`VideoNames`).
+
+    Args:
+        path: the list file.
+        root: the folder that its paths are relative to.
+        classes: class names by index; empty: the labels of the file, which are indices where all are integers (their
+            names are "0", "1", ...), else sorted names.
+
+    Raises:
+        DataError: unreadable or malformed list, unknown or alike labels, repeated or missing videos, none at all.
+    """
+    path, root = Path(path), Path(root)
+    lines = _parsed(path)
+    names, labels = [name for name, _ in lines], [label for _, label in lines]
+    if not classes and (alike := doubtful_labels(Counter(labels))):
+        raise DataError(f"{path} cannot be used: {summarize_list(alike)}")
+    known = _checked_classes(classes) or _classes_of(labels)
+    numbers = _indices(path, labels, known)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: {len(repeated)} videos are listed twice: {summarize_list(repeated, separator=', ')}")
+    files = _located(path, root, names)
+    check_distinct(dict(zip(names, files, strict=True)))
+    videos = zip(names, files, numbers, strict=True)
+    return VideoList(videos=tuple(LabelledVideo(*video) for video in videos), classes=known)
+
+
+def read_folders(root: str | Path, *, classes: Sequence[str] = ()) -> VideoList:
+    """Videos of a folder per class: root/CLASS/*.mp4 (or .mkv, ...), in sorted order.
+
+    Args:
+        root: the folder of the classes' folders; those whose name begins with a dot are left alone.
+        classes: class names by index; empty: the folders' names, sorted.
+
+    Raises:
+        DataError: no such folder, folders of unknown or alike classes, classes without a folder or without videos.
+    """
+    root = Path(root)
+    _check_root(root)
+    folders = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if not folders:
+        raise DataError(f"{str(root)!r} has no folders of classes; it must hold CLASS/VIDEO{EXTENSIONS[0]}")
+    if not classes and (alike := doubtful_labels(Counter(folders))):
+        raise DataError(f"{str(root)!r} cannot be used: {summarize_list(alike)}")
+    known = _checked_classes(classes) or tuple(sorted(folders))
+    unknown = sorted(set(folders) - set(known))
+    if unknown:
+        raise DataError(f"{str(root)!r} has folders of unknown classes: {summarize_list(unknown, separator=', ')}")
+    videos, empty = [], []
+    for label, name in enumerate(known):
+        files = sorted(videos_in(folders[name])) if name in folders else []
+        videos += [LabelledVideo(name=f"{name}/{file.name}", path=file, label=label) for file in files]
+        if not files:
+            empty.append(name)
+    if empty:
+        raise DataError(
+            f"{str(root)!r} has no video ({', '.join(EXTENSIONS)}) of {len(empty)} classes: "
+            f"{summarize_list(empty, separator=', ')}"
+        )
+    return VideoList(videos=tuple(videos), classes=known)
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Class names by index from a text file of one name a line; empty lines are skipped.
+
+    Raises:
+        DataError: unreadable file, no name, or one given twice.
+    """
+    names = [line for _, line in _lines(Path(path))]
+    if not names:
+        raise DataError(f"{path} holds no class name")
+    return _checked_classes(names)
+
+
+def class_assignments(path: Path | None) -> list[str]:
+    """What `--classes FILE` means: a `--set` that names the classes by index; nothing without a file."""
+    return [] if path is None else [f"data.classes={list(read_class_names(path))!r}"]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbers and texts of the lines that are not empty."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark at the beginning
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {str(path)!r}: {error}") from error
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _parsed(path: Path) -> list[tuple[str, str]]:
+    """Paths and labels, as they are written."""
+    pairs, faults = [], []
+    for number, line in _lines(path):
+        fields = next(csv.reader([line], skipinitialspace=True)) if "," in line else line.rsplit(None, 1)
+        fields = [field.strip() for field in fields]
+        if len(fields) == 2 and all(fields):
+            pairs.append((fields[0], fields[1]))
+        else:
+            faults.append(f"line {number}: {line:.80}")
+    if faults:
+        raise DataError(f"{path}: {len(faults)} lines are not {LINE_FORM}: {summarize_list(faults)}")
+    if not pairs:
+        raise DataError(f"{path} lists no video; a line must be {LINE_FORM}")
+    return pairs
+
+
+def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise DataError(f"classes are named twice: {summarize_list(repeated, separator=', ')}")
+    return tuple(classes)
+
+
+def _is_index(label: str) -> bool:
+    return label.isascii() and label.isdecimal()
+
+
+def _classes_of(labels: Sequence[str]) -> tuple[str, ...]:
+    if all(_is_index(label) for label in labels):
+        return tuple(str(index) for index in range(max(int(label) for label in labels) + 1))
+    return tuple(sorted(set(labels)))
+
+
+def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[int]:
+    known = {name: index for index, name in enumerate(classes)}
+    distinct = dict.fromkeys(labels)
+    by_number = {label: int(label) for label in distinct if _is_index(label) and int(label) < len(classes)}
+    unknown = [label for label in distinct if label not in known and label not in by_number]
+    if unknown:
+        raise DataError(
+            f"{path} has {len(unknown)} unknown labels: {summarize_list(unknown, separator=', ')}; it must be one of "
+            f"{len(classes)} classes ({summarize_list(classes, limit=3, separator=', ')}) or an index "
+            f"below {len(classes)}"
+        )
+    return [known.get(label, by_number.get(label, -1)) for label in labels]
+
+
+def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
+    """The file of every name; each folder is listed once instead of asking for hundreds of thousands of files."""
+    _check_root(root)
+    listings: dict[Path, VideoNames] = {}
+    found: list[Path | None] = []
+    for name in names:
+        path = root / name
+        if path.parent not in listings:
+            listings[path.parent] = _files_of(path.parent)
+        file = listings[path.parent].find(path.name)
+        found.append(None if file is None else path.with_name(file))
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{list_file}: {len(missing)} of {len(names)} videos are not in {str(root)!r}: "
+            f"{summarize_list(missing, separator=', ')}. Add the files, or take these lines out of a copy of the list"
+        )
+    return [path for path in found if path is not None]
+
+
+def _files_of(folder: Path) -> VideoNames:
+    """The video files of a folder; none of one that cannot be read."""
+    try:
+        return file_names(videos_in(folder))
+    except OSError:
+        return VideoNames(())
+
+
+def _check_root(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"there is no folder {str(root)!r} of videos")

@@ -1,0 +1,148 @@
+"""The windows of one video file that nobody annotated, in bounded memory whatever its length.
+
+Frames are decoded once, from the first to the last, and kept only while windows to come need them.
+
+B windows of a batch, F frames of a window, S pixels of a side, T feature steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatad_ds.config.schema import DataConfig
+from adatad_ds.data.annotations import Video
+from adatad_ds.data.augmentation.transforms import center_crop
+from adatad_ds.data.decoding.frames import stream_frames
+from adatad_ds.data.decoding.video import probe
+from adatad_ds.data.window_dataset import Batch, Sample, collate
+from adatad_ds.data.windows import VideoWindow, file_frames, find_timing, windows_for_testing
+
+DECODING_THREADS = 4
+
+T = TypeVar("T")
+
+
+def lone_video(path: Path, *, name: str) -> Video:
+    """A file as a video without annotations; its length and frame rate are the file's own.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    return Video(name, "", probe(path).duration_sec, None, None, ())
+
+
+def windows_of_file(video: Video, path: Path, config: DataConfig) -> list[VideoWindow]:
+    """All windows of a file, as in testing.
+
+    Raises:
+        VideoError: no video that can be decoded.
+    """
+    timing = find_timing(video, path, config)
+    return windows_for_testing(video, timing=timing, config=config, label_ids={}, video_index=0)
+
+
+def stream_batches(
+    video: Video, path: Path, windows: Sequence[VideoWindow], *, config: DataConfig, batch: int
+) -> Generator[Batch]:
+    """Batches of a file's windows, in order; the next one is decoded while the caller works on this one.
+
+    Args:
+        video: the file's.
+        path: the file.
+        windows: its windows, by rising time.
+        config: how frames are read.
+        batch: B; the last batch may have fewer.
+
+    Raises:
+        VideoError: nothing in the file can be decoded.
+    """
+    rows = [file_frames(window, path, config) for window in windows]
+    closed, lost = Event(), set[int]()
+    damage = probe(path).damage
+    frames = stream_frames(
+        path,
+        np.unique(np.concatenate(rows)),
+        short_side=config.resolution,
+        scaling=config.scaling,
+        backend=config.reader,
+        num_threads=DECODING_THREADS,
+        lost=lost,
+    )
+    cropped = (center_crop(frame[None], resolution=config.resolution, scaling=config.scaling)[0] for frame in frames)
+    cropped = takewhile(lambda _: not closed.is_set(), cropped)
+    samples = (
+        Sample(
+            frames=pictures,
+            valid=torch.arange(config.window_size) < window.valid_steps,
+            segments_grid=torch.from_numpy(window.segments_grid),
+            labels=torch.from_numpy(window.labels),
+            grid=window.grid,
+            video=video.name,
+            sample_id=index,
+            seed=0,
+            damage=damage.with_lost(lost),  # as far as the file has been read
+        )
+        for index, (window, pictures) in enumerate(zip(windows, gather_rows(rows, cropped), strict=True))
+    )
+    return _ahead(map(collate, _grouped(samples, batch)), closed)
+
+
+def gather_rows(rows: Sequence[NDArray[np.int64]], frames: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The frames of each row, stacked; never more of them are held than the longest row names.
+
+    Args:
+        rows: frame numbers (F,) of each window, non-decreasing; neither first nor last ones fall from row to row, and
+            where rows overlap, they name the same numbers.
+        frames: one (S, S, 3) for each distinct number, by rising number.
+
+    Yields:
+        (F, S, S, 3), row by row.
+    """
+    held: deque[tuple[int, Tensor]] = deque()
+    arriving = zip(np.unique(np.concatenate(rows)).tolist(), frames, strict=True)
+    for row in rows:
+        while held and held[0][0] < row[0]:
+            held.popleft()
+        while not held or held[-1][0] < row[-1]:
+            number, frame = next(arriving)
+            if number >= row[0]:
+                held.append((number, frame))
+        numbers = np.array([number for number, _ in held])
+        yield torch.stack([held[place][1] for place in np.searchsorted(numbers, row)])
+
+
+def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _ahead(items: Iterator[T], closed: Event) -> Generator[T]:
+    """The same items, each made in a thread while the caller works on the one before.
+
+    Closed before its end, it sets `closed`, so that whoever makes the items need not finish the one at work.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            coming = pool.submit(next, items, None)
+            while (item := coming.result()) is not None:
+                coming = pool.submit(next, items, None)
+                yield item
+        finally:
+            closed.set()

@@ -1,0 +1,147 @@
+"""ds_configs: engine policy from a file, the recipe's values filled in, contradictions found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.config.parsing import nearest
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.world import split_batch
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.models.execution.segment_timer import Stopwatch
+
+STAGES = (1, 2, 3)
+MOST_RANKS_IN_16_BITS = 64  # whose gradients are added up in the compute type, see docs/scaling.md
+REDUCTION_TYPES = ("bf16", "fp16", "fp32")
+ACTIVATION_KEYS = {  # of DeepSpeed's section activation_checkpointing; docs/scaling.md says what each does here
+    "partition_activations": bool,
+    "cpu_checkpointing": bool,
+    "contiguous_memory_optimization": bool,
+    "number_checkpoints": int,
+    "synchronize_checkpoint_boundary": bool,
+    "profile": bool,
+}
+
+
+def read_ds_config(path: str | Path) -> dict[str, Any]:
+    """Read a ds_config file.
+
+    Raises:
+        ConfigError: it is absent or no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8
+        raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
+    return content
+
+
+def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, cuda: bool) -> dict[str, Any]:
+    """Fill the recipe's values into a ds_config's `"auto"` fields.
+
+    A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
+    and schedule belong to the recipe. Where the file leaves `communication_data_type` open, gradients are added up over
+    ranks in fp32 above 64 ranks, and in the compute type up to there.
+
+    Raises:
+        ConfigError: the two contradict each other; every mismatch is listed.
+    """
+    train, temporal = config.train, config.parallel.temporal
+    data_ranks = ranks // temporal
+    micro, accumulation = split_batch(
+        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
+    )
+    wanted = {
+        ("train_batch_size",): train.global_batch,
+        ("train_micro_batch_size_per_gpu",): micro,
+        ("gradient_accumulation_steps",): accumulation,
+        ("gradient_clipping",): train.grad_clip,
+        ("bf16", "enabled"): train.precision == "bf16",
+        ("fp16", "enabled"): train.precision == "fp16",
+    }
+    resolved = json.loads(json.dumps(source))
+    problems = []
+    for path, value in wanted.items():
+        *parents, key = path
+        section = resolved
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        given = section.get(key, "auto")
+        if given != "auto" and given != value:
+            problems.append(f"{'.'.join(path)} is {given} where the recipe has {value}")
+        section[key] = value
+    for section_name in ("optimizer", "scheduler"):
+        if section_name in resolved:
+            problems.append(
+                f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
+            )
+    # DeepSpeed takes every rank for one with a batch of its own; those of a temporal group share theirs.
+    resolved["train_batch_size"] = train.global_batch * temporal
+    zero = resolved.setdefault("zero_optimization", {})
+    if zero.get("stage") not in STAGES:
+        problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
+    reduction = resolved.get("communication_data_type", "auto")
+    if reduction == "auto":
+        reduction = "fp32" if ranks > MOST_RANKS_IN_16_BITS else train.precision
+    elif reduction not in REDUCTION_TYPES:
+        problems.append(f"communication_data_type is {reduction!r}; it must be {', '.join(REDUCTION_TYPES)} or auto")
+    resolved["communication_data_type"] = reduction
+    for name in ("offload_param", "offload_optimizer"):
+        if zero.get(name, {}).get("device") == "nvme":
+            problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
+        if zero.get(name, {}).get("pin_memory") == "auto":
+            zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
+    if problems:
+        raise ConfigError(
+            "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
+            "or change the recipe with --set"
+        )
+    resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
+    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    return resolved
+
+
+def activation_policy(
+    ds_config: Mapping[str, Any], *, config: Config, stored_tensors: int, cuda: bool
+) -> tuple[StoragePolicy, Stopwatch]:
+    """What a ds_config's section `activation_checkpointing` asks for, in terms of recompute.py.
+
+    Args:
+        ds_config: the ds_config.
+        config: of the run.
+        stored_tensors: that a forward pass keeps, one an adapted block.
+        cuda: whether the device's memory is not the host's.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, or room for too few tensors.
+    """
+    section = ds_config.get("activation_checkpointing", {})
+    problems = []
+    for key, value in section.items():
+        if key not in ACTIVATION_KEYS:
+            problems.append(f"there is no key {key!r}{nearest(key, ACTIVATION_KEYS)}")
+        elif type(value) is not ACTIVATION_KEYS[key] and not (key == "number_checkpoints" and value is None):
+            problems.append(f"{key} must be of type {ACTIVATION_KEYS[key].__name__}, not {value!r}")
+    room = section.get("number_checkpoints")
+    if isinstance(room, int) and room < stored_tensors:
+        problems.append(
+            f"number_checkpoints is {room}, but {stored_tensors} tensors are kept, one for each adapted block; use "
+            "null, or adapt fewer blocks with --set backbone.adapter_blocks"
+        )
+    if problems:
+        raise ConfigError("activation_checkpointing in the DeepSpeed config: " + "; ".join(problems))
+    policy = StoragePolicy(
+        offload=cuda and section.get("cpu_checkpointing", False),  # on a CPU they are in host memory as they are
+        device_bytes=int(config.backbone.stored_on_device_gb * 1e9),
+    )
+    stopwatch = Stopwatch(
+        profile=section.get("profile", False), synchronize=section.get("synchronize_checkpoint_boundary", False)
+    )
+    return policy, stopwatch

@@ -1,0 +1,343 @@
+"""DeepSpeed: the only module that imports it.
+
+Hosts the model, block by block as its weights come in, and reaches what ZeRO has partitioned: the fp32 masters of
+what learns, their Adam moments and their running average (EMA). Frozen weights are partitioned (stage 3) or replicated
+(1, 2) in the compute type, once, with neither gradient nor master.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.training.optim import average_decay, parameter_groups
+from adatad_ds.weights.files import StoredTensor, check_fit
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER, rounded
+
+os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now on; stdout is for what was asked for
+    import deepspeed  # (reads its environment and logger at import)
+from deepspeed.runtime import compiler  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
+
+# On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # what DeepSpeed's scaler counts
+# AVERAGE is our key in the optimizer's state: the EMA is partitioned exactly as the moments are.
+
+
+def partitioner(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
+    """What takes a module's weights as soon as rank 0 has read them.
+
+    Under ZeRO-3 each module is sent from rank 0 and partitioned at once, so that no rank ever holds the whole model.
+    Under ZeRO-1 and 2 it stays, to be sent with the whole model. A collective, on every rank.
+    """
+    if ds_config["zero_optimization"]["stage"] != 3:
+        return lambda module: None
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)  # takes over the group that is there
+
+    def partition(module: nn.Module) -> None:
+        deepspeed.zero.Init(module=module, config_dict_or_path=ds_config)
+
+    return partition
+
+
+class Engine:
+    """A model hosted by DeepSpeed, with AdamW over what learns.
+
+    Args:
+        model: on the CPU, or in part where `partitioner` put it; what learns has `requires_grad`.
+        config: the run's config.
+        ds_config: as `resolve_ds_config` returns it.
+        world: the ranks.
+        ema_warmup: whether the running average follows more closely at first.
+
+    Raises:
+        ConfigError: nothing learns, or the device cannot compute in the wanted precision.
+    """
+
+    def __init__(
+        self, *, model: nn.Module, config: Config, ds_config: dict[str, Any], world: World, ema_warmup: bool = False
+    ) -> None:
+        self.ds_config = ds_config
+        self.stage: int = ds_config["zero_optimization"]["stage"]
+        self.accumulation: int = ds_config["gradient_accumulation_steps"]
+        self.ema_decay, self.ema_warmup = config.train.ema_decay, ema_warmup
+        self._world = world
+        self._check_precision(config.train.precision)
+        groups = parameter_groups(model, config.train)
+        if not groups:
+            raise ConfigError("nothing in this model learns")
+        cast_and_move_rest(model, dtype=config.train.dtype, device=world.device)
+        with _quick_optimizer_checks():
+            engine, zero, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=torch.optim.AdamW(groups),
+                config=ds_config,
+                dist_init_required=False,
+            )
+        self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
+        self._zero: Any = zero
+        self.module = model
+        self.trainable_parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self._create_optimizer_state()
+        if self._zero.loss_scaler.dynamic:
+            self._zero.loss_scaler.raise_error_at_min_scale = False  # who counts skipped steps ends the run
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The model's forward pass."""
+        return self._engine(*inputs)
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode."""
+        self._engine.train(mode)
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate one micro batch; gradients become the mean over ranks and micro batches."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """After each micro batch; the last one of a step clips, updates, and follows with the average.
+
+        A step whose gradients have no finite norm updates nothing, see `step_taken`.
+        """
+        at_boundary = self._engine.is_gradient_accumulation_boundary()
+        self._engine.step()
+        if at_boundary and self.ema_decay > 0:
+            decay = average_decay(self._steps_taken, decay=self.ema_decay, warmup=self.ema_warmup)
+            for flat in self._flat_masters():
+                self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - decay)
+
+    @property
+    def step_taken(self) -> bool:
+        """Whether the last step updated the weights; the same on all ranks."""
+        return self._engine.was_step_applied()
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Scale every group's base rate by the schedule's factor."""
+        for group in self._adam.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def learning_rates(self) -> dict[str, float]:
+        """Each decayed group's current rate."""
+        return {group["name"]: group["lr"] for group in self._adam.param_groups if "no_decay" not in group["name"]}
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient before clipping, of the last step."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def trainable_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each learning parameter's name and full fp32 tensors: master, Adam moments, running average. A collective."""
+        for name, parameter in self.trainable_parameters.items():
+            state = {MASTER: to_cpu(safe_get_full_fp32_param(parameter))}
+            yield name, state | {k: to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
+
+    def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
+        """Each learning parameter's name and what this rank holds of its fp32 master, flat; nothing is sent."""
+        for name, parameter in self.trainable_parameters.items():
+            part = safe_get_local_fp32_param(parameter) if self.stage == 3 else fragment(parameter)
+            if self.stage == 3:  # equal on all ranks, the last ones' filled up with what is no weight
+                before = self._world.rank * part.numel()
+                part = part[: max(0, math.prod(whole_shape(parameter)) - before)]
+            yield name, part.detach().float()
+
+    def load_trainable_state(
+        self, state: Mapping[str, Mapping[str, StoredTensor]], *, source: str, partial: bool = False
+    ) -> None:
+        """Restore masters, moments and average on any number of ranks and any stage.
+
+        A moment that `state` lacks stays as it is; an average that it lacks starts from the masters.
+
+        Args:
+            state: tensors by kind and name.
+            source: where they are from, for messages.
+            partial: whether parameters may be left out, which then stay as they are.
+
+        Raises:
+            ConfigError: names or shapes are not the model's; nothing is changed then.
+        """
+        shapes = {name: whole_shape(p) for name, p in self.trainable_parameters.items()}
+        for kind, tensors in state.items():
+            wanted = {name: shapes[name] for name in tensors if name in shapes} if partial else shapes
+            check_fit(tensors, wanted, source=f"{source} ({kind})")
+        for kind in (MASTER, *self._state_keys()):
+            masters = state[MASTER] if kind == AVERAGE else {}
+            for name, stored in {**masters, **state.get(kind, {})}.items():
+                self._set(self.trainable_parameters[name], stored.read(), kind)
+        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What else the optimizer goes by: steps really taken, fp16's loss scale, the average's warm-up; JSON-ready."""
+        scaler = self._zero.loss_scaler
+        return {
+            "steps": self._steps_taken,
+            "loss_scale": {name: getattr(scaler, name) for name in LOSS_SCALE} if scaler.dynamic else {},
+            "ema_warmup": self.ema_warmup,
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        for flat in self._flat_masters():
+            self._adam.state[flat]["step"].fill_(float(state["steps"]))
+        if self._zero.loss_scaler.dynamic:
+            vars(self._zero.loss_scaler).update(state["loss_scale"])
+        self.ema_warmup = state["ema_warmup"]
+
+    def round_trainable_state(self) -> None:
+        """Round masters, moments and average as compact checkpoints do, so that a resume goes on with the same bits."""
+        for flat in self._flat_masters():
+            states = {key: self._adam.state[flat][key].split(ROUNDED_AT_ONCE) for key in self._state_keys()}
+            for index, part in enumerate(flat.detach().split(ROUNDED_AT_ONCE)):
+                for key, parts in states.items():
+                    parts[index].copy_(rounded(key, parts[index], part))
+                part.copy_(rounded(MASTER, part, part))
+        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Compute with the running average inside, with the trained weights again after. A collective."""
+        if self.ema_decay == 0:
+            yield
+            return
+        self._write_weights(lambda p: to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
+        try:
+            yield
+        finally:
+            self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """This rank's bytes: frozen and learning weights in the compute type, masters, moments, average."""
+        kinds = {"frozen_weights": 0, "trainable_weights": 0}
+        for parameter in self.module.parameters():
+            held = held_partition(parameter) if self.stage == 3 else parameter
+            kinds["trainable_weights" if parameter.requires_grad else "frozen_weights"] += (
+                held.numel() * held.element_size()
+            )
+        flats = self._flat_masters()
+        kinds["masters"] = sum(flat.numel() * flat.element_size() for flat in flats)
+        for key in self._state_keys():
+            states = [self._adam.state[flat][key] for flat in flats]
+            kinds[key] = sum(state.numel() * state.element_size() for state in states)
+        return kinds
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        return self._zero.optimizer
+
+    @property
+    def _steps_taken(self) -> int:
+        """Adam's count, which skipped steps are not in."""
+        return int(self._adam.state[self._flat_masters()[0]]["step"])
+
+    def _state_keys(self) -> tuple[str, ...]:
+        return (*MOMENTS, AVERAGE) if self.ema_decay > 0 else MOMENTS
+
+    def _flat_masters(self) -> list[Tensor]:
+        """This rank's flat fp32 partitions, which are what Adam updates."""
+        return (
+            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
+        )
+
+    def _create_optimizer_state(self) -> None:
+        """Make Adam's zero state now rather than in its first step, with the average beside the moments.
+
+        One more elementwise state costs no communication: it is updated where the partition lies, and gathered and
+        restored by the functions that do so for the moments.
+        """
+        for flat in self._flat_masters():
+            self._adam.state[flat] = {"step": torch.zeros(()), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+            if self.ema_decay > 0:
+                self._adam.state[flat][AVERAGE] = flat.detach().clone()
+        if self.stage != 3:
+            for parameters, flat in zip(self._zero.bit16_groups, self._flat_masters(), strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, kind: str) -> None:
+        """Write a full fp32 tensor into this rank's partition of a parameter's master or Adam state."""
+        if self.stage != 3:
+            value = value.to(parameter.device)
+            if kind == MASTER:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, kind)
+            return
+        size = held_partition(parameter).numel()  # equal on all ranks; the last one's is padded
+        part = torch.zeros(size)
+        own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
+        part[: own.numel()] = own
+        if kind == MASTER:
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, kind)
+
+    def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
+        """Replace the compute-type weights of what learns, one parameter at a time."""
+        if self.stage == 3:
+            self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
+        for parameter in self.trainable_parameters.values():
+            value = full_value(parameter)
+            if self.stage == 3:
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if self._world.is_main:
+                        parameter.data.copy_(value)
+            else:
+                parameter.data.copy_(value)
+
+    def _check_precision(self, precision: str) -> None:
+        accelerator: Any = deepspeed.get_accelerator()
+        if precision == "fp16" and not accelerator.is_fp16_supported():
+            raise ConfigError(
+                f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32"
+            )
+        if precision == "bf16" and not accelerator.is_bf16_supported():
+            raise ConfigError(
+                f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32"
+            )
+
+
+@contextlib.contextmanager
+def _quick_optimizer_checks() -> Iterator[None]:
+    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process.
+
+    It also warns that torch's AdamW is untested with ZeRO; this project tests it.
+    """
+    logger = logging.getLogger("DeepSpeed")
+    level, compile_ = logger.level, compiler.compile
+    logger.setLevel(logging.ERROR)
+    compiler.compile = lambda: lambda function: function
+    try:
+        yield
+    finally:
+        compiler.compile = compile_
+        logger.setLevel(level)

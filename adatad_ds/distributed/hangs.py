@@ -1,0 +1,99 @@
+"""A rank that waits for the others for too long says where, and ends: no job hangs because one rank is stuck."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from adatad_ds.system.console import say, say_error, show_stacks
+
+# Where a thread's innermost Python frame is while it waits for other ranks: in torch's collectives, or ours; or in what
+# DeepSpeed calls its waiting for handles, streams and events.
+COLLECTIVES = ("torch/distributed/distributed_c10d.py", "adatad_ds/distributed/world.py")
+WAITING = ("wait", "synchronize")
+LOOK_SEC = 1.0
+SUSPENDED_SEC = 5.0  # a longer time between two looks is none that anybody waited: the job was suspended
+
+
+class HangWatch:
+    """Looks at the main thread every second; it waits where it is in one collective all the time.
+
+    That it is the same one is told by `beat`.
+
+    Args:
+        timeout_sec: that the main thread may wait.
+    """
+
+    def __init__(self, *, timeout_sec: float) -> None:
+        self.timeout_sec = timeout_sec
+        self._beats = 0
+        self._stopped = threading.Event()
+
+    def beat(self) -> None:
+        """Another collective begins."""
+        self._beats += 1
+
+    def start(self, *, rank: int, unfinished: Callable[[], str] | None = None) -> None:
+        """Watch the thread that calls this, until `stop`.
+
+        Args:
+            rank: of this process, for the message.
+            unfinished: names the collectives that have not ended, where these are not in the stack.
+        """
+        arguments = (threading.get_ident(), rank, unfinished)
+        threading.Thread(target=self._look, args=arguments, name="hang watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """No longer watch."""
+        self._stopped.set()
+
+    def _look(self, watched: int, rank: int, unfinished: Callable[[], str] | None) -> None:
+        waited_sec, seen, last = 0.0, -1, time.monotonic()
+        while not self._stopped.wait(LOOK_SEC):
+            now = time.monotonic()
+            frame = sys._current_frames().get(watched)
+            place = waiting_place(frame) if frame is not None else ""
+            del frame  # or its variables live as long as this thread
+            if place and self._beats == seen:
+                waited_sec += min(now - last, SUSPENDED_SEC)
+            else:
+                waited_sec, seen = 0.0, self._beats
+            last = now
+            if waited_sec >= self.timeout_sec:
+                self._end(rank=rank, place=place, waited_sec=waited_sec, unfinished=unfinished)
+
+    def _end(self, *, rank: int, place: str, waited_sec: float, unfinished: Callable[[], str] | None) -> None:
+        try:
+            say_error(
+                f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. "
+                "One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
+            )
+            show_stacks()
+            if unfinished is not None:
+                say(f"collectives that have not ended: {unfinished()}")
+        finally:
+            os._exit(1)
+
+
+def waiting_place(frame: FrameType) -> str:
+    """Which collective a thread waits in, by its stack, and who called it; "" where it does not wait.
+
+    Args:
+        frame: the thread's innermost.
+    """
+    code = frame.f_code
+    of_deepspeed = "/deepspeed/" in code.co_filename and code.co_name in WAITING
+    if not (of_deepspeed or code.co_filename.endswith(COLLECTIVES)):
+        return ""
+    names = []  # from the innermost: all_reduce, sum, step
+    at: FrameType | None = frame
+    while at is not None:
+        inside = f"{os.sep}adatad_ds{os.sep}" in at.f_code.co_filename
+        if at is frame or inside:
+            names.append(f"{at.f_code.co_name} ({os.path.basename(at.f_code.co_filename)}:{at.f_lineno})")
+        at = at.f_back
+    return ", called by ".join(names[:4])

@@ -1,0 +1,155 @@
+"""One window over several ranks: a data x temporal mesh, and the exchanges that a shared window needs.
+
+Ranks of one temporal group hold consecutive clips of the same windows. What crosses their borders is small: the time
+convolution's halo, and the pooled features for the head, which every rank of the group computes alike. Each exchange
+has its exact adjoint for the backward pass, so that averaging gradients over ALL ranks, as DeepSpeed does, is right.
+
+B windows, T tubelets here, S positions, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatad_ds.config.parsing import TUBELET_FRAMES
+from adatad_ds.config.schema import Config
+from adatad_ds.data.window_dataset import Batch
+from adatad_ds.distributed.world import RankGroup, World
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.execution.window_share import Share, TimeShard, WholeWindow
+
+
+class Mesh:
+    """The world as data x temporal ranks; neighbours in time are neighbours in rank.
+
+    Args:
+        world: all ranks.
+        config: of the run.
+
+    Raises:
+        ConfigError: the ranks do not divide, or a rank would hold less of a window than the halo.
+    """
+
+    def __init__(self, *, world: World, config: Config) -> None:
+        self.world = world
+        self.temporal = config.parallel.temporal
+        self._clip_frames = config.clip_frames
+        self._clips = config.sample_frames // self._clip_frames
+        self._clip_steps = self._clip_frames // (1 if config.backbone.is_image else TUBELET_FRAMES)
+        if world.size % self.temporal:
+            raise ConfigError(
+                f"parallel.temporal={self.temporal} does not divide the {world.size} ranks of this run; use a divisor"
+            )
+        self.data_ranks = world.size // self.temporal
+        self.data_rank, self.temporal_rank = divmod(world.rank, self.temporal)
+        backbone = config.backbone
+        reach = 0 if backbone.is_image else backbone.adapter_dilation * (backbone.adapter_kernel // 2)
+        least = self._clip_steps * (self._clips // self.temporal)
+        if self.temporal > 1 and least < max(reach, 1):
+            raise ConfigError(
+                f"parallel.temporal={self.temporal} leaves a rank {least} of a window's "
+                f"{self._clip_steps * self._clips} steps, fewer than the {max(reach, 1)} that it needs (those that its "
+                "neighbours' adapters reach for); use fewer temporal ranks, or longer windows"
+            )
+        self._group = world.groups(self.temporal) if self.temporal > 1 else None
+
+    @property
+    def frames(self) -> slice:
+        """Which of a window's frames this rank decodes."""
+        start, stop = _share(self._clips, self.temporal, self.temporal_rank)
+        return slice(start * self._clip_frames, stop * self._clip_frames)
+
+    def window(self) -> TimeShard:
+        """This rank's share of a window, for the model."""
+        if self._group is None:
+            return WholeWindow()
+        return SharedWindow(group=self._group, clips=self._clips, clip_steps=self._clip_steps)
+
+    def sum_over_windows(self, *values: float | Tensor) -> list[float]:
+        """Sums over all data ranks of what each temporal group computes alike. A collective."""
+        return [value / self.temporal for value in self.world.sum(*values)]
+
+    def blank_unreadable(self, batch: Batch) -> Batch:
+        """Blank the samples that some rank of the group could not read, on all of them. A collective."""
+        if self._group is None:
+            return batch
+        errors = [next(filter(None, each), None) for each in zip(*self._group.gather(batch.errors), strict=True)]
+        unread = torch.tensor([error is not None for error in errors])
+        if not unread.any():
+            return batch
+        return replace(
+            batch,
+            errors=errors,
+            valid=batch.valid & ~unread[:, None],
+            segments=[s[:0] if bad else s for s, bad in zip(batch.segments, unread.tolist(), strict=True)],
+            labels=[s[:0] if bad else s for s, bad in zip(batch.labels, unread.tolist(), strict=True)],
+        )
+
+
+class SharedWindow:
+    """A rank's consecutive clips of windows that its temporal group shares.
+
+    Args:
+        group: the ranks that share, in the order of time.
+        clips: of a whole window.
+        clip_steps: features that the backbone makes of a clip.
+    """
+
+    def __init__(self, *, group: RankGroup, clips: int, clip_steps: int) -> None:
+        self._group = group
+        self._clip_steps = clip_steps
+        self._shares = [_share(clips, group.size, rank) for rank in range(group.size)]
+
+    def share(self, own: int) -> Share:
+        """Which clips are here, where `own` of them are."""
+        start, stop = self._shares[self._group.rank]
+        if own != stop - start:
+            raise ValueError(f"rank {self._group.rank} of a temporal group holds {stop - start} clips, was given {own}")
+        return Share(start, self._shares[-1][1], max(stop - start for start, stop in self._shares))
+
+    def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the first and last r tubelets to the neighbours, (B, r, S, C); theirs, none at the window's ends."""
+        before, after = self._group.exchange(first, last)
+        return before[:, : self._existing(before, -1)], after[:, : self._existing(after, 1)]
+
+    def neighbours_adjoint(self, before: Tensor, after: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        """Send gradients of what `neighbours` returned to where it came from; those of the own first and last."""
+        shape = (before.shape[0], reach, *before.shape[2:])
+        sent = (part if part.shape[1] else part.new_zeros(shape) for part in (before, after))
+        first, last = self._group.exchange(*sent)
+        return first[:, : self._existing(first, -1)], last[:, : self._existing(last, 1)]
+
+    def _existing(self, tubelets: Tensor, side: int) -> int:
+        """All of a neighbour's tubelets, or none where there is no neighbour."""
+        return tubelets.shape[1] if 0 <= self._group.rank + side < self._group.size else 0
+
+    def gather_time(self, features: Tensor) -> Tensor:
+        """(B, C, T) to the whole window's (B, C, all T)."""
+        edges = [(start * self._clip_steps, stop * self._clip_steps) for start, stop in self._shares]
+        return _GatherTime.apply(features, edges, self._group)  # pyright: ignore[reportReturnType]
+
+
+class _GatherTime(torch.autograd.Function):
+    """Concatenate over the group; backward, sum over the group and keep one's own part."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, edges: list[tuple[int, int]], group: RankGroup) -> Tensor:
+        ctx.edges, ctx.group = edges, group
+        start, stop = edges[group.rank]
+        whole = features.new_zeros(*features.shape[:-1], edges[-1][1])
+        whole[..., start:stop] = features
+        return group.sum(whole)  # each part has one rank that is not zero there: exact
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        start, stop = ctx.edges[ctx.group.rank]
+        return ctx.group.sum(gradient.contiguous())[..., start:stop], None, None
+
+
+def _share(clips: int, ranks: int, rank: int) -> tuple[int, int]:
+    """A rank's first clip and the one after its last; counts differ by one at most."""
+    return clips * rank // ranks, clips * (rank + 1) // ranks

@@ -1,0 +1,78 @@
+"""A command's process: its output, its errors, its end; alone, or as one of several ranks."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from adatad_ds.distributed.world import RankError, World, in_words
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.system.console import keep_output, say_error
+from adatad_ds.system.launch import launched_rank, launched_ranks, remove_torchrun_folder
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Run a command's main function as this process, and end with the exit code that it returns."""
+    keep_output()
+    faulthandler.enable()
+    try:
+        code = main()
+    except SystemExit as leaving:  # argparse has said what is wrong
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        code = 130
+    end_process(code)
+
+
+def report_error(error: Exception, world: World | None = None) -> int:
+    """Say what ends this program, once for all ranks that end by the same; the exit code.
+
+    An error that a line does not explain is said with its stack, by the rank that has it.
+
+    Args:
+        error: of this rank alone, or one that all have agreed on.
+        world: the ranks, once they have met.
+    """
+    cause = error.__cause__ if isinstance(error, RankError) else error
+    if cause is not None and not is_users(cause):
+        print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
+    # Settings and data are wrong for all ranks alike, once they have met: what only one can meet with is agreed on.
+    of_all = isinstance(error, RankError) or (world is not None and isinstance(error, ConfigError | DataError))
+    message = in_words(error) if of_all or launched_ranks() == 1 else f"rank {launched_rank()}: {in_words(error)}"
+    if world is None:
+        say_error(message)
+    else:
+        world.say_once(message, say_error)
+    return 2 if cause is None or is_users(cause) else 1
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether a line says all of an error: settings, data, files that cannot be read or written."""
+    if isinstance(error, OSError):
+        return error.filename is not None or error.errno in _NO_ROOM
+    return isinstance(error, ConfigError | DataError | RankError)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code; one of several ranks does not tear down its interpreter.
+
+    DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its threads in gloo: to
+    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs. Exit
+    functions are run and output is flushed.
+    """
+    remove_torchrun_folder()
+    if launched_ranks() == 1:  # nothing to talk about; and a profiler around it still writes its figures
+        sys.exit(code)
+    atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,84 @@
+"""The community's result file: video -> detections with segment in seconds, label, score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.detection.decoding import Candidates
+from adatad_ds.errors import DataError
+from adatad_ds.system.json_text import read_json
+
+VERSION = "VERSION 1.3"  # of ActivityNet's format, which evaluation servers look for
+DETECTIONS_FILE = "detections.json"  # of an evaluation
+_MOST_LISTED = 10
+
+
+def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Detections as the file has them: seconds to 2 digits (10 ms), scores to 4."""
+    columns = (candidates.segments_sec.tolist(), candidates.scores.tolist(), candidates.labels.tolist())
+    return [
+        {"segment": [round(start, 2), round(end, 2)], "label": classes[label], "score": round(score, 4)}
+        for (start, end), score, label in zip(*columns, strict=True)
+    ]
+
+
+def write_results(
+    path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], *, damaged: Mapping[str, str] | None = None
+) -> None:
+    """Write a result file; a reader sees the old one or the whole new one.
+
+    Args:
+        path: the file.
+        results: detections of each video.
+        damaged: what is missing in the files of some videos; where any is, the file holds it under "damaged".
+    """
+    tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(tree), encoding="utf-8")
+    temporary.rename(path)
+
+
+def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read a result file.
+
+    Raises:
+        DataError: it is absent, no such file, or records lack fields; the first ten are named.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the detections {path}: {error}") from error
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise DataError(f'{path} is no detection file: it must hold {{"results": {{video: [...]}}}}')
+    faults = [
+        f"{video} #{number}: {fault}"
+        for video, records in results.items()
+        for number, record in enumerate(records if isinstance(records, list) else [records])
+        if (fault := _fault(record))
+    ]
+    if faults:
+        more = f", and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
+        raise DataError(f"{path} holds records that are no detections: {'; '.join(faults[:_MOST_LISTED])}{more}")
+    return results
+
+
+def _fault(record: Any) -> str | None:
+    if not isinstance(record, dict):
+        return "not an object"
+    segment = record.get("segment")
+    if not (isinstance(segment, list) and len(segment) == 2 and all(_is_number(time) for time in segment)):
+        return f"segment must be [start, end] in seconds, not {segment!r}"
+    if not isinstance(record.get("label"), str):
+        return f"label must be a text, not {record.get('label')!r}"
+    if not _is_number(record.get("score")):
+        return f"score must be a number, not {record.get('score')!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

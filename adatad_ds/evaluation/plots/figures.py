@@ -1,0 +1,112 @@
+"""What all pictures share: looks of classes, text that is drawn as it stands, and that a failed one costs no result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from adatad_ds.evaluation.plots.fonts import families_for
+
+# Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "||||", "----", "++++")
+OTHER_COLOR = "#999999"  # of all classes that there is no look of their own for
+LONGEST_NAME = 28  # characters
+_DPI = 110
+_LIGHT = 0.55  # luma from which on marks are black
+
+
+class PlainFigure(Figure):
+    """A figure without markup: a label `$x_{$` is drawn as it is written, in whatever script there is a font for.
+
+    Args:
+        width: inches.
+        height: inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), dpi=_DPI, layout="constrained")
+        FigureCanvasAgg(self)
+
+    def draw(self, renderer: Any) -> None:
+        """Draw, on no display."""
+        texts = self.findobj(Text)
+        families = families_for(text.get_text() for text in texts if isinstance(text, Text))
+        for text in texts:
+            text.set(parse_math=False, usetex=False, fontfamily=families)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # a box is drawn in its place
+            super().draw(renderer)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a class is told apart: a colour, a hatch (matplotlib's) on it, and the hatch's own colour."""
+
+    color: str
+    hatch: str
+
+    @property
+    def ink(self) -> str:
+        """Black on light colours, white on dark ones."""
+        red, green, blue = to_rgb(self.color)
+        return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT else "#FFFFFF"
+
+
+def class_looks(labels: Sequence[str], *, most: int = len(PALETTE) * len(HATCHES)) -> dict[str, Look]:
+    """A look of its own for each of the first `most` classes, no two alike; the others are grey."""
+    own = [Look(color, hatch) for hatch in HATCHES for color in PALETTE][:most]
+    return {label: own[index] if index < len(own) else Look(OTHER_COLOR, "") for index, label in enumerate(labels)}
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG; a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(temporary, format="png")
+        temporary.rename(path)
+    finally:  # of a failed or interrupted one
+        temporary.unlink(missing_ok=True)
+
+
+def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str], object]) -> bool:
+    """Draw; a picture that fails is reported, and costs nothing else.
+
+    Args:
+        what: the picture, for people.
+        draw: draws it.
+        report: told, as a warning, what went wrong.
+
+    Returns:
+        Whether it was drawn.
+    """
+    try:
+        draw()
+    except Exception as error:  # whatever it is: results matter more
+        lines = str(error).strip().splitlines()
+        report(f"warning: {what} could not be drawn: {type(error).__name__}{f': {lines[0]}' if lines else ''}")
+        return False
+    return True
+
+
+def short_name(label: str) -> str:
+    """A long name without its middle, on one line; ends tell classes apart more often."""
+    label, half = " ".join(label.split()), LONGEST_NAME // 2
+    return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
+
+
+def plain_axis(axis: Axes) -> None:
+    """No frame at the top and the right, small numbers."""
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(labelsize=8)

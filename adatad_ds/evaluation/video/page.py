@@ -1,0 +1,84 @@
+"""One HTML page a video: the player, the detections on a time axis in step with it, filters by score and class."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from adatad_ds.data.decoding.video import opened
+from adatad_ds.evaluation.operating_point import ShownFrom
+from adatad_ds.evaluation.plots.figures import class_looks
+from adatad_ds.evaluation.video.subtitles import by_time
+
+# Container, as FFmpeg calls it: the codecs that Chromium, Firefox and Safari alike play in it, with their media type.
+_PLAYED = {
+    "mov,mp4,m4a,3gp,3g2,mj2": ("video/mp4", ("h264",)),
+    "matroska,webm": ("video/webm", ("vp8", "vp9")),
+}
+_PIXELS = ("yuv420p", "yuvj420p")
+
+
+def plays_in_browsers(path: Path) -> bool:
+    """Whether every browser plays a file: H.264 in MP4, VP8 and VP9 in WebM, 8 bits, 4:2:0.
+
+    Raises:
+        VideoError: no video.
+    """
+    with opened(path, num_threads=1) as (container, stream):
+        _, codecs = _PLAYED.get(container.format.name, ("", ()))
+        webm = container.format.name != "matroska,webm" or path.suffix.lower() == ".webm"  # Firefox plays no MKV
+        return webm and stream.codec_context.name in codecs and stream.codec_context.pix_fmt in _PIXELS
+
+
+def video_address(path: Path, *, folder: Path, most_bytes: int) -> str:
+    """What a page in a folder plays: the file itself, in base64, where it is small; else its relative path."""
+    if path.stat().st_size <= most_bytes:
+        kind = "video/webm" if path.suffix.lower() == ".webm" else "video/mp4"
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))  # a name may be no UTF-8
+
+
+def write_page(
+    path: Path,
+    *,
+    name: str,
+    video: str,
+    duration_sec: float,
+    detections: Sequence[Mapping[str, Any]],
+    shown: ShownFrom,
+) -> None:
+    """Write the page; it needs nothing from the network.
+
+    Args:
+        path: the `.html`.
+        name: of the video, for people.
+        video: its address, see `video_address`.
+        duration_sec: its length.
+        detections: records with `segment` in seconds, `label`, `score`; all of them.
+        shown: where the filter begins.
+    """
+    best: dict[str, float] = {}
+    for record in detections:
+        best[record["label"]] = max(best.get(record["label"], 0.0), record["score"])
+    labels = sorted(best, key=lambda label: (-best[label], label))
+    content = {
+        "name": name,
+        "video": video,
+        "duration_sec": duration_sec,
+        "min_score": shown.score,
+        "reason": shown.reason,
+        "classes": [
+            {"label": label, "color": look.color, "hatch": look.hatch, "ink": look.ink}
+            for label, look in class_looks(labels).items()
+        ],
+        "detections": by_time(detections),
+    }
+    template = (files("adatad_ds.evaluation") / "player.html").read_text(encoding="utf-8")
+    text = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script
+    path.write_text(template.replace("@DATA@", text), encoding="utf-8")

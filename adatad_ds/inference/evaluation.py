@@ -1,0 +1,280 @@
+"""Evaluate what was trained: detections or predictions, metrics, a picture; files and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config, ParallelConfig
+from adatad_ds.data.annotations import Video, load_annotations
+from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
+from adatad_ds.evaluation.candidates_file import RawDetections, write_raw
+from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
+from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
+from adatad_ds.evaluation.plots.figures import try_to_draw
+from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_timeline
+from adatad_ds.evaluation.tables import write_per_class
+from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
+from adatad_ds.recipes.class_order import describe_logits
+from adatad_ds.runs.folder import METRICS_FILE
+from adatad_ds.tasks.detection_pipeline import (
+    Results,
+    damaged_videos,
+    external_scores,
+    find_candidates,
+    finish,
+    measure,
+)
+from adatad_ds.tasks.recognition import make_clip_loader, measure_recognition, open_clips, recognise, save_predictions
+from adatad_ds.weights.loading import in_published_order
+
+PICTURE_FILE = "detections.png"
+PER_CLASS_FILE = "per_class.csv"
+RAW_FILE = "raw.npz"
+FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # had their effect before the file was kept
+PICTURE_VIDEOS = 6
+
+
+def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = False, per_class: bool = False) -> None:
+    """Detect in all test videos, then print and save detections, metrics and a picture.
+
+    Args:
+        trained: the detector.
+        output: the folder for files.
+        world: the ranks.
+        save_raw: keep the candidates before suppression too.
+        per_class: print every class's AP; they are saved in any case.
+    """
+    config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
+    published = trained.trainable is None
+    if published:
+        config = world.attempt(lambda: in_published_order(config, order=trained.class_order))
+    data = world.attempt(lambda: WindowDataset.for_testing(config.data, classes=trained.classes))
+    world.same((len(data), data.videos), what="data")
+    if published and world.is_main and not config.data.class_agnostic:
+        tqdm.write(describe_logits(data.classes))
+    external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
+    detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
+    loader = world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=world.rank,
+            ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
+    )
+    candidates = find_candidates(
+        forward=detector,
+        batches=tqdm(loader, desc="windows", unit="batch", disable=not world.is_main, dynamic_ncols=True),
+        config=config,
+        mesh=Mesh(world=world, config=config),
+        report=tqdm.write if world.is_main else lambda message: None,
+    )
+    if save_raw:
+        kept = RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates)
+        world.on_main(lambda: save_candidates(output / RAW_FILE, kept))
+    results = finish(
+        candidates,
+        videos=[video.name for video in data.videos],
+        classes=data.classes,
+        config=config,
+        world=world,
+        external=external,
+    )
+    if not world.is_main:
+        return
+    metrics = report(
+        results,
+        videos=data.videos,
+        damaged=damaged_videos(candidates),
+        config=config,
+        name=trained.name,
+        output=output,
+        per_class=per_class,
+    )
+    point = metrics.operating_point if metrics else trained.operating_point
+    if metrics and point and external is None:  # with external classes, scores are not the detector's own
+        keep_operating_point(trained, point)
+    draw(results, videos=data.videos, path=output / PICTURE_FILE, title=trained.name, known=point)
+
+
+def save_candidates(path: Path, raw: RawDetections) -> None:
+    """Write candidates before suppression, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_raw(path, raw)
+    tqdm.write(f"written: {path}")
+
+
+def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
+    """Store the score of the best F1 with what was evaluated, where predict.py finds it, and say so."""
+    try:
+        stored = store_operating_point(trained, point)
+    except OSError as error:
+        tqdm.write(f"warning: the score of the best F1 could not be stored: {error}")
+        return
+    where = f"stored in {stored}" if stored else "a published file stays as it is"
+    use = "predict.py shows detections from there on" if stored else f"predict.py --score {point.score:g} shows them"
+    tqdm.write(f"{where}: {use}")
+
+
+def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool = False) -> None:
+    """Recognise all test videos, then print and save predictions and accuracies.
+
+    Args:
+        trained: the model.
+        output: the folder for files.
+        world: the ranks.
+        per_class: print every class's accuracy; they are saved in any case.
+    """
+    config = trained.config
+    data = world.attempt(lambda: open_clips(config, training=False, classes=trained.classes))
+    world.same((len(data), data.videos), what="data")
+    model = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
+    logits, damaged = recognise(
+        forward=model,
+        batches=tqdm(
+            make_clip_loader(data, config=config, world=world),
+            desc="clips",
+            unit="batch",
+            disable=not world.is_main,
+            dynamic_ncols=True,
+        ),
+        world=world,
+        report=tqdm.write if world.is_main else lambda message: None,
+    )
+    if not world.is_main:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    recognition = measure_recognition(logits, data=data)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
+    save_predictions(logits, damaged, data=data, folder=output)
+    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
+    write_per_class(output / PER_CLASS_FILE, recognition.per_class())
+    tqdm.write(f"{trained.name}\n{recognition.table()}")
+    if per_class:
+        tqdm.write(recognition.per_class_table())
+    tqdm.write(f"written: {output}/{PREDICTIONS_FILE}, {METRICS_FILE}, {PER_CLASS_FILE}")
+
+
+def evaluate_again(
+    raw: RawDetections, *, overrides: Sequence[str], output: Path, world: World, per_class: bool = False
+) -> None:
+    """As `evaluate`, from candidates that it kept, without the detector and the videos' files.
+
+    Args:
+        raw: what was kept.
+        overrides: `section.key=value` changes of its config.
+        output: the folder for files.
+        world: the ranks.
+        per_class: print every class's AP.
+
+    Raises:
+        ConfigError: overrides that would need the detector.
+    """
+    for assignment in overrides:
+        name = assignment.partition("=")[0].strip()
+        if name in FIXED_IN_RAW or not name.startswith(("test.", "data.annotations")):
+            raise ConfigError(
+                f"--set {assignment}: the candidates were found under another setting, which only the detector could "
+                f"change; of kept ones, data.annotations and test.* but for {', '.join(FIXED_IN_RAW)} can be"
+            )
+    config = loading.override(loading.from_dict(raw.config), overrides)
+    data = config.data
+    annotations, _ = world.attempt(
+        lambda: load_annotations(
+            data.annotations,
+            subset=data.test_subset,
+            classes=data.classes,
+            exclude=data.exclude,
+            exclude_file=data.exclude_file,
+            as_published=True,
+        )
+    )
+    results = finish(
+        raw.videos,
+        videos=[video.name for video in annotations.videos],
+        classes=raw.classes,
+        config=config,
+        world=world,
+        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=raw.classes)),
+    )
+    if not world.is_main:
+        return
+    videos = annotations.videos
+    metrics = report(
+        results,
+        videos=videos,
+        damaged=damaged_videos(raw.videos),
+        config=config,
+        name=raw.name,
+        output=output,
+        per_class=per_class,
+    )
+    known = metrics.operating_point if metrics else None
+    draw(results, videos=videos, path=output / PICTURE_FILE, title=raw.name, known=known)
+
+
+def report(
+    results: Results,
+    *,
+    videos: Sequence[Video],
+    damaged: Mapping[str, str],
+    config: Config,
+    name: str,
+    output: Path,
+    per_class: bool,
+) -> Metrics | None:
+    """Save detections; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_results(output / DETECTIONS_FILE, results, damaged=damaged)
+    for line in damaged.values():
+        tqdm.write(f"warning: {line}")
+    written, metrics = [DETECTIONS_FILE], None
+    what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
+    if any(video.actions for video in videos):
+        metrics = measure(results, videos=videos, config=config)
+        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+        written += [METRICS_FILE, PER_CLASS_FILE]
+        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is true'}")
+        if per_class:
+            tqdm.write(metrics.per_class_table())
+    else:
+        for stale in (METRICS_FILE, PER_CLASS_FILE):
+            (output / stale).unlink(missing_ok=True)
+        tqdm.write(f"{what}: no action is annotated, so detections are not measured")
+    tqdm.write(f"written: {output}/{', '.join(written)}")
+    return metrics
+
+
+def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, known: OperatingPoint | None) -> None:
+    """A picture of ground truth and of the detections from the best F1's score on, of the first few videos."""
+    shown, some = ShownFrom.choose(None, known), videos[:PICTURE_VIDEOS]
+    first = [
+        TimelineVideo(
+            name=video.name,
+            duration_sec=video.duration_sec,
+            ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
+            detections=list(filter(shown.passes, results[video.name])),
+        )
+        for video in some
+    ]
+    records = [record for video in some for record in results[video.name]]
+    heading = f"{title}: of {len(records)} detections {shown.summary(records)}"
+    path.unlink(missing_ok=True)
+    if try_to_draw(str(path), lambda: draw_timeline(path, videos=first, title=heading), report=tqdm.write):
+        tqdm.write(f"drawn: {path}")

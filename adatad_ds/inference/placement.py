@@ -1,0 +1,99 @@
+"""A detector on one device, for inference; what of its transformer does not fit there waits in host memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adatad_ds.config.parsing import TUBELET_FRAMES
+from adatad_ds.config.schema import Config
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.detector import Detector
+
+MARGIN = 1.25  # of what a forward pass needs: fragments, libraries' workspaces
+FLOAT = 4  # bytes
+
+
+def place(detector: Detector, *, config: Config, device: torch.device, max_device_gb: float | None) -> Detector:
+    """Move a detector to a device, as many of its transformer's blocks as fit; accelerate brings the others each time.
+
+    Args:
+        detector: on the CPU.
+        config: its config; `test.batch` windows go through it at once.
+        device: where it runs.
+        max_device_gb: the most memory for weights and work; None: what is free there (on a CPU, all).
+    """
+    if max_device_gb is None and device.type != "cuda":
+        return detector.to(device)
+    room = torch.cuda.mem_get_info(device)[0] if max_device_gb is None else max_device_gb * 1e9
+    blocks = detector.backbone.vit.blocks
+    resident = resident_blocks(detector, room_bytes=room - working_bytes(detector, config))
+    if resident == len(blocks):
+        return detector.to(device)
+    from accelerate import cpu_offload
+
+    detector.backbone.vit.blocks = blocks[:resident]
+    detector.to(device)
+    for block in blocks[resident:]:
+        weights = {name: _host(tensor, device) for name, tensor in block.state_dict().items()}
+        cpu_offload(block, execution_device=device, state_dict=weights)  # layer by layer: AIM calls a block's layers
+    detector.backbone.vit.blocks = blocks
+    return detector
+
+
+def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
+    """How many of the transformer's blocks fit on a device beside everything else, and one that is being brought."""
+    sizes = [_bytes(block) for block in detector.backbone.vit.blocks]
+    if _bytes(detector) <= room_bytes:
+        return len(sizes)
+    left = room_bytes - (_bytes(detector) - sum(sizes)) - max(sizes)
+    return max(0, min(len(sizes), int(left // max(sizes))))
+
+
+def working_bytes(detector: Detector, config: Config) -> int:
+    """What a forward pass without gradients takes beside the weights, with a margin."""
+    return int(MARGIN * forward_bytes(detector, config))
+
+
+def forward_bytes(detector: Detector, config: Config) -> int:
+    """Most bytes of tensors that are alive at once in a forward pass without gradients, beside the weights.
+
+    The windows' frames; one chunk, as pixels or at work in a block; of a video transformer, what waits between its
+    blocks (models/recompute.py), and features.
+    """
+    backbone, resolution, size = detector.backbone, config.data.resolution, config.train.dtype.itemsize
+    windows, frames = config.test.batch, config.test.batch * config.data.window_frames
+    chunk = min(frames, backbone.clips_per_chunk * config.clip_frames or frames)
+    width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
+    if isinstance(backbone, AdaptedBackbone):
+        chunk = max(chunk, windows * config.clip_frames)
+        tokens_of_frame = backbone.vit.grid_side**2 / TUBELET_FRAMES
+        waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
+        at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, queries to values, mixed twice, out
+        features = frames // TUBELET_FRAMES
+    else:
+        tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens
+        waiting, at_work, features = 0, 5 * width + 2 * hidden, frames
+    tokens = chunk * tokens_of_frame
+    as_pixels = 2 * FLOAT * chunk * 3 * resolution**2 + tokens * width * size
+    kept = frames * 3 * resolution**2 + waiting + FLOAT * features * width
+    return int(kept + max(as_pixels, tokens * at_work * size))
+
+
+def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
+    """How many frames' tokens wait between a video transformer's blocks."""
+    if backbone.tuning == "tia":  # the tensor that a segment reads, and the one that it writes
+        return min(2, len(backbone.adapters)) * frames
+    if backbone.tuning == "side":
+        reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
+        return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
+    return 0
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def _host(tensor: Tensor, device: torch.device) -> Tensor:
+    """In page-locked memory where that makes for faster copies."""
+    return tensor.cpu().pin_memory() if device.type == "cuda" else tensor.cpu()

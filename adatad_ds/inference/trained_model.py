@@ -1,0 +1,254 @@
+"""Trained models on disk, of whatever kind, made ready for inference.
+
+A run or one of its checkpoints; an export of tools/export_adapter.py (what trainable, and how to rebuild the rest); a
+checkpoint as AdaTAD's or AIM's authors publish it, together with the recipe that it was trained by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.operating_point import OperatingPoint
+from adatad_ds.models.recogniser import Model, build_model
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.recipes.class_order import ClassOrder
+from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
+from adatad_ds.runs.folder import RunFolder
+from adatad_ds.weights.files import SAFETENSORS, Tensors, check_fit, open_tensors
+from adatad_ds.weights.loading import (
+    check_fingerprint,
+    fill_backbone,
+    find_weights,
+    fingerprint,
+    open_backbone_weights,
+    trained_tensors,
+)
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER
+
+EXPORT_FORMAT = "adatad_ds adapter 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained model, found but not read.
+
+    Attributes:
+        name: for people.
+        source: the checkpoint's folder or the file.
+        folder: what belongs to it is written beside this.
+        config: how to build it.
+        classes: class names, in the order of the logits; empty: those of the data.
+        trainable: adapters, pyramid and heads by name; None: they come with `backbone.weights`.
+        frozen_fingerprint: of the weights under which it was trained; None: unknown.
+        averaged: whether these are the running average.
+        class_order: of a published checkpoint's logits; None: not known.
+        noted_in: where its operating point is kept, a checkpoint's folder or an export's JSON file; None: a published
+            file, which stays as it is.
+        operating_point: the score of the best F1, where an evaluation has found it.
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    config: Config
+    classes: tuple[str, ...]
+    trainable: Tensors | None
+    frozen_fingerprint: Mapping[str, str] | None
+    averaged: bool
+    class_order: ClassOrder | None = None
+    noted_in: Path | None = None
+    operating_point: OperatingPoint | None = None
+
+    @property
+    def kind(self) -> str:
+        """Which of a run's weights these are."""
+        return AVERAGE if self.averaged else MASTER
+
+
+def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
+    """Recognise a trained model.
+
+    Args:
+        path: a run's folder, a checkpoint's folder, an export, or a published checkpoint.
+        recipe: of a published checkpoint.
+        overrides: `section.key=value` changes of its config.
+        raw: take the last weights rather than their running average.
+
+    Raises:
+        ConfigError: nothing of that kind is there.
+    """
+    if path.is_dir():
+        return _from_checkpoint(find_checkpoint(path), overrides, raw=raw)
+    if not path.exists():
+        raise ConfigError(f"there is no {path}; give a run's folder, a checkpoint, an export or a published .pth")
+    if path.suffix == SAFETENSORS and path.with_suffix(".json").exists():
+        description = _read_description(path.with_suffix(".json"))
+        if description.get("format") == EXPORT_FORMAT:
+            return _from_export(path, description, overrides, raw=raw)
+    if recipe is None:
+        raise ConfigError(
+            f"{path} does not say how it was trained; of a published model, add --recipe NAME (train.py --list-recipes "
+            "shows all). A transformer alone, without adapters and head, is no trained model"
+        )
+    found = find_recipe(recipe)
+    config = loading.override(found.config, overrides)
+    config = replace(config, backbone=replace(config.backbone, weights=str(path)))
+    if not open_backbone_weights(config.backbone).trained:
+        raise ConfigError(f"{path} holds a transformer alone, without a trained model")
+    return Trained(
+        name=path.name,
+        source=path,
+        folder=path.parent,
+        config=config,
+        classes=config.data.classes,
+        trainable=None,
+        frozen_fingerprint=None,
+        averaged=not raw,
+        class_order=found.class_order,
+    )
+
+
+def load_model(trained: Trained, *, num_classes: int) -> Model:
+    """The detector or recogniser, for inference on the CPU, in its config's compute type.
+
+    Args:
+        trained: what was found.
+        num_classes: K.
+
+    Raises:
+        ConfigError: weights that do not fit, or are not those of the training.
+    """
+    config = trained.config
+    torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
+    model = build_model(config, num_classes=num_classes)
+    vit, dtype = model.backbone.vit, config.train.dtype
+    published = trained.trainable is None
+    weights = find_weights(config.backbone, vit, averaged=trained.averaged and published)
+    if weights is None:
+        frozen = fingerprint(vit)
+    else:
+        frozen = fill_backbone(vit, weights.vit, dtype=dtype, read=True, host=lambda module: None)
+    if trained.frozen_fingerprint is not None:
+        check_fingerprint(frozen, trained.frozen_fingerprint, trained=trained.name, weights=config.backbone.weights)
+    trainable = trained.trainable
+    if trainable is None:
+        assert weights is not None
+        trainable = trained_tensors(weights, model, reset_classifier=False)
+    parameters = dict(model.named_parameters())
+    check_fit(
+        trainable, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name
+    )
+    with torch.no_grad():
+        for name, stored in trainable.items():
+            parameters[name].copy_(stored.read().reshape(parameters[name].shape))
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
+    """Write the trained tensors as one safetensors file, and a JSON file with what rebuilds the rest.
+
+    Args:
+        trained: a run's model.
+        path: the file, `.safetensors`.
+        extra: more to say in the JSON file, such as versions.
+
+    Raises:
+        ConfigError: there is nothing of its own to export.
+    """
+    if trained.trainable is None:
+        raise ConfigError(f"{trained.name} is a published checkpoint already")
+    description = {
+        "format": EXPORT_FORMAT,
+        "trained": trained.name,
+        "weights": trained.kind,
+        "classes": list(trained.classes),
+        "backbone": {"name": trained.config.backbone.name, "weights": trained.config.backbone.weights},
+        "config": trained.config.to_dict(),
+        "frozen_fingerprint": trained.frozen_fingerprint,
+        "operating_point": trained.operating_point and trained.operating_point.to_dict(),
+        **extra,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: stored.read().contiguous() for name, stored in trained.trainable.items()}, path)
+    _write_description(path.with_suffix(".json"), description)
+
+
+def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | None:
+    """Keep the score of the best F1 with a run's checkpoint or an export, for prediction.
+
+    Returns:
+        Where it is kept now; None for a published file.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    source = trained.noted_in
+    if source is None:
+        return None
+    if source.is_dir():
+        write_operating_point(source, kind=trained.kind, point=point)
+    else:
+        _write_description(source, {**_read_description(source), "operating_point": point.to_dict()})
+    return source
+
+
+def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -> Trained:
+    run = RunFolder(checkpoint.parents[1])
+    config, classes = run.read()
+    trainable, state = open_checkpoint(checkpoint)
+    averaged = AVERAGE in trainable and not raw
+    kind = AVERAGE if averaged else MASTER
+    return Trained(
+        name=f"{run.path.name}, {checkpoint.name}",
+        source=checkpoint,
+        folder=run.path,
+        config=loading.override(config, overrides),
+        classes=classes,
+        trainable=trainable[kind],
+        frozen_fingerprint=state["frozen_fingerprint"],
+        averaged=averaged,
+        noted_in=checkpoint,
+        operating_point=read_operating_point(checkpoint, kind=kind),
+    )
+
+
+def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence[str], *, raw: bool) -> Trained:
+    averaged = description["weights"] == AVERAGE
+    if raw and averaged:
+        raise ConfigError(f"{path} holds the running average alone; export the run again with --raw")
+    return Trained(
+        name=path.name,
+        source=path,
+        folder=path.parent,
+        config=loading.override(loading.from_dict(description["config"]), overrides),
+        classes=tuple(description["classes"]),
+        trainable=open_tensors(path),
+        frozen_fingerprint=description["frozen_fingerprint"],
+        averaged=averaged,
+        noted_in=path.with_suffix(".json"),
+        operating_point=OperatingPoint.from_dict(description.get("operating_point")),
+    )
+
+
+def _write_description(path: Path, description: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path)
+
+
+def _read_description(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return content if isinstance(content, Mapping) else {}

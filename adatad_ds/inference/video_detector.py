@@ -1,0 +1,175 @@
+"""A trained detector for video files: load it, and detect. The Python side of predict.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adatad_ds.config.schema import Config, ParallelConfig
+from adatad_ds.data.window_dataset import ANY_ACTION, Batch
+from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.operating_point import OperatingPoint
+from adatad_ds.inference import trained_model as trained
+from adatad_ds.inference.placement import place
+from adatad_ds.models.detector import Detector
+from adatad_ds.system.launch import gpu_count
+from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates, finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """An action found in a video."""
+
+    start_sec: float
+    end_sec: float
+    label: str
+    score: float
+
+    def record(self) -> dict[str, Any]:
+        """As the community's result files have it."""
+        return {"segment": [self.start_sec, self.end_sec], "label": self.label, "score": self.score}
+
+
+class VideoDetector:
+    """A trained detector that takes video files.
+
+    Args:
+        module: the network, on its device.
+        config: its config.
+        classes: label names by class index.
+        device: where it runs.
+        operating_point: the score of the best F1, where an evaluation has found it.
+    """
+
+    def __init__(
+        self,
+        *,
+        module: Detector,
+        config: Config,
+        classes: Sequence[str],
+        device: torch.device,
+        operating_point: OperatingPoint | None,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.operating_point = operating_point
+        self._module, self._device = module, device
+        test = replace(config.test, external_scores="")  # which are of other videos
+        self._config = replace(config, parallel=ParallelConfig(), test=test)
+
+    def detect(
+        self,
+        path: str | Path,
+        *,
+        progress: Callable[[float], object] = lambda done: None,
+        report: Callable[[str], object] = lambda line: None,
+    ) -> list[Detection]:
+        """All detections of a video of any length, the surest first; times are a player's.
+
+        Args:
+            path: the file.
+            progress: told the share of the video that is done, each time it grows.
+            report: told, once, what is missing in a file that is not whole; what there is has been searched.
+
+        Raises:
+            VideoError: a file that cannot be decoded.
+        """
+        path, config = Path(path), self._config
+        video = lone_video(path, name=str(path))
+        windows = windows_of_file(video, path, config.data)
+        world = World(rank=0, size=1, device=self._device)
+        batches = stream_batches(video, path, windows, config=config.data, batch=config.test.batch)
+        with closing(batches):
+            candidates = find_candidates(
+                forward=self._module,
+                batches=_counted(batches, len(windows), progress),
+                config=config,
+                mesh=Mesh(world=world, config=config),
+                report=lambda message: None,
+            )
+        for line in damaged_videos(candidates).values():
+            report(line)
+        results = finish(candidates, videos=[video.name], classes=self.classes, config=config, world=world)
+        return [
+            Detection(
+                start_sec=record["segment"][0],
+                end_sec=record["segment"][1],
+                label=record["label"],
+                score=record["score"],
+            )
+            for record in results[video.name]
+        ]
+
+
+def load_detector(
+    path: str | Path,
+    *,
+    recipe: str | None = None,
+    classes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    raw: bool = False,
+    device: str | torch.device | None = None,
+    max_device_gb: float | None = None,
+) -> VideoDetector:
+    """Make a trained detector ready for videos.
+
+    Args:
+        path: a run's folder, a checkpoint, an export, a published .pth.
+        recipe: of a published checkpoint.
+        classes: names by class index, where the checkpoint and its recipe do not know them.
+        overrides: `section.key=value` changes of its config.
+        raw: the trained weights, not their running average.
+        device: where it runs; None: a GPU if there is one, else the CPU.
+        max_device_gb: the most device memory that it may take; the transformer's blocks that do not fit wait in host
+            memory. None: what is free.
+
+    Raises:
+        ConfigError: no trained detector, or one whose backbone weights or class names are missing.
+    """
+    found = trained.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
+    if found.config.recognition:
+        raise ConfigError(f"{found.name} is a model of recognition, which finds no actions in untrimmed videos")
+    names = tuple(classes or found.classes or found.config.data.classes)
+    if not names and found.class_order and found.class_order.spellings:
+        names = found.class_order.spellings[0]
+    if found.config.data.class_agnostic:
+        names = (ANY_ACTION,)
+    if not names:
+        raise ConfigError(
+            f"{found.name} does not name its classes; give a text file of one name a line, in the order of the class "
+            "logits, with --classes FILE"
+        )
+    target = _device(device)
+    module = trained.load_model(found, num_classes=len(names))
+    assert isinstance(module, Detector)
+    module = place(module, config=found.config, device=target, max_device_gb=max_device_gb)
+    return VideoDetector(
+        module=module, config=found.config, classes=names, device=target, operating_point=found.operating_point
+    )
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device of that name; by default a GPU, if there is one."""
+    try:
+        device = torch.device(wanted or ("cuda" if gpu_count() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(f"--device {wanted} is none; give cpu, cuda, or one of several GPUs as cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= gpu_count():
+        raise ConfigError(f"--device {wanted}: PyTorch finds {gpu_count()} GPUs here; leave --device out")
+    return device
+
+
+def _counted(batches: Iterator[Batch], windows: int, progress: Callable[[float], object]) -> Iterator[Batch]:
+    """The same batches; progress is told of each when the next one is asked for."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.videos)
+        progress(done / windows)

@@ -1,0 +1,246 @@
+"""The adapted backbone: a window of frames in, one feature a step out.
+
+B windows, F frames a window, n = F / 16 clips a window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens a
+clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of the 8 tubelets of a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.config.schema import Tuning
+from adatad_ds.models.backbones.vit import VisionTransformer
+from adatad_ds.models.execution.activation_store import Span, Storage
+from adatad_ds.models.execution.recompute import BlockSpan, Execution, pool, run_segments, sum_adapters
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.execution.window_share import TimeShard, with_context
+from adatad_ds.models.sample_noise import SampleNoise
+
+CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
+
+
+class AdaptedBackbone(nn.Module):
+    """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
+
+    - `frozen`: no gradient, no adapters.
+    - `full`: every weight learns, no adapters.
+    - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
+    - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+
+    Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
+    not grow with F. Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py
+    runs `tia` and `side`.
+
+    Args:
+        vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
+        adapters: block index to adapter.
+        tuning: one of the four ways above.
+        feature_steps: T, to which the T' pooled tubelets are interpolated.
+        drop_path: stochastic depth rate of the last block, falling linearly to 0 at the first.
+        activation_checkpointing: keep one tensor an adapted block for the backward pass, and recompute the rest.
+        clips_per_chunk: clips that run through a block at once, at most (but one of each window); 0: all.
+        window: this rank's share of a window in time.
+        storage: where what is kept for the backward pass waits.
+        stopwatch: times the recomputed segments.
+    """
+
+    def __init__(
+        self,
+        *,
+        vit: VisionTransformer,
+        adapters: dict[int, nn.Module],
+        tuning: Tuning,
+        feature_steps: int,
+        drop_path: float,
+        activation_checkpointing: bool,
+        clips_per_chunk: int,
+        window: TimeShard,
+        storage: Storage,
+        stopwatch: Stopwatch,
+    ) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(tuning == "full")
+        self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
+        self.adapted_blocks = sorted(adapters)
+        self.tuning = tuning
+        self.feature_steps = feature_steps
+        self.activation_checkpointing = activation_checkpointing
+        self.clips_per_chunk = clips_per_chunk
+        self.drop_path = drop_path
+        self.storage = storage
+        self.stopwatch = stopwatch
+        self._window = window
+
+    @property
+    def width(self) -> int:
+        """C, the channels of the features."""
+        return self.vit.spec.width
+
+    @property
+    def grad_free_blocks(self) -> int:
+        """Leading blocks that need no gradient: all below and including the first adapted one."""
+        if self.tuning == "full":
+            return 0
+        return self.adapted_blocks[0] + 1 if self.tuning == "tia" else self.vit.spec.depth
+
+    def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        """Features of each window.
+
+        Args:
+            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips, where a window is shared.
+            noise: per-sample randomness of drop path in training; None: every branch is kept.
+
+        Returns:
+            (B, C, T) float32, of the whole window.
+        """
+        windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
+        keep = self._drop_path_factors(noise, windows=windows, clips=clips)
+        spans = self._spans(windows=windows, clips=clips)
+        learns, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
+        if adapted and (self.activation_checkpointing or not learns):
+            run = self._run_segments
+        elif learns and self.tuning != "frozen":
+            run = self._run_whole
+        else:
+            run = self._run_clips
+        features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of the clips here
+        features = self._window.gather_time(features)
+        return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
+
+    @torch.no_grad()
+    def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """Each span through all blocks, which have no adapters and pass on no gradient: (B, T', C)."""
+        every = range(self.vit.spec.depth)
+        return torch.cat(
+            [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
+        )
+
+    def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """`tia` or `side` with no more than one stored tensor an adapted block, see recompute.py: (B, T', C)."""
+        clips = frames.shape[1] // CLIP_FRAMES
+        execution = Execution(
+            spans=spans,
+            window=self._window,
+            storage=self.storage,
+            stopwatch=self.stopwatch,
+            shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
+            whole=self._window.share(clips).total == clips,
+            like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
+        )
+        leading, segments = self._leading(frames, spans, keep), self._segments(keep)
+        if self.tuning == "side":
+            return sum_adapters(leading, segments, execution)
+        return run_segments((next(outputs) for outputs in leading), segments, execution)
+
+    def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
+        """Each block over the whole window before the next, autograd doing the rest: (B, T', C)."""
+        if self.tuning == "full":
+            tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
+        else:
+            with torch.no_grad():
+                outputs = list(zip(*self._leading(frames, spans, keep), strict=True))
+            *taps, tokens = (torch.cat(parts, dim=1) for parts in outputs)
+            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: beside the transformer
+                tokens = tokens + self._adapter(index, tap)
+        if self.tuning == "tia":
+            tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
+        for index in range(self.grad_free_blocks, self.vit.spec.depth):
+            parts = [
+                self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
+            ]
+            tokens = torch.cat(parts, dim=1)
+            if index in self.adapted_blocks:
+                tokens = tokens + self._adapter(index, tokens)
+        return pool(tokens)
+
+    def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
+        """Span by span through the blocks that need no gradient: for `side` the adapted ones' outputs, then the last's.
+
+        A block runs when its output is asked for.
+        """
+        wanted = self.adapted_blocks if self.tuning == "side" else []
+
+        def outputs(start: int, stop: int) -> Iterator[Tensor]:
+            tokens = self._embed(frames, start, stop)
+            for index in range(self.grad_free_blocks):
+                tokens = self._blocks(range(index, index + 1), tokens, start, keep)
+                if index in wanted:
+                    yield tokens
+            yield tokens
+
+        return (outputs(*span) for span in spans)
+
+    def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
+        """From each adapted block's output to the next one's; the last one's reaches the top."""
+        segments = []
+        for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
+            blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
+            adapter = self.adapters[str(first)]
+            segments.append(
+                BlockSpan(
+                    block=first,
+                    adapter=adapter,
+                    reach=_reach(adapter),
+                    run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
+                )
+            )
+        return segments
+
+    def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
+        """Frames of the tubelets `start` to `stop` to their tokens: (B, t, S, C)."""
+        span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
+        tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
+        return tokens.view(len(frames), stop - start, self.vit.grid_side**2, tokens.shape[-1])
+
+    def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """Consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
+        windows, steps, positions, width = tokens.shape
+        clips = tokens.reshape(windows * steps // CLIP_TUBELETS, CLIP_TUBELETS * positions, width)
+        if keep is not None:
+            keep = keep[:, start // CLIP_TUBELETS : (start + steps) // CLIP_TUBELETS].flatten(0, 1)
+        for index in blocks:
+            clips = self.vit.blocks[index](clips, None if keep is None else keep[:, index])
+        return clips.view(tokens.shape)
+
+    def _adapter(self, index: int, tokens: Tensor) -> Tensor:
+        """What the adapter of block `index` adds to the whole window: (B, T', S, C) to the same."""
+        adapter = self.adapters[str(index)]
+        return adapter(*with_context(tokens, _reach(adapter), self._window))
+
+    def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """Run blocks, keeping only their input for the backward pass when checkpointing is on (`full`).
+
+        Not the reentrant kind: it loses gradients silently where a block's input needs none.
+        """
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._blocks, blocks, tokens, start, keep, use_reentrant=False, preserve_rng_state=False)
+        return self._blocks(blocks, tokens, start, keep)
+
+    def _spans(self, *, windows: int, clips: int) -> list[Span]:
+        """Pieces of time that run at once, in tubelets: as many on every rank, where ZeRO-3 may gather for each."""
+        most = self._window.share(clips).most
+        pieces = -(-most // max(1, self.clips_per_chunk // windows)) if self.clips_per_chunk else 1
+        edges = [clips * piece // pieces * CLIP_TUBELETS for piece in range(pieces + 1)]
+        return list(pairwise(edges))
+
+    def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
+        """(B, n, depth, 2), drawn once a forward pass so that chunks, recomputation and ranks share them."""
+        if noise is None or self.drop_path == 0:
+            return None
+        depth = self.vit.spec.depth
+        rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
+        share = self._window.share(clips)
+        return noise.keep(share.total, depth, 2, rate=rate)[:, share.first : share.first + clips]
+
+
+def _reach(adapter: nn.Module) -> int:
+    reach = adapter.reach
+    assert isinstance(reach, int)
+    return reach

@@ -1,0 +1,268 @@
+"""Image transformers as timm builds them, taken apart so that a video model can drive them block by block.
+
+Parameters keep the names of timm's VisionTransformer, also DINOv3's, which timm builds from other blocks.
+
+n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) + (H // p) * (W // p) patches,
+C channels.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.layers import DropPath, LayerScale, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat, to_2tuple
+from timm.models import is_model_in_modules
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import VisionTransformer as TimmTransformer
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from adatad_ds.errors import ConfigError
+
+GENERATED = "vit_tiny_generated"  # ours, for the quickstart's 64 px frames; tools/pretrain_image.py trains it
+MOST_SEQUENCES = 2**15  # that attention gets at once: CUDA's kernels have a grid axis of at most 65,535 for them
+
+
+class RotaryAttention(nn.Module):
+    """Self-attention whose queries and keys of patches are rotated by their places (DINOv3, arXiv 2508.10104).
+
+    Args:
+        width: C.
+        heads: of C / heads channels.
+        bias: of query, key and value; DINOv3's keys have one of zero.
+    """
+
+    def __init__(self, *, width: int, heads: int, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """(n, L, C) to the same.
+
+        Args:
+            tokens: of n sequences.
+            rotary: sines and cosines (patches, 2 * C / heads) of the last tokens' places; None: of one place all, as
+                over time.
+        """
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            q, k = (_rotated(each, rotary) for each in (q, k))
+        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
+    """Queries or keys (n, heads, L, c), the last tokens, which are patches, rotated."""
+    prefix, patches = heads.split([heads.shape[2] - len(rotary), len(rotary)], dim=2)
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=True).to(heads.dtype)], dim=2)
+
+
+class RotaryBlock(nn.Module):
+    """The parts of a block of timm's DINOv3 under the names of its plain Block, each to be called by itself.
+
+    Layer scales are modules here, so that ZeRO-3 gathers them, and attention has one bias.
+    """
+
+    def __init__(self, block: EvaBlock) -> None:
+        super().__init__()
+        attention, width = block.attn, len(block.norm1.weight)
+        assert isinstance(attention, EvaAttention)
+        self.norm1 = block.norm1
+        self.attn = RotaryAttention(width=width, heads=attention.num_heads, bias=attention.q_bias is not None)
+        self.ls1 = LayerScale(width)
+        self.norm2 = block.norm2
+        self.mlp = block.mlp
+        self.ls2 = LayerScale(width)
+
+
+class ImageTransformer(nn.Module):
+    """The parts of a timm VisionTransformer; calling it embeds frames, the blocks are driven from outside.
+
+    Owning the class token and the positions, rather than reaching into timm's module for them, lets ZeRO-3 gather
+    them when this module is called.
+
+    Args:
+        vit: a plain vision transformer of timm, or its DINOv3, without classifier; it is taken apart and should not be
+            used again.
+        pixel_mean: RGB, of 0..255.
+        pixel_std: RGB, of 0..255.
+        antialias_positions: whether the position table is averaged where it is made smaller (`fit_image_weights`).
+
+    Attributes:
+        width: C.
+        patch: p.
+        grid: H // p, W // p.
+        frame_size: H, W.
+        tokens: N.
+
+    Raises:
+        ConfigError: a transformer whose blocks, dropout or pooling cannot be driven this way.
+    """
+
+    def __init__(
+        self,
+        *,
+        vit: TimmTransformer | Eva,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        antialias_positions: bool = True,
+    ) -> None:
+        super().__init__()
+        _check(vit)
+        self.antialias_positions = antialias_positions
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+        self.width = vit.embed_dim
+        self.patch = int(vit.patch_embed.patch_size[0])
+        self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
+        height, width = to_2tuple(vit.patch_embed.img_size)
+        self.frame_size = int(height), int(width)
+        self.prefix_tokens = vit.num_prefix_tokens
+        self.tokens = self.prefix_tokens + self.grid[0] * self.grid[1]
+        self.prefix_has_position = not vit.no_embed_class
+        self.pools_class_token = vit.cls_token is not None and vit.global_pool in ("", "token")
+        self.patch_embed: PatchEmbed = vit.patch_embed
+        self.cls_token: nn.Parameter | None = vit.cls_token
+        self.reg_token: nn.Parameter | None = vit.reg_token
+        self.pos_embed: nn.Parameter | None = vit.pos_embed
+        self.norm_pre = vit.norm_pre
+        self.blocks = nn.ModuleList(vit.blocks)
+        self.norm = vit.norm
+        self.fc_norm = vit.fc_norm
+        self.rotary: Tensor | None
+        self.register_buffer("rotary", None)
+        if isinstance(vit, Eva):
+            self.blocks = nn.ModuleList(RotaryBlock(block) for block in vit.blocks if isinstance(block, EvaBlock))
+            self.register_buffer("rotary", _rotary_table(vit.rope, grid=self.grid), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (n, H, W, 3), 0..255, to tokens (n, N, C) with their positions, not yet through `norm_pre`.
+
+        Raises:
+            ValueError: frames of another size.
+        """
+        if tuple(frames.shape[1:3]) != self.frame_size:
+            raise ValueError(f"frames are {tuple(frames.shape[1:3])} pixels, the model takes {self.frame_size}")
+        mean = torch.tensor(self.pixel_mean, device=frames.device)
+        std = torch.tensor(self.pixel_std, device=frames.device)
+        pixels = ((frames.float() - mean) / std).to(self.patch_embed.proj.weight.dtype)
+        patches = self.patch_embed(pixels.permute(0, 3, 1, 2))
+        if self.pos_embed is not None and not self.prefix_has_position:
+            patches = patches + self.pos_embed
+        prefix = [token.expand(len(frames), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens = torch.cat([*prefix, patches], dim=1)
+        return tokens + self.pos_embed if self.pos_embed is not None and self.prefix_has_position else tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """One feature a frame, (..., N, C) to (..., C): the class token, or the patches' mean, after the final norm."""
+        if self.pools_class_token:
+            class_token = tokens[..., 0, :].contiguous()  # the norm's backward pass is not to keep the other tokens
+            return self.fc_norm(self.norm(class_token))
+        return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
+
+
+def build_image_transformer(
+    name: str,
+    *,
+    resolution: int,
+    pixel_mean: tuple[float, ...] | None = None,
+    pixel_std: tuple[float, ...] | None = None,
+) -> ImageTransformer:
+    """A plain vision transformer by its name in timm, with random weights.
+
+    Args:
+        name: for example `vit_base_patch16_clip_quickgelu_224`. CLIP's own weights want the `quickgelu` models; those
+            without it in their names are for CLIP models that were trained with the ordinary GELU. A tag as in
+            `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels. `vit_tiny_generated` is
+            the quickstart's, which timm does not have.
+        resolution: side in pixels of the frames.
+        pixel_mean: RGB, of 0..255; None: as timm knows it by the name.
+        pixel_std: likewise.
+
+    Raises:
+        ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
+    """
+    if name == GENERATED:
+        _check_resolution(name, resolution=resolution, patch=16)
+        ours = TimmTransformer(img_size=resolution, patch_size=16, embed_dim=128, depth=4, num_heads=4, num_classes=0)
+        return ImageTransformer(vit=ours, pixel_mean=pixel_mean or (127.5,) * 3, pixel_std=pixel_std or (127.5,) * 3)
+    architecture, _, tag = name.partition(".")
+    rotary = "dinov3" in architecture and is_model_in_modules(architecture, ["eva"])
+    if not rotary and not is_model_in_modules(architecture, ["vision_transformer"]):
+        known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
+        raise ConfigError(
+            f"timm has no plain vision transformer named {name}; it has, for example, {known}, "
+            "vit_base_patch14_dinov2, vit_base_patch16_dinov3"
+        )
+    if rotary:
+        vit = timm.create_model(
+            name, pretrained=False, num_classes=0, img_size=resolution, dynamic_img_size=False, global_pool="token"
+        )
+    else:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
+    if not isinstance(vit, TimmTransformer | Eva):
+        raise ConfigError(f"{name} of timm is a {type(vit).__name__}, not a plain vision transformer")
+    _check_resolution(name, resolution=resolution, patch=int(vit.patch_embed.patch_size[0]))
+    if isinstance(vit, TimmTransformer) and vit.attn_pool is not None:
+        vit.reset_classifier(0, "avg" if vit.cls_token is None else "token")
+    published = timm.get_pretrained_cfg(name)
+    assert published is not None
+    mean, std = (tuple(255.0 * value for value in values) for values in (published.mean, published.std))
+    # As their authors resize them: DINO, MAE and DINOv2 (without registers) weigh the nearest, the others average.
+    nearest = tag in ("dino", "mae") or ("dinov2" in architecture and "_reg" not in architecture)
+    return ImageTransformer(
+        vit=vit, pixel_mean=pixel_mean or mean, pixel_std=pixel_std or std, antialias_positions=not nearest
+    )
+
+
+def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) -> Tensor:
+    """A block's attention on normed tokens, (n, L, C) to the same, however many the sequences n are.
+
+    Args:
+        block: of an image transformer.
+        tokens: of n sequences.
+        rotary: what rotates the patches of a frame (`ImageTransformer.rotary`); None: nothing.
+    """
+    assert isinstance(block, Block | RotaryBlock)
+    places = () if rotary is None else (rotary,)
+    pieces = [block.ls1(block.attn(piece, *places)) for piece in tokens.split(MOST_SEQUENCES)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _rotary_table(rope: nn.Module | None, *, grid: tuple[int, int]) -> Tensor:
+    """Sines and cosines of the patches' places, (patches, 2 * C / heads); in memory also for a model without."""
+    assert isinstance(rope, RotaryEmbeddingDinoV3)
+    with torch.device("cpu"):
+        table = RotaryEmbeddingDinoV3(rope.dim, temperature=rope.temperature, feat_shape=list(grid))
+        return table.get_embed()
+
+
+def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
+    if resolution % patch:
+        raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
+
+
+def _check(vit: TimmTransformer | Eva) -> None:
+    plain = EvaBlock if isinstance(vit, Eva) else Block
+    odd = {type(block).__name__ for block in vit.blocks if type(block) is not plain}
+    if odd:
+        raise ConfigError(
+            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} will do"
+        )
+    if isinstance(vit, Eva) and not isinstance(vit.rope, RotaryEmbeddingDinoV3):
+        raise ConfigError("of timm's Eva models, only DINOv3's rotary positions will do")
+    if vit.dynamic_img_size or not isinstance(vit.patch_embed, PatchEmbed):
+        raise ConfigError("the image transformer must take frames of one size, cut into patches by timm's PatchEmbed")
+    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in vit.modules()) or any(
+        isinstance(part, DropPath) and part.drop_prob for part in vit.modules()
+    ):
+        raise ConfigError("the image transformer has dropout or drop path of its own; build it with rates of 0")
+    if vit.attn_pool is not None or vit.global_pool not in ("", "token", "avg"):
+        raise ConfigError(
+            f"the image transformer pools by '{vit.global_pool}'; frames get their features from the class token or "
+            "from the patches' mean: build it with global_pool='token' or 'avg'"
+        )
+    if not isinstance(vit.head, nn.Identity):
+        raise ConfigError("the image transformer has a classifier of images; build it with num_classes=0")

@@ -1,0 +1,211 @@
+"""The VideoMAE family of video transformers: clips of 16 frames in, tokens out.
+
+VideoMAE (arXiv 2203.12602) and VideoMAE V2 (arXiv 2303.16727), as used by AdaTAD: no class token, no final norm,
+parameter names as in the original checkpoints.
+
+n clips, H x W pixels, p patch side, h x w = (H // p) x (W // p) patches, N = 8 * h * w tokens a clip, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, of 0..255
+PIXEL_STD = (58.395, 57.12, 57.375)
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSpec:
+    """Shape of one member of the family.
+
+    Attributes:
+        width: channels C.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_hidden: hidden channels of the MLP.
+        patch: patch side p in pixels.
+        pretrained_side: frame side in pixels for which the position table is defined.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_hidden: int
+    patch: int = 16
+    pretrained_side: int = 224
+
+    def positions(self, resolution: int) -> int:
+        """S, the patches of a frame of that side in pixels."""
+        return (resolution // self.patch) ** 2
+
+
+VIT_SPECS: dict[str, ViTSpec] = {
+    "tiny": ViTSpec(width=192, depth=6, heads=3, mlp_hidden=768, pretrained_side=64),
+    "videomae_s": ViTSpec(width=384, depth=12, heads=6, mlp_hidden=1536),
+    "videomae_b": ViTSpec(width=768, depth=12, heads=12, mlp_hidden=3072),
+    "videomae_l": ViTSpec(width=1024, depth=24, heads=16, mlp_hidden=4096),
+    "videomae_h": ViTSpec(width=1280, depth=32, heads=16, mlp_hidden=5120),
+    "videomaev2_g": ViTSpec(width=1408, depth=40, heads=16, mlp_hidden=6144, patch=14),
+}
+
+
+class VisionTransformer(nn.Module):
+    """A stack of pre-norm blocks over the tubelets of each 16-frame clip; attention never leaves the clip.
+
+    The stack is driven from outside (see `backbone.py`): `embed` once, then each of `blocks`.
+
+    Args:
+        spec: shape of the model.
+        resolution: side in pixels of the frames it will see; the position table is resized to it.
+    """
+
+    def __init__(self, *, spec: ViTSpec, resolution: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.grid_side = resolution // spec.patch
+        self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch)
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", position_table(spec=spec, grid_side=self.grid_side), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width=spec.width, heads=spec.heads, mlp_hidden=spec.mlp_hidden) for _ in range(spec.depth)
+        )
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Frames (n, 16, H, W, 3) uint8 to tokens (n, N, C), position added."""
+        tokens = self.patch_embed(frames)
+        return tokens + self.pos_embed.to(tokens.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Tubelets of 2 frames x p x p pixels to tokens: the published Conv3d as one matrix product.
+
+    bf16 Conv3d is slow and memory-hungry in several PyTorch releases; unfolding first is exact and fast.
+    """
+
+    def __init__(self, *, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = TubeletProjection(width=width, patch=patch)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(n, F, H, W, 3) uint8 to (n, N, C); pixels beyond the last whole patch are left out, as Conv3d does."""
+        n, count, height, width, _ = frames.shape
+        p = self.proj.patch
+        h, w = height // p, width // p
+        mean = torch.tensor(PIXEL_MEAN, device=frames.device)
+        std = torch.tensor(PIXEL_STD, device=frames.device)
+        pixels = ((frames[:, :, : h * p, : w * p].float() - mean) / std).to(self.proj.weight.dtype)
+        tubelets = pixels.view(n, count // TUBELET_FRAMES, TUBELET_FRAMES, h, p, w, p, 3)
+        tubelets = tubelets.permute(0, 1, 3, 5, 7, 2, 4, 6)  # (n, t, h, w, 3, 2, p, p), the kernel's order
+        return self.proj(tubelets.flatten(4).flatten(1, 3))
+
+
+class TubeletProjection(nn.Module):
+    """Linear map of flattened tubelets whose weight keeps the Conv3d shape (C, 3, 2, p, p) of the checkpoints."""
+
+    def __init__(self, *, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.weight = nn.Parameter(torch.empty(width, 3, TUBELET_FRAMES, patch, patch))
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, tubelets: Tensor) -> Tensor:
+        """(..., 3 * 2 * p * p) to (..., C)."""
+        return F.linear(tubelets, self.weight.flatten(1), self.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, *, width: int, heads: int, mlp_hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width=width, heads=heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width=width, hidden=mlp_hidden)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(n, N, C) to (n, N, C).
+
+        Args:
+            tokens: the clips' tokens.
+            keep: drop-path factors of the attention and the MLP branch, (n, 2); None: both branches kept.
+        """
+        if keep is None:
+            tokens = tokens + self.attn(self.norm1(tokens))
+            return tokens + self.mlp(self.norm2(tokens))
+        keep = keep.to(tokens.dtype)[:, :, None, None]
+        tokens = tokens + self.attn(self.norm1(tokens)) * keep[:, 0]
+        return tokens + self.mlp(self.norm2(tokens)) * keep[:, 1]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention among a clip's tokens.
+
+    The published models have a bias on q and v only. Here one bias of 3C has zeros for k: the softmax ignores what
+    a bias on k adds, so it changes nothing (and its gradient is zero).
+    """
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        for linear in (self.qkv, self.proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, N, C) to (n, N, C)."""
+        n, count, width = tokens.shape
+        qkv = self.qkv(tokens).view(n, count, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, N, C / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(n, count, width))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, N, C) to (n, N, C)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+def position_table(*, spec: ViTSpec, grid_side: int) -> Tensor:
+    """Fixed sine-cosine position table of a clip, (N, C) float32, resized to `grid_side` patches a side.
+
+    Defined over the pretrained grid; another grid gets a bicubic resize of each time step (align_corners false).
+    """
+    steps, side = CLIP_FRAMES // TUBELET_FRAMES, spec.pretrained_side // spec.patch
+    table = sinusoid(length=steps * side * side, width=spec.width)
+    if grid_side == side:
+        return table
+    maps = table.view(steps, side, side, spec.width).permute(0, 3, 1, 2)
+    maps = F.interpolate(maps, size=(grid_side, grid_side), mode="bicubic", align_corners=False)
+    return maps.permute(0, 2, 3, 1).reshape(-1, spec.width)
+
+
+def sinusoid(*, length: int, width: int) -> Tensor:
+    """Sine on even and cosine on odd channels (arXiv 1706.03762, section 3.5), (length, width) float32."""
+    position = np.arange(length)[:, None]
+    channel = np.arange(width)[None, :]
+    angle = position / np.power(10000.0, 2 * (channel // 2) / width)
+    table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+    return torch.from_numpy(table).float()

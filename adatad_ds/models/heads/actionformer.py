@@ -1,0 +1,65 @@
+"""ActionFormer's heads: class logits and boundary distances at every point of the pyramid.
+
+B windows, T_l steps of level l, P points of all levels, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adatad_ds.models.pyramid import MaskedConv
+
+
+class DetectionHead(nn.Module):
+    """Two towers of masked convolutions, shared by all levels, and a kernel-3 convolution on each.
+
+    Args:
+        width: channels C of the pyramid.
+        num_classes: K.
+        levels: pyramid levels, each with a trained scale on its distances.
+        num_convs: convolutions a tower.
+        cls_prior: probability that an untrained model gives each class.
+    """
+
+    def __init__(self, *, width: int, num_classes: int, levels: int, num_convs: int, cls_prior: float) -> None:
+        super().__init__()
+        self.cls_convs = nn.ModuleList(MaskedConv(in_channels=width, out_channels=width) for _ in range(num_convs))
+        self.reg_convs = nn.ModuleList(MaskedConv(in_channels=width, out_channels=width) for _ in range(num_convs))
+        self.cls_head = nn.Conv1d(width, num_classes, kernel_size=3, padding=1)
+        self.reg_head = nn.Conv1d(width, 2, kernel_size=3, padding=1)
+        self.scales = nn.ModuleList(Scale() for _ in range(levels))
+        self.cls_head.bias = nn.Parameter(torch.full((num_classes,), -math.log((1 - cls_prior) / cls_prior)))
+        # differs: published heads start around 0, where ReLU lets no gradient through for half of the outputs; a whole
+        # side can die there at higher learning rates. A stride on each side is where most answers lie.
+        self.reg_head.bias = nn.Parameter(torch.ones(2))
+
+    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Levels (B, T_l, C) and masks (B, T_l) to class logits (B, P, K) and distances (B, P, 2), both float32.
+
+        Distances to start and end are in strides of their level, never negative.
+        """
+        logits, distances = [], []
+        for level, mask, scale in zip(levels, masks, self.scales, strict=True):
+            to_classify = to_regress = level
+            for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
+                to_classify = cls_conv(to_classify, mask)
+                to_regress = reg_conv(to_regress, mask)
+            logits.append(self.cls_head(to_classify.transpose(1, 2)))
+            distances.append(F.relu(scale(self.reg_head(to_regress.transpose(1, 2)))))
+        return torch.cat(logits, dim=2).transpose(1, 2).float(), torch.cat(distances, dim=2).transpose(1, 2).float()
+
+
+class Scale(nn.Module):
+    """A trained factor, 1 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        return x * self.weight

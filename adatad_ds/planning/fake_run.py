@@ -1,0 +1,173 @@
+"""Bytes that code takes, found by running it on fake tensors, which have shapes but no memory.
+
+Their storages are counted as they come and go, so that the code itself says what it takes: one span of a recomputed
+backbone, a backbone that autograd drives, the head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
+from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.execution.recompute import OnceAccumulated
+from adatad_ds.models.factory import backbone_spec
+
+
+@cache
+def span_bytes(
+    backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
+) -> tuple[int, dict[int, int]]:
+    """Peak of what a span of time takes.
+
+    Returns:
+        To embed it and run a block; to recompute and back-propagate a segment, by its number of frozen blocks.
+    """
+    data = DataConfig(resolution=resolution)
+    config = Config(data=data, backbone=backbone, train=TrainConfig(precision=precision))
+    spec, dtype = backbone_spec(backbone.name), config.train.dtype
+    detector = _with_one_block(config, num_classes=1)
+    with fake_tensors(detector, dtype):
+        backbone_model = detector.backbone
+        assert isinstance(backbone_model, AdaptedBackbone)
+        vit = backbone_model.vit
+        frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
+
+        def embed() -> None:
+            with torch.no_grad():
+                vit.blocks[0](vit.embed(frames))
+
+        adapter = backbone_model.adapters["0"]
+        reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
+        steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
+        context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
+        gradient = torch.empty(windows, steps, *rest, dtype=dtype)
+
+        def differentiate(blocks: int) -> None:
+            out = context[:, reach : reach + steps] + adapter(context, reach, reach)
+            for _ in range(blocks):
+                out = vit.blocks[0](out.view(windows * clips, -1, spec.width)).view_as(gradient)
+            OnceAccumulated(adapter).differentiate(out, gradient, context, last=False)
+
+        return live_bytes(embed), {
+            blocks: live_bytes(lambda blocks=blocks: differentiate(blocks)) for blocks in lengths
+        }
+
+
+@cache
+def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
+    """Peak of a backbone's forward and backward pass that autograd or its checkpoints drive; gradients are there."""
+    frames = clips * CLIP_FRAMES
+    config = Config(
+        data=DataConfig(resolution=resolution, window_size=frames),
+        backbone=replace(backbone, weights=None),
+        train=TrainConfig(precision=precision),
+    )
+    with torch.device("meta"):
+        model = build_detector(config, num_classes=1).backbone
+    with fake_tensors(model, config.train.dtype):
+        window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
+
+        def run() -> None:
+            features = model(window)
+            if features.requires_grad:
+                features.sum().backward()
+
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        return live_bytes(run)
+
+
+def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
+    """Peak of the pyramid's and the heads' forward and backward pass."""
+    backbone = replace(config.backbone, weights=None, clips_per_chunk=0)  # how it is run is the same to the head
+    return _head_bytes(replace(config, backbone=backbone), num_classes, windows)
+
+
+@cache
+def _head_bytes(config: Config, num_classes: int, windows: int) -> int:
+    detector = _with_one_block(config, num_classes=num_classes)
+    with fake_tensors(detector, config.train.dtype):
+        width = detector.backbone.width
+        features = torch.empty(windows, config.pyramid_steps, width, dtype=config.train.dtype, requires_grad=True)
+        valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
+
+        def run() -> None:
+            levels, masks = detector.pyramid(features, valid, None)
+            logits, distances = detector.head(levels, masks)
+            (logits.float().sum() + distances.float().sum()).backward()
+
+        return live_bytes(run)
+
+
+def _with_one_block(config: Config, *, num_classes: int) -> Detector:
+    if config.backbone.is_image:
+        with torch.device("meta"):
+            return build_detector(
+                replace(config, backbone=replace(config.backbone, weights=None)), num_classes=num_classes
+            )
+    spec = replace(backbone_spec(config.backbone.name), depth=1)
+    adapts = config.backbone.tuning in ("tia", "side")
+    backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
+    with torch.device("meta"):  # initialisation looks at values, which fake tensors do not have
+        return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
+
+
+@contextlib.contextmanager
+def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Tensors made inside have no memory; neither do the model's, until now on the meta device."""
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                fake = torch.empty(parameter.shape, dtype=dtype)
+                module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
+        yield
+
+
+def live_bytes(run: Callable[[], None]) -> int:
+    """Most bytes alive at once among the tensors that `run` makes."""
+    with _LiveBytes() as count:
+        run()
+    return count.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, lambda tensor: self._known.add(tensor.untyped_storage()), (args, kwargs))
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, out)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        size = storage.nbytes()
+        self._held += size
+        self.peak = max(self.peak, self._held)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._held -= size

@@ -1,0 +1,314 @@
+"""Run state on disk: only what learns, written atomically, the newest whole one found again after a crash.
+
+A checkpoint is a folder `step_00000240/` of one safetensors file for each of master weights, Adam moments and running
+average, and a `state.json` that names those files, their sizes and checksums, and holds a checksum of itself. It is
+written under a temporary name, flushed to the disk, and renamed when it is whole. It is whole as long as all checksums
+are right; whoever uses it looks first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.operating_point import OperatingPoint
+from adatad_ds.system.atomic import TEMPORARY, flush, write_text
+from adatad_ds.weights.files import StoredTensor, Tensors, first_line, open_tensors
+from adatad_ds.weights.trainable_state import MASTER, decode
+
+STATE_FILE = "state.json"
+OPERATING_POINTS_FILE = "operating_points.json"  # of the evaluated kinds of weights
+_PREFIX = "step_"
+_REMOVED = ".removing_"
+_CHECKSUM = "crc32"  # any flipped bit shows; 1.4 s for 1 GB, where blake2b takes 5.5
+_READ_AT_ONCE = 2**22  # bytes
+
+TrainableState = dict[str, Tensors]  # "master", each Adam moment, "average" -> parameter name -> full tensor
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint that rank 0 has found whole: its name, and the checksum of its `state.json`, which covers it all."""
+
+    name: str
+    checksum: int
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie; made when first needed.
+        keep: how many of the newest stay; the one marked best stays besides.
+    """
+
+    def __init__(self, *, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(
+        self, *, step: int, trainable: Mapping[str, dict[str, Tensor]], compact: bool, state: Mapping[str, Any]
+    ) -> list[str]:
+        """Write a checkpoint of optimizer step `step`, then remove what is no longer kept. Call on one rank.
+
+        Args:
+            step: optimizer steps done.
+            trainable: tensors by kind and parameter name.
+            compact: they are in the form of `compact.encode`.
+            state: what else a run goes on from, JSON-ready.
+
+        Returns:
+            What could not be removed, a line each: the next save tries again.
+
+        Raises:
+            ConfigError: it cannot be written; what was there before is untouched.
+        """
+        final = self.folder / _name(step)
+        temporary = self.folder / f"{TEMPORARY}{step:08d}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for kind, tensors in trainable.items():
+                save_file(tensors, temporary / f"{kind}.safetensors")
+            files = {
+                path.name: {"bytes": path.stat().st_size, _CHECKSUM: _checksum(path)}
+                for path in sorted(temporary.iterdir())
+            }
+            content = json.loads(json.dumps({"step": step, "compact": compact, "files": files, **state}))
+            content[_CHECKSUM] = _checksum_of(content)
+            (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            for path in [*temporary.iterdir(), temporary]:
+                flush(path)
+            if final.exists():  # the same step, saved before a resume
+                self._set_aside(final)
+            temporary.rename(final)
+            flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            newest = self.latest()
+            held = f"the newest whole one is {newest.name}" if newest else "there is none before it"
+            raise ConfigError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {first_line(error)}; {held}. "
+                "Make room, then go on with --resume auto"
+            ) from error
+        return self._prune(final)
+
+    def mark_best(self, *, step: int) -> None:
+        """Remember the checkpoint of a step as the best, which keeps it."""
+        write_text(self.folder / "best", _name(step) + "\n")
+
+    def set_operating_point(self, *, step: int, kind: str, point: OperatingPoint) -> None:
+        """Keep the score of the best F1 with the checkpoint of a step; see `write_operating_point`."""
+        write_operating_point(self.folder / _name(step), kind=kind, point=point)
+
+    def best(self) -> Path | None:
+        """The checkpoint marked best, if it is there; whether it is whole is not yet known."""
+        try:
+            path = self.folder / (self.folder / "best").read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+        return path if path.is_dir() else None
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, if there is one."""
+        seen = None
+        while (paths := self.all()) != seen:  # those seen may be gone, and newer ones there, beside a training
+            for path in reversed(paths):
+                if is_whole(path):
+                    return path
+            seen = paths
+        return None
+
+    def choose(self) -> Chosen | None:
+        """The newest whole checkpoint, for the other ranks to `confirm`. Call on one rank."""
+        newest = self.latest()
+        return None if newest is None else Chosen(newest.name, _checksum(newest / STATE_FILE))
+
+    def confirm(self, chosen: Chosen) -> Path:
+        """This rank's view of the checkpoint that rank 0 has chosen.
+
+        Raises:
+            ConfigError: it is not here, not whole, or another one.
+        """
+        path = self.folder / chosen.name
+        if not is_whole(path) or _checksum(path / STATE_FILE) != chosen.checksum:
+            found = "is another one" if is_whole(path) else "is missing or not whole"
+            raise ConfigError(
+                f"the checkpoint {path} that rank 0 goes on from {found} on {os.uname().nodename}; all nodes must see "
+                "the same folder (--run-dir)"
+            )
+        return path
+
+    def newer_than(self, chosen: Path | None) -> list[Path]:
+        """Checkpoints that were skipped for one, as they are not whole: damaged, or cut short by a crash."""
+        return [path for path in self.all() if chosen is None or path > chosen]
+
+    def all(self) -> list[Path]:
+        """All checkpoints by step, whole or not."""
+        return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
+
+    def _set_aside(self, path: Path) -> None:
+        """Take a checkpoint's name away at once: nobody finds half of it while its files are removed."""
+        path.rename(self.folder / f"{_REMOVED}{path.name}_{uuid.uuid4().hex[:8]}")
+
+    def _prune(self, saved: Path) -> list[str]:
+        older = [path for path in self.all() if path <= saved]
+        kept = {*[path for path in older if _is_complete(path)][-self.keep :], self.best()}
+        failed = []
+        for path in older:
+            if path not in kept:
+                try:
+                    self._set_aside(path)
+                except OSError as error:
+                    failed.append(f"{path} cannot be removed: {first_line(error)}")
+        for leftover in (*self.folder.glob(f"{TEMPORARY}*"), *self.folder.glob(f"{_REMOVED}*")):
+            try:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            except OSError as error:  # on NFS, while another process has a file open
+                failed.append(f"{leftover} cannot be removed: {first_line(error)}")
+        return failed
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A whole checkpoint folder from itself or from its run's folder (the best, else the newest).
+
+    Raises:
+        ConfigError: none is there, or it is not whole.
+    """
+    store = CheckpointStore(folder=path / "checkpoints", keep=1)
+    found = path if (path / STATE_FILE).is_file() else store.best()
+    if found is not None and not is_whole(found):
+        raise ConfigError(
+            f"the checkpoint {found} is not whole: a file is missing or damaged. Give the folder of another one"
+        )
+    if (found := found or store.latest()) is None:
+        raise ConfigError(f"there is no whole checkpoint in {path}")
+    return found
+
+
+def open_checkpoint(path: Path) -> tuple[TrainableState, dict[str, Any]]:
+    """A whole checkpoint's full fp32 tensors by kind and name, not yet read, and the run's state.
+
+    Raises:
+        ConfigError: it has been removed.
+    """
+    try:
+        state = read_state(path)
+        trainable = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is gone; a training that goes on removes old checkpoints: try again") from error
+    return (_decoded(trainable) if state["compact"] else trainable), state
+
+
+def _decoded(trainable: TrainableState) -> TrainableState:
+    """The fp32 tensors behind compact ones."""
+
+    def reader(kind: str, name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            stored = trainable[MASTER][name].read()
+            master = decode(MASTER, stored, stored)
+            return master if kind == MASTER else decode(kind, trainable[kind][name].read(), master)
+
+        return read
+
+    return {
+        kind: {name: StoredTensor(trainable[MASTER][name].shape[:-1], reader(kind, name)) for name in tensors}
+        for kind, tensors in trainable.items()
+    }
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's `state.json`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    if _has_checksums(state) and state.pop(_CHECKSUM, None) != _checksum_of(state):
+        raise ValueError(f"{path / STATE_FILE} is damaged: its checksum is wrong")
+    return state
+
+
+def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
+    """The score of the best F1 that an evaluation of a checkpoint's weights found; None: none did.
+
+    Args:
+        path: the checkpoint.
+        kind: which of its weights, "master" or "average".
+    """
+    try:
+        return OperatingPoint.from_dict(_operating_points(path).get(kind))
+    except (ValueError, TypeError, AttributeError):  # damaged; the next evaluation writes it anew
+        return None
+
+
+def write_operating_point(path: Path, *, kind: str, point: OperatingPoint) -> None:
+    """Keep it with the checkpoint, in the place of an earlier evaluation's."""
+    temporary = path / f".{OPERATING_POINTS_FILE}"
+    content = _operating_points(path) | {kind: point.to_dict()}
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(path / OPERATING_POINTS_FILE)
+
+
+def _operating_points(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / OPERATING_POINTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written; reads them all."""
+    try:
+        return _is_complete(path) and all(
+            _checksum(path / name) == written[_CHECKSUM]
+            for name, written in read_state(path)["files"].items()
+            if isinstance(written, dict)
+        )
+    except (OSError, ValueError, LookupError):
+        return False
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether every file that a checkpoint names is there in full; reads `state.json` alone."""
+    try:
+        return all(
+            (path / name).stat().st_size == (written["bytes"] if isinstance(written, dict) else written)
+            for name, written in read_state(path)["files"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _has_checksums(state: Mapping[str, Any]) -> bool:
+    """False of a checkpoint from before there were any: it has sizes alone."""
+    return not all(isinstance(written, int) for written in state["files"].values())
+
+
+def _checksum(path: Path) -> int:
+    value, buffer = 0, bytearray(_READ_AT_ONCE)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            value = zlib.crc32(view[:count], value)
+    return value
+
+
+def _checksum_of(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"

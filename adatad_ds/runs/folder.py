@@ -1,0 +1,221 @@
+"""A run's folder: what was run, its checkpoints, its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.world import gpu_count
+from adatad_ds.errors import ConfigError
+from adatad_ds.runs.checkpoint import CheckpointStore, Chosen
+from adatad_ds.runs.resume import setting_changes
+from adatad_ds.system.atomic import write_text
+from adatad_ds.tasks.base import HEADLINES, Evaluation
+
+CONFIG_FILE = "config.json"
+DS_CONFIG_FILE = "ds_config.json"
+CLASSES_FILE = "classes.json"
+VERSIONS_FILE = "versions.json"
+METRICS_FILE = "metrics.json"
+REVISION_FILE = "revision.json"  # in a snapshot of the code, which is no clone
+INTERRUPTED_FILE = "interrupted"  # there while a run that was asked to stop waits to go on
+_ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
+_PACKAGES = (
+    "torch", "torchvision", "deepspeed", "transformers", "accelerate", "timm", "numpy", "safetensors", "decord", "av"
+)  # fmt: skip
+
+
+class RunFolder:
+    """Layout of one run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def checkpoints(self, *, keep: int) -> CheckpointStore:
+        """Where the run's checkpoints lie."""
+        return CheckpointStore(folder=self.path / "checkpoints", keep=keep)
+
+    def start(self, store: CheckpointStore, *, config: Config, resume: bool) -> Chosen | None:
+        """The checkpoint to go on from, or None for a new run. Call on one rank; the others `confirm` it.
+
+        Raises:
+            ConfigError: another run is here, or the same one and `resume` is off, or none of its checkpoints is whole.
+        """
+        saved = store.all()
+        if saved and not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run (up to {saved[-1].name}); go on with --resume auto, or choose "
+                "another folder with --run-dir"
+            )
+        refused, _ = self.setting_changes(config)
+        if refused:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings than these (its {CONFIG_FILE} -> now): "
+                f"{', '.join(refused)}. Give the old values to go on with it, or choose another folder with --run-dir"
+                + ("" if saved else " (nothing is lost with this one but its log: it has saved no checkpoint)")
+            )
+        chosen = store.choose()
+        if saved and chosen is None:
+            raise ConfigError(
+                f"none of the {len(saved)} checkpoints in {store.folder} is whole: files are missing or damaged. "
+                "Bring one back to go on, or start a new run with --run-dir"
+            )
+        return chosen
+
+    def describe(self, *, config: Config, ds_config: Mapping[str, Any], classes: Sequence[str]) -> None:
+        """Save everything that the run was made from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(CONFIG_FILE, config.to_dict())
+        self._write(DS_CONFIG_FILE, ds_config)
+        self._write(CLASSES_FILE, list(classes))
+        self._write(VERSIONS_FILE, versions())
+        (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
+
+    def setting_changes(self, config: Config) -> tuple[list[str], list[str]]:
+        """How a config differs from the saved one, see `resume.setting_changes`; not at all where none is saved.
+
+        Call it before `describe`, which replaces what was saved.
+        """
+        path = self.path / CONFIG_FILE
+        return setting_changes(loading.load(path), config) if path.exists() else ([], [])
+
+    def version_changes(self) -> str:
+        """How this process's Python and packages differ from those that the run was last described with; "": not.
+
+        Call it before `describe`, which replaces what was saved.
+        """
+        try:
+            before = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return ""
+        return version_changes(before, versions())
+
+    def gpu(self) -> dict[str, Any] | None:
+        """Name and memory_gb of the GPU that rank 0 ran on; None: unknown, or a CPU."""
+        try:
+            return json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8")).get("gpu")
+        except (OSError, ValueError):
+            return None
+
+    def mark_interrupted(self) -> None:
+        """Leave the file that asks for this run to be started again."""
+        (self.path / INTERRUPTED_FILE).touch()
+
+    def read(self) -> tuple[Config, tuple[str, ...]]:
+        """The run's config and class names.
+
+        Raises:
+            ConfigError: this is no run's folder.
+        """
+        try:
+            classes = tuple(json.loads((self.path / CLASSES_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path} is no run's folder: {error}") from error
+        return loading.load(self.path / CONFIG_FILE), classes
+
+    def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
+        """Save the results and metrics of an epoch; they are also the run's latest."""
+        folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        evaluation.save(folder)
+        write_text(folder / METRICS_FILE, json.dumps(evaluation.metrics, indent=1) + "\n")
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        """Metrics of every evaluated epoch."""
+        files = sorted((self.path / "evaluations").glob(f"epoch_*/{METRICS_FILE}"))
+        return {
+            int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text(encoding="utf-8")) for file in files
+        }
+
+    def scores(self) -> tuple[str, dict[int, float]]:
+        """By which metric epochs are compared, and what each evaluated one reached."""
+        evaluations = self.evaluations()
+        name = next((n for n in HEADLINES if all(n in metrics for metrics in evaluations.values())), "")
+        return name, {epoch: metrics[name] for epoch, metrics in evaluations.items()}
+
+    def best_epoch(self) -> int | None:
+        """The evaluated epoch of the highest score; the first of equals."""
+        _, scores = self.scores()
+        return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
+
+    def summary(self) -> str | None:
+        """Score of the last and of the best evaluated epoch, and which is which; None without evaluations."""
+        (name, scores), best = self.scores(), self.best_epoch()
+        last = max(scores, default=None)
+        if last is None or best is None:
+            return None
+        if last == best:
+            return f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at epoch {last}, the last evaluated and the best"
+        return (
+            f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
+            f"{100 * scores[best]:.2f} % at the best epoch {best}"
+        )
+
+    def _write(self, name: str, content: Any) -> None:
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+
+
+def versions() -> dict[str, Any]:
+    """Command, code revision and package versions of this process."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        **revision(),
+        "packages": packages,
+        "cuda": torch.version.cuda,
+        "host": platform.node(),
+        "gpu": gpu(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
+    }
+
+
+def gpu() -> dict[str, Any] | None:
+    """Name and memory of this process's GPU, as the driver gives them; None without one."""
+    if not gpu_count():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {"name": found.name, "memory_gb": found.total_memory / 1e9}
+
+
+def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`torch 2.13.0 -> 2.14.1, ...` of what two results of `versions` both know and name differently."""
+
+    def flat(versions: Mapping[str, Any]) -> dict[str, str | None]:
+        return {name: versions[name] for name in ("python", "cuda") if name in versions} | versions.get("packages", {})
+
+    old, new = flat(before), flat(now)
+    return ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name])
+
+
+def revision() -> dict[str, str | None]:
+    """The commit of this code and what was changed since; as noted in a snapshot, or asked of git."""
+    noted = Path(__file__).resolve().parents[1] / REVISION_FILE
+    if noted.exists():
+        return json.loads(noted.read_text(encoding="utf-8"))
+    return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in this package's clone; None without one."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,80 @@
+"""What a resume may change. A run that goes on with something else than it began with would be no run of either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adatad_ds.config.schema import Config
+from adatad_ds.errors import ConfigError
+
+MAY_CHANGE = (
+    # how the work is shared and where it waits; besides ranks and all of the ds_config
+    "parallel.temporal",
+    "train.micro_batch",
+    "backbone.activation_checkpointing",
+    "backbone.clips_per_chunk",
+    "backbone.stored_on_device_gb",
+    "data.workers",
+    "data.prefetch",
+    "data.worker_timeout_sec",
+    # when it ends
+    "train.stop_epoch",
+    "train.max_skipped_steps",
+    "train.hang_timeout_sec",
+    "train.stop_timeout_sec",
+    "data.max_failed_videos",
+    # evaluation
+    "test.*",
+    "train.eval_from_epoch",
+    "train.eval_every",
+    "data.test_subset",
+    "data.test_window_overlap",
+    "recognition.test_list",
+    "recognition.test_clips",
+    "recognition.test_crops",
+    # what is written
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.compact_checkpoints",
+    # where files lie: what is in them is compared, see `check_same_data` and `pretrained.check_fingerprint`
+    "data.annotations",
+    "data.videos",
+    "backbone.weights",
+    "recognition.train_list",
+    "recognition.class_names",
+)
+
+
+def setting_changes(saved: Config, now: Config) -> tuple[list[str], list[str]]:
+    """Settings that differ, as `section.key OLD -> NEW`: those that a resume may not change, and those that it may."""
+    old, new = _flat(saved), _flat(now)
+    refused, allowed = [], []
+    for key in old | new:
+        if old.get(key) != new.get(key):
+            may = key in MAY_CHANGE or f"{key.partition('.')[0]}.*" in MAY_CHANGE
+            (allowed if may else refused).append(f"{key} {old.get(key)!r} -> {new.get(key)!r}")
+    return refused, allowed
+
+
+def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """See that training data are those that a run began with: the order of samples follows from them.
+
+    Args:
+        found: their fingerprint here and now.
+        wanted: what it was.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if found != wanted:
+        theirs, ours = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
+        raise ConfigError(
+            f"the training data are not those that this run began with ({theirs}; now {ours}): names, times, labels or "
+            "their order differ. Give the old annotations to go on, or start a new run with --run-dir"
+        )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, values in config.to_dict().items() for key, value in values.items()}

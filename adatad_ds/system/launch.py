@@ -1,0 +1,116 @@
+"""How this process was launched, by deepspeed, torchrun, srun or plain python: its rank, its device."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from adatad_ds.errors import ConfigError
+
+_SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+# Set by torchrun and by deepspeed's launcher: the parent of each rank lives as long as the job.
+_LAUNCHER_NAMES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+_TORCHRUN_FOLDER = "torchelastic_"
+
+
+def complete_environment(environment: MutableMapping[str, str]) -> int:
+    """Fill in the rendezvous variables that the launcher left out; return the local rank.
+
+    srun's variables are mapped; with no launcher at all this is a world of one.
+    """
+    if "RANK" not in environment and _in_slurm_step(environment):
+        environment.update({name: environment[slurm_name] for name, slurm_name in _SLURM_NAMES.items()})
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        environment.setdefault(name, value)
+    if "MASTER_PORT" not in environment:
+        environment["MASTER_PORT"] = str(_free_port())
+    return int(environment["LOCAL_RANK"])
+
+
+def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
+    """GPUs that this process may use: none under `DS_ACCELERATOR=cpu`, whatever the machine has."""
+    return 0 if environment.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+
+
+def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
+    """Index of this rank's own device among the `gpus` that it sees.
+
+    That is its local rank; but where Slurm has bound a GPU to each task (`--gpus-per-task=1`), a rank sees no other.
+
+    Raises:
+        ConfigError: there are fewer devices than local ranks.
+    """
+    local_rank = int(environment["LOCAL_RANK"])
+    if local_rank < gpus:
+        return local_rank
+    if gpus == 1 and _is_srun_rank(environment) and _slurm_binds_gpus(environment):
+        return 0
+    raise ConfigError(
+        f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
+        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a "
+        "node, or set DS_ACCELERATOR=cpu to train on the CPU"
+    )
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process's rank, as the launcher has numbered it; works before joining the others."""
+    name = "SLURM_PROCID" if _in_slurm_step(environment) and "RANK" not in environment else "RANK"
+    return int(environment.get(name, "0"))
+
+
+def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes the launcher has started, without joining them."""
+    name = "SLURM_NTASKS" if _in_slurm_step(environment) and "WORLD_SIZE" not in environment else "WORLD_SIZE"
+    return int(environment.get(name, "1"))
+
+
+def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process's parent is a launcher, which stays until its ranks have ended."""
+    return any(name in environment for name in _LAUNCHER_NAMES)
+
+
+def remove_torchrun_folder(environment: Mapping[str, str] = os.environ) -> None:
+    """Remove the temporary folder that torchrun made for this rank, and those around it that are empty then.
+
+    torchrun makes torchelastic_*/RUN/attempt/RANK/ for each launch, writes into it only where logs are redirected, and
+    leaves it behind.
+    """
+    place = environment.get("TORCHELASTIC_ERROR_FILE", "")
+    folders = Path(place).parents
+    ours = next((i for i, folder in enumerate(folders) if folder.name.startswith(_TORCHRUN_FOLDER)), -1)
+    with suppress(OSError):  # not empty: other ranks are at work, or there are logs
+        for folder in folders[: ours + 1]:
+            folder.rmdir()
+
+
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
+
+
+def _is_srun_rank(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this very rank, rather than a launcher that started it and others in one task."""
+    return _in_slurm_step(environment) and all(
+        environment.get(name, environment[slurm_name]) == environment[slurm_name]
+        for name, slurm_name in _SLURM_NAMES.items()
+    )
+
+
+def _slurm_binds_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether each task has GPUs of its own: a bind may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
+    bind = environment.get("SLURM_GPU_BIND", "")
+    return (
+        "SLURM_GPUS_PER_TASK" in environment
+        or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
+        or bind.removeprefix("verbose,").startswith(("single:", "per_task:"))
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

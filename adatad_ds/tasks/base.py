@@ -1,0 +1,127 @@
+"""What a task is to the training loop: data, losses, evaluation. Detection and recognition are the two."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from adatad_ds.data.loader import Samples
+from adatad_ds.evaluation.operating_point import OperatingPoint
+from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.recogniser import Model
+
+HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: shares of 1 by name, a headline among them.
+        table: of the metrics, for a person.
+        per_class: the same, class by class.
+        save: writes the results into a folder.
+        pictures: by name, each draws a figure, for the title's beginning.
+        operating_point: of detection, the score of the best F1.
+    """
+
+    metrics: Mapping[str, float]
+    table: str
+    per_class: str
+    save: Callable[[Path], None]
+    pictures: Mapping[str, Callable[[str], Figure]]
+    operating_point: OperatingPoint | None = None
+
+
+class Task(Protocol):
+    """Data, model and losses of a task; built once a run, on every rank."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes by index."""
+        ...
+
+    @property
+    def train_data(self) -> Samples[Any]:
+        """Samples by key."""
+        ...
+
+    @property
+    def test_data(self) -> Samples[Any]:
+        """Those that it is evaluated on."""
+        ...
+
+    @property
+    def data_fingerprint(self) -> Mapping[str, Any]:
+        """What the training samples follow from, see `data_fingerprint` below."""
+        ...
+
+    @property
+    def reports(self) -> Sequence[str]:
+        """What was noticed about the data."""
+        ...
+
+    @property
+    def loss_names(self) -> Sequence[str]:
+        """Of what `losses` returns."""
+        ...
+
+    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Model:
+        """The model, on one rank's share of the work; pretrained weights are not yet loaded."""
+        ...
+
+    def begin_step(self, micro_batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The micro batches as all ranks agree on them, and the targets of each. A collective."""
+        ...
+
+    def losses(self, forward: Callable[..., Any], batch: Any, targets: Any) -> Tensor:
+        """A micro batch's share of each loss; the shares of a global batch, summed, are its loss."""
+        ...
+
+    def to_backward(self, share: Tensor) -> Tensor:
+        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed."""
+        ...
+
+    def sum_over_samples(self, *values: float | Tensor) -> list[float]:
+        """Sums over the ranks' different samples. A collective."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """What else is worth a curve."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        ...
+
+    def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
+        """Measure a model on the test data; the outcome is on rank 0 only. A collective."""
+        ...
+
+
+def data_fingerprint(videos: Iterable[Sequence[Any]], *, classes: Sequence[str]) -> dict[str, Any]:
+    """What the training data are: counts, and a hash of all that samples follow from, in their order.
+
+    Args:
+        videos: of each, its name and what is annotated; the order of samples counts on theirs.
+        classes: names of the classes by index.
+    """
+    videos = list(videos)
+    content = repr((list(map(tuple, videos)), tuple(classes))).encode()
+    return {
+        "videos": len(videos),
+        "classes": len(classes),
+        "hash": hashlib.blake2b(content, digest_size=8).hexdigest(),
+    }

@@ -1,0 +1,244 @@
+"""Recognition as a task: clips of labelled videos, cross entropy, top-1 and top-5 accuracy.
+
+B videos, V views of a video (clips x crops), T frames of a view, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adatad_ds.config.schema import Config
+from adatad_ds.data.augmentation.mixing import mix
+from adatad_ds.data.clip_dataset import ClipBatch, ClipDataset
+from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.video_names import VideoNames, read_names
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
+from adatad_ds.evaluation.plots.curves import confusion_figure
+from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.recogniser import Recogniser, build_recogniser
+from adatad_ds.tasks.base import Evaluation, data_fingerprint
+
+Logits = dict[str, NDArray[np.float32]]  # of each video's views, (V, K)
+
+
+class RecognitionTask:
+    """A `task.Task`.
+
+    Args:
+        config: of the run, with a section `recognition`.
+        mesh: the ranks.
+        accumulation: micro batches a step.
+
+    Raises:
+        DataError: no usable videos or lists.
+    """
+
+    loss_names = ("cross_entropy",)
+
+    def __init__(self, *, config: Config, mesh: Mesh, accumulation: int) -> None:
+        assert config.recognition is not None
+        self._config, self._world, self._settings = config, mesh.world, config.recognition
+        self._accumulation = accumulation
+        self.train_data = open_clips(config, training=True)
+        self.classes = self.train_data.classes
+        self.test_data = open_clips(config, training=False, classes=self.classes)
+        self.reports = tuple(
+            f"data: {len(data.videos)} videos of {len(data.classes)} classes to {what}"
+            for what, data in (("learn from", self.train_data), ("test on", self.test_data))
+        )
+        self._damage_told = False  # every evaluation reads the same files
+        self.data_fingerprint = data_fingerprint(
+            ((video.name, video.label) for video in self.train_data.videos), classes=self.classes
+        )
+        self._samples = 1.0  # of the global batch of this step that have a label
+
+    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:
+        """The recogniser."""
+        return build_recogniser(self._config, num_classes=len(self.classes), storage=storage, stopwatch=stopwatch)
+
+    def begin_step(self, micro_batches: Sequence[ClipBatch]) -> tuple[list[ClipBatch], list[Tensor]]:
+        """Labels of each micro batch, and how many samples of the step have one. A collective."""
+        labels = [batch.labels for batch in micro_batches]
+        self._samples = max(1.0, self._world.sum(sum(int((each >= 0).sum()) for each in labels))[0])
+        return list(micro_batches), labels
+
+    def losses(self, forward: Callable[..., Any], batch: ClipBatch, targets: Tensor) -> Tensor:
+        """This micro batch's share of the mean cross entropy.
+
+        # differs: mixup and CutMix blend the samples of one rank's micro batch, so that with them results depend on
+        # how the global batch is split.
+        """
+        device, settings = self._world.device, self._settings
+        frames, soft = mix(
+            batch.frames,
+            targets,
+            classes=len(self.classes),
+            mixup_alpha=settings.mixup_alpha,
+            cutmix_alpha=settings.cutmix_alpha,
+            seed=int(batch.seeds[0]),
+        )
+        logits = forward(frames.to(device, non_blocking=True), batch.seeds)[:, 0]
+        known = soft.sum(dim=1, keepdim=True)
+        soft = (1 - settings.label_smoothing) * soft + settings.label_smoothing / len(self.classes) * known
+        return F.cross_entropy(logits, soft.to(device), reduction="sum")[None] / self._samples
+
+    def to_backward(self, share: Tensor) -> Tensor:
+        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed."""
+        return share * (self._world.size * self._accumulation)
+
+    def sum_over_samples(self, *values: float | Tensor) -> list[float]:
+        """Sums over all ranks. A collective."""
+        return self._world.sum(*values)
+
+    def scalars(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a step depends on its batch and the weights alone."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
+        """Recognise the test videos and measure; the outcome is on rank 0 only. A collective."""
+        batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
+        logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
+        if not self._world.is_main:
+            return None
+        for line in damaged.values() if not self._damage_told else ():
+            report(f"a test video is damaged: {line}")
+        self._damage_told = True
+        recognition = measure_recognition(logits, data=self.test_data)
+        return Evaluation(
+            metrics=recognition.to_dict(),
+            table=recognition.table(),
+            per_class=recognition.per_class_table(),
+            pictures={"confusion": lambda title: confusion_figure(recognition, title=f"{title}: classes mistaken")},
+            save=lambda folder: save_predictions(logits, damaged, data=self.test_data, folder=folder),
+        )
+
+
+def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -> ClipDataset:
+    """The training or test clips of a config.
+
+    Args:
+        config: of the run, with a section `recognition`.
+        training: random clips, or the fixed views.
+        classes: names by index, where they are known already.
+
+    Raises:
+        DataError: no usable videos or lists.
+    """
+    settings, data = config.recognition, config.data
+    assert settings is not None
+    known = classes or (read_class_names(settings.class_names) if settings.class_names else data.classes)
+    source = Path(settings.train_list if training else settings.test_list)
+    exclude = [*data.exclude, *(read_names(data.exclude_file) if data.exclude_file else ())]
+    videos = _without(_read(source, root=data.videos, classes=known), exclude, source=source)
+    return ClipDataset(
+        videos=videos,
+        training=training,
+        frames=settings.frames,
+        sampling=settings.sampling,
+        stride=settings.stride,
+        resolution=data.resolution,
+        short_side_before_crop=data.short_side_before_crop,
+        scaling=data.scaling,
+        augment=data.augment,
+        clips=settings.test_clips,
+        crops=settings.test_crops,
+        reader=data.reader,
+        seed=config.train.seed,
+        repeats=config.train.repeats,
+    )
+
+
+def make_clip_loader(data: ClipDataset, *, config: Config, world: World) -> Iterable[ClipBatch]:
+    """This rank's share of the test clips. A collective."""
+    return world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=world.rank,
+            ranks=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
+    )
+
+
+@torch.no_grad()
+def recognise(
+    *, forward: Callable[..., Any], batches: Iterable[ClipBatch], world: World, report: Callable[[str], None]
+) -> tuple[Logits, dict[str, str]]:
+    """Class logits of every readable video's views, and what is missing in damaged files, by video. A collective.
+
+    Args:
+        forward: frames (B, V, T, H, W, 3) uint8 to logits (B, V, K).
+        batches: this rank's share of the test clips.
+        world: the ranks.
+        report: told about videos that could not be read.
+    """
+    own: Logits = {}
+    damaged: dict[str, str] = {}
+    failed: set[str] = set()
+    for batch in world.together(batches):
+        logits = forward(batch.frames.to(world.device, non_blocking=True)).float().cpu().numpy()
+        for index, video in enumerate(batch.videos):
+            error = batch.errors[index]
+            if error is not None:
+                failed.add(error)
+            elif not batch.padding[index]:
+                own[video] = logits[index]
+                if batch.damage[index]:
+                    damaged[video] = str(batch.damage[index])
+    for error in sorted(set().union(*world.gather(failed))):
+        report(f"not recognised: {error}")
+    gathered = world.gather((own, damaged))
+    return (
+        {video: views for part, _ in gathered for video, views in part.items()},
+        {video: line for _, part in gathered for video, line in part.items()},
+    )
+
+
+def measure_recognition(logits: Logits, *, data: ClipDataset) -> Recognition:
+    """Accuracies of predictions of a test set."""
+    return recognition_accuracy(logits, {video.name: video.label for video in data.videos}, classes=data.classes)
+
+
+def save_predictions(logits: Logits, damaged: Mapping[str, str], *, data: ClipDataset, folder: Path) -> None:
+    """Write the predictions of a test set, and what its damaged files lack, into a folder."""
+    truth = {video.name: video.label for video in data.videos}
+    write_predictions(folder / PREDICTIONS_FILE, logits, truth, classes=data.classes, damaged=damaged)
+
+
+def _read(source: Path, *, root: str, classes: Sequence[str]) -> VideoList:
+    if source.is_dir():
+        return read_folders(source, classes=classes)
+    if not root:
+        raise ConfigError(f"data.videos must name the folder that the paths in {source} are below")
+    return read_list(source, root=root, classes=classes)
+
+
+def _without(videos: VideoList, exclude: Sequence[str], *, source: Path) -> VideoList:
+    names = VideoNames(video.name for video in videos.videos)
+    excluded = set(map(names.find, exclude))
+    kept = tuple(video for video in videos.videos if video.name not in excluded)
+    if not kept:
+        raise DataError(f"{source}: data.exclude and data.exclude_file leave out every video")
+    return VideoList(videos=kept, classes=videos.classes)

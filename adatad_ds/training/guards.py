@@ -1,0 +1,167 @@
+"""What ends a run early, on all ranks alike: unreadable videos, losses and gradients that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, DataError, summarize_list
+
+
+class FailedVideos:
+    """Videos that could not be read.
+
+    Args:
+        fate: what becomes of their samples, in words.
+        known: error lines from before a resume.
+        most: videos that may fail before the run gives up.
+        world: the ranks.
+        report: told about each newly failed video.
+    """
+
+    def __init__(
+        self, *, fate: str, known: Sequence[str], most: int, world: World, report: Callable[[str], None]
+    ) -> None:
+        self.errors = list(known)
+        self._fate = fate
+        self._most = most
+        self._world = world
+        self._report = report
+
+    def add(self, errors: Sequence[str]) -> None:
+        """Take in what this rank met in a step. A collective.
+
+        Raises:
+            DataError: too many videos have failed.
+        """
+        for error in sorted({error for part in self._world.gather(list(errors)) for error in part}):
+            if error not in self.errors:
+                self.errors.append(error)
+                self._report(f"{self._fate}: {error}")
+        if len(self.errors) > self._most:
+            raise DataError(
+                f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "
+                f"the last: {self.errors[-1]}. Mend the files, or leave them out with --set data.exclude=[...]"
+            )
+
+
+class DamagedVideos:
+    """Videos of which a part cannot be read; what can be is trained on.
+
+    Args:
+        world: all ranks.
+        report: told once about each.
+    """
+
+    def __init__(self, *, world: World, report: Callable[[str], None]) -> None:
+        self._told: set[str] = set()
+        self._world, self._report = world, report
+
+    def untold(self, found: Iterable[Damage | None]) -> list[Damage]:
+        """Those of some files' states that are damaged and not told yet."""
+        return [damage for damage in found if damage and damage.path not in self._told]
+
+    def add(self, untold: Sequence[Damage]) -> None:
+        """Take in what this rank met in a step. A collective."""
+        for damage in sorted((damage for part in self._world.gather(list(untold)) for damage in part), key=str):
+            if damage.path not in self._told:
+                self._told.add(damage.path)
+                self._report(f"a training video is damaged, here or also elsewhere: {damage}")
+
+
+def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
+    """Stop when training has diverged; the losses are the same on all ranks.
+
+    Raises:
+        ConfigError: a loss is NaN or infinite.
+    """
+    if not math.isfinite(sum(losses.values())):
+        parts = ", ".join(f"{name} {value}" for name, value in losses.items())
+        raise ConfigError(
+            f"the loss of step {step} is not finite ({parts}); lower train.lr_head and train.lr_adapter, or use "
+            "--set train.precision=bf16 or fp32"
+        )
+
+
+class SkippedSteps:
+    """Steps whose gradients had no finite norm, so that the optimizer left the weights alone.
+
+    With fp16 some are normal: the loss scale is found that way. From the first one on, gradients are watched, to name
+    the tensors of the next; that costs a norm of each, so it is not done before.
+
+    Args:
+        parameters: those that learn, by name.
+        total: skipped before a resume.
+        in_a_row: skipped just before it.
+        most: in a row before the run gives up.
+        world: the ranks.
+        report: told about each skipped step.
+    """
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        total: int,
+        in_a_row: int,
+        most: int,
+        world: World,
+        report: Callable[[str], None],
+    ) -> None:
+        self.total, self.in_a_row = total, in_a_row
+        self._parameters = parameters
+        self._most = most
+        self._world = world
+        self._report = report
+        self._squares: dict[str, Tensor] | None = None  # this step's squared norms by name; None: not watched
+        if in_a_row:
+            self._watch()
+
+    def add(self, step: int, *, taken: bool) -> None:
+        """Take in whether a step was taken, which is the same on all ranks. A collective where it was not.
+
+        Raises:
+            ConfigError: too many in a row were not.
+        """
+        if taken:
+            self.in_a_row = 0
+            if self._squares is not None:
+                self._squares.clear()
+            return
+        self.total += 1
+        self.in_a_row += 1
+        names = self._not_finite()
+        examples = summarize_list(names, limit=4, separator=", ")
+        where = f" ({len(names)} of {len(self._parameters)} tensors: {examples})" if names else ""
+        if self.in_a_row >= self._most:
+            raise ConfigError(
+                f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients have no finite norm"
+                f"{where}, though the loss is finite. Lower train.lr_head and train.lr_adapter, or use --set "
+                f"train.precision=bf16 or fp32; train.max_skipped_steps={self._most} sets how many are too many"
+            )
+        self._report(f"step {step} skipped: gradients have no finite norm{where}; {self.in_a_row} in a row")
+        if self._squares is None:
+            self._watch()
+
+    def _not_finite(self) -> list[str]:
+        """Names of the parameters whose gradient had no finite norm on some rank. A collective."""
+        own = [name for name, square in (self._squares or {}).items() if not math.isfinite(float(square))]
+        if self._squares is not None:
+            self._squares.clear()
+        found = {name for names in self._world.gather(own) for name in names}
+        return [name for name in self._parameters if name in found]
+
+    def _watch(self) -> None:
+        self._squares = {}
+        for name, parameter in self._parameters.items():
+            parameter.register_hook(lambda gradient, name=name: self._look(name, gradient))
+
+    def _look(self, name: str, gradient: Tensor) -> None:
+        """Add a micro batch's squared norm; it is read once a step is skipped."""
+        assert self._squares is not None
+        square = gradient.detach().float().square().sum()
+        self._squares[name] = self._squares[name] + square if name in self._squares else square

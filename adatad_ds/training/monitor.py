@@ -1,0 +1,126 @@
+"""What a run says while it runs: TensorBoard, JSON lines, a progress bar. Rank 0 only; elsewhere it is silent."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from adatad_ds.evaluation.plots.figures import try_to_draw
+
+SMOOTHED_STEPS = 20  # over which the progress bar's loss is averaged
+LOG_FILE = "log.jsonl"
+
+
+class Monitor:
+    """Writes a run's numbers.
+
+    Args:
+        folder: the run's folder; TensorBoard's events and `log.jsonl` go there.
+        active: False makes every method do nothing.
+        start_step: the first step that this process will run; what was written of it and later ones, before a crash,
+            is dropped so that no step appears twice.
+        total_steps: of the whole run, for the time left.
+    """
+
+    def __init__(self, *, folder: Path, active: bool, start_step: int, total_steps: int) -> None:
+        self._active = active
+        if not active:
+            return
+        self._log_path = folder / LOG_FILE
+        if start_step and self._log_path.exists():
+            _drop_later_steps(self._log_path, before=start_step)
+        self._log = self._log_path.open("a" if start_step else "w", encoding="utf-8")
+        self._board = SummaryWriter(log_dir=str(folder), purge_step=start_step)
+        self._start_step, self._loss = start_step, 0.0
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
+
+    def text(self, name: str, content: str, step: int | None = None) -> None:
+        """A text shown in TensorBoard as it stands, such as the config; of a step, or else of this start of the run."""
+        if self._active:
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`*", content))))  # which nothing inside can end
+            self._board.add_text(name, f"{fence}\n{content}\n{fence}", self._start_step if step is None else step)
+
+    def figure(self, name: str, draw: Callable[[], Figure], step: int) -> None:
+        """A picture of step `step`, shown in TensorBoard; drawn here, on no display. Of one that fails, a warning."""
+
+        def add() -> None:
+            canvas = FigureCanvasAgg(draw())
+            canvas.draw()
+            self._board.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")
+
+        if self._active:
+            try_to_draw(name, add, report=self.say)
+
+    def histogram(self, name: str, values: ArrayLike, step: int) -> None:
+        """How a quantity is spread at step `step`; values that are not finite are left out."""
+        if not self._active:
+            return
+        numbers = np.asarray(values, dtype=np.float64).ravel()
+        numbers = numbers[np.isfinite(numbers)]
+        if len(numbers):
+            self._board.add_histogram(name, numbers, step)
+
+    def advance(self, step: int, *, loss: float) -> None:
+        """One more optimizer step is done; the bar shows its loss smoothed, for one batch says little."""
+        if self._active:
+            weight = 1 / min(step + 1 - self._start_step, SMOOTHED_STEPS)  # a plain mean at first
+            self._loss += weight * (loss - self._loss)
+            self._bar.update(step + 1 - self._bar.n)
+            self._bar.set_postfix_str(f"loss {self._loss:.4f} (smoothed)", refresh=False)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of step `step` (0 is the first), named `group/name`."""
+        if not self._active:
+            return
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+
+    def say(self, message: str) -> None:
+        """A line for the user, above the progress bar."""
+        if self._active:
+            self._bar.write(message, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._active:
+            self._bar.close()
+            self._board.close()
+            self._log.close()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has used: the device's allocator on a GPU, resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_memory_name(device: torch.device) -> str:
+    """What `peak_memory_bytes` measures: "peak" of the device's allocator, "peak_resident" of a process."""
+    return "peak" if device.type == "cuda" else "peak_resident"
+
+
+def _drop_later_steps(path: Path, *, before: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < before:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # a line cut off by the crash
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

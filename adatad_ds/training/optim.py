@@ -1,0 +1,107 @@
+"""What learns, at which rate: parameter groups, schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from adatad_ds.config.schema import TrainConfig
+
+CLASSIFIER = "head.classifier."  # of a recogniser
+INITIAL_SHARE = 0.05  # of a running average, at which its run counts as short
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
+
+    As the authors of AdaTAD and AIM decay, every tensor of backbone, adapters and a recogniser's classifier, biases,
+    norms and scales too; of a detector's pyramid and heads, as ActionFormer's, those with two axes longer than 1. Each
+    group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and
+    `weight_decay`.
+    """
+    lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
+    rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = parameter_kind(name)
+            in_detector = kind == "head" and not name.startswith(CLASSIFIER)
+            decayed = not in_detector or sum(size > 1 for size in parameter.shape) > 1
+            groups.setdefault((kind, decayed), []).append(parameter)
+    decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}
+    return [
+        {
+            "params": parameters,
+            "name": kind if decayed else f"{kind}_no_decay",
+            "base_lr": rates[kind],
+            "lr": 0.0,
+            "weight_decay": decays[kind] if decayed else 0.0,
+        }
+        for (kind, decayed), parameters in groups.items()
+    ]
+
+
+def parameter_kind(name: str) -> str:
+    """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a parameter's name."""
+    if name.startswith(("backbone.adapters.", "backbone.temporal_embedding")):
+        return "adapter"
+    return "backbone" if name.startswith("backbone.") else "head"
+
+
+def parameter_table(model: nn.Module) -> str:
+    """Parameters by kind and by whether they learn, one line each; a model on the meta device will do."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        kind = f"{parameter_kind(name)}, {'learns' if parameter.requires_grad else 'frozen'}"
+        counts[kind] = counts.get(kind, 0) + parameter.numel()
+    return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
+
+
+def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
+    """How much of the running average stays in the `updates`-th update (from 1).
+
+    With a warm-up (1 + n) / (10 + n) until that reaches `decay`, as TensorFlow's ExponentialMovingAverage and torch_ema
+    have it; without, always `decay`, as AdaTAD's authors have it.
+    """
+    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
+
+
+def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
+    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps.
+
+    An average that is `trained` already, as of a published detector, is not to be forgotten.
+    """
+    if train.ema_warmup is not None:
+        return train.ema_warmup
+    return not trained and train.ema_decay**steps > INITIAL_SHARE
+
+
+def schedule(
+    step: int,
+    *,
+    warmup_steps: float,
+    total_steps: int,
+    warmup_start: float = 0.0,
+    epoch_steps: int | None = None,
+) -> float:
+    """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine to 0 at `total_steps`.
+
+    From a warm-up's start of 0 step 0 has rate 0, as AdaTAD's authors have it (OpenTAD, LinearWarmupCosineAnnealingLR).
+    # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends at a rate of 1e-8.
+
+    Args:
+        step: which.
+        warmup_steps: of the warm-up.
+        total_steps: where the cosine reaches 0.
+        warmup_start: where the warm-up begins.
+        epoch_steps: None, the cosine begins where the warm-up ends, and falls with each step (AdaTAD); otherwise it
+            begins with the first step and falls with each epoch of so many, the warm-up a factor of it (mmcv, AIM).
+    """
+    warmed = 1.0 if step >= warmup_steps else warmup_start + (1 - warmup_start) * step / warmup_steps
+    if epoch_steps is None:
+        progress = max(0.0, step - warmup_steps) / max(1, total_steps - warmup_steps)
+    else:
+        progress = step // epoch_steps * epoch_steps / total_steps
+    return warmed * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,305 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+from adatad_ds.config.schema import Config
+from adatad_ds.data.loader import TrainBatches, make_train_loader
+from adatad_ds.distributed.engine import Engine
+from adatad_ds.distributed.world import World
+from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.runs.checkpoint import CheckpointStore
+from adatad_ds.runs.folder import RunFolder
+from adatad_ds.runs.lock import RunLock
+from adatad_ds.tasks.base import Evaluation, Task
+from adatad_ds.training.guards import DamagedVideos, FailedVideos, SkippedSteps, check_finite
+from adatad_ds.training.monitor import Monitor, peak_memory_bytes, peak_memory_name
+from adatad_ds.training.optim import schedule
+from adatad_ds.training.preemption import StopAsked, StopRequest
+from adatad_ds.training.profiling import Profiler
+from adatad_ds.training.update_stats import Updates
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
+    skipped_steps: int = 0  # whose gradients had no finite norm
+    skipped_in_a_row: int = 0  # the last ones
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A run put together; `run` is the training loop."""
+
+    config: Config
+    world: World
+    engine: Engine
+    task: Task
+    batches: TrainBatches
+    run_folder: RunFolder
+    store: CheckpointStore
+    monitor: Monitor
+    stopwatch: Stopwatch
+    progress: Progress
+    failed_videos: FailedVideos
+    damaged_videos: DamagedVideos
+    skipped_steps: SkippedSteps
+    lock: RunLock
+    frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
+    stop: StopRequest
+    profiler: Profiler
+    updates: Updates
+
+    def run(self) -> None:
+        """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
+        epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
+        total_steps = settings.stop_epoch * epoch_steps
+        epochs, inside_epoch = divmod(self.progress.step, epoch_steps)
+        if epochs and inside_epoch == 0 and not self.evaluate_if_due(epochs):  # a crash may have come after saving
+            self.leave_early()
+            return
+        loader = self.world.attempt(
+            lambda: make_train_loader(
+                self.task.train_data,
+                batches=self.batches.between(self.progress.step, total_steps),
+                config=self.config.data,
+                pin_memory=self.world.device.type == "cuda",
+            )
+        )
+        micro_batches = iter(loader)
+        self.engine.train()
+        for step in range(self.progress.step, total_steps):
+            with self.profiler.step(step):
+                began = time.perf_counter()
+                with record_function("data"):
+                    accumulated = self.world.attempt(lambda: list(islice(micro_batches, self.engine.accumulation)))
+                fetched = time.perf_counter()
+                self.engine.set_learning_rate(self.learning_rate(step))
+                losses, stops = self.step(accumulated)
+                self.progress.step = step + 1
+                self.monitor.advance(step, loss=sum(losses.values()))
+                if step % settings.log_every_steps == 0 or step + 1 == total_steps:
+                    self.log(step, losses, data_sec=fetched - began, began=began)
+            epoch, inside_epoch = divmod(step + 1, epoch_steps)
+            regular = settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
+            if inside_epoch == 0 or regular or stops:
+                self.save()
+            if stops:
+                self.leave_early()
+                return
+            if inside_epoch == 0:
+                self.log_updates()
+                if not self.evaluate_if_due(epoch):
+                    self.leave_early()
+                    return
+                self.engine.train()
+
+    def learning_rate(self, step: int) -> float:
+        """The schedule's factor at a step."""
+        settings, epoch_steps = self.config.train, self.batches.steps_per_epoch
+        return schedule(
+            step,
+            warmup_steps=settings.warmup_epochs * epoch_steps,
+            total_steps=settings.schedule_epochs * epoch_steps,
+            warmup_start=settings.warmup_start,
+            epoch_steps=epoch_steps if settings.cosine == "epoch" else None,
+        )
+
+    def step(self, micro_batches: Sequence[Any]) -> tuple[dict[str, float], bool]:
+        """One optimizer step on a global batch.
+
+        Returns:
+            Its losses, and whether any rank has been asked to stop: the same on all.
+
+        Raises:
+            DataError: too many videos could not be read.
+            ConfigError: the loss is not finite, or too many steps in a row had gradients that were not.
+        """
+        task = self.task
+        sums = torch.zeros(len(task.loss_names), device=self.world.device)
+        micro_batches, targets = task.begin_step(micro_batches)
+        for batch, wanted in zip(micro_batches, targets, strict=True):
+            with record_function("forward"):
+                shares = task.losses(self.engine, batch, wanted)
+            with record_function("backward"):
+                self.engine.backward(task.to_backward(shares.sum()))
+            with record_function("step"):
+                self.engine.step()
+            sums += shares.detach()
+        errors = [error for batch in micro_batches for error in batch.errors if error is not None]
+        damage = self.damaged_videos.untold(found for batch in micro_batches for found in batch.damage)
+        *totals, failed, damaged, stops = task.sum_over_samples(*sums, len(errors), len(damage), self.stop.asked)
+        if failed:
+            self.failed_videos.add(errors)
+        if damaged:
+            self.damaged_videos.add(damage)
+        losses = dict(zip(task.loss_names, totals, strict=True))
+        check_finite(step=self.progress.step, losses=losses)
+        self.skipped_steps.add(self.progress.step, taken=self.engine.step_taken)
+        if stops:
+            self.stop.heard()
+        return losses, stops > 0
+
+    def stopped(self) -> bool:
+        """Whether any rank has been asked to stop: the same on all. A collective."""
+        stops = self.world.max(self.stop.asked)[0] > 0
+        if stops:
+            self.stop.heard()
+        return stops
+
+    def leave_early(self) -> None:
+        """Say that this run is to go on later: to the user, and by a file to whoever started it."""
+        if self.world.is_main:
+            self.run_folder.mark_interrupted()
+        self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
+
+    def log(self, step: int, losses: Mapping[str, float], *, data_sec: float, began: float) -> None:
+        """Record a step's numbers. A collective."""
+        peak_bytes = self.world.max(peak_memory_bytes(self.world.device))[0]
+        elapsed = time.perf_counter() - began
+        frames = self.config.train.global_batch * self.config.sample_frames
+        self.monitor.scalars(
+            step,
+            {
+                "loss/total": sum(losses.values()),
+                **{f"loss/{name}": value for name, value in losses.items()},
+                **self.task.scalars(),
+                "train/gradient_norm": self.engine.gradient_norm(),
+                "train/skipped_steps": self.skipped_steps.total,
+                "train/epoch": (step + 1) / self.batches.steps_per_epoch,
+                **{f"lr/{name}": rate for name, rate in self.engine.learning_rates().items()},
+                "time/step_sec": elapsed,
+                "time/data_wait_sec": data_sec,
+                "time/compute_sec": elapsed - data_sec,
+                "time/frames_per_sec": frames / elapsed,
+                f"memory/{peak_memory_name(self.world.device)}_gb": peak_bytes / 1e9,
+                **{f"segment_sec/{name}": seconds for name, seconds in self.stopwatch.take().items()},
+            },
+        )
+
+    def log_updates(self) -> None:
+        """Record how far what learns has moved in an epoch. A collective."""
+        step, movement = self.progress.step - 1, self.updates.take()
+        self.monitor.scalars(step, movement.scalars())
+        for name, values in movement.histograms().items():
+            self.monitor.histogram(name, values, step)
+
+    def save(self) -> None:
+        """Write a checkpoint. A collective.
+
+        Raises:
+            ConfigError: it cannot be written, or the run's folder is another training's by now.
+        """
+        began = time.perf_counter()
+        self.world.on_main(self.lock.check)
+        self.progress.failed_videos = self.failed_videos.errors
+        self.progress.skipped_steps = self.skipped_steps.total
+        self.progress.skipped_in_a_row = self.skipped_steps.in_a_row
+        compact = self.config.train.compact_checkpoints
+        trainable: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensors in self.engine.trainable_state():
+            if self.world.is_main:
+                for kind, value in tensors.items():
+                    kept = encode(kind, value, tensors[MASTER]) if compact else value
+                    trainable.setdefault(kind, {})[name] = kept
+        if compact:
+            self.engine.round_trainable_state()
+        state = {
+            "progress": asdict(self.progress),
+            "optimizer": self.engine.optimizer_state(),
+            **self.task.state_dict(),
+            "training_data": self.task.data_fingerprint,
+            "frozen_fingerprint": self.frozen_fingerprint,
+        }
+        failed = self.world.on_main(
+            lambda: self.store.save(step=self.progress.step, trainable=trainable, compact=compact, state=state)
+        )
+        for line in failed:
+            self.monitor.say(f"warning: {line}")
+        self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
+
+    def evaluate_if_due(self, epoch: int) -> bool:
+        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective.
+
+        Returns:
+            False where a request to stop has cut it short: then the resumed run, saved at this very step, evaluates.
+        """
+        settings = self.config.train
+        last = epoch == settings.stop_epoch
+        regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
+        done = self.world.on_main(lambda: epoch in self.run_folder.evaluations())
+        if done:
+            self.mark_if_best(epoch)  # before which a crash may have come, too
+        if done or not (last or regular):
+            return True
+
+        def forward(*inputs: Any) -> Any:
+            if self.stopped():
+                raise StopAsked
+            return self.engine(*inputs)
+
+        self.engine.train(False)
+        try:
+            with self.engine.averaged_weights():
+                evaluation = self.task.evaluate(forward, report=self.monitor.say)
+        except StopAsked:
+            return False
+        if evaluation is not None:
+            self.record_evaluation(epoch, evaluation)
+        return True
+
+    def record_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
+        """Save and show what an evaluation found, and mark the best epoch's checkpoint; on rank 0."""
+        self.run_folder.add_evaluation(epoch, evaluation)
+        self.mark_if_best(epoch)
+        if evaluation.operating_point is not None:
+            kind = AVERAGE if self.config.train.ema_decay else MASTER
+            self.store.set_operating_point(step=self.progress.step, kind=kind, point=evaluation.operating_point)
+        (name, scores), best = self.run_folder.scores(), self.run_folder.best_epoch()
+        assert best is not None
+        values = {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
+        values |= {"evaluation/epoch": epoch, "evaluation/best_epoch": best, f"evaluation/best_{name}": scores[best]}
+        step = self.progress.step - 1
+        self.monitor.scalars(step, values)
+        self.monitor.text("evaluation/table", f"{evaluation.table}\n\n{evaluation.per_class}", step)
+        self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{evaluation.table}")
+        for picture, draw in evaluation.pictures.items():
+            self.monitor.figure(f"pictures/{picture}", partial(draw, f"Epoch {epoch}"), step)
+
+    def mark_if_best(self, epoch: int) -> None:
+        """Remember the checkpoint just saved if its epoch is the best evaluated one."""
+        if self.world.is_main and self.run_folder.best_epoch() == epoch:
+            self.store.mark_best(step=self.progress.step)
+
+    def report_evaluations(self) -> None:
+        """Say what the last and the best evaluated epoch reached."""
+        if self.world.is_main and (summary := self.run_folder.summary()):
+            self.monitor.say(summary)
+
+    def report_memory(self) -> None:
+        """Say what each rank holds and held at most. A collective."""
+        held = self.world.gather(self.engine.bytes_by_kind())
+        peaks = self.world.gather(peak_memory_bytes(self.world.device))
+        for rank, (kinds, peak) in enumerate(zip(held, peaks, strict=True)):
+            parts = ", ".join(f"{kind.replace('_', ' ')} {size / 1e9:.3f}" for kind, size in kinds.items())
+            what = peak_memory_name(self.world.device).replace("_", " ")
+            self.monitor.say(f"memory of rank {rank}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
+
+    def close(self) -> None:
+        """Flush the logs and let go of the engine."""
+        self.profiler.close()
+        self.monitor.close()
+        self.engine.close()
