@@ -84,7 +84,7 @@ def test_the_failing_rank_is_heard(small_videos, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys; sys.path[0] = os.getcwd(); from adatad_ds.process import *; from adatad_ds.train import main\n"
+        "import os, sys; sys.path[0] = os.getcwd(); from adatad_ds.distributed.process import *; from adatad_ds.train import main\n"
         f"os.chdir('/' if os.environ['RANK'] == '1' else {str(small_videos)!r}); run_process(main)"
     )
     command = train_command(
@@ -114,7 +114,7 @@ def test_output_that_nobody_reads_any_more(small_videos, tmp_path):
 
 def test_a_closed_terminal_takes_nothing_down(tmp_path):
     """Writing to it fails with another error than to a closed pipe."""
-    code = "import sys; from adatad_ds.console import keep_output; keep_output(); sys.stdin.read(); "
+    code = "import sys; from adatad_ds.system.console import keep_output; keep_output(); sys.stdin.read(); "
     code += "print('lost'); sys.stdout.flush(); print('lost', file=sys.stderr); open(sys.argv[1], 'w').write('done')"
     main, terminal = os.openpty()
     reader, writer = os.pipe()
