@@ -256,10 +256,8 @@ def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
 
 def write_operating_point(path: Path, *, kind: str, point: OperatingPoint) -> None:
     """Keep it with the checkpoint, in the place of an earlier evaluation's."""
-    temporary = path / f".{OPERATING_POINTS_FILE}"
     content = _operating_points(path) | {kind: point.to_dict()}
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path / OPERATING_POINTS_FILE)
+    write_text(path / OPERATING_POINTS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def _operating_points(path: Path) -> dict[str, Any]:

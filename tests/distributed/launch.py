@@ -102,8 +102,9 @@ def environment() -> dict[str, str]:
 
 
 def heed_interrupts() -> None:
-    """To be called in a new process: tests in a shell's background inherit that SIGINT is ignored."""
+    """To be called in a new process: what a shell or nohup ignores is inherited."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def start(command: list[str]) -> subprocess.CompletedProcess[str]:

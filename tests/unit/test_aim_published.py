@@ -54,6 +54,7 @@ OURS |= {"data.test_window_overlap", "backbone.weights", "backbone.adapter", "ba
 OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
 OURS |= {"backbone.activation_checkpointing", "backbone.stored_on_device_gb", "train.seed", "train.precision"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}
+OURS |= {"train.ema_warmup", "train.max_skipped_steps", "train.hang_timeout_sec", "train.stop_timeout_sec"}
 OURS |= {"train.log_every_steps", "recognition.train_list", "recognition.test_list", "recognition.class_names"}
 OURS |= {"recognition.reset_classifier"} | {f"test.{field.name}" for field in fields(TestConfig)}
 # Fields that the facts below hold together, as rates of parameters or sizes of transformers.
