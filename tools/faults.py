@@ -67,7 +67,8 @@ class Campaign:
         self._folder, self._seed = folder, seed
         self._data = folder / "data"
         if not (self._data / "annotations.json").exists():
-            made = [sys.executable, "tools/make_videos.py", "--out", str(self._data), "--train", "8", "--test", "2"]
+            made = [sys.executable, "-m", "adatad_ds", "generate", "videos", "--out", str(self._data)]
+            made += ["--train", "8", "--test", "2"]
             subprocess.run(made, cwd=REPOSITORY, check=True, capture_output=True)
         self._expected: dict[str, dict[int, float]] = {}
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools.check_data import main
 
 from adatad_ds.config.loading import override
 from adatad_ds.data.annotations import Action, Video, subset_names
@@ -41,7 +42,6 @@ from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distribut
 from adatad_ds.recipes.catalog import find_recipe
 from tests.distributed.launch import environment
 from tests.unit.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
-from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, FPS = 60, 10

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tools.grid import Overrides, gpu_types_in, read_cells
 
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_here, gpu_named
 from tests.unit.test_grid import SITE
 from tools import plan_memory, submit
-from tools.grid import Overrides, gpu_types_in, read_cells
 
 GIB = 2**30 / 1e9
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from adatad_ds.data.annotations import load_annotations
-from tests.unit.videos import write_video
 from tools.dataset_facts import DATASETS, Counts
 from tools.dataset_formats import SUBSETS, TRAINING, VALIDATION
 from tools.prepare_data import main, report
+
+from adatad_ds.data.annotations import load_annotations
+from tests.unit.videos import write_video
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/datasets.md"
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"

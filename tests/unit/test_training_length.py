@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools.training_advice import UserData, small_machine, suggest_training
 
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import Config, DataConfig, TrainConfig
@@ -17,7 +18,6 @@ from adatad_ds.data.inspection.training_length import count_windows, suggest_len
 from adatad_ds.data.windows import Timing, windows_for_testing
 from adatad_ds.planning.step_time import WindowTime, step_seconds
 from adatad_ds.recipes.catalog import all_recipes, find_recipe
-from tools.training_advice import UserData, small_machine, suggest_training
 
 DETECTION = sorted(name for name, recipe in all_recipes().items() if recipe.config.recognition is None)
 CPU = torch.device("cpu")

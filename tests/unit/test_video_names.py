@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tools.analyse_errors import main as analyse
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import load_annotations
@@ -16,7 +17,6 @@ from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.external_classifier import read_video_scores
 from adatad_ds.system.json_text import read_json
-from tools.analyse_errors import main as analyse
 
 
 def entry(subset: str = "training", label: str = "x") -> dict:
