@@ -215,6 +215,7 @@ def _length_sec(path: Path) -> float:
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line; `prog` is what it is called as, by default this file."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description="Detect actions in video files.",
         epilog="Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, "
         "130 interrupted.",

@@ -28,7 +28,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--ds_config", required=True, type=Path)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
-    parser.add_argument("--gpu", choices=GPUS, help="default: this machine's, as nvidia-smi names it")
+    parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
     return parser

@@ -22,7 +22,7 @@ from adatad_ds.data.sources.formats import TESTING
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
-    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("dataset", choices=tuple(DATASETS))
     parser.add_argument("--source", type=Path, nargs="+", required=True, help="the owners' files, or their folders")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")

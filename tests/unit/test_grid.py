@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tools.grid import Cell, Grid, Overrides, Site, gpus_in, read_cells, resolution_settings, window_settings
 
+from adatad_ds.cluster.cells import Overrides, read_cells, resolution_settings, window_settings
+from adatad_ds.cluster.grid import Cell, Grid
+from adatad_ds.cluster.site import Site, gpus_in
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.errors import ConfigError

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tools.analyse_errors import main as analyse
 
+from adatad_ds.cli.commands import main
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.labelled_videos import read_folders, read_list
@@ -162,10 +162,10 @@ def test_detections_under_other_names_are_analysed(tmp_path: Path, capsys: pytes
     detections = tmp_path / "detections.json"
     detections.write_text(json.dumps({"results": {"clip": [record]}}))
     (tmp_path / "list.txt").write_text("gone.avi\n")
-    assert analyse([str(detections), str(annotations), "--exclude-file", str(tmp_path / "list.txt")]) == 0
+    assert main(["diagnose", str(detections), str(annotations), "--exclude-file", str(tmp_path / "list.txt")]) == 0
     printed = capsys.readouterr().out
     assert "average mAP 100.00 %" in printed
     assert "not in the detections" not in printed
     detections.write_text(json.dumps({"results": {"clip": [record], "v_clip": [record]}}))
-    assert analyse([str(detections), str(annotations)]) == 2
+    assert main(["diagnose", str(detections), str(annotations)]) == 2
     assert "in two ways: clip.mp4" in capsys.readouterr().err
