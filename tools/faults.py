@@ -26,6 +26,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
 
+from adatad_ds.system.utf8 import use_utf8
 from tools.fault_runs import FAULTS, LAYOUTS, Run
 
 DISK_MB = (2, 9)  # less than a run fills, which keeps three checkpoints of 3 MB
@@ -184,4 +185,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -362,7 +362,7 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
     )
     out = tmp_path / "out"
     words = ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out), "--workers", "2"]
-    assert main([*words, "--recipe", "quickstart"]) == 1
+    assert main(["check-data", *words, "--recipe", "quickstart"]) == 1
     report = (out / "report.txt").read_text()
     for kind in (
         "files missing (1)\n  gone",
