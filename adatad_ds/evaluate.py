@@ -34,9 +34,9 @@ from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.training.preemption import follow_launcher
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
-    arguments = parse_arguments(argv)
+    arguments = make_parser(prog).parse_args(argv)
     world = None
     if has_launcher():
         follow_launcher(lambda: os._exit(128 + signal.SIGTERM))
@@ -75,9 +75,11 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Evaluate a trained detector or recogniser.", allow_abbrev=False)
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line; `prog` is what it is called as, by default this file."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Evaluate a trained detector or recogniser.", allow_abbrev=False
+    )
     parser.add_argument(
         "path",
         type=Path,
@@ -95,7 +97,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    return parser.parse_args(argv)
+    return parser
 
 
 if __name__ == "__main__":

@@ -68,9 +68,9 @@ class Wanted:
     embedded_mb: float
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run; what the user got wrong ends in one line a file, and an exit code."""
-    arguments = parse_arguments(argv)
+    arguments = make_parser(prog).parse_args(argv)
     try:
         videos, absent = find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
         detector = load_detector(
@@ -212,9 +212,10 @@ def _length_sec(path: Path) -> float:
         return 0.0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line; `prog` is what it is called as, by default this file."""
     parser = argparse.ArgumentParser(
+        prog=prog,
         description="Detect actions in video files.",
         epilog="Exit code: 0 all videos are done, 1 some failed or are damaged, 2 nothing could be started, "
         "130 interrupted.",
@@ -257,7 +258,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the most device memory to take; what of the backbone does not fit waits in host memory; default: what "
         "is free",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ from adatad_ds.weights.loading import find_weights, published_state
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run; what the user got wrong ends in one paragraph and exit code 2."""
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, prog=prog)
     world = None
     stop = StopRequest(launched=has_launcher(), rank=launched_rank())
     try:
@@ -154,9 +154,9 @@ def weights_that_fit(config: Config) -> str:
     return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train a temporal action detector.", allow_abbrev=False)
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line; `prog` is what it is called as, by default this file."""
+    parser = argparse.ArgumentParser(prog=prog, description="Train a temporal action detector.", allow_abbrev=False)
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names by index, one a line; default: the labels, sorted"
@@ -184,6 +184,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="print parameters, with a ds_config memory, and whether the weights fit; exit",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None, *, prog: str | None = None) -> argparse.Namespace:
+    """What was asked for; what cannot be together ends with the usage and exit code 2."""
+    parser = make_parser(prog)
     arguments = parser.parse_args(argv)
     if not arguments.list_recipes and arguments.recipe is None:
         parser.error("--recipe NAME is missing; --list-recipes shows all")

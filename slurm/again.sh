@@ -8,4 +8,4 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/launch.sh
-exec python tools/submit.py again "$@"
+exec python -m adatad_ds slurm again "$@"

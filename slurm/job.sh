@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One cell of a grid, as an array task; submitted by tools/submit.py in the clone's folder: job.sh GRID
+# One cell of a grid, as an array task; submitted by adatad-ds slurm in the clone's folder: job.sh GRID
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
 # this job is queued again; so it is where its time is up before they have. So it is after a node's crash. What failed is
 # marked, and stays; what was cancelled is not queued again.
@@ -21,7 +21,8 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 cores=$(getconf _NPROCESSORS_ONLN)
 OMP_NUM_THREADS=$((cores < SLURM_CPUS_PER_TASK ? cores : SLURM_CPUS_PER_TASK))
-export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
+PYTHONPATH=$grid/code${PYTHONPATH:+:$PYTHONPATH} # the snapshot, whatever is installed
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS PYTHONPATH
 ((${SLURM_GPUS_ON_NODE:-0} > 0)) || export DS_ACCELERATOR=cpu
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
 scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start

@@ -10,4 +10,4 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 source slurm/launch.sh
-exec python tools/submit.py run "$@"
+exec python -m adatad_ds slurm run "$@"

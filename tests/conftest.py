@@ -10,20 +10,17 @@ import pytest
 @pytest.fixture(scope="session")
 def small_videos(tmp_path_factory) -> Path:
     """A generated data set: 8 training and 3 test videos with their annotations."""
-    return generated("tools/make_videos.py", tmp_path_factory.mktemp("videos") / "data", train=8, test=3)
+    return generated("videos", tmp_path_factory.mktemp("videos") / "data", train=8, test=3)
 
 
 @pytest.fixture(scope="session")
 def small_clips(tmp_path_factory) -> Path:
     """Generated clips in a folder per class: 2 of each of 8 to learn from and 1 to test on."""
-    return generated("tools/make_clips.py", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)
+    return generated("clips", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)
 
 
-def generated(tool: str, folder: Path, *, train: int, test: int) -> Path:
-    subprocess.run(
-        [sys.executable, tool, "--out", folder, "--train", str(train), "--test", str(test), "--seed", "7"],
-        cwd=Path(__file__).resolve().parents[1],
-        check=True,
-        timeout=300,
-    )
+def generated(kind: str, folder: Path, *, train: int, test: int) -> Path:
+    command = [sys.executable, "-m", "adatad_ds", "generate", kind, "--out", str(folder)]
+    command += ["--train", str(train), "--test", str(test), "--seed", "7"]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True, timeout=300)
     return folder

@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change every row")
     arguments = parser.parse_args()
     if not Path(CLIPS, "complete.json").exists():
-        subprocess.run([sys.executable, "tools/make_clips.py", "--out", CLIPS], check=True)
+        subprocess.run([sys.executable, "-m", "adatad_ds", "generate", "clips", "--out", CLIPS], check=True)
     rows = []
     for row in arguments.rows:
         recipe = ablation_recipe(row)

@@ -28,6 +28,7 @@ if ! grep -qxF "$wanted" "$environment/installed" 2>/dev/null; then
             ;;
     esac
     python -m pip install --quiet --disable-pip-version-check --requirement "$requirements" "${chosen[@]}"
+    python -m pip install --quiet --disable-pip-version-check --no-deps --editable . # the command adatad-ds
     echo "$wanted" >>"$environment/installed"
 fi
 export DS_BUILD_OPS=0 # nothing is compiled

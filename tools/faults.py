@@ -26,6 +26,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
 
+from adatad_ds.system.utf8 import use_utf8
 from tools.fault_runs import FAULTS, LAYOUTS, Run
 
 DISK_MB = (2, 9)  # less than a run fills, which keeps three checkpoints of 3 MB
@@ -67,7 +68,8 @@ class Campaign:
         self._folder, self._seed = folder, seed
         self._data = folder / "data"
         if not (self._data / "annotations.json").exists():
-            made = [sys.executable, "tools/make_videos.py", "--out", str(self._data), "--train", "8", "--test", "2"]
+            made = [sys.executable, "-m", "adatad_ds", "generate", "videos", "--out", str(self._data)]
+            made += ["--train", "8", "--test", "2"]
             subprocess.run(made, cwd=REPOSITORY, check=True, capture_output=True)
         self._expected: dict[str, dict[int, float]] = {}
 
@@ -183,4 +185,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -2,7 +2,7 @@
 
     python tools/pretrain_image.py --out adatad_ds/weights/tiny_image.safetensors
 
-A picture looks like one frame of tools/make_clips.py's clips: an acting object, a dimmer one behind it, a background.
+A picture looks like a frame of `adatad-ds generate clips`: an acting object, a dimmer one behind it, a background.
 From the class token, linear maps tell the acting object's place, size and opacity; from each patch, how much of it the
 object covers (a dense target, which a transformer picks up far sooner than one a picture). There are no
 two pictures of one scene, so the weights know of no motion. The pictures come from the random stream `pretraining`,

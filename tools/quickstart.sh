@@ -19,7 +19,7 @@ stage() {
 done_in() { printf -- '--- %s s\n' "$((SECONDS - stage_began))"; }
 
 stage "videos with actions that differ in motion"
-python tools/make_videos.py --out data/quickstart --train 160 --test 32 --seed 1 --workers "$cores"
+adatad-ds generate videos --out data/quickstart --train 160 --test 32 --seed 1 --workers "$cores"
 done_in
 
 for recipe in quickstart quickstart_frozen; do
@@ -35,7 +35,7 @@ python adatad_ds/evaluate.py runs/quickstart_frozen
 python adatad_ds/evaluate.py runs/quickstart
 done_in
 
-python tools/compare_runs.py runs/quickstart runs/quickstart_frozen
+adatad-ds compare runs/quickstart runs/quickstart_frozen
 cat <<'TEXT'
 
 Look at runs/quickstart/evaluate/detections.png; then, after `source .venv/bin/activate`,

@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adatad_ds.detection.decoding import Candidates
 from adatad_ds.errors import DataError
 from adatad_ds.system.json_text import read_json
+
+if TYPE_CHECKING:  # reading results needs no PyTorch
+    from adatad_ds.detection.decoding import Candidates
 
 VERSION = "VERSION 1.3"  # of ActivityNet's format, which evaluation servers look for
 DETECTIONS_FILE = "detections.json"  # of an evaluation

@@ -10,18 +10,16 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from adatad_ds.data.video_names import VideoNames
-from adatad_ds.detection.decoding import Candidates
-from adatad_ds.detection.suppression import suppress
 from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.evaluation.detections_file import read_results
 
 VERBS, NOUNS = 97, 300  # classes of EPIC-Kitchens-100
 EPIC_MEMBER = "test.json"  # name that the server looks for in the zip
@@ -134,9 +132,32 @@ def of_test_videos(results: Results, names: Sequence[str]) -> tuple[dict[str, Se
         raise DataError(
             f"{len(others)} of {len(results)} videos with detections are not in the challenge's test file: "
             f"{summarize_list(others)}. "
-            "Evaluate its subset: prepare_data --with-test, then --set data.test_subset=testing"
+            "Evaluate its subset: adatad-ds prepare-data --with-test, then --set data.test_subset=testing"
         )
     return {name: found.get(name, []) for name in names}, [name for name in names if name not in found]
+
+
+def read_detections(path: Path, test_videos: Sequence[str] | None, *, report: Callable[[str], None]) -> Results:
+    """Detections of a file; where the challenge's test videos are known, of exactly these.
+
+    Args:
+        path: detections.json of an evaluation.
+        test_videos: the challenge's; None: whatever the file has.
+        report: is told of test videos that the file lacks.
+
+    Raises:
+        DataError: no detections, or of other videos.
+    """
+    results = read_results(path)
+    if test_videos is None:
+        return results
+    found, absent = of_test_videos(results, test_videos)
+    if absent:
+        report(
+            f"note: {path} lacks {len(absent)} of {len(test_videos)} test videos, which get none: "
+            f"{summarize_list(absent)}"
+        )
+    return found
 
 
 def write_submission(path: Path, submission: Mapping[str, Any]) -> None:
@@ -189,6 +210,11 @@ def _actions(
     pairing: ActionPairing,
 ) -> list[dict[str, Any]]:
     """One video's action records, by falling score."""
+    import torch
+
+    from adatad_ds.detection.decoding import Candidates
+    from adatad_ds.detection.suppression import suppress
+
     if not verbs or not nouns:
         return []
     verb_segments, verb_scores, verb_labels = _columns(verbs, verb_of)

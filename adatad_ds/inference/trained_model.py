@@ -1,6 +1,6 @@
 """Trained models on disk, of whatever kind, made ready for inference.
 
-A run or one of its checkpoints; an export of tools/export_adapter.py (what trainable, and how to rebuild the rest); a
+A run or one of its checkpoints; an export of adatad-ds export (what trainable, and how to rebuild the rest); a
 checkpoint as AdaTAD's or AIM's authors publish it, together with the recipe that it was trained by.
 """
 

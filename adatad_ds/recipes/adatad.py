@@ -29,7 +29,7 @@ class Recipe:
 
     Attributes:
         config: everything that the run needs, but for where the user's data lies.
-        dataset: a name that tools/prepare_data.py knows; "" for generated videos.
+        dataset: a name that adatad-ds prepare-data knows; "" for generated videos.
         summary: one line.
         published_map: average mAP in % that the paper reports; None: not in it.
         published_top1: top-1 accuracy in % that the paper reports; None: not in it.

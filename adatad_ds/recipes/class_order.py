@@ -58,7 +58,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _epic(kind: str, names: Sequence[str], *, without: Collection[int] = ()) -> ClassOrder:
-    """By class id: OpenTAD spells the labels id_000, id_001, ...; tools/prepare_data.py their names, or verb_0, ..."""
+    """By class id: OpenTAD spells the labels id_000, id_001, ...; adatad-ds prepare-data their names, or verb_0, ..."""
     ids = [index for index in range(len(names)) if index not in without]
     spellings = ([names[i] for i in ids], [f"id_{i:03d}" for i in ids], [f"{kind}_{i}" for i in ids])
     return ClassOrder(spellings=tuple(map(tuple, spellings)))

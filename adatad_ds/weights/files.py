@@ -250,3 +250,13 @@ def first_line(error: Exception) -> str:
 
 def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
+
+
+def require_safetensors(out: Path) -> None:
+    """Check the name of a file of tensors before anything is done for it.
+
+    Raises:
+        ConfigError: it does not end in .safetensors.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out must end in .safetensors; got {out}")

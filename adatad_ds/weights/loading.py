@@ -285,7 +285,7 @@ def _where_from(backbone: str, source: str) -> str:
     come = f"The weights of {backbone} come from {WHERE_FROM[backbone]}. Give the file with --set backbone.weights=FILE"
     if backbone.startswith("vit_"):
         return f"{come}, a folder, or the name on the hub"
-    return f"{come}, or convert it once: python tools/convert_weights.py FILE --out {source}"
+    return f"{come}, or convert it once: adatad-ds convert FILE --out {source}"
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
 """The layouts of published weights: recognised by their keys, brought under this package's names.
 
 - A video transformer as the authors of VideoMAE, VideoMAE V2 and InternVideo save it, fine-tuned or with its decoder,
-  and as converted by tools/convert_weights.py;
+  and as converted by adatad-ds convert;
 - the same as transformers (Hugging Face) and as mmaction2 name it;
 - a whole trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 

@@ -74,7 +74,7 @@ def test_evaluated_exported_and_evaluated(alone, tmp_path):
     assert len(scores) == 5
     assert (tmp_path / "a" / "per_class.csv").read_text().count("\n") == 9
 
-    finish([sys.executable, "tools/export_adapter.py", str(alone), "--out", str(tmp_path / "aim.safetensors")])
+    finish([sys.executable, "-m", "adatad_ds", "export", str(alone), "--out", str(tmp_path / "aim.safetensors")])
     finish(
         [sys.executable, "adatad_ds/evaluate.py", str(tmp_path / "aim.safetensors"), "--output", str(tmp_path / "b")]
     )

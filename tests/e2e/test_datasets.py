@@ -1,5 +1,5 @@
 """From what each dataset's owners publish to a trained step: generated videos under the owners' names and layout,
-tools/prepare_data.py, then the dataset's recipe for two steps. Real commands, real decoding; a tiny backbone.
+adatad-ds prepare-data, then the dataset's recipe for two steps. Real commands, real decoding; a tiny backbone.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from adatad_ds.cli.commands import main
 from adatad_ds.recipes.catalog import find_recipe
 from tests.distributed.launch import finish, losses
-from tools import prepare_data
 
 TINY = {
     "backbone.name": "tiny",
@@ -177,7 +177,7 @@ def test_from_the_owners_files_to_a_step(dataset, small_videos, tmp_path):
 
     places = {"data.annotations": tmp_path / "annotations.json", "data.videos": tmp_path / "videos"}
     prepare = [dataset, "--source", tmp_path / "owners", "--out", places["data.annotations"]]
-    assert prepare_data.main([str(word) for word in [*prepare, "--videos", places["data.videos"]]]) == 0
+    assert main(["prepare-data", *map(str, [*prepare, "--videos", places["data.videos"]])]) == 0
 
     if dataset == "activitynet":  # segments of any action, classes by a classifier of whole videos
         labels = sorted({label for one in sources for _, _, label in one.actions})

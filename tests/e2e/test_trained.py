@@ -45,11 +45,15 @@ def tool(name: str, *arguments: object) -> list[str]:
     return [sys.executable, name, *map(str, arguments)]
 
 
+def adatad_ds(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "adatad_ds", name, *map(str, arguments)]
+
+
 @pytest.mark.slow
 def test_an_export_evaluates_as_its_run_does(run, tmp_path):
     finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path / "of_run"))
     export = tmp_path / "export" / "mine.safetensors"
-    finish(tool("tools/export_adapter.py", run, "--out", export))
+    finish(adatad_ds("export", run, "--out", export))
     point = find_trained(run).operating_point
     assert point is not None
     assert find_trained(export).operating_point == point
@@ -162,7 +166,7 @@ def test_kept_candidates_evaluate_as_their_run_does(run, tmp_path):
 @pytest.mark.slow
 def test_a_wrong_backbone_under_a_right_adapter(run, tmp_path):
     export = tmp_path / "mine.safetensors"
-    finish(tool("tools/export_adapter.py", run, "--out", export, "--raw"))
+    finish(adatad_ds("export", run, "--out", export, "--raw"))
     weights = load_file("adatad_ds/weights/tiny.safetensors")
     weights["blocks.3.mlp.fc1.weight"] += 0.01
     save_file(weights, tmp_path / "other.safetensors")
@@ -180,7 +184,7 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     states = [published(load_model(each, num_classes=5), beside=False) for each in (raw, trained)]
     content = {"epoch": 2, "state_dict": states[0], "state_dict_ema": states[1]}
     torch.save(content, tmp_path / "published.pth")
-    finish(tool("tools/convert_weights.py", tmp_path / "published.pth", "--out", tmp_path / "converted.safetensors"))
+    finish(adatad_ds("convert", tmp_path / "published.pth", "--out", tmp_path / "converted.safetensors"))
 
     finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path / "of_run"))
     changes = [

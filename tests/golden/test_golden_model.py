@@ -70,9 +70,9 @@ def build(case: str, **backbone_changes) -> tuple[Config, Detector]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_public_command_converts_them(case, tmp_path):
-    """Both the last weights and the average come through `tools/convert_weights.py` unchanged."""
+    """Both the last weights and the average come through `adatad-ds convert` unchanged."""
     out = tmp_path / f"{case}.safetensors"
-    finish([sys.executable, "tools/convert_weights.py", str(GOLDEN / f"{case}.pth"), "--out", str(out)])
+    finish([sys.executable, "-m", "adatad_ds", "convert", str(GOLDEN / f"{case}.pth"), "--out", str(out)])
     for averaged in (False, True):
         published, converted = (open_weights(path, averaged=averaged) for path in (GOLDEN / f"{case}.pth", out))
         assert converted.layout == ADATAD

@@ -148,7 +148,10 @@ def test_a_grid_finishes_and_is_reported(cluster, small_videos):
     shutil.copy(REPOSITORY / "adatad_ds/train.py", cluster.clone / "adatad_ds/train.py")
     assert done.returncode == 0, f"{done.stdout}{(cluster.clone / 'runs/grid/cells/0.out').read_text()[-3000:]}"
     report = subprocess.run(
-        [sys.executable, "tools/scaling_report.py", "runs/grid"], cwd=cluster.clone, capture_output=True, text=True
+        [sys.executable, "-m", "adatad_ds", "slurm", "report", "runs/grid"],
+        cwd=cluster.clone,
+        capture_output=True,
+        text=True,
     )
     assert report.stdout.count("| finished |") == 3, report.stdout + report.stderr
     rows = (cluster.clone / "runs/grid/report.csv").read_text().splitlines()

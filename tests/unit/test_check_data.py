@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adatad_ds.cli.commands import main
 from adatad_ds.config.loading import override
 from adatad_ds.data.annotations import Action, Video, subset_names
 from adatad_ds.data.inspection.scan import Cache, Scan, scan, scan_all
@@ -41,7 +42,6 @@ from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distribut
 from adatad_ds.recipes.catalog import find_recipe
 from tests.distributed.launch import environment
 from tests.unit.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
-from tools.check_data import main
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, FPS = 60, 10
@@ -362,7 +362,7 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
     )
     out = tmp_path / "out"
     words = ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out), "--workers", "2"]
-    assert main([*words, "--recipe", "quickstart"]) == 1
+    assert main(["check-data", *words, "--recipe", "quickstart"]) == 1
     report = (out / "report.txt").read_text()
     for kind in (
         "files missing (1)\n  gone",
@@ -392,7 +392,7 @@ def checked(tmp_path: Path, videos: Path, annotations: Path, *more: str) -> tupl
     """Exit code and report, without the seconds that a timing takes."""
     out = tmp_path / "out"
     words = ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out), "--workers", "1"]
-    code = main([*words, "--recipe", "quickstart", *more])
+    code = main(["check-data", *words, "--recipe", "quickstart", *more])
     return code, (out / "report.txt").read_text() if code < 2 else ""
 
 
@@ -401,7 +401,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise ConfigError("not in this test")
 
-    monkeypatch.setattr("tools.training_advice.time_window", refuse)
+    monkeypatch.setattr("adatad_ds.planning.training_advice.time_window", refuse)
 
 
 @pytest.mark.usefixtures("untimed")
@@ -454,7 +454,7 @@ def test_nothing_to_check(tmp_path: Path, whole: Path, capsys: pytest.CaptureFix
     out = ["--out", str(tmp_path / "out"), "--workers", "1"]
 
     def fails(file: Path, folder: Path, *more: str) -> str:
-        assert main(["--annotations", str(file), "--videos", str(folder), *out, *more]) == 2
+        assert main(["check-data", "--annotations", str(file), "--videos", str(folder), *out, *more]) == 2
         return capsys.readouterr().err
 
     assert "there is no folder" in fails(annotations, tmp_path / "nowhere")
@@ -472,10 +472,11 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
         env = environment() | {"OMP_NUM_THREADS": "1"}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
-    made = run("tools/make_videos.py", "--out", str(tmp_path / "data"), "--train", "3", "--test", "2", "--seed", "1")
+    make = ["-m", "adatad_ds", "generate", "videos", "--out", str(tmp_path / "data")]
+    made = run(*make, "--train", "3", "--test", "2", "--seed", "1")
     assert made.returncode == 0, made.stderr
     data = ["--annotations", str(tmp_path / "data/annotations.json"), "--videos", str(tmp_path / "data/videos")]
-    check = ["tools/check_data.py", *data, "--out", str(tmp_path / "out"), "--recipe", "quickstart"]
+    check = ["-m", "adatad_ds", "check-data", *data, "--out", str(tmp_path / "out"), "--recipe", "quickstart"]
     first, second = run(*check), run(*check)
     assert (first.returncode, second.returncode) == (0, 0), first.stdout + first.stderr
     assert "5 videos, 0 of them known" in first.stdout

@@ -100,7 +100,7 @@ def test_buckets_are_allocated_whole():
     """DeepSpeed's gradient bucket does not depend on how little learns; ds_configs lower it, and the plan counts it."""
     code = (
         "from pathlib import Path; from adatad_ds.ds_config import read_ds_config; from tools.gpu_parts import steps;"
-        "from tools.gpu_parts.whole_step import WholeStep; from tools.bench_step import cpu_allocator_peak;"
+        "from tools.gpu_parts.whole_step import WholeStep; from tools.bench.step import cpu_allocator_peak;"
         "from adatad_ds.plan import make_plan; from adatad_ds.parallel import World;"
         "ds = read_ds_config(Path('ds_configs/zero2.json')); config = steps.config_of(steps.MINIATURE[0]);"
         "step = WholeStep(config, ds_config=ds, world=World.join()); step();"

@@ -475,7 +475,19 @@ def test_unknown_class():
 
 
 def test_make_clips(tmp_path: Path):
-    command = [sys.executable, "tools/make_clips.py", "--out", str(tmp_path), "--train", "2", "--test", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "adatad_ds",
+        "generate",
+        "clips",
+        "--out",
+        str(tmp_path),
+        "--train",
+        "2",
+        "--test",
+        "1",
+    ]
     for said in ("24 clips of 8 classes", "is complete"):
         done = subprocess.run([*command, "--workers", "1"], cwd=ROOT, capture_output=True, text=True, check=True)
         assert said in done.stdout

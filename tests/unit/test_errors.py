@@ -18,15 +18,16 @@ import pytest
 from hypothesis import given, settings
 from matplotlib.image import imread
 
+from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import Action, Video
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.diagnosis.diagnosis import BINS, Diagnosis, diagnose, suitable_bins
+from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
+from adatad_ds.evaluation.diagnosis.inputs import METRICS_FILE, diagnose_files
 from adatad_ds.evaluation.diagnosis.matching import Kind
 from adatad_ds.evaluation.diagnosis.plots import MOST_CLASSES, draw_classes, draw_gains, draw_missed, draw_profile
 from adatad_ds.evaluation.metrics import evaluate_detections
 from tests.unit import oracles
 from tests.unit.test_evaluation import cases, record
-from tools import analyse_errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -425,7 +426,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def reported(tmp_path_factory) -> tuple[Path, str]:
     """The folder of a report made from the command line, and what was printed."""
     detections, annotations = write_case(tmp_path_factory.mktemp("case"))
-    command = [sys.executable, "tools/analyse_errors.py", detections, annotations]
+    command = [sys.executable, "-m", "adatad_ds", "diagnose", detections, annotations]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return detections.parent / "errors", done.stdout
@@ -472,15 +473,25 @@ def test_report_from_the_command_line(reported):
         assert "| " + " | ".join(row) + " |" in markdown
 
 
-def analysed(*arguments: str | Path) -> tuple[Diagnosis, str]:
-    diagnosis, source = analyse_errors.analyse(analyse_errors.parse_arguments([str(each) for each in arguments]))
+def analysed(
+    detections: Path, annotations: Path, *, average_tiou: Sequence[float] | None = None, exclude: Sequence[str] = ()
+) -> tuple[Diagnosis, str]:
+    diagnosis, source = diagnose_files(
+        detections,
+        annotations,
+        subset="validation",
+        tiou=0.5,
+        average_tiou=average_tiou,
+        min_precision=MIN_PRECISION,
+        exclude=exclude,
+    )
     return diagnosis, "".join(source.notes)
 
 
 def test_thresholds_are_those_of_the_evaluation_beside(tmp_path):
     case = write_case(tmp_path)
     assert analysed(*case)[0].metrics.tiou == (0.3, 0.4, 0.5, 0.6, 0.7)
-    beside = tmp_path / analyse_errors.METRICS_FILE
+    beside = tmp_path / METRICS_FILE
     assert f'METRICS_FILE = "{beside.name}"' in (REPOSITORY / "adatad_ds/runs/folder.py").read_text()
     beside.write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.5, "mAP@0.75": 0.5, "recall@0.5@1": 0.1}))
     diagnosis, notes = analysed(*case)
@@ -488,7 +499,7 @@ def test_thresholds_are_those_of_the_evaluation_beside(tmp_path):
     assert "metrics.json" not in notes
     beside.write_text(json.dumps({"average_mAP": 0.4, "mAP@0.5": 0.4}))
     assert "metrics.json beside the detections says average mAP 40.00 %" in analysed(*case)[1]
-    diagnosis, notes = analysed(*case, "--average-tiou", "0.3", "0.6")
+    diagnosis, notes = analysed(*case, average_tiou=(0.3, 0.6))
     assert diagnosis.metrics.tiou == (0.3, 0.6)
     assert "metrics.json" not in notes
     beside.write_text("{")
@@ -501,7 +512,7 @@ def test_left_out_videos(tmp_path):
     del content["results"]["w"]
     detections.write_text(json.dumps(content))
     assert "that are not in the detections: 1;" in analysed(detections, annotations)[1]
-    assert "not in the detections" not in analysed(detections, annotations, "--exclude", "w")[1]
+    assert "not in the detections" not in analysed(detections, annotations, exclude=["w"])[1]
 
 
 @pytest.mark.parametrize(
@@ -529,7 +540,7 @@ def test_bad_input_is_one_paragraph(tmp_path, capsys, content, subset, message):
         detections.unlink()
     else:
         detections.write_text(content if isinstance(content, str) else json.dumps(content))
-    assert analyse_errors.main([str(detections), str(annotations), "--subset", subset]) == 2
+    assert main(["diagnose", str(detections), str(annotations), "--subset", subset]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -541,7 +552,7 @@ def test_bad_input_is_one_paragraph(tmp_path, capsys, content, subset, message):
 def test_bad_annotations(tmp_path, capsys, annotations):
     detections, path = write_case(tmp_path)
     path.write_text(annotations)
-    assert analyse_errors.main([str(detections), str(path)]) == 2
+    assert main(["diagnose", str(detections), str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -163,7 +163,7 @@ def test_large_result_files_are_evaluated_in_seconds():
     }
     began = time.perf_counter()
     evaluate_detections(results, truth, tiou=(0.3, 0.4, 0.5, 0.6, 0.7))
-    assert time.perf_counter() - began < 30  # a guard against minutes; tools/bench_detection.py measures
+    assert time.perf_counter() - began < 30  # a guard against minutes; tools/bench/detection.py measures
 
 
 def test_result_files(tmp_path):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from adatad_ds.cli.commands import main
+from adatad_ds.cluster.cells import Overrides, read_cells
+from adatad_ds.cluster.site import gpu_types_in, read_site
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_here, gpu_named
+from adatad_ds.planning.layouts import planned_gpu
 from tests.unit.test_grid import SITE
-from tools import plan_memory, submit
-from tools.grid import Overrides, gpu_types_in, read_cells
 
 GIB = 2**30 / 1e9
 
@@ -63,8 +64,8 @@ def executable(folder: Path, name: str, output: str) -> None:
 def test_the_planner_asks_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     executable(tmp_path, "nvidia-smi", "NVIDIA GeForce RTX 4090, 24564\nNVIDIA GeForce RTX 4090, 24564")
-    assert plan_memory.planned_gpu(None) == "RTX4090-24"
-    assert plan_memory.planned_gpu("A100-40") == "A100-40"
+    assert planned_gpu(None) == "RTX4090-24"
+    assert planned_gpu("A100-40") == "A100-40"
     executable(tmp_path, "nvidia-smi", "NVIDIA H200, 143771\nNVIDIA L4, 23034")
     with pytest.raises(ConfigError, match="several kinds of GPU: H200-141, L4-24"):
         gpu_here()
@@ -72,9 +73,7 @@ def test_the_planner_asks_nvidia_smi(tmp_path, monkeypatch):
 
 def test_without_a_gpu_the_planner_asks_for_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    options = ["plan_memory.py", "--recipe", "quickstart", "--ds_config", "ds_configs/zero2.json"]
-    monkeypatch.setattr(sys, "argv", options)
-    assert plan_memory.main() == 2
+    assert main(["plan", "--recipe", "quickstart", "--ds_config", "ds_configs/zero2.json"]) == 2
     error = capsys.readouterr().err
     assert "no GPU to ask (there is no nvidia-smi); say for which GPU with --gpu, one of RTX3090-24, " in error
 
@@ -107,7 +106,7 @@ def test_a_site_is_what_sinfo_says(gres, setting, gpu, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GPU", setting)
     executable(tmp_path, "sinfo", f"all*|64|{gres}")
-    site = submit.read_site(["thumos14_videomae_s"])
+    site = read_site(["thumos14_videomae_s"])
     assert (site.gpus_per_node, site.cpus_per_rank, site.gpu) == (8, 8, gpu)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from adatad_ds.cluster.cells import Overrides, read_cells, resolution_settings, window_settings
+from adatad_ds.cluster.grid import Cell, Grid
+from adatad_ds.cluster.site import Site, gpus_in
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import find_recipe
-from tools.grid import Cell, Grid, Overrides, Site, gpus_in, read_cells, resolution_settings, window_settings
 
 THUMOS = find_recipe("thumos14_videomae_b").config
 SITE = Site(

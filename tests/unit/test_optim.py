@@ -10,7 +10,7 @@ from adatad_ds.config.schema import TrainConfig
 from adatad_ds.recipes.catalog import all_recipes
 from adatad_ds.training.optim import INITIAL_SHARE, average_decay, average_warms_up, schedule
 
-# Training videos as tools/dataset_facts.py has them; fewer of ActivityNet's 10 024, as some are gone from YouTube, and
+# Training videos as data/sources/facts.py has them; fewer of ActivityNet's 10 024, as some are gone from YouTube, and
 # a low guess for Ego4D-MQ (2488 clips with the test's in version 1).
 VIDEOS = {"thumos14": 200, "multithumos": 200, "activitynet": 9000, "charades": 7985, "epic": 495, "ego4d": 1200}
 

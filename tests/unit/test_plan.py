@@ -29,7 +29,7 @@ from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.train import main
 from tests.distributed.count_bucket import BUCKET
 from tests.distributed.launch import environment
-from tools.bench_step import cpu_allocator_peak
+from tools.bench.step import cpu_allocator_peak
 
 CONFIG = Config(
     data=DataConfig(window_size=256, resolution=64, short_side_before_crop=64),

@@ -1,4 +1,4 @@
-"""tools/prepare_data.py on small files in each owner's layout, and on THUMOS14's real JSON."""
+"""adatad-ds prepare-data on small files in each owner's layout, and on THUMOS14's real JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import load_annotations
+from adatad_ds.data.sources.facts import DATASETS, Counts
+from adatad_ds.data.sources.formats import SUBSETS, TRAINING, VALIDATION
+from adatad_ds.data.sources.preparation import count_table
 from tests.unit.videos import write_video
-from tools.dataset_facts import DATASETS, Counts
-from tools.dataset_formats import SUBSETS, TRAINING, VALIDATION
-from tools.prepare_data import main, report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/datasets.md"
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
@@ -67,7 +68,7 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 def run(dataset: str, *sources: Path, out: Path, options: Sequence[object] = ()) -> int:
-    return main([dataset, "--source", *map(str, sources), "--out", str(out), *map(str, options)])
+    return main(["prepare-data", dataset, "--source", *map(str, sources), "--out", str(out), *map(str, options)])
 
 
 def database(out: Path) -> dict[str, Any]:
@@ -319,7 +320,7 @@ def test_counts_beside_published_ones():
     dataset = replace(
         DATASETS["charades"], num_classes=2, published={TRAINING: Counts(3, None, 1)}, counts_from="the paper"
     )
-    assert report(dataset, []) == [
+    assert count_table(dataset, []) == [
         "                       found  published",
         "training    videos         0          3  differs by -3",
         "            instances      0          -  no published count known",
@@ -495,7 +496,7 @@ def test_faults_name_their_place(
     assert run(dataset, folder, out=tmp_path / "out.json") == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.startswith("prepare_data: ")
+    assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out.json").exists()
 
@@ -514,7 +515,7 @@ def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("name", DATASETS)
 def test_documented(name: str):
     dataset, text = DATASETS[name], DOCS.read_text(encoding="utf-8")
-    section = next(part for part in text.split("\n## ") if f"tools/prepare_data.py {name} " in part)
+    section = next(part for part in text.split("\n## ") if f"adatad-ds prepare-data {name} " in part)
     for url in re.findall(r"https?://[^ ;:)]+", f"{dataset.annotations_from} {dataset.videos_from}"):
         assert url in section
     for excluded in dataset.exclusions:

@@ -9,11 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 
+from adatad_ds.cli.commands import main
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import write_results
 from adatad_ds.evaluation.submissions import ActionPairing, ego4d_submission, epic_submission, read_class_ids
 from tests.unit.oracles import suppress, tiou
-from tools.make_submission import main
 
 LEVELS = {"sls_pt": 2, "sls_tl": 3, "sls_td": 3}
 
@@ -134,12 +134,12 @@ def test_a_submission_is_of_the_official_test_videos(tmp_path, capsys):
     for kind in ("verb", "noun"):
         write_results(tmp_path / f"{kind}.json", {"P01_11.MP4": [record(0, 1, 0.5, "1")]})
     files = [f"--verb={tmp_path}/verb.json", f"--noun={tmp_path}/noun.json", f"--output={tmp_path}/test.json"]
-    assert main(["epic", *files, f"--test-file={test_file}"]) == 0
+    assert main(["submission", "epic", *files, f"--test-file={test_file}"]) == 0
     results = json.loads((tmp_path / "test.json").read_text())["results"]
     assert {video: len(records) for video, records in results.items()} == {"P01_11": 1, "P02_09": 0}
     assert "noun.json lacks 1 of 2 test videos, which get none: P02_09" in capsys.readouterr().out
     write_results(tmp_path / "noun.json", {"P01_11": [], "P03_01": []})
-    assert main(["epic", *files, f"--test-file={test_file}"]) == 2
+    assert main(["submission", "epic", *files, f"--test-file={test_file}"]) == 2
     assert "1 of 2 videos with detections are not in the challenge's test file: P03_01" in capsys.readouterr().err
 
     clip = {
@@ -153,7 +153,7 @@ def test_a_submission_is_of_the_official_test_videos(tmp_path, capsys):
     moments.write_text(json.dumps({"videos": [{"video_uid": "u", "split": "test", "clips": [clip]}]}))
     write_results(tmp_path / "mq.json", {"c": [record(0, 1, 0.5, "cook")]})
     words = [f"--detections={tmp_path}/mq.json", f"--output={tmp_path}/mq_out.json", f"--test-file={moments}"]
-    assert main(["ego4d", *words]) == 0
+    assert main(["submission", "ego4d", *words]) == 0
     assert list(json.loads((tmp_path / "mq_out.json").read_text())["detect_results"]) == ["c"]
 
 
@@ -161,13 +161,13 @@ def test_command_line(tmp_path, capsys):
     for kind, label in (("verb", "1"), ("noun", "22"), ("both", "cook")):
         write_results(tmp_path / f"{kind}.json", {"v": [record(0, 1, 0.5, label)]})
     files = [f"--verb={tmp_path}/verb.json", f"--noun={tmp_path}/noun.json", f"--output={tmp_path}/sub/my.zip"]
-    assert main(["epic", *files]) == 0
+    assert main(["submission", "epic", *files]) == 0
     assert "1 records of 1 videos" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "sub" / "my.zip") as archive:
         assert archive.namelist() == ["test.json"]
         assert json.loads(archive.read("test.json"))["results"]["v"][0]["action"] == "1,22"
-    assert main(["ego4d", f"--detections={tmp_path}/both.json", f"--output={tmp_path}/ego4d.json"]) == 0
+    assert main(["submission", "ego4d", f"--detections={tmp_path}/both.json", f"--output={tmp_path}/ego4d.json"]) == 0
     content = json.loads((tmp_path / "ego4d.json").read_text())
     assert content["detect_results"] == content["retrieve_results"] == {"v": [record(0, 1, 0.5, "cook")]}
-    assert main(["ego4d", f"--detections={tmp_path}/none.json", f"--output={tmp_path}/x"]) == 2
+    assert main(["submission", "ego4d", f"--detections={tmp_path}/none.json", f"--output={tmp_path}/x"]) == 2
     assert "error: cannot read the detections" in capsys.readouterr().err

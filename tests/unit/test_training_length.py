@@ -16,8 +16,8 @@ from adatad_ds.data.annotations import Video
 from adatad_ds.data.inspection.training_length import count_windows, suggest_length
 from adatad_ds.data.windows import Timing, windows_for_testing
 from adatad_ds.planning.step_time import WindowTime, step_seconds
+from adatad_ds.planning.training_advice import UserData, small_machine, suggest_training
 from adatad_ds.recipes.catalog import all_recipes, find_recipe
-from tools.training_advice import UserData, small_machine, suggest_training
 
 DETECTION = sorted(name for name, recipe in all_recipes().items() if recipe.config.recognition is None)
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_test_windows_are_counted_as_they_are_cut(frames: int, sampling: str):
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_a_small_machine_gets_every_recipe_smaller(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tools.training_advice.fp32_is_faster", lambda dtype: True)
+    monkeypatch.setattr("adatad_ds.planning.training_advice.fp32_is_faster", lambda dtype: True)
     recipe, data = find_recipe(name), UserData(videos=21, test_frames=[500.0] * 5, classes=9)
     whole = suggest_training(recipe, [], data)
     small = suggest_training(recipe, [], data, more=small_machine(recipe, device=CPU), effort=0.5)

@@ -50,8 +50,8 @@ def test_started_over_where_the_locale_is_not_utf8(options, environment, starts,
         assert lines[-1] == f"{mode} ['données 数据', 'a b']"
 
 
-def test_a_tool_prints_names_in_any_script(tmp_path):
+def test_a_command_prints_names_in_any_script(tmp_path):
     folder = tmp_path / "été 数据" / "evaluate"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.5}))
-    assert "été 数据" in run("tools/compare_runs.py", folder.parent, **LEGACY)
+    assert "été 数据" in run("-m", "adatad_ds", "compare", folder.parent, **LEGACY)

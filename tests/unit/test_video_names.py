@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adatad_ds.cli.commands import main
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.labelled_videos import read_folders, read_list
@@ -16,7 +17,6 @@ from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.external_classifier import read_video_scores
 from adatad_ds.system.json_text import read_json
-from tools.analyse_errors import main as analyse
 
 
 def entry(subset: str = "training", label: str = "x") -> dict:
@@ -162,10 +162,10 @@ def test_detections_under_other_names_are_analysed(tmp_path: Path, capsys: pytes
     detections = tmp_path / "detections.json"
     detections.write_text(json.dumps({"results": {"clip": [record]}}))
     (tmp_path / "list.txt").write_text("gone.avi\n")
-    assert analyse([str(detections), str(annotations), "--exclude-file", str(tmp_path / "list.txt")]) == 0
+    assert main(["diagnose", str(detections), str(annotations), "--exclude-file", str(tmp_path / "list.txt")]) == 0
     printed = capsys.readouterr().out
     assert "average mAP 100.00 %" in printed
     assert "not in the detections" not in printed
     detections.write_text(json.dumps({"results": {"clip": [record], "v_clip": [record]}}))
-    assert analyse([str(detections), str(annotations)]) == 2
+    assert main(["diagnose", str(detections), str(annotations)]) == 2
     assert "in two ways: clip.mp4" in capsys.readouterr().err

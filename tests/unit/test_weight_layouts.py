@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("videomae_b", ["MCG-NJU/VideoMAE", "not for commercial use", "tools/convert_weights.py"]),
+        ("videomae_b", ["MCG-NJU/VideoMAE", "not for commercial use", "adatad-ds convert"]),
         ("videomaev2_g", ["OpenGVLab/VideoMAEv2", "on request", "non-commercial"]),
     ],
 )

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adatad_ds.models.factory import backbone_spec
 from adatad_ds.recipes.catalog import find_recipe
-from tools.bench_step import time_tia
+from tools.bench.step import time_tia
 from tools.gpu_parts.record import Recorder
 
 # backbone, resolution in pixels, clips at once: the executor's default, and least

@@ -174,7 +174,8 @@ def _ranks(folder: Path) -> list[int]:
 
 
 def _make_videos(folder: Path, *, videos: int) -> None:
-    command = [sys.executable, "tools/make_videos.py", "--out", str(folder), "--train", str(videos), "--test", "2"]
+    command = [sys.executable, "-m", "adatad_ds", "generate", "videos", "--out", str(folder)]
+    command += ["--train", str(videos), "--test", "2"]
     workers = ["--workers", str(len(os.sched_getaffinity(0)))]
     subprocess.run([*command, *workers], cwd=REPOSITORY, check=True, capture_output=True)
 

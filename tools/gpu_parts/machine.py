@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch.cuda.nccl import version as nccl_version
 
-from tools.bench_step import matmul_flop_per_sec
+from tools.bench.step import matmul_flop_per_sec
 from tools.gpu_parts.record import Recorder
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "av", "decord")

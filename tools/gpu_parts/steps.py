@@ -21,7 +21,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.recipes.catalog import find_recipe
-from tools.bench_step import Bench, cpu_allocator_peak, matmul_flop_per_sec
+from tools.bench.step import Bench, cpu_allocator_peak, matmul_flop_per_sec
 from tools.gpu_parts.inputs import CLASSES
 from tools.gpu_parts.machine import MATMUL, peak_dtype
 from tools.gpu_parts.record import Recorder

@@ -1,4 +1,4 @@
-"""What is missing in a video file, and how that is said: alike in check_data, training, evaluation and predict.
+"""What is missing in a video file, and how that is said: alike in check-data, training, evaluation and predict.
 
 Times are seconds on the player's clock, whose zero is the file's first picture or sound.
 """

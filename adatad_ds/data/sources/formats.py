@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adatad_ds.data.annotations import NO_CLASSES, Action
-from adatad_ds.errors import DataError, summarize_list
-from tools.dataset_files import (
+from adatad_ds.data.sources.parsing import (
     decimal,
     find,
     find_one,
@@ -29,6 +28,7 @@ from tools.dataset_files import (
     shown,
     timestamp,
 )
+from adatad_ds.errors import DataError, summarize_list
 
 TRAINING, VALIDATION = SUBSETS = "training", "validation"
 TESTING = "testing"  # a challenge's videos, whose labels only its server knows

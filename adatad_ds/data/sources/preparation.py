@@ -1,68 +1,28 @@
-"""Turn a data set's published annotation files into the community's JSON, which this project reads.
+"""A data set's published annotation files into the community's JSON, which this project reads.
 
-    python tools/prepare_data.py thumos14 --source downloads/thumos14 --out data/thumos14/annotations.json \\
-        --videos data/thumos14/videos
-
-What was found is compared with published counts. With --videos, videos that are not there end it with code 1, unless
---exclude-missing leaves them out and lists them in OUT's .excluded.txt, which --exclude-file takes. Each data set:
-docs/datasets.md.
+What was found is compared with published counts; see docs/datasets.md for each data set.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
 from tqdm import tqdm
 
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.decoding.video import VideoError, probe
+from adatad_ds.data.sources.facts import Counts, Dataset
+from adatad_ds.data.sources.formats import SUBSETS, TESTING, Entry
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.errors import DataError, summarize_list
-from adatad_ds.system.utf8 import use_utf8
-from tools.dataset_facts import DATASETS, Counts, Dataset
-from tools.dataset_formats import SUBSETS, TESTING, Entry
 
 LISTED_MISSING = 10
 PROBING_THREADS = 4
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert and report; 1 where videos are missing, 2 where the input cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", choices=DATASETS)
-    parser.add_argument("--source", type=Path, nargs="+", required=True, help="the owners' files, or their folders")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
-    parser.add_argument("--exclude-missing", action="store_true", help="leave out videos that are not there")
-    parser.add_argument(
-        "--exclude-file", type=Path, help="leave out the videos of a list: a name a line, or a JSON list of names"
-    )
-    parser.add_argument(
-        "--with-test", action="store_true", help=f"also the challenge's test videos, as subset {TESTING} (EPIC, Ego4D)"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        return prepare(
-            DATASETS[options.dataset],
-            sources=options.source,
-            out=options.out,
-            videos=options.videos,
-            exclude_missing=options.exclude_missing,
-            exclude_file=options.exclude_file,
-            with_test=options.with_test,
-        )
-    except (DataError, OSError) as error:
-        print(f"prepare_data: {error}", file=sys.stderr)
-        return 2
 
 
 def prepare(
@@ -74,6 +34,7 @@ def prepare(
     exclude_missing: bool,
     exclude_file: Path | None,
     with_test: bool,
+    report: Callable[[str], None],
 ) -> int:
     """Read, report, write.
 
@@ -85,6 +46,7 @@ def prepare(
         exclude_missing: leave out videos that are missing or have no duration, instead of writing nothing.
         exclude_file: a list of videos to leave out; None: none.
         with_test: also the challenge's test videos, which have no published labels.
+        report: is given each line for the user.
 
     Returns:
         The exit code: 1 where videos are missing and nothing was written.
@@ -95,21 +57,21 @@ def prepare(
     if any(source.is_file() and source.resolve() == out.resolve() for source in sources):
         raise DataError(f"--out: {out} is one of the sources, which are not overwritten")
     annotations = dataset.read(sources)
-    print(f"{dataset.title}: annotations from {dataset.annotations_from}")
+    report(f"{dataset.title}: annotations from {dataset.annotations_from}")
     for note in annotations.notes:
-        print(note)
+        report(note)
     names = {entry.name for entry in annotations.entries}
     for name, reason in dataset.exclusions.items():
-        print(f"left out, as is customary: {name} ({reason}{'' if name in names else '; not in these files'})")
+        report(f"left out, as is customary: {name} ({reason}{'' if name in names else '; not in these files'})")
     entries = [entry for entry in annotations.entries if entry.name not in dataset.exclusions]
     if with_test:
         if dataset.read_test is None:
             raise DataError(f"--with-test: {dataset.title} has no challenge whose test files are known here")
         entries += dataset.read_test(sources).entries
-    print("\n".join(report(dataset, entries)))
-    print(f"videos: {dataset.videos_from}\nterms: {dataset.terms}")
+    report("\n".join(count_table(dataset, entries)))
+    report(f"videos: {dataset.videos_from}\nterms: {dataset.terms}")
 
-    listed_names = excluded_names(entries, exclude_file) if exclude_file is not None else set()
+    listed_names = excluded_names(entries, exclude_file, report=report) if exclude_file is not None else set()
     entries = [entry for entry in entries if entry.name not in listed_names]
     missing: dict[str, str] = {}
     if videos is not None:
@@ -119,28 +81,28 @@ def prepare(
         missing |= unreadable
     missing |= {e.name: "no duration known" for e in entries if e.duration_sec is None and e.name not in missing}
     if missing:
-        print(f"{len(missing)} of {len(entries)} videos cannot be used{f' from {videos}' if videos else ''}:")
-        print("\n".join(f"  {name}: {reason}" for name, reason in list(missing.items())[:LISTED_MISSING]))
+        report(f"{len(missing)} of {len(entries)} videos cannot be used{f' from {videos}' if videos else ''}:")
+        report("\n".join(f"  {name}: {reason}" for name, reason in list(missing.items())[:LISTED_MISSING]))
         if len(missing) > LISTED_MISSING:
-            print(f"  and {len(missing) - LISTED_MISSING} more")
+            report(f"  and {len(missing) - LISTED_MISSING} more")
         if not exclude_missing:
             durations = "" if videos else " Durations come from the videos: name their folder with --videos."
-            print(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
+            report(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
             return 1
         entries = [entry for entry in entries if entry.name not in missing]
-    _write(entries, out, excluded=[*sorted(listed_names), *missing])
+    _write(entries, out, excluded=[*sorted(listed_names), *missing], report=report)
     return 0
 
 
-def excluded_names(entries: Sequence[Entry], path: Path) -> set[str]:
+def excluded_names(entries: Sequence[Entry], path: Path, *, report: Callable[[str], None]) -> set[str]:
     """Which videos a list leaves out; says how many."""
     known, names = VideoNames(entry.name for entry in entries), read_names(path)
     found = {name for listed_name in names if (name := known.find(listed_name)) is not None}
-    print(f"left out by {path}: {len(found)} videos; {len(names)} are listed there")
+    report(f"left out by {path}: {len(found)} videos; {len(names)} are listed there")
     return found
 
 
-def report(dataset: Dataset, entries: Sequence[Entry]) -> list[str]:
+def count_table(dataset: Dataset, entries: Sequence[Entry]) -> list[str]:
     """What was found beside what was published, as the lines of a table."""
     rows = [("", "", "found", "published", "")]
     if tested := sum(entry.subset == TESTING for entry in entries):
@@ -195,7 +157,7 @@ def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[E
     ], unreadable
 
 
-def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str]) -> None:
+def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], report: Callable[[str], None]) -> None:
     """Write the JSON, and the names of excluded videos; then read it as the trainer does."""
     for subset in SUBSETS:
         if not any(entry.subset == subset for entry in entries):
@@ -210,17 +172,12 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str]) -> N
     partial = out.with_name(f"{out.name}.partial")
     partial.write_text(json.dumps({"database": database}), encoding="utf-8")
     partial.replace(out)
-    print(f"{out}: {len(entries)} videos, {sum(len(entry.actions) for entry in entries)} instances")
+    report(f"{out}: {len(entries)} videos, {sum(len(entry.actions) for entry in entries)} instances")
     names = out.with_suffix(".excluded.txt")
     names.unlink(missing_ok=True)
     if excluded:
         names.write_text("".join(f"{name}\n" for name in excluded), encoding="utf-8")
-        print(f"{names}: the {len(excluded)} videos that were left out: {summarize_list(excluded, separator=', ')}")
+        report(f"{names}: the {len(excluded)} videos that were left out: {summarize_list(excluded, separator=', ')}")
     for subset in SUBSETS:
         for note in load_annotations(out, subset=subset)[1]:
-            print(f"the trainer will say of {subset}: {note}")
-
-
-if __name__ == "__main__":
-    use_utf8()
-    sys.exit(main())
+            report(f"the trainer will say of {subset}: {note}")

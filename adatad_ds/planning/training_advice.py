@@ -1,4 +1,4 @@
-"""How long to train on a data set and what that takes here: the second half of what check_data suggests."""
+"""How long to train on a data set, and what that takes on this machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import Config
 from adatad_ds.data.inspection.training_length import TrainingLength, count_windows, suggest_length
-from adatad_ds.distributed.world import gpu_count
+from adatad_ds.data.sources.facts import DATASETS
+from adatad_ds.data.sources.formats import TRAINING
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.planning.step_time import fp32_is_faster, step_seconds, time_window
 from adatad_ds.recipes.catalog import Recipe
-from tools.dataset_facts import DATASETS
-from tools.dataset_formats import TRAINING
+from adatad_ds.system.launch import gpu_count
 
 QUICKSTART_VIDEOS = 160  # that tools/quickstart.sh generates to train on
 SMALL_SIDE, SMALL_BATCH, SMALL_EFFORT = 112, 2, 0.5  # pixels, windows, and share of the views of a video

@@ -1,27 +1,19 @@
-"""Gather the cells of a grid, finished, running and failed, into a table, plots and TensorBoard's hparams.
-
-    python tools/scaling_report.py runs/GRID [--watch]
-
-Writes report.md, report.csv, report.png and hparams/ into the grid's folder, and prints the table.
-"""
+"""A grid's cells, finished, running and failed, gathered into a table, plots and TensorBoard's hparams."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
-
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
+from adatad_ds.cluster.grid import Grid
+from adatad_ds.cluster.site import Site
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure, try_to_draw
@@ -30,9 +22,7 @@ from adatad_ds.models.recogniser import build_model
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.runs.folder import INTERRUPTED_FILE, RunFolder
-from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.training.monitor import LOG_FILE
-from tools.grid import Grid, Site
 
 WATCH_SEC = 30
 SILENT_SEC = 900  # where Slurm cannot be asked: a log older than this belongs to no running job
@@ -71,25 +61,25 @@ class Row:
     score: float | None = None
 
 
-def main() -> int:
-    """Report once, or until all cells have ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path)
-    parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_SEC} s until all cells have ended")
-    arguments = parser.parse_args()
-    try:
-        while True:
-            rows = read_rows(arguments.grid)
-            print(table(rows), flush=True)
-            if not arguments.watch or all(row.state in ENDED for row in rows):
-                break
-            time.sleep(WATCH_SEC)
-            print()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write(arguments.grid, rows)
-    return 0
+def watch(grid: Path, *, again: bool, report: Callable[[str], None]) -> None:
+    """Report once, or every half a minute until all cells have ended; then write what is in the grid's folder.
+
+    Args:
+        grid: the folder.
+        again: until all cells have ended.
+        report: is given each table.
+
+    Raises:
+        ConfigError: this is no grid's folder.
+    """
+    while True:
+        rows = read_rows(grid)
+        report(table(rows))
+        if not again or all(row.state in ENDED for row in rows):
+            break
+        time.sleep(WATCH_SEC)
+        report("")
+    write(grid, rows)
 
 
 def read_rows(grid: Path) -> list[Row]:
@@ -205,7 +195,9 @@ def _show(value: float | None, scale: float, digits: int) -> str:
 
 
 def write(grid: Path, rows: Sequence[Row]) -> None:
-    """report.md, report.csv, report.png, hparams/."""
+    """report.md, report.csv, report.png, hparams/ in the grid's folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
     (grid / "report.md").write_text(table(rows) + "\n", encoding="utf-8")
     write_table(grid / "report.csv", map(asdict, rows), columns=[field.name for field in fields(Row)])
     for row in rows:
@@ -249,8 +241,3 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         if curves:
             axes.legend()
     save_figure(figure, path)
-
-
-if __name__ == "__main__":
-    use_utf8()
-    sys.exit(main())

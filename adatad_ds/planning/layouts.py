@@ -1,8 +1,4 @@
-"""Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change where it does not.
-
-    python tools/plan_memory.py --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 \
-        --ds_config ds_configs/zero3.json --gpu H100-80
-    python tools/plan_memory.py --recipe thumos14_videomaev2_g_1536 --ds_config ds_configs/zero3.json --grid
+"""Layouts of a run over ranks: what fits a GPU, what would, and both in words.
 
 Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
 fragments) is held back when it is asked what fits: 1 GB and 5 %. The time is a floor: all executed FLOPs at the GPU's
@@ -11,24 +7,16 @@ dense bf16 peak.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
-
 from adatad_ds.config.parsing import CLIP_FRAMES
-from adatad_ds.config.schema import Config, loading
-from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
 from adatad_ds.planning.memory import Plan, make_plan
-from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.system.utf8 import use_utf8
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
@@ -145,38 +133,6 @@ def fits(plan: Plan, memory_gb: float) -> bool:
     return plan.device_bytes <= (0.95 * memory_gb - 1.0) * 1e9
 
 
-def main() -> int:
-    """Print a plan, or the grid."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
-    parser.add_argument("--ds_config", required=True, type=Path)
-    parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
-    parser.add_argument("--gpu", choices=GPUS, help="default: this machine's, as nvidia-smi names it")
-    parser.add_argument("--classes", type=int, default=20)
-    parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
-    arguments = parser.parse_args()
-    try:
-        config = loading.override(find_recipe(arguments.recipe).config, arguments.set)
-        if config.train.micro_batch is None and config.recognition is None:
-            config = replace(config, train=replace(config.train, micro_batch=1))
-        ds_config = read_ds_config(arguments.ds_config)
-        planner = Planner(config, ds_config, num_classes=arguments.classes)
-        if arguments.grid:
-            print_grid(planner)
-            return 0
-        host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
-        name = planned_gpu(arguments.gpu)
-        temporal = arguments.temporal or config.parallel.temporal
-        layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
-        print_plan(planner, layout, GPUS[name], name=name)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def planned_gpu(named: str | None) -> str:
     """The GPU that a plan is for: the named one, else this machine's.
 
@@ -189,55 +145,65 @@ def planned_gpu(named: str | None) -> str:
         raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
 
 
-def print_plan(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> None:
-    """One layout, what fits, and what to change."""
+def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> str:
+    """One layout, what fits, and what to change.
+
+    Args:
+        planner: of the recipe.
+        layout: how it is to run.
+        gpu: what it is to run on.
+        name: of that GPU.
+
+    Raises:
+        ConfigError: it cannot be run so.
+    """
     config = planner.config
     plan = planner.plan(layout)
-    print(
+    lines = [
         f"{config.backbone.name}, {config.backbone.tuning}, {config.sample_frames} frames, "
         f"{config.data.resolution} px, {config.train.precision}, global batch {config.train.global_batch}, "
-        f"micro batch {config.train.micro_batch}\n{layout}\n"
-    )
-    print(plan.table())
-    print(f"time floor of a step on {layout.gpus} x {name}: {floor_sec(plan, layout.gpus, gpu):.2f} s\n")
-    print(f"{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}")
-    print(f"most frames in this layout: {planner.most_frames(layout, gpu.memory_gb)}")
+        f"micro batch {config.train.micro_batch}",
+        f"{layout}\n",
+        plan.table(),
+        f"time floor of a step on {layout.gpus} x {name}: {floor_sec(plan, layout.gpus, gpu):.2f} s\n",
+        f"{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}",
+        f"most frames in this layout: {planner.most_frames(layout, gpu.memory_gb)}",
+    ]
     for gpus in COUNTS:
         found = planner.first_fit(gpus, gpu.memory_gb)
         if found:
-            print(f"fewest GPUs: {gpus} ({found[0]})")
+            lines.append(f"fewest GPUs: {gpus} ({found[0]})")
             break
     else:
-        print(f"fewest GPUs: more than {COUNTS[-1]}, or another global batch")
+        lines.append(f"fewest GPUs: more than {COUNTS[-1]}, or another global batch")
     found = planner.first_fit(layout.gpus, gpu.memory_gb)
-    print(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
+    lines.append(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
+    return "\n".join(lines)
 
 
-def print_grid(planner: Planner) -> None:
-    """What fits where: D stored tensors on the device, H in host memory, with the layout's P."""
+def grid_lines(planner: Planner) -> Iterator[str]:
+    """What fits where, as lines of Markdown: D stored tensors on the device, H in host memory, with the layout's P."""
     memories = (24, 40, 80, 141)
-    print(
-        "| frames | GPUs | P | device GB | with host GB | host GB | " + " | ".join(f"{m} GB" for m in memories) + " |"
-    )
-    print("|---" * (6 + len(memories)) + "|")
+    yield "| frames | GPUs | P | device GB | with host GB | host GB | " + " | ".join(f"{m} GB" for m in memories) + " |"
+    yield "|---" * (6 + len(memories)) + "|"
     for frames in GRID_FRAMES:
         for gpus in GRID_COUNTS:
             layouts = [planner.first_fit(gpus, memory, frames=frames) for memory in memories]
             most = max(planner.temporal_choices(gpus, frames), default=None)
             if most is None:
-                print(f"| {frames} | {gpus} | - | | | |" + " |" * len(memories))
+                yield f"| {frames} | {gpus} | - | | | |" + " |" * len(memories)
                 continue
             chunk = planner.config.backbone.clips_per_chunk
             here = planner.plan(Layout(gpus, most, chunk, host=False), frames=frames)
             away = planner.plan(Layout(gpus, most, chunk, host=True), frames=frames)
             marks = [_mark(found) for found in layouts]
-            print(
+            yield (
                 f"| {frames} | {gpus} | {most} | {here.device_bytes / 1e9:.1f} | {away.device_bytes / 1e9:.1f} | "
                 f"{away.host_bytes / 1e9:.1f} | {' | '.join(marks)} |"
             )
     plan = planner.plan(Layout(1, 1, 8, True))
     floors = [f"{name} {floor_sec(plan, 1, gpu):.2f} s" for name, gpu in GPUS.items()]
-    print(f"\n(the floor of a step on one GPU: {', '.join(floors)})")
+    yield f"\n(the floor of a step on one GPU: {', '.join(floors)})"
 
 
 def _mark(found: tuple[Layout, Plan] | None) -> str:
@@ -251,8 +217,3 @@ def _mark(found: tuple[Layout, Plan] | None) -> str:
 def floor_sec(plan: Plan, gpus: int, gpu: GPU) -> float:
     """Seconds that a step's executed FLOPs take at least."""
     return plan.executed_flop / (gpus * gpu.tflop_per_sec * 1e12)
-
-
-if __name__ == "__main__":
-    use_utf8()
-    sys.exit(main())

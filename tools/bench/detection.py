@@ -1,6 +1,6 @@
 """Time what follows the detector, mAP and suppression, against straightforward versions row by row.
 
-    taskset -c 0 python tools/bench_detection.py
+    taskset -c 0 python tools/bench/detection.py
 
 mAP of 400,000 detections in 213 videos, 20 classes, 5 thresholds; per-class Gaussian suppression of one video's 2,000
 candidates of each of 20 classes. The row-by-row versions are the tests' oracles, and must agree; that of suppression
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch

@@ -1,6 +1,6 @@
 """Measure what loading a backbone costs: seconds, and resident memory of all ranks together.
 
-    python tools/bench_load.py --backbone videomaev2_g --ranks 2
+    python tools/bench/load.py --backbone videomaev2_g --ranks 2
 
 Makes a file of random bf16 weights at full size (kept in --folder for the next time), then loads it as train.py does
 under ZeRO-3 with CPU offload, and for comparison as one does without care: every rank builds the model, reads the whole
@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
 
 import torch

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools import dataset_formats as formats
-from tools.dataset_formats import TESTING, TRAINING, VALIDATION, Annotations
+from adatad_ds.data.sources import formats
+from adatad_ds.data.sources.formats import TESTING, TRAINING, VALIDATION, Annotations
 
 
 @dataclass(frozen=True)

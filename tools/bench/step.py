@@ -1,8 +1,8 @@
 """Measure a training step of an adapted backbone: time, throughput and peak memory of several ways to run it.
 
-    python tools/bench_step.py --recipe thumos14_videomae_s --set data.window_size=1536 --compare
-    torchrun --nproc_per_node 2 tools/bench_step.py --recipe ... --ways alone ours --threads 1
-    python tools/bench_step.py --recipe ... --tia
+    python tools/bench/step.py --recipe thumos14_videomae_s --set data.window_size=1536 --compare
+    torchrun --nproc_per_node 2 tools/bench/step.py --recipe ... --ways alone ours --threads 1
+    python tools/bench/step.py --recipe ... --tia
 
 Ways, run in turn in one process group:
 
@@ -37,7 +37,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone, without installing
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from adatad_ds.config.loading import override
 from adatad_ds.config.parsing import CLIP_FRAMES
-from adatad_ds.config.schema import Config, loading
+from adatad_ds.config.schema import Config
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.process import end_process
 from adatad_ds.distributed.world import World
@@ -80,7 +81,7 @@ def main() -> int:
     arguments = parser.parse_args()
     world = World.join()
     try:
-        config = loading.override(
+        config = override(
             find_recipe(arguments.recipe).config,
             [*arguments.set, f"parallel.temporal={world.size}", "backbone.weights=None"],
         )

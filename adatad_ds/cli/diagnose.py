@@ -1,0 +1,71 @@
+"""What is wrong with detections: false positives by kind, missed segments, and what mending them would gain.
+
+    adatad-ds diagnose runs/NAME/evaluate/detections.json ANNOTATIONS.json [--subset validation]
+
+Writes report.html, report.md, CSV tables and pictures; docs/errors.md says what each number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adatad_ds.cli.commands import command_parser
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION
+    from adatad_ds.evaluation.diagnosis.inputs import DEFAULT_TIOU, METRICS_FILE
+
+    beside = f"those of {METRICS_FILE} beside the detections, else {' '.join(map(str, DEFAULT_TIOU))}"
+    parser = command_parser(prog, __doc__)
+    add = parser.add_argument
+    add("detections", type=Path, help="detections.json of an evaluation, or any file of that format")
+    add("annotations", type=Path, help="the annotation JSON")
+    add("--subset", default="validation", help="of the annotations, %(default)s")
+    add("--output", type=Path, help="folder; default: errors/ beside the detections")
+    add("--tiou", type=_share, default=0.5, help="from this overlap on a detection is right, %(default)s")
+    add("--average-tiou", type=_share, nargs="+", metavar="TIOU", help=f"of average mAP; default: {beside}")
+    add("--exclude", nargs="+", default=[], metavar="VIDEO", help="annotated videos to leave out")
+    add("--exclude-file", default="", metavar="FILE", help="a list of more of them, as data.exclude_file")
+    add("--bins", choices=sorted(BINS), help="DETAD's sizes of missed segments; default: by the median length")
+    found = "a segment found only where its class's precision is no higher is missed, %(default)s"
+    add("--min-precision", type=float, default=MIN_PRECISION, help=found)
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Diagnose and write the report."""
+    arguments = make_parser(prog).parse_args(argv)
+    from adatad_ds.evaluation.diagnosis.diagnosis import suitable_bins
+    from adatad_ds.evaluation.diagnosis.inputs import diagnose_files
+    from adatad_ds.evaluation.diagnosis.report import HTML_FILE, MARKDOWN_FILE, summary, write_report
+
+    diagnosis, source = diagnose_files(
+        arguments.detections,
+        arguments.annotations,
+        subset=arguments.subset,
+        tiou=arguments.tiou,
+        average_tiou=arguments.average_tiou,
+        min_precision=arguments.min_precision,
+        exclude=arguments.exclude,
+        exclude_file=arguments.exclude_file,
+    )
+    output: Path = arguments.output or arguments.detections.parent / "errors"
+    bins = arguments.bins or suitable_bins(diagnosis.truths)
+    write_report(output, diagnosis, source=source, bins=bins, report=lambda line: print(line, file=sys.stderr))
+    for note in source.notes:
+        print(f"note: {note}")
+    print(summary(diagnosis))
+    print(f"written: {output / HTML_FILE}, {MARKDOWN_FILE}, tables and pictures")
+    return 0
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no tIoU: give a number above 0, up to 1")
+    return value

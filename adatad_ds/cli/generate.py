@@ -1,0 +1,51 @@
+"""Generate a data set to train on: the quickstarts' data.
+
+    adatad-ds generate videos --out data/quickstart --train 160 --test 32 --seed 1
+    adatad-ds generate clips --out data/quickstart_clips --train 60 --test 15 --seed 1
+
+Videos are untrimmed, with annotated actions; clips are of classes that differ only in the motion, in a folder each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from adatad_ds.cli.commands import command_parser
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(prog, __doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="videos|clips")
+    videos = kinds.add_parser("videos", help="untrimmed videos with annotations: detection", allow_abbrev=False)
+    videos.add_argument("--out", type=Path, required=True, help="folder for annotations.json and videos/")
+    videos.add_argument("--train", type=int, default=160, help="training videos, %(default)s")
+    videos.add_argument("--test", type=int, default=32, help="test videos, %(default)s")
+    clips = kinds.add_parser("clips", help="short clips in a folder per class: recognition", allow_abbrev=False)
+    clips.add_argument("--out", type=Path, required=True, help="folder for train/CLASS/*.mp4 and test/CLASS/*.mp4")
+    clips.add_argument("--train", type=int, default=60, help="training clips of a class, %(default)s")
+    clips.add_argument("--test", type=int, default=15, help="test clips of a class, %(default)s")
+    for each in (videos, clips):
+        each.add_argument("--seed", type=int, default=1, help="another seed, another data set")
+        each.add_argument("--workers", type=int, default=2, help="processes, %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Make the data set, unless the same one is there already."""
+    arguments = make_parser(prog).parse_args(argv)
+    from adatad_ds.data.generated.folders import generate_clips, generate_videos
+
+    generate = generate_videos if arguments.kind == "videos" else generate_clips
+    print(
+        generate(
+            arguments.out,
+            train=arguments.train,
+            test=arguments.test,
+            seed=arguments.seed,
+            workers=arguments.workers,
+        )
+    )
+    return 0

@@ -1,0 +1,59 @@
+"""Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change where it does not.
+
+    adatad-ds plan --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 \\
+        --ds_config ds_configs/zero3.json --gpu H100-80
+    adatad-ds plan --recipe thumos14_videomaev2_g_1536 --ds_config ds_configs/zero3.json --grid
+
+Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
+fragments) is held back when it is asked what fits: 1 GB and 5 %. The time is a floor: all executed FLOPs at the GPU's
+dense bf16 peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from adatad_ds.cli.commands import command_parser
+from adatad_ds.planning.gpus import GPUS
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(prog, __doc__)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
+    parser.add_argument("--ds_config", required=True, type=Path)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
+    parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Print a plan, or the grid."""
+    arguments = make_parser(prog).parse_args(argv)
+    from adatad_ds.config.loading import override
+    from adatad_ds.distributed.ds_config import read_ds_config
+    from adatad_ds.planning.layouts import Layout, Planner, grid_lines, plan_report, planned_gpu
+    from adatad_ds.recipes.catalog import find_recipe
+
+    config = override(find_recipe(arguments.recipe).config, arguments.set)
+    if config.train.micro_batch is None and config.recognition is None:
+        config = replace(config, train=replace(config.train, micro_batch=1))
+    ds_config = read_ds_config(arguments.ds_config)
+    planner = Planner(config, ds_config, num_classes=arguments.classes)
+    if arguments.grid:
+        for line in grid_lines(planner):
+            print(line)
+        return 0
+    host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
+    name = planned_gpu(arguments.gpu)
+    temporal = arguments.temporal or config.parallel.temporal
+    layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
+    print(plan_report(planner, layout, GPUS[name], name=name))
+    return 0

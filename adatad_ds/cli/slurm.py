@@ -1,0 +1,77 @@
+"""Submit training to Slurm: one run, or a grid of them as job arrays; report on a grid. slurm/*.sh call it.
+
+    adatad-ds slurm run --recipe R [--name NAME] [--set ...] [--deepspeed_config FILE] [options of train.py]
+    adatad-ds slurm grid slurm/frames.json
+    adatad-ds slurm again runs/GRID [CELL ...]
+    adatad-ds slurm report runs/GRID [--watch]
+
+The first three with `--dry-run`, which prints what would be submitted. Site settings come from the environment
+(slurm/site.env), and so do overrides of a grid: RECIPE or RECIPES, FRAMES, RESOLUTIONS, SET (assignments for every
+cell), NODES, TEMPORAL, GRID (its name). What NODES and TEMPORAL leave open, the memory planner chooses for GPUs. All is
+checked before it is submitted. A report is a table, report.md, .csv and .png, and hparams/ for TensorBoard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from adatad_ds.cli.commands import command_parser
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(prog, __doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|grid|again|report")
+    run = commands.add_parser("run", help="one run", allow_abbrev=False)
+    run.add_argument("--recipe", required=True)
+    run.add_argument("--name", help="of its folder in runs/; default: the recipe's name")
+    run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    run.add_argument("--deepspeed_config", help="default: DS_CONFIG of slurm/site.env")
+    grid = commands.add_parser("grid", help="many", allow_abbrev=False)
+    grid.add_argument("file", type=Path)
+    again = commands.add_parser("again", help="cells of a grid, with its own code", allow_abbrev=False)
+    again.add_argument("grid", type=Path)
+    again.add_argument("cells", nargs="*", help="names; default: all that failed")
+    for each in (run, grid, again):
+        each.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    report = commands.add_parser("report", help="how far a grid is, and what it found", allow_abbrev=False)
+    report.add_argument("grid", type=Path)
+    report.add_argument("--watch", action="store_true", help="again every half a minute until all cells have ended")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Check, then submit or print; or report."""
+    parser = make_parser(prog)
+    arguments, extra = parser.parse_known_args(argv)
+    if extra and arguments.command != "run":
+        parser.error(f"unknown: {' '.join(extra)}")
+    say = partial(print, flush=True)
+    if arguments.command == "report":
+        from adatad_ds.cluster.report import watch
+
+        watch(arguments.grid, again=arguments.watch, report=say)
+        return 0
+    from adatad_ds.cluster.grid import CLONE, Grid
+    from adatad_ds.cluster.submission import cells_again, many_runs, one_run, submit, submit_new
+
+    os.chdir(CLONE)
+    if arguments.command == "again":
+        grid = Grid.read(arguments.grid)
+        submit(grid, chosen=cells_again(grid, arguments.cells), dry_run=arguments.dry_run, report=say)
+    elif arguments.command == "grid":
+        submit_new(many_runs(arguments.file), rename="GRID=", dry_run=arguments.dry_run, report=say)
+    else:
+        grid = one_run(
+            arguments.recipe,
+            name=arguments.name,
+            assignments=arguments.set,
+            ds_config=arguments.deepspeed_config,
+            extra=extra,
+        )
+        submit_new(grid, rename="--name ", dry_run=arguments.dry_run, report=say)
+    return 0

@@ -1,0 +1,143 @@
+"""A cluster: what slurm/site.env says of it in the environment, and what Slurm says itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adatad_ds.errors import ConfigError
+from adatad_ds.planning.gpus import GPUS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A cluster, as slurm/site.env and sinfo tell.
+
+    Attributes:
+        gpus_per_node: 0: CPUs.
+        ranks_per_node: tasks of a node.
+        cpus_per_rank: of each.
+        gpu: what GPU of slurm/site.env says, else the type in the nodes' GRES; "": nothing does.
+        ds_config: path of the engine's policy.
+        options: more options of sbatch.
+        cells_at_once: of a grid; None: no limit.
+    """
+
+    gpus_per_node: int
+    ranks_per_node: int
+    cpus_per_rank: int
+    gpu: str
+    ds_config: str
+    options: tuple[str, ...]
+    cells_at_once: int | None
+
+
+def read_site(recipes: Sequence[str]) -> Site:
+    """What slurm/site.env has set; the rest, what sinfo says. The quickstart's recipes train on CPUs.
+
+    Raises:
+        ConfigError: no number where there should be one, no GPUs.
+    """
+    value = os.environ.get
+    gpus, ranks, cpus = (number_of(name) for name in ("GPUS_PER_NODE", "RANKS_PER_NODE", "CPUS_PER_RANK"))
+    on_cpus = bool(recipes) and all(recipe.split("_")[0] == "quickstart" for recipe in recipes)
+    if gpus is None and on_cpus:
+        gpus = 0
+    gpu = value("GPU", "")
+    if gpu and gpu not in GPUS:
+        raise ConfigError(f"GPU={gpu} in slurm/site.env is unknown to the memory planner; there are {', '.join(GPUS)}")
+    if gpus is None or gpus > 0 or cpus is None:
+        there_gpus, there_cpus, types = _ask_sinfo(value("PARTITION", ""))
+        if gpus != 0 and not there_gpus:
+            raise ConfigError(
+                f"the nodes of {value('PARTITION') or 'the default partition'} have no GPUs, says sinfo; set PARTITION "
+                "(slurm/site.env) to one with GPUs, or GPUS_PER_NODE=0 to train on CPUs. RECIPE=quickstart does so"
+            )
+        gpus = there_gpus if gpus is None else gpus
+        cpus = cpus or max(1, min(8, there_cpus // (ranks or gpus or 2)))
+        gpu = gpu or " or ".join(sorted(types))
+    options = [f"--time={value('TIME_LIMIT') or '24:00:00'}", f"--signal=B:USR1@{number_of('WARNING_SEC') or 180}"]
+    wanted = {"PARTITION": "partition", "ACCOUNT": "account", "QOS": "qos", "CONSTRAINT": "constraint"}
+    options += [f"--{option}={value(name)}" for name, option in wanted.items() if value(name)]
+    options += [f"--mem={value('MEM_PER_NODE')}"] if value("MEM_PER_NODE") else []
+    options += [f"--gpus-per-node={gpus}"] if gpus else []
+    return Site(
+        gpus_per_node=gpus,
+        ranks_per_node=ranks or gpus or 2,
+        cpus_per_rank=cpus,
+        gpu=gpu,
+        ds_config=value("DS_CONFIG") or "ds_configs/zero3.json",
+        options=tuple(options),
+        cells_at_once=number_of("CELLS_AT_ONCE"),
+    )
+
+
+def _ask_sinfo(partition: str) -> tuple[int, int, set[str]]:
+    """GPUs and CPUs of a partition's nodes, and those GPUs' types; of the default one for an empty name."""
+    lines = call_slurm(["sinfo", "--noheader", "--format=%P|%c|%G"]).split()
+    asked = [line.split("|") for line in lines]
+    nodes = [line for line in asked if (line[0].rstrip("*") == partition if partition else line[0].endswith("*"))]
+    if not nodes:
+        raise ConfigError(
+            f"there is no partition {partition or 'that is the default'}; set PARTITION in slurm/site.env"
+        )
+    gpus = max(gpus_in(gres) for _, _, gres in nodes)
+    fullest = [(int(cpus.rstrip("+")), gres) for _, cpus, gres in nodes if gpus_in(gres) == gpus]
+    types = set().union(*(gpu_types_in(gres) for _, gres in fullest))
+    return gpus, min(cpus for cpus, _ in fullest), types
+
+
+def gpu_types_in(gres: str) -> set[str]:
+    """Types of a node's GPUs, by its `Gres` in sinfo: a100 of gpu:a100:4(S:0-1), none of gpu:4."""
+    return set(re.findall(r"gpu:([^:,(]*[^:,(\d][^:,(]*):\d+", gres))
+
+
+def gpus_in(gres: str) -> int:
+    """GPUs of a node, by its `Gres` in sinfo, e.g. gpu:a100:4(S:0-1)."""
+    return sum(int(count) for count in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", gres))
+
+
+def call_slurm(command: Sequence[str]) -> str:
+    """Standard output of one of Slurm's commands.
+
+    Raises:
+        ConfigError: it is not there, or refuses.
+    """
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"there is no {command[0]} here; is this a machine of the cluster?")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"Slurm refuses: {done.stderr.strip()}\n(asked: {' '.join(command)})")
+    return done.stdout
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Words of an environment variable; none where it is not set."""
+    return tuple(os.environ.get(name, "").split())
+
+
+def numbers_of(name: str) -> tuple[int, ...]:
+    """Whole numbers of an environment variable.
+
+    Raises:
+        ConfigError: something else is among them.
+    """
+    if not all(word.isdigit() for word in words_of(name)):
+        raise ConfigError(f"{name}={os.environ[name]} must be whole numbers")
+    return tuple(int(word) for word in words_of(name))
+
+
+def number_of(name: str) -> int | None:
+    """The whole number of an environment variable; None where it is not set.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    numbers = numbers_of(name)
+    if len(numbers) > 1:
+        raise ConfigError(f"{name}={os.environ[name]} must be one number")
+    return numbers[0] if numbers else None

@@ -1,0 +1,135 @@
+"""Whole generated data sets in a folder: untrimmed videos with their annotations, or short clips in folders by class.
+
+A folder that has been completed with the same counts and seed is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from adatad_ds.data.generated import clips, videos
+from adatad_ds.data.generated.videos import Purpose
+
+SUBSETS: dict[Purpose, str] = {"training": "training", "test": "validation"}  # THUMOS14's names
+COMPLETE_FILE = "complete.json"  # written last: the counts and the seed
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """One video to make."""
+
+    purpose: Purpose
+    seed: int
+    index: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The video's name, and its file's."""
+        return f"{self.purpose}_{self.index:04d}"
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """One clip and its twin to make."""
+
+    subset: str
+    seed: int
+    twins: int
+    index: int
+    out: Path
+
+
+def generate_videos(out: Path, *, train: int = 160, test: int = 32, seed: int = 1, workers: int = 2) -> str:
+    """Make OUT/videos/NAME.mp4 and OUT/annotations.json, unless they are there already.
+
+    Args:
+        out: the folder.
+        train: training videos.
+        test: test videos.
+        seed: another seed, another data set.
+        workers: processes.
+
+    Returns:
+        What is there now, for the user.
+    """
+    wanted = {"train": train, "test": test, "seed": seed}
+    if _is_complete(out, wanted):
+        return f"{out} is complete"
+    folder = out / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    counts: list[tuple[Purpose, int]] = [("training", train), ("test", test)]
+    jobs = [VideoJob(purpose, seed, index, folder) for purpose, count in counts for index in range(count)]
+    with multiprocessing.Pool(workers) as pool:
+        made = dict(tqdm(pool.imap(_make_video, jobs), total=len(jobs), unit="video", dynamic_ncols=True))
+    (out / "annotations.json").write_text(json.dumps({"database": made}, indent=1), encoding="utf-8")
+    (out / COMPLETE_FILE).write_text(json.dumps(wanted), encoding="utf-8")
+    seconds = sum(float(str(video["duration"])) for video in made.values())
+    actions = [action for video in made.values() for action in video["annotations"]]  # type: ignore[union-attr]
+    return f"{len(made)} videos, {seconds / 60:.0f} minutes, {len(actions)} actions in {out}"
+
+
+def generate_clips(out: Path, *, train: int = 60, test: int = 15, seed: int = 1, workers: int = 2) -> str:
+    """Make OUT/train/CLASS/*.mp4 and OUT/test/CLASS/*.mp4, unless they are there already.
+
+    Args:
+        out: the folder.
+        train: training clips of a class.
+        test: test clips of a class.
+        seed: another seed, another data set.
+        workers: processes.
+
+    Returns:
+        What is there now, for the user.
+    """
+    counts = {"train": train, "test": test}
+    wanted = {**counts, "seed": seed}
+    if _is_complete(out, wanted):
+        return f"{out} is complete"
+    for subset in counts:
+        for label in clips.CLASSES:
+            folder = out / subset / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for clip in folder.glob("[0-9][0-9][0-9][0-9].mp4"):  # a smaller data set keeps none of a larger one
+                clip.unlink()
+    jobs = [
+        ClipJob(subset, seed, twins, index, out)
+        for subset, count in counts.items()
+        for twins in range(len(clips.TWINS))
+        for index in range(count)
+    ]
+    with multiprocessing.Pool(workers) as pool:
+        for _ in tqdm(pool.imap(_make_clips, jobs), total=len(jobs), unit="pair", dynamic_ncols=True):
+            pass
+    (out / COMPLETE_FILE).write_text(json.dumps(wanted), encoding="utf-8")
+    return f"{2 * len(jobs)} clips of {len(clips.CLASSES)} classes in {out}"
+
+
+def _is_complete(out: Path, wanted: Mapping[str, int]) -> bool:
+    """Whether this very data set is there; if not, the folder is marked as incomplete."""
+    marker = out / COMPLETE_FILE
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
+        return True
+    marker.unlink(missing_ok=True)
+    return False
+
+
+def _make_video(job: VideoJob) -> tuple[str, dict[str, object]]:
+    """Draw and encode one video; its name and annotation."""
+    video = videos.make_video(videos.generator(job.purpose, job.seed, job.index))
+    videos.write_video(video, job.folder / f"{job.name}.mp4")
+    return job.name, videos.annotation(video, subset=SUBSETS[job.purpose])
+
+
+def _make_clips(job: ClipJob) -> None:
+    """Draw and encode one clip forwards and backwards, one for each of two classes."""
+    for label in clips.TWINS[job.twins]:
+        frames = clips.make_clip(label, clips.generator(job.subset, job.seed, job.twins, job.index))
+        path = job.out / job.subset / label / f"{job.index:04d}.mp4"
+        videos.encode(frames, path, fps=clips.FPS, width=clips.SIDE, height=clips.SIDE)
