@@ -18,7 +18,7 @@ from tools.dataset_facts import DATASETS, Counts
 from tools.dataset_formats import SUBSETS, TRAINING, VALIDATION
 from tools.prepare_data import main, report
 
-DOCS = Path(__file__).resolve().parents[2] / "docs/datasets.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs/reference/datasets.md"
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
 
 VERBS = "id,key,instances,category\n0,take,\"['take', 'get']\",retrieve\n3,open,\"['open']\",access\n"
@@ -514,7 +514,7 @@ def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("name", DATASETS)
 def test_documented(name: str):
     dataset, text = DATASETS[name], DOCS.read_text(encoding="utf-8")
-    section = next(part for part in text.split("\n## ") if f"tools/prepare_data.py {name} " in part)
+    section = next(part for part in text.split("\n## ") if f"adatad-ds prepare-data {name} " in part)
     for url in re.findall(r"https?://[^ ;:)]+", f"{dataset.annotations_from} {dataset.videos_from}"):
         assert url in section
     for excluded in dataset.exclusions:
