@@ -5,8 +5,8 @@
     python tools/check_gpu.py --miniature          # the same with small shapes on a CPU, under 2 minutes
 
 Each part runs in a process of its own with a time limit, so that one that fails, hangs or runs out of memory costs only
-its own row. Rows are written as soon as they are known, and the report anew after each part: docs/gpu.md says how to
-read it.
+its own row. Rows are written as soon as they are known, and the report anew after each part:
+docs/reference/gpu.md says how to read it.
 """
 
 from __future__ import annotations

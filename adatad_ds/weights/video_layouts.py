@@ -6,7 +6,7 @@
 - a whole trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
-here but names and shapes. See docs/weights.md.
+here but names and shapes. See docs/guides/weights.md.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def test_positions_are_resized_as_their_authors_do(name, averages):
     ],
 )
 def test_models_by_name(name, registers, parameters):
-    """As docs/aim.md names them: built without memory, filled, counted."""
+    """As docs/reference/aim.md names them: built without memory, filled, counted."""
     config = Config(
         data=DataConfig(resolution=112),
         backbone=BackboneConfig(name=name, tuning="aim", weights="somewhere", clip_frames=4),

@@ -1,7 +1,7 @@
 """From a file to what the backbone sees, held to values worked out in NumPy from the published pipelines' definitions.
 
 These are mmaction2's Resize, RandomResizedCrop, CenterCrop and ColorJitter, and the mean and deviation of its data
-preprocessor, as AdaTAD's configs combine them; docs/datasets.md has the differences from the libraries themselves.
+preprocessor, as AdaTAD's configs combine them; docs/reference/datasets.md has the differences from the libraries.
 """
 
 from __future__ import annotations

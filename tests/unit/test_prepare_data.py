@@ -19,7 +19,7 @@ from adatad_ds.data.sources.formats import SUBSETS, TRAINING, VALIDATION
 from adatad_ds.data.sources.preparation import count_table
 from tests.unit.videos import write_video
 
-DOCS = Path(__file__).resolve().parents[2] / "docs/datasets.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs/reference/datasets.md"
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
 
 VERBS = "id,key,instances,category\n0,take,\"['take', 'get']\",retrieve\n3,open,\"['open']\",access\n"

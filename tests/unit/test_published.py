@@ -348,7 +348,7 @@ def test_recipes_can_be_saved_and_read(name):
 def test_the_list_names_all():
     lines = recipe_table().splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(all_recipes())
-    assert recipe_table() in (REPOSITORY / "docs/datasets.md").read_text()
+    assert recipe_table() in (REPOSITORY / "docs/reference/recipes.md").read_text()
 
 
 def test_recipes_are_diffed(capsys):
