@@ -20,7 +20,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("--annotations", type=Path, required=True, help="the community's JSON; see docs/own_data.md")
+    add("--annotations", type=Path, required=True, help="the community's JSON; see docs/guides/own_data.md")
     add("--videos", type=Path, required=True, help="folder of VIDEO_NAME.mp4 (or .mkv, ...)")
     add("--out", type=Path, default=Path("runs/check_data"), help="default %(default)s")
     add("--workers", type=int, help="decoding processes; default: the cores")

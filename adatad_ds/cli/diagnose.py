@@ -2,7 +2,7 @@
 
     adatad-ds diagnose runs/NAME/evaluate/detections.json ANNOTATIONS.json [--subset validation]
 
-Writes report.html, report.md, CSV tables and pictures; docs/errors.md says what each number means.
+Writes report.html, report.md, CSV tables and pictures; docs/guides/errors.md says what each number means.
 """
 
 from __future__ import annotations

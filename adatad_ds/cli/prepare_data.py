@@ -5,7 +5,7 @@
 
 What was found is compared with published counts. With --videos, videos that are not there end it with code 1, unless
 --exclude-missing leaves them out and lists them in OUT's .excluded.txt, which --exclude-file takes. Each data set:
-docs/datasets.md.
+docs/reference/datasets.md.
 """
 
 from __future__ import annotations

@@ -133,7 +133,9 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
             seen.add(where)
         weights = config.backbone.weights
         if weights is not None and re.search(r"^[./]|\.(pth|pt|safetensors)$", weights) and not Path(weights).exists():
-            raise ConfigError(f"{cell.name}: backbone.weights={weights} is not there (docs/weights.md); set it in SET")
+            raise ConfigError(
+                f"{cell.name}: backbone.weights={weights} is not there (docs/guides/weights.md); set it in SET"
+            )
 
 
 def make_quickstart_data(configs: Iterable[Config], *, report: Callable[[str], None]) -> None:

@@ -79,7 +79,9 @@ class BackboneConfig:
     """The video or image transformer, and how it is tuned."""
 
     name: str = "videomae_s"  # a key of models.vit.VIT_SPECS; `vit_...`: an image transformer by its name in timm
-    weights: str | None = None  # pretrained: a file, folder or hub name (docs/weights.md); None: random, for tests only
+    weights: str | None = (
+        None  # pretrained: a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
+    )
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
     adapter_blocks: tuple[number.NonNegativeInt, ...] | None = None  # None: all blocks

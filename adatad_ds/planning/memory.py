@@ -1,6 +1,6 @@
 """What a run takes, computed before it runs: FLOPs of a step, and bytes on the device and in host memory, rank by rank.
 
-What grows with the window is known in closed form (docs/scaling.md); fake_run.py finds what one span and the head take.
+What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py finds what one span and the head take.
 
 B windows a rank and forward pass, F frames, T' = F / 2 tubelets, S positions, C channels, N = 8 * S tokens a clip.
 """

@@ -165,7 +165,7 @@ def ego4d_config() -> Config:
 
 
 def with_data_paths(config: Config, dataset: str, *, videos: str | None = None) -> Config:
-    """With the annotations and videos of a dataset, where docs/datasets.md puts them."""
+    """With the annotations and videos of a dataset, where docs/reference/datasets.md puts them."""
     places = {"annotations": f"data/{dataset}/annotations.json", "videos": f"data/{videos or dataset}/videos"}
     return replace(config, data=replace(config.data, **places))
 

@@ -1,6 +1,6 @@
 """A data set's published annotation files into the community's JSON, which this project reads.
 
-What was found is compared with published counts; see docs/datasets.md for each data set.
+What was found is compared with published counts; see docs/reference/datasets.md for each data set.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def match(
 
 
 def kinds_at(nearest: Nearest, taken: np.ndarray, threshold: float) -> np.ndarray:
-    """The table of docs/errors.md, (N,)."""
+    """The table of docs/guides/errors.md, (N,)."""
     enough, some = nearest.overlap >= threshold, nearest.overlap >= LOW_TIOU
     return np.select(
         [taken >= 0, enough & nearest.own, enough, some & nearest.own, some],
