@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         if arguments.deepspeed_config is DEFAULT_DS_CONFIG and launched_rank() == 0:
             print(f"--deepspeed_config without a file: {DEFAULT_DS_CONFIG} is taken", file=sys.stderr)
         if arguments.list_recipes or arguments.print_config or arguments.diff or arguments.dry_run:
-            return _show(inform(arguments))
+            for text in inform(arguments):
+                _show(text)
+            return 0
         world = World.join()
         config, ds_config = world.attempt(lambda: read_settings(arguments))
         world.same((config, ds_config), what="settings (recipe, --set, DeepSpeed config)")
@@ -65,16 +67,19 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     return 0
 
 
-def inform(arguments: argparse.Namespace) -> str:
-    """What was asked for instead of a training."""
+def inform(arguments: argparse.Namespace) -> Iterator[str]:
+    """What was asked for instead of a training; what is known comes before an error in the rest."""
     if arguments.list_recipes:
-        return recipe_table()
+        yield recipe_table()
+        return
     config = recipe_config(arguments)
     if arguments.print_config:
-        return json.dumps(config.to_dict(), indent=1)
-    if arguments.diff:
-        return config_diff(config, find_recipe(arguments.diff).config)
-    return f"{dry_run(config, arguments.deepspeed_config)}\n{weights_that_fit(config)}"
+        yield json.dumps(config.to_dict(), indent=1)
+    elif arguments.diff:
+        yield config_diff(config, find_recipe(arguments.diff).config)
+    else:
+        yield dry_run(config, arguments.deepspeed_config)
+        yield weights_that_fit(config)
 
 
 def recipe_config(arguments: argparse.Namespace) -> Config:
@@ -199,10 +204,9 @@ def parse_arguments(argv: Sequence[str] | None, *, prog: str | None = None) -> a
     return arguments
 
 
-def _show(text: str) -> int:
+def _show(text: str) -> None:
     if launched_rank() == 0:
         print(text)
-    return 0
 
 
 if __name__ == "__main__":
