@@ -86,7 +86,10 @@ def _check_recognition(config: Config, found: _Problems) -> None:
         f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
         + (" (backbone.clip_frames)" if config.backbone.is_image else " of a video transformer"),
     )
-    found.need(config.parallel.temporal == 1, "parallel.temporal is for detection: recognition does not split clips over ranks")
+    found.need(
+        config.parallel.temporal == 1,
+        "parallel.temporal is for detection: recognition does not split clips over ranks",
+    )
 
 
 def _check_backbone(config: Config, found: _Problems) -> None:

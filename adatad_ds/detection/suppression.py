@@ -168,7 +168,7 @@ def _decay(method: Method, sigma: float, tiou: float) -> Decay:
 
 
 def _vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
-    """Mean of the segments that overlap each kept one by at least `thresh`, weighted by their original scores, (M, 2)."""
+    """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2)."""
     voted = kept.copy()
     rows = max(1, _VOTES // max(1, len(segments)))
     start, end = segments.T
