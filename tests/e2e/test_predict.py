@@ -434,7 +434,7 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     (tmp_path / "recogniser.json").write_text(json.dumps(content))
     shutil.copy(checkpoint, tmp_path / "recogniser.safetensors")
     line = fails(capsys, good, "--checkpoint", tmp_path / "recogniser.safetensors", *out)
-    assert "is a model of recognition" in line
+    assert "is a recognition model" in line
     assert "no key 'sigmaa'" in fails(capsys, good, "--checkpoint", checkpoint, "--set", "test.sigmaa=1", *out)
     assert "GPUs here" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda:99", *out)
     assert "--device warp is none" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)

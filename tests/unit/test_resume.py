@@ -112,7 +112,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
     run = RunFolder(tmp_path)
     save(run.checkpoints(keep=2), 4)
     (tmp_path / "checkpoints/step_00000004/master.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is whole"):
+    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is complete"):
         start(run, DETECTION, resume=True)
 
 

@@ -249,7 +249,7 @@ def _check(vit: TimmTransformer | Eva) -> None:
     odd = {type(block).__name__ for block in vit.blocks if type(block) is not plain}
     if odd:
         raise ConfigError(
-            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} works here"
+            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} works"
         )
     if isinstance(vit, Eva) and not isinstance(vit.rope, RotaryEmbeddingDinoV3):
         raise ConfigError("of timm's Eva models, only those with DINOv3's rotary positions are supported")
