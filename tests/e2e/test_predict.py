@@ -241,7 +241,7 @@ def test_the_score_of_the_best_f1_is_shown_from(videos, checkpoint, tmp_path, ca
     assert f"{count} of score 0.6 or more (the best F1 in its evaluation, 45 %)" in capsys.readouterr().out
     assert run(videos["silent"], "--checkpoint", evaluated, "-o", tmp_path / "out", "--score", 0.9999) == 0
     best = records[0]["score"]
-    assert f"0 of score 0.9999 or more (as asked for); the best has {best:g}" in capsys.readouterr().out
+    assert f"0 of score 0.9999 or more (as requested); the best has {best:g}" in capsys.readouterr().out
 
 
 def test_what_was_found_is_kept_where_drawing_fails(videos, checkpoint, tmp_path, capsys, monkeypatch):
