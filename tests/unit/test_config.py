@@ -109,7 +109,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("train.stop_timeout_sec=0", "[1, inf) seconds"),
         ("data.worker_timeout_sec=0", "[1, inf) seconds"),
         ("backbone.adapter_blocks=[]", "at least one block"),
-        ("backbone.adapter_blocks=[3,3]", "each block once"),
+        ("backbone.adapter_blocks=[3,3]", "none twice"),
         ("backbone.adapter_blocks=[-1]", "[0, inf)"),
         ("backbone.adapter_ratio=0", "(0, inf) of the backbone's width"),
         ("backbone.adapter_kernel=-3", "[1, inf)"),

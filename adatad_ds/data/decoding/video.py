@@ -189,7 +189,7 @@ def clock_zero_sec(container: Any) -> float:
 
 
 def _lost_sec(container: Any, stream: Any, end_sec: dict[int, float], *, held_sec: float, fps: float) -> float:
-    """Seconds by which a file is shorter than its header says, the stream's if it has a duration, else the container's."""
+    """Seconds by which a file is shorter than the stream's header says or, without a duration, the container's."""
     if stream.duration is not None and stream.index in end_sec:
         begin_sec = float((stream.start_time or 0) * stream.time_base)
         promised_sec = float(stream.duration * stream.time_base)
