@@ -93,7 +93,7 @@ class BackboneConfig:
 
     # image transformers only (AIM)
     pixel_mean: tuple[numbers.GreyLevel, numbers.GreyLevel, numbers.GreyLevel] | None = None  # RGB; None: as in timm
-    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # likewise
+    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # as above
     aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
     aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
     aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output

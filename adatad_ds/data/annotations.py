@@ -155,7 +155,7 @@ def doubtful_labels(labels: Mapping[str, int]) -> list[str]:
     """Errors for labels (with their counts) that cannot be meant as separate classes."""
     faults = []
     if empty := sum(count for label, count in labels.items() if not label.strip()):
-        faults.append(f"of the annotations {empty} have an empty label")
+        faults.append(f"annotations with an empty label: {empty}")
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
         alike.setdefault(" ".join(label.split()).casefold(), []).append(label)

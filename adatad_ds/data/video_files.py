@@ -74,7 +74,7 @@ def check_distinct(files: Mapping[str, Path]) -> None:
         names.setdefault(path, []).append(name)
     shared = [f"{' and '.join(map(repr, same))} ({path.name})" for path, same in names.items() if len(same) > 1]
     if shared:
-        raise DataError(f"videos with one file: {summarize_list(shared)}. Merge their entries, or rename the files")
+        raise DataError(f"videos with the same file: {summarize_list(shared)}. Merge the entries, or rename the files")
 
 
 def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:

@@ -81,7 +81,7 @@ def read_video_scores(
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise DataError(
-            f"test.external_scores: {len(unknown)} annotated labels are no classes of {path}: "
+            f"test.external_scores: {len(unknown)} annotated labels are not among the classes of {path}: "
             f"{summarize_list(unknown)}. Its {len(classes)} classes: {summarize_list(classes)}"
         )
     parsed = {video: _scores(entry, classes, layout) for video, entry in found.items()}
@@ -93,8 +93,8 @@ def read_video_scores(
             "tcanet": f"one list of {len(classes)} numbers",
         }
         raise DataError(
-            f"test.external_scores: {path} is not of test.external_layout={layout}, which has {expected[layout]} a "
-            f"video; others in {summarize_list(faulty)}"
+            f"test.external_scores: {path} is not in test.external_layout={layout}, with {expected[layout]} per video; "
+            f"different in {summarize_list(faulty)}"
         )
     return VideoScores(
         classes=classes,
@@ -132,8 +132,8 @@ def _read(path: str | Path) -> Mapping[str, Any]:
         content = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"test.external_scores: cannot read {str(path)!r}: {error}. It gives segments their classes; without "
-            "(--set test.external_scores=) segments of any action are measured"
+            f"test.external_scores: cannot read {str(path)!r}: {error}. It assigns classes to segments; without it "
+            "(--set test.external_scores=) class-agnostic segments are evaluated"
         ) from error
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping) or not all(isinstance(entry, list) for entry in results.values()):

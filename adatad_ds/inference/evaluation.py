@@ -125,8 +125,8 @@ def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
     except OSError as error:
         tqdm.write(f"warning: the score of the best F1 could not be stored: {error}")
         return
-    where = f"stored in {stored}" if stored else "a published file stays as it is"
-    use = "predict.py shows detections from there on" if stored else f"predict.py --score {point.score:g} shows them"
+    where = f"stored in {stored}" if stored else "not stored, as a published file is left unchanged"
+    use = "predict.py shows detections from this score on" if stored else f"use predict.py --score {point.score:g}"
     tqdm.write(f"{where}: {use}")
 
 
@@ -250,7 +250,7 @@ def report(
         (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         write_per_class(output / PER_CLASS_FILE, metrics.per_class())
         written += [METRICS_FILE, PER_CLASS_FILE]
-        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is true'}")
+        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is correct'}")
         if per_class:
             tqdm.write(metrics.per_class_table())
     else:

@@ -142,8 +142,8 @@ def load_detector(
         names = (ANY_ACTION,)
     if not names:
         raise ConfigError(
-            f"{found.name} does not name its classes; give a text file of one name a line, in the order of the class "
-            "logits, with --classes FILE"
+            f"{found.name} does not name its classes; give a text file with one name per line, in the order of the "
+            "class logits, with --classes FILE"
         )
     target = _device(device)
     module = trained_model.load_model(found, num_classes=len(names))

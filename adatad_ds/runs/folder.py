@@ -62,7 +62,7 @@ class RunFolder:
         if refused:
             raise ConfigError(
                 f"{self.path} holds a run with other settings than these (its {CONFIG_FILE} -> now): "
-                f"{', '.join(refused)}. Give the old values to go on with it, or choose another folder with --run-dir"
+                f"{', '.join(refused)}. Use the old values to continue it, or choose another folder with --run-dir"
                 + ("" if saved else " (this one has saved no checkpoint, so only its log would be lost)")
             )
         chosen = store.choose()

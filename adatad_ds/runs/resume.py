@@ -72,7 +72,7 @@ def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None
         theirs, ours = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
         raise ConfigError(
             f"the training data are not those that this run began with ({theirs}; now {ours}): names, times, labels or "
-            "their order differ. Give the old annotations to go on, or start a new run with --run-dir"
+            "their order differ. Use the old annotations to continue, or start a new run with --run-dir"
         )
 
 

@@ -93,7 +93,7 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"already holds a run \(up to step_00000008\); go on with --resume auto"):
         start(run, DETECTION, resume=False)
-    with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Give the old values to go on with it, or choose"):
+    with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Use the old values to continue it, or choose"):
         start(run, other, resume=True)
     assert (tmp_path / CONFIG_FILE).read_bytes() == before
 
