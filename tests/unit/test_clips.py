@@ -473,7 +473,7 @@ def test_twins_show_the_same_frames_backwards(twins: int, pair: tuple[str, str])
 
 
 def test_unknown_class():
-    with pytest.raises(ValueError, match="'hop' is none of"):
+    with pytest.raises(ValueError, match="'hop' is unknown"):
         make_clip("hop", generator("train", 1, 0, 0))
 
 

@@ -163,7 +163,7 @@ def test_what_cannot_be_read(folders, tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["backbone.clip_frames=3"], "recognition.frames = 8 is no multiple of 3, the frames that attend"),
+        (["backbone.clip_frames=3"], "recognition.frames = 8 is no multiple of 3, the frames of a clip"),
         (["backbone.tuning=tia"], "takes frozen, aim or full"),
         (["backbone.name=videomae_s", "backbone.weights=null"], "which videomae_s is not"),
         (["recognition.dropout=1.5"], r"recognition\.dropout must be in \[0, 1\)"),

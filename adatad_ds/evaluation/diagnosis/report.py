@@ -157,7 +157,7 @@ def _sections(diagnosis: Diagnosis, bins: str) -> list[Section]:
     )
     missed = (
         f"Segments without a true positive at tIoU {tiou} where the (normalised) precision of their class is above "
-        f" {100 * diagnosis.min_precision:g} %. Sizes are DETAD's for "
+        f"{100 * diagnosis.min_precision:g} %. Sizes are DETAD's for "
         f"{'THUMOS14' if bins == 'thumos14' else 'ActivityNet'}."
     )
     mistaken = (
