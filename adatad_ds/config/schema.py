@@ -79,7 +79,7 @@ class BackboneConfig:
     """Video or image transformer, and how it is tuned."""
 
     name: str = "videomae_s"  # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm
-    weights: str | None = None  # pretrained: a file, folder or hub name (docs/weights.md); None: random, for tests only
+    weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
     adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # None: all blocks

@@ -15,9 +15,10 @@ from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
 
 STAGES = (1, 2, 3)
-MOST_RANKS_IN_16_BITS = 64  # up to here gradients are reduced in the compute type, see docs/scaling.md
+MOST_RANKS_IN_16_BITS = 64  # up to here gradients are reduced in the compute type, see docs/reference/performance.md
 REDUCTION_TYPES = ("bf16", "fp16", "fp32")
-ACTIVATION_KEYS = {  # of DeepSpeed's section activation_checkpointing; docs/scaling.md says what each does here
+# Keys of DeepSpeed's section activation_checkpointing; docs/reference/performance.md says what each does here.
+ACTIVATION_KEYS = {
     "partition_activations": bool,
     "cpu_checkpointing": bool,
     "contiguous_memory_optimization": bool,

@@ -1,6 +1,7 @@
 """Cost of a run, computed in advance: FLOPs per step, and bytes per rank on the device and in host memory.
 
-What grows with the window is known in closed form (docs/scaling.md); fake_run.py measures one span and the head.
+What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span and
+the head.
 
 B windows per rank and forward pass, F frames, T' = F / 2 tubelets, S positions, C channels, N = 8 * S tokens per clip.
 """

@@ -165,7 +165,7 @@ def ego4d_config() -> Config:
 
 
 def with_data_paths(config: Config, dataset: str, *, videos: str | None = None) -> Config:
-    """Set the paths of a dataset's annotations and videos, as in docs/datasets.md."""
+    """Set the paths of a dataset's annotations and videos, as in docs/reference/datasets.md."""
     paths = {"annotations": f"data/{dataset}/annotations.json", "videos": f"data/{videos or dataset}/videos"}
     return replace(config, data=replace(config.data, **paths))
 

@@ -1,7 +1,7 @@
 """Error analysis of detections: false positives by type, missed segments, and the mAP gained by fixing each.
 
 After DETAD (Alwassel, Caba Heilbron, Escorcia, Ghanem: Diagnosing Error in Temporal Action Detectors, ECCV 2018);
-docs/errors.md says where this differs. N detections, G ground-truth segments, K classes, T thresholds.
+docs/guides/errors.md says where this differs. N detections, G ground-truth segments, K classes, T thresholds.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def match(
 
 
 def kinds_at(nearest: Nearest, taken: np.ndarray, threshold: float) -> np.ndarray:
-    """Kind of each detection by the table of docs/errors.md, (N,)."""
+    """Kind of each detection by the table of docs/guides/errors.md, (N,)."""
     enough, low = nearest.overlap >= threshold, nearest.overlap >= LOW_TIOU
     return np.select(
         [taken >= 0, enough & nearest.own, enough, low & nearest.own, low],
