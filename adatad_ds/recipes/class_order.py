@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, summarize_list
 
 MOST_NAMED = 5  # labels in a message
 
@@ -40,8 +40,8 @@ class ClassOrder:
         fewest = min(([label for label in sorted(labels) if label not in names] for names in self.spellings), key=len)
         if fewest:
             raise ConfigError(
-                f"{source} detects {len(self.spellings[0])} classes, {_listed(self.spellings[0])}; of the annotations' "
-                f"labels, {_listed(fewest)} are not among them. Give the annotations of its data set; or, to train on "
+                f"{source} detects {len(self.spellings[0])} classes, {_quoted(self.spellings[0])}; of the annotations' "
+                f"labels, {_quoted(fewest)} are not among them. Use the annotations of its dataset; or, to train on "
                 "other classes, --set head.reset_classifier=true"
             )
         return next(names for names in self.spellings if set(labels) <= set(names))
@@ -52,9 +52,8 @@ def describe_logits(classes: Sequence[str]) -> str:
     return "class logits: " + ", ".join(f"{logit} {name}" for logit, name in enumerate(classes))
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(repr, names[:MOST_NAMED])) + more
+def _quoted(names: Sequence[str]) -> str:
+    return summarize_list([repr(name) for name in names], limit=MOST_NAMED, separator=", ")
 
 
 def _epic(kind: str, names: Sequence[str], *, without: Collection[int] = ()) -> ClassOrder:
