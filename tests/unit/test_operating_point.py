@@ -71,7 +71,8 @@ def test_what_is_shown_and_why():
 
 def test_kept_with_a_checkpoint(tmp_path):
     store = CheckpointStore(folder=tmp_path, keep=2)
-    path = store.save(step=3, trainable={}, compact=False, state={})
+    store.save(step=3, trainable={}, compact=False, state={})
+    path = tmp_path / "step_00000003"
     assert read_operating_point(path, kind="average") is None
     store.set_operating_point(step=3, kind="average", point=POINT)
     write_operating_point(path, kind="master", point=OperatingPoint(**POINT.to_dict() | {"score": 0.5}))

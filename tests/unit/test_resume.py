@@ -128,5 +128,5 @@ def test_other_training_data_are_refused():
         data_fingerprint(videos, classes=("b", "a")),
     ]
     for other in others:
-        with pytest.raises(ConfigError, match=r"not those of yore \(2 videos, 2 classes; now 2 .*differ\. Mend it"):
+        with pytest.raises(ConfigError, match=r"run began with \(2 videos, 2 classes; now 2 .*differ\. Use the old"):
             check_same_data(other, found)
