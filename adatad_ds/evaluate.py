@@ -1,9 +1,9 @@
-"""Evaluate a run or one of its checkpoints: detections.json and the mAP table; of recognition, the accuracies.
+"""Evaluate a run or one of its checkpoints: detections.json and the mAP table, or accuracies for recognition.
 
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
     python adatad_ds/evaluate.py EXPORT.safetensors
     python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
-    python adatad_ds/evaluate.py RAW.npz --set test.sigma=0.5   (what --save-raw kept: suppression and metrics again)
+    python adatad_ds/evaluate.py RAW.npz --set test.sigma=0.5   (of --save-raw: repeats suppression and metrics)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
+if __package__ in (None, ""):  # run as a file from a clone: import the package, and hide its module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
@@ -35,7 +35,7 @@ from adatad_ds.training.preemption import follow_launcher
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run; what the user got wrong ends in one paragraph and exit code 2."""
+    """Run the command; a user's error prints one paragraph and gives exit code 2."""
     arguments = make_parser(prog).parse_args(argv)
     world = None
     if has_launcher():
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, *, world: World) -> None:
-    """Find what is named, and evaluate it."""
+    """Find the model or candidates, and evaluate them."""
     path: Path = arguments.path
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
     if path.suffix == ".npz":
@@ -62,11 +62,11 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
             per_class=arguments.per_class,
         )
         return
-    # A training beside may save a newer checkpoint between two ranks' looks.
+    # A running training may save a newer checkpoint between the looks of two ranks.
     path = world.on_main(lambda: find_checkpoint(path) if path.is_dir() else path)
     trained = world.attempt(lambda: find_trained(path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw))
     if trained.config.recognition and arguments.save_raw:
-        raise ConfigError("--save-raw keeps candidates of detection; this is a model of recognition")
+        raise ConfigError("--save-raw saves candidates of detection; this is a recognition model")
     world.allow(hang_timeout_sec=trained.config.train.hang_timeout_sec)
     output = arguments.output or trained.folder / "evaluate"
     if trained.config.recognition:
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command line; `prog` is what it is called as, by default this file."""
+    """The command line; `prog`: the command's name in messages, by default this file's."""
     parser = argparse.ArgumentParser(
         prog=prog, description="Evaluate a trained detector or recogniser.", allow_abbrev=False
     )
@@ -85,17 +85,17 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz",
     )
-    parser.add_argument("--recipe", help="what a published checkpoint was trained by; see train.py --list-recipes")
+    parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names in the order of the logits, one a line, where unknown"
+        "--classes", type=Path, metavar="FILE", help="class names in the order of the logits, one per line, if unknown"
     )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
-    parser.add_argument("--output", type=Path, help="where results go; default: evaluate/ beside what is evaluated")
-    parser.add_argument("--per-class", action="store_true", help="print every class's AP, too")
+    parser.add_argument("--output", type=Path, help="folder of the results; default: evaluate/ next to the model")
+    parser.add_argument("--per-class", action="store_true", help="also print every class's AP")
     parser.add_argument(
-        "--save-raw", action="store_true", help=f"keep the candidates before suppression in {RAW_FILE}, to evaluate it"
+        "--save-raw", action="store_true", help=f"save the candidates before suppression as {RAW_FILE}, to evaluate it"
     )
-    parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
+    parser.add_argument("--raw", action="store_true", help="use the weights themselves, not their running average")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
+if __package__ in (None, ""):  # run as a file from a clone: import the package, and hide its module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import av
@@ -51,14 +51,14 @@ BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is written for each video.
+    """Files to write for each video.
 
     Attributes:
-        folder: where.
-        shown: from which score on detections are in subtitles, annotated videos and pages.
-        annotated: a video with its detections written over it.
-        html: a page with the player.
-        embedded_mb: videos up to this size become part of their page.
+        folder: output folder.
+        shown: minimum score of detections in subtitles, annotated videos and pages.
+        annotated: write a video with its detections drawn over it.
+        html: write a page with a player.
+        embedded_mb: videos up to this size in MB are embedded in their page.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class Wanted:
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run; what the user got wrong ends in one line a file, and an exit code."""
+    """Run the command; errors print one line per file; returns the exit code."""
     arguments = make_parser(prog).parse_args(argv)
     try:
         videos, absent = find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Wanted) -> int:
-    """Detect in every video and write what is wanted; how many failed or are damaged."""
+    """Detect in every video and write the wanted files; return how many videos failed or are damaged."""
     results: dict[str, list[dict[str, Any]]] = {}
     damaged: dict[str, str] = {}
     failed = 0
@@ -143,13 +143,13 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
                 results[name] = records
                 write_results(wanted.folder / RESULTS_FILE, results, damaged=damaged)
                 tqdm.write(f"{name}: {len(records)} detections, {wanted.shown.summary(records)}")
-            advance(1.0)  # also past what failed
-    tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and files of each of {len(results)} videos beside it")
+            advance(1.0)  # also after a failure
+    tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and, next to it, files of each of {len(results)} videos")
     return failed
 
 
 def write_detections(name: str, records: Sequence[Mapping[str, Any]], *, damage: str | None, wanted: Wanted) -> None:
-    """Write what was found in one video, as JSON, table and subtitles."""
+    """Write one video's detections as JSON, CSV and subtitles."""
     shown = list(filter(wanted.shown.passes, records))
     with _unfinished(wanted.folder) as folder:
         write_csv(folder / f"{name}.csv", records)
@@ -159,10 +159,10 @@ def write_detections(name: str, records: Sequence[Mapping[str, Any]], *, damage:
 
 
 def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, wanted: Wanted) -> bool:
-    """Draw one video's picture, and where wanted its annotated copy and page.
+    """Draw one video's picture and, if wanted, its annotated copy and page.
 
     Returns:
-        Whether all that was asked for is there; the picture is an extra.
+        Whether all requested files were written; the picture is an extra.
     """
     duration_sec, playable = probe(path).duration_sec, plays_in_browsers(path)
     picture, annotated, page = (wanted.folder / f"{name}{ending}" for ending in (".png", ANNOTATED, ".html"))
@@ -197,7 +197,7 @@ def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, w
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A temporary folder, whose files appear in `folder` when all of them are whole."""
+    """A temporary folder, whose files move to `folder` once all of them are complete."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished_") as temporary:
         yield Path(temporary)
         for file in sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".json"):
@@ -205,7 +205,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _length_sec(path: Path) -> float:
-    """For the progress bar alone; what cannot be read is reported when its turn comes."""
+    """Length for the progress bar; an unreadable video is reported when its turn comes."""
     try:
         return length_sec(path)
     except VideoError:
@@ -213,7 +213,7 @@ def _length_sec(path: Path) -> float:
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command line; `prog` is what it is called as, by default this file."""
+    """The command line; `prog`: the command's name in messages, by default this file's."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Detect actions in video files.",
@@ -221,7 +221,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "130 interrupted.",
         allow_abbrev=False,
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched to the bottom), globs")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files, folders (searched recursively), globs")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -232,31 +232,31 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--score",
         type=float,
-        help="of detections in subtitles, annotated videos and at the start of pages; JSON and CSV have all of them; "
-        f"default: where evaluate.py found the best F1, {SHOWN_SCORE} for a detector that was not evaluated",
+        help="minimum score in subtitles, annotated videos and (initially) pages; JSON and CSV hold all; "
+        f"default: that of the best F1 found by evaluate.py, or {SHOWN_SCORE} if the detector was not evaluated",
     )
     parser.add_argument(
-        "--annotated", action="store_true", help="write NAME.annotated.mp4, detections over the picture"
+        "--annotated", action="store_true", help="write NAME.annotated.mp4, with detections over the picture"
     )
     parser.add_argument(
         "--html",
         action="store_true",
-        help="write NAME.html, player and timeline with filters. Videos up to --embed-mb become part of the page; "
-        "larger ones are named by their relative path, so keep both where they are. What browsers do not play (AVI, "
-        "MKV, HEVC) is shown as its annotated copy",
+        help="write NAME.html, a player and a timeline with filters. Videos up to --embed-mb are embedded in the page; "
+        "larger ones are linked by their relative path, so keep both in place. Videos that browsers do not play (AVI, "
+        "MKV, HEVC) are shown as their annotated copies",
     )
     parser.add_argument("--embed-mb", type=float, default=EMBEDDED_MB, metavar="MB", help="default: %(default)s")
-    parser.add_argument("--recipe", help="what a published checkpoint was trained by; see train.py --list-recipes")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, where none are known")
+    parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, if unknown")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
-    parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
+    parser.add_argument("--raw", action="store_true", help="use the weights themselves, not their running average")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument(
         "--max-device-gb",
         type=float,
         metavar="GB",
-        help="the most device memory to take; what of the backbone does not fit waits in host memory; default: what "
-        "is free",
+        help="device memory limit; the part of the backbone that does not fit stays in host memory; default: the free "
+        "memory",
     )
     return parser
 

@@ -1,8 +1,8 @@
-"""Train a detector: build everything, then the loop of trainer.py.
+"""Train a detector or a recogniser.
 
     deepspeed adatad_ds/train.py --deepspeed_config ds_configs/zero3_offload.json --recipe NAME [--set SECTION.KEY=V]
 
-also under torchrun, srun and plain python.
+Also works under torchrun, srun and plain python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file from a clone: make the package importable, and hide our module names
+if __package__ in (None, ""):  # run as a file from a clone: import the package, and hide its module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -44,13 +44,13 @@ DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
-    """Run; what the user got wrong ends in one paragraph and exit code 2."""
+    """Run the command; a user's error prints one paragraph and gives exit code 2."""
     arguments = parse_arguments(argv, prog=prog)
     world = None
     stop = StopRequest(launched=has_launcher(), rank=launched_rank())
     try:
         if arguments.deepspeed_config is DEFAULT_DS_CONFIG and launched_rank() == 0:
-            print(f"--deepspeed_config without a file: {DEFAULT_DS_CONFIG} is taken", file=sys.stderr)
+            print(f"--deepspeed_config without a file: using {DEFAULT_DS_CONFIG}", file=sys.stderr)
         if arguments.list_recipes or arguments.print_config or arguments.diff or arguments.dry_run:
             for text in inform(arguments):
                 _show(text)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def inform(arguments: argparse.Namespace) -> Iterator[str]:
-    """What was asked for instead of a training; what is known comes before an error in the rest."""
+    """Output of the options that print something instead of training; the parts before an error are still printed."""
     if arguments.list_recipes:
         yield recipe_table()
         return
@@ -83,23 +83,23 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def recipe_config(arguments: argparse.Namespace) -> Config:
-    """The recipe's config with what the command line changes."""
+    """The recipe's config with the command line's changes."""
     return loading.override(
         find_recipe(arguments.recipe).config, [*arguments.set, *class_assignments(arguments.classes)]
     )
 
 
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
-    """The config, and the ds_config as its file has it."""
+    """The config, and the ds_config as in its file."""
     if arguments.profile:
-        parse_profile(arguments.profile)  # faults show up now
+        parse_profile(arguments.profile)  # report errors early
     return recipe_config(arguments), read_ds_config(arguments.deepspeed_config)
 
 
 def train(
     config: Config, ds_config: Mapping[str, Any], *, arguments: argparse.Namespace, world: World, stop: StopRequest
 ) -> None:
-    """Build and run; nothing of it is left when this returns."""
+    """Build the trainer and run it; nothing stays alive when this returns."""
     run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
     lock = RunLock(run.path)  # rank 0 holds it
     try:
@@ -126,7 +126,7 @@ def train(
 
 
 def dry_run(config: Config, ds_config: Path | None) -> str:
-    """Parameters by group, and with a ds_config the memory that each of the launched ranks will need."""
+    """Parameters by kind and, given a ds_config, the memory that each launched rank will need."""
     classes = len(config.data.classes) or 1
     with torch.device("meta"):
         parameters = parameter_table(build_model(config, num_classes=classes))
@@ -137,15 +137,15 @@ def dry_run(config: Config, ds_config: Path | None) -> str:
 
 
 def weights_that_fit(config: Config) -> str:
-    """What is said of the weights that a config names, by names and shapes alone: what loading them would say.
+    """Report on a config's weights from names and shapes alone, the same as when loading them.
 
     Raises:
-        ConfigError: as `find_weights` and `published_state`: absent, unreadable, or of another model.
+        ConfigError: as `find_weights` and `published_state`: missing, unreadable, or of another model.
     """
     source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
     if source is not None and is_to_download(source):
-        return f"weights: {source} is not in the hub's cache yet; whether it fits is seen when the run has fetched it"
-    if not classes:  # then as many as the data have, which are not looked at here: any layer of class logits will do
+        return f"weights: {source} is not in the hub's cache yet; whether it fits is checked once it is fetched"
+    if not classes:  # as many as in the data, which are not read here: accept any layer of class logits
         head = replace(head, reset_classifier=True)
         clips = None if clips is None else replace(clips, reset_classifier=True)
     config = replace(config, head=head, recognition=clips)
@@ -153,18 +153,18 @@ def weights_that_fit(config: Config) -> str:
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
-        return "weights: none, the transformer starts at random"
+        return "weights: none, the transformer is randomly initialised"
     trainable = published_state(weights, model, config=config)
     what = "transformer, adapters and head" if trainable else "transformer"
     return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command line; `prog` is what it is called as, by default this file."""
+    """The command line; `prog`: the command's name in messages, by default this file's."""
     parser = argparse.ArgumentParser(prog=prog, description="Train a temporal action detector.", allow_abbrev=False)
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names by index, one a line; default: the labels, sorted"
+        "--classes", type=Path, metavar="FILE", help="class names by index, one per line; default: the sorted labels"
     )
     parser.add_argument(
         "--deepspeed_config",
@@ -177,23 +177,23 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/RECIPE")
     parser.add_argument(
-        "--resume", default="never", choices=("never", "auto"), help="auto: go on from the newest checkpoint, if any"
+        "--resume", default="never", choices=("never", "auto"), help="auto: continue from the newest checkpoint, if any"
     )
-    parser.add_argument("--profile", metavar="START:STOP", help="trace these steps; STOP is not recorded")
+    parser.add_argument("--profile", metavar="START:STOP", help="trace these steps; STOP is exclusive")
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--diff", metavar="RECIPE", help="print what differs from another recipe and exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters, with a ds_config memory, and whether the weights fit; exit",
+        help="print parameters, memory (given a ds_config) and whether the weights fit, and exit",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
 
 
 def parse_arguments(argv: Sequence[str] | None, *, prog: str | None = None) -> argparse.Namespace:
-    """What was asked for; what cannot be together ends with the usage and exit code 2."""
+    """Parse the command line; a contradiction prints the usage and gives exit code 2."""
     parser = make_parser(prog)
     arguments = parser.parse_args(argv)
     if not arguments.list_recipes and arguments.recipe is None:

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
-from adatad_ds.data.generated import videos as synthetic
+from adatad_ds.data.generated import videos
 from adatad_ds.data.generated.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y, render
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.system.utf8 import use_utf8
@@ -64,12 +64,12 @@ def make_clip(index: int, *, seed: int, difficulty: float) -> Clip:
         seed: of all clips.
         difficulty: 0 (one object, still camera, plain background) to 1 (as in the data sets).
     """
-    rng = synthetic.generator("pretraining", seed, index)
-    fps = float(rng.choice(synthetic.FRAME_RATES))
+    rng = videos.generator("pretraining", seed, index)
+    fps = float(rng.choice(videos.FRAME_RATES))
     count = 1 + int(rng.integers(0, 1 + round((OBJECTS - 1) * difficulty)))
     poses = np.empty((count, CLIP_FRAMES, 5), np.float32)
     for i in range(count):
-        poses[i] = synthetic.random_pose(rng)
+        poses[i] = videos.random_pose(rng)
     actor = poses[int(rng.integers(count))]
     kinds = np.empty(CLIP_FRAMES, np.int64)
     cut = int(rng.integers(2, 7)) * TUBELET_FRAMES if rng.random() < 0.5 else CLIP_FRAMES
@@ -80,7 +80,7 @@ def make_clip(index: int, *, seed: int, difficulty: float) -> Clip:
         kinds[start:stop] = kind
         pose = actor[stop - 1].copy()
         pose[LIGHT] = 1.0
-    scene = synthetic.make_scene(rng, poses=poses, fps=fps)
+    scene = videos.make_scene(rng, poses=poses, fps=fps)
     plain = scene.canvas.mean(axis=(0, 1))
     scene = replace(
         scene,

@@ -5,8 +5,8 @@
     adatad-ds submission ego4d --detections RUN/evaluate/detections.json \\
         [--retrievals RUN/retrieval/detections.json] --output submission.json
 
-EPIC-Kitchens: a verb and a noun detection that overlap become an action; see docs/reference/evaluation.md. Ego4D: retrievals are
-for Recall@kx, customarily of a smaller sigma (--save-raw, then RAW.npz --set test.sigma=0.7).
+EPIC-Kitchens: a verb and a noun detection that overlap become an action; see docs/reference/evaluation.md. Ego4D:
+retrievals are for Recall@kx, usually with a smaller sigma (--save-raw, then RAW.npz --set test.sigma=0.7).
 """
 
 from __future__ import annotations

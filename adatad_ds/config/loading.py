@@ -1,6 +1,6 @@
-"""From JSON and `--set section.key=value` to a checked `Config`.
+"""Build a checked `Config` from JSON and `--set section.key=value`.
 
-Unknown keys, wrong types and impossible values raise `ConfigError`, one paragraph that names the key and the fix.
+Unknown keys, wrong types and impossible values raise `ConfigError` with one paragraph that names the key and the fix.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load(path: Path) -> Config:
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
-    """Apply `section.key=value` strings; values are Python literals, bare words are strings.
+    """Apply `section.key=value` strings; values are Python literals, and bare words are strings.
 
     Raises:
         ConfigError: malformed assignment, unknown key, wrong type, impossible value.
@@ -61,7 +61,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         if not (equals and dot and key):
             raise ConfigError(f"--set takes section.key=value, e.g. train.lr_head=1e-4; got {assignment!r}")
         if section == "recognition" and section not in tree:
-            raise ConfigError(f"--set {assignment}: this recipe is one of detection, without a section {section!r}")
+            raise ConfigError(f"--set {assignment}: this is a detection recipe, it has no section {section!r}")
         if section not in tree:
             raise ConfigError(f"--set {assignment}: unknown section {section!r}{nearest(section, tree)}")
         if key not in tree[section]:

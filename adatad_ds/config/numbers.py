@@ -1,4 +1,4 @@
-"""Types of the numbers that settings hold: each states its range, and where it has one its unit."""
+"""Numeric types of settings, each with its range and, where it has one, its unit."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 
 class Range:
-    """The numbers that a setting can mean, and their unit; in a type hint: `Annotated[float, Range("[0, 1)", "s")]`."""
+    """Allowed interval and unit of a number; in a type hint: `Annotated[float, Range("[0, 1)", "s")]`."""
 
     def __init__(self, interval: str, unit: str = "") -> None:
         self.interval, self.unit = interval, unit
         low, high = (float(bound) for bound in interval[1:-1].split(","))
-        # the closed interval of the same numbers
+        # the same numbers as a closed interval
         self.low = low if interval[0] == "[" else math.nextafter(low, math.inf)
         self.high = high if interval[-1] == "]" else math.nextafter(high, -math.inf)
 
@@ -28,7 +28,7 @@ NonNegativeInt = Annotated[int, Range("[0, inf)")]
 PositiveFloat = Annotated[float, Range("(0, inf)")]
 NonNegativeFloat = Annotated[float, Range("[0, inf)")]
 Fraction = Annotated[float, Range("[0, 1]")]
-Probability = Annotated[float, Range("[0, 1)")]  # of being dropped, or spread over other classes
+Probability = Annotated[float, Range("[0, 1)")]  # of dropping, or spread over other classes
 LearningRate = Annotated[float, Range("[0, 1]")]
 Pixels = Annotated[int, Range("[1, inf)", "pixels")]
 VideoShare = Annotated[float, Range("(0, 1]", "of the video's length")]

@@ -1,4 +1,4 @@
-"""Values of a config as users write them, checked against type hints."""
+"""Parse config values as users write them, and check them against type hints."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal
 
 from adatad_ds.errors import ConfigError
 
-CLIP_FRAMES = 16  # frames that attend to one another in a video transformer
-TUBELET_FRAMES = 2  # frames that one of its tokens spans
+CLIP_FRAMES = 16  # frames per clip of a video transformer; attention stays inside a clip
+TUBELET_FRAMES = 2  # frames per token
 
-_ITEM = re.compile(r"""'[^']*'|"[^"]*"|[^][(),\s][^][(),]*""")  # of a list: quoted, or up to the next comma or bracket
+_ITEM = re.compile(r"""'[^']*'|"[^"]*"|[^][(),\s][^][(),]*""")  # list item: quoted, or up to the next comma or bracket
 
 
 def coerce(value: Any, hint: Any, key: str) -> Any:
-    """Check `value` against a type hint, turning lists into tuples and ints into floats.
+    """Check `value` against a type hint; turn lists into tuples and ints into floats.
 
     Raises:
-        ConfigError: another type, or a number outside the hint's `Range`.
+        ConfigError: wrong type, or a number outside the hint's `Range`.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -58,7 +58,7 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
 
 
 def literal(text: str) -> Any:
-    """A value as users write it after `--set section.key=`: a Python literal, a bare word, or a list of both."""
+    """Parse a value written after `--set section.key=`: a Python literal, a bare word, or a list of both."""
     aliases = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in aliases:
         return aliases[text.lower()]
@@ -71,6 +71,6 @@ def literal(text: str) -> Any:
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """What the user may have meant, for the end of a message."""
+    """Suggest the closest known name, as the end of an error message."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -1,6 +1,6 @@
-"""The typed configuration: one frozen `Config` of sections.
+"""The typed configuration: one frozen `Config` with a dataclass per section.
 
-What can be derived, such as levels' strides, is a property.
+Derived values, such as the strides of the pyramid's levels, are properties.
 """
 
 from __future__ import annotations
@@ -13,97 +13,95 @@ from typing import Any, Literal
 
 import torch
 
-from adatad_ds.config import numbers as number
+from adatad_ds.config import numbers
 from adatad_ds.config.parsing import CLIP_FRAMES
 
 Tuning = Literal["frozen", "full", "tia", "side", "aim"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
-Scaling = Literal["bilinear", "antialias"]  # see data/scaling.py
+Scaling = Literal["bilinear", "antialias"]  # see data/decoding/scaling.py
 Augmentation = Literal[
     "random_resized_crop", "flip", "rand_augment", "rand_augment_n4_m7", "color_jitter", "lighting", "random_erasing"
-]  # see data/transforms.py
+]  # see data/augmentation/transforms.py
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which videos, and how windows of frames are cut from them."""
+    """Videos, and how windows of frames are cut from them."""
 
     annotations: str = ""  # community JSON: database -> video -> subset, duration, annotations
     videos: str = ""  # folder of VIDEO_NAME.{mp4,mkv,webm,avi,...}
     train_subset: str = "training"
     test_subset: str = "validation"
     classes: tuple[str, ...] = ()  # empty: the annotation file's labels, sorted
-    exclude: tuple[str, ...] = ()  # video names left out on purpose
-    exclude_file: str = ""  # a list of more of them: a name a line, or a JSON list; also of videos not annotated here
-    class_agnostic: bool = False  # one class, any action; which one it is, a video classifier says (test.external_*)
-    reader: Literal["pyav", "decord"] = "pyav"  # the same pixels; decord does not tell of damage that it patches up
+    exclude: tuple[str, ...] = ()  # names of videos to leave out
+    exclude_file: str = ""  # more of them: one name per line, or a JSON list; may name videos not annotated here
+    class_agnostic: bool = False  # a single class, any action; a video classifier names it (test.external_*)
+    reader: Literal["pyav", "decord"] = "pyav"  # same pixels; decord hides damage that it conceals
 
-    window_size: number.PositiveInt = 768  # feature steps T of one window
-    frames_per_feature: number.PositiveInt = 1
-    feature_stride_frames: number.PositiveInt | None = 4  # file frames a feature step; None with sampling=resize
+    window_size: numbers.PositiveInt = 768  # feature steps T of one window
+    frames_per_feature: numbers.PositiveInt = 1
+    feature_stride_frames: numbers.PositiveInt | None = 4  # file frames per feature step; None with sampling=resize
     sampling: Literal["random_trunc", "resize"] = "random_trunc"
-    fixed_fps: number.FramesPerSec | None = None  # rate that strides count frames at; None: the file's own
-    offset_frames: number.Frames = 0  # added to every window's start when grid positions become seconds
-    trunc_thresh: number.Fraction = 0.75  # keep a segment when at least this share of it lies in the window
-    min_action_share: number.ActionShare = 0.0  # training actions of at most this share of their video are left out
-    # random length that videos shorter than the window are cut to
-    crop_ratio: tuple[number.VideoShare, number.VideoShare] | None = (0.9, 1.0)
-    test_window_overlap: number.WindowShare = 0.5
+    fixed_fps: numbers.FramesPerSec | None = None  # frame rate that strides refer to; None: the file's own
+    offset_frames: numbers.Frames = 0  # added to each window's start when grid positions become seconds
+    trunc_thresh: numbers.Fraction = 0.75  # keep a segment if at least this share of it lies in the window
+    min_action_share: numbers.ActionShare = 0.0  # drop training actions of at most this share of their video
+    # range of the random length that videos shorter than the window are cropped to
+    crop_ratio: tuple[numbers.VideoShare, numbers.VideoShare] | None = (0.9, 1.0)
+    test_window_overlap: numbers.WindowShare = 0.5
 
-    resolution: number.Pixels = 160  # side in pixels of what the backbone sees
-    short_side_before_crop: number.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
-    scaling: Scaling = "antialias"  # how frames are made smaller; "bilinear": as for published checkpoints
+    resolution: numbers.Pixels = 160  # side in pixels of the backbone's input frames
+    short_side_before_crop: numbers.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
+    scaling: Scaling = "antialias"  # how frames are downscaled; "bilinear": as for published checkpoints
     augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
 
-    workers: number.NonNegativeInt = 2  # decoding processes a rank
-    prefetch: number.PositiveInt = 2  # micro batches ahead, a worker
-    worker_timeout_sec: number.Seconds = 600  # a sample that takes longer ends the run with an error
-    max_failed_videos: number.NonNegativeInt = 10  # unreadable training videos before the run gives up
+    workers: numbers.NonNegativeInt = 2  # decoding processes per rank
+    prefetch: numbers.PositiveInt = 2  # micro batches ahead, per worker
+    worker_timeout_sec: numbers.Seconds = 600  # a sample that takes longer ends the run with an error
+    max_failed_videos: numbers.NonNegativeInt = 10  # unreadable training videos before the run stops
 
     @property
     def window_frames(self) -> int:
-        """Frames F of one window."""
+        """Frames F per window."""
         return self.window_size * self.frames_per_feature
 
     @property
     def frame_stride(self) -> int:
-        """File frames between two frames of a window (sliding windows only)."""
+        """File frames between two consecutive frames of a window (sliding windows only)."""
         assert self.feature_stride_frames is not None
         return self.feature_stride_frames // self.frames_per_feature
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The video or image transformer, and how it is tuned."""
+    """Video or image transformer, and how it is tuned."""
 
-    name: str = "videomae_s"  # a key of models.vit.VIT_SPECS; `vit_...`: an image transformer by its name in timm
-    weights: str | None = (
-        None  # pretrained: a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
-    )
+    name: str = "videomae_s"  # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm
+    weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
-    adapter_blocks: tuple[number.NonNegativeInt, ...] | None = None  # None: all blocks
-    adapter_ratio: number.WidthShare = 0.25
-    adapter_kernel: number.PositiveInt = 3
-    adapter_dilation: number.PositiveInt = 1
-    drop_path: number.Probability = 0.0
+    adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # None: all blocks
+    adapter_ratio: numbers.WidthShare = 0.25
+    adapter_kernel: numbers.PositiveInt = 3
+    adapter_dilation: numbers.PositiveInt = 1
+    drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
-    clips_per_chunk: number.NonNegativeInt = 8  # clips that run through a block at once; 0: all
-    stored_on_device_gb: number.Gigabytes = 0.0  # of the activations that cpu_checkpointing sends to host memory
+    clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
+    stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
 
     # image transformers only (AIM)
-    pixel_mean: tuple[number.GreyLevel, number.GreyLevel, number.GreyLevel] | None = None  # RGB; None: of timm's model
-    pixel_std: tuple[number.GreyDeviation, number.GreyDeviation, number.GreyDeviation] | None = None  # likewise
-    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, otherwise none
-    aim_before_time: bool = False  # one more adapter before the attention over time, for strongly temporal data
-    aim_joint_scale: number.NonNegativeFloat = 0.5  # factor of the joint adapters' output
-    clip_frames: number.PositiveInt | None = None  # frames of one attention; None: 16, in recognition all T
+    pixel_mean: tuple[numbers.GreyLevel, numbers.GreyLevel, numbers.GreyLevel] | None = None  # RGB; None: as in timm
+    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # as above
+    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
+    aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
+    aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output
+    clip_frames: numbers.PositiveInt | None = None  # frames per temporal-attention clip; None: 16, in recognition all T
 
     @property
     def is_image(self) -> bool:
-        """Whether the transformer is one of images."""
+        """Whether this is an image transformer."""
         return self.name.startswith("vit_")
 
 
@@ -111,31 +109,31 @@ class BackboneConfig:
 class HeadConfig:
     """ActionFormer's pyramid and heads."""
 
-    width: number.PositiveInt = 512
+    width: numbers.PositiveInt = 512
     # convolutions, transformer blocks, halving blocks
-    arch: tuple[number.NonNegativeInt, number.NonNegativeInt, number.NonNegativeInt] = (2, 2, 5)
-    heads: number.PositiveInt = 4
-    max_len: number.PositiveInt | None = None  # steps that windows are padded to; None: none
-    attn_window: number.Steps | tuple[number.Steps, ...] = -1  # of all levels, or level by level; -1: all
+    arch: tuple[numbers.NonNegativeInt, numbers.NonNegativeInt, numbers.NonNegativeInt] = (2, 2, 5)
+    heads: numbers.PositiveInt = 4
+    max_len: numbers.PositiveInt | None = None  # steps that windows are padded to; None: no padding
+    attn_window: numbers.Steps | tuple[numbers.Steps, ...] = -1  # one for all levels, or one per level; -1: global
     abs_pos_embed: bool = False
-    drop_path: number.Probability = 0.1
-    input_dropout: number.Probability = 0.0
-    proj_dropout: number.Probability = 0.0  # after the attention's projection and both layers of the MLP
-    num_convs: number.PositiveInt = 2
-    cls_prior: number.OpenFraction = 0.01
-    regression_range: tuple[tuple[number.Reach, number.Reach], ...] = REGRESSION_RANGE
+    drop_path: numbers.Probability = 0.1
+    input_dropout: numbers.Probability = 0.0
+    proj_dropout: numbers.Probability = 0.0  # after the attention's projection and both layers of the MLP
+    num_convs: numbers.PositiveInt = 2
+    cls_prior: numbers.OpenFraction = 0.01
+    regression_range: tuple[tuple[numbers.Reach, numbers.Reach], ...] = REGRESSION_RANGE
     point_offset: bool = False
-    loss_normalizer: number.PositiveFloat = 100.0
-    loss_normalizer_momentum: number.Probability = 0.9
-    center_radius: number.PositiveFloat = 1.5
-    label_smoothing: number.Probability = 0.0
-    reg_loss_weight: number.NonNegativeFloat = 1.0
+    loss_normalizer: numbers.PositiveFloat = 100.0
+    loss_normalizer_momentum: numbers.Probability = 0.9
+    center_radius: numbers.PositiveFloat = 1.5
+    label_smoothing: numbers.Probability = 0.0
+    reg_loss_weight: numbers.NonNegativeFloat = 1.0
     filter_similar_gt: bool = True
-    reset_classifier: bool = False  # new class logits where `backbone.weights` is a detector
+    reset_classifier: bool = False  # newly initialise the class logits if `backbone.weights` is a detector
 
     @property
     def levels(self) -> int:
-        """Pyramid levels: one at full rate and one for each halving block."""
+        """Pyramid levels: one at full rate and one per halving block."""
         return self.arch[2] + 1
 
     @property
@@ -145,102 +143,102 @@ class HeadConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Feature steps between two points, level by level."""
+        """Feature steps between two points of each level."""
         return tuple(2**level for level in range(self.levels))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecognitionConfig:
-    """Recognition: a label for each short video, in the place of detection. Of `data`, what is about files counts too.
+    """Classification of short videos instead of detection; of `data`, only the file settings apply.
 
-    Lists have lines of PATH LABEL or PATH,LABEL, below the folder `data.videos`; a folder of one folder a class will
-    do as well.
+    Lists have lines of PATH LABEL or PATH,LABEL, relative to `data.videos`; a folder with one subfolder per class also
+    works.
     """
 
     train_list: str  # a list, or a folder of CLASS/VIDEO files
     test_list: str
-    class_names: str = ""  # a file of class names by index, one a line; "": data.classes, or what the training list has
-    frames: number.PositiveInt = 8  # T of a clip
+    class_names: str = ""  # a file of class names by index, one per line; "": data.classes, or the training list's
+    frames: numbers.PositiveInt = 8  # T, frames per clip
     sampling: Literal["uniform", "dense"] = "dense"
-    stride: number.PositiveInt = 16  # frames of the file between two frames of a dense clip
-    test_clips: number.PositiveInt = 1
-    test_crops: Literal[1, 3] = 1  # of each test clip: the centre, or both ends and the centre
-    dropout: number.Probability = 0.5  # before the classifier
-    label_smoothing: number.Probability = 0.0
-    mixup_alpha: number.NonNegativeFloat = 0.0  # 0: off
-    cutmix_alpha: number.NonNegativeFloat = 0.0  # 0: off
-    reset_classifier: bool = False  # start the classifier anew where `backbone.weights` is a model of other classes
+    stride: numbers.PositiveInt = 16  # file frames between two frames of a dense clip
+    test_clips: numbers.PositiveInt = 1
+    test_crops: Literal[1, 3] = 1  # per test clip: the centre, or both ends and the centre
+    dropout: numbers.Probability = 0.5  # before the classifier
+    label_smoothing: numbers.Probability = 0.0
+    mixup_alpha: numbers.NonNegativeFloat = 0.0  # 0: off
+    cutmix_alpha: numbers.NonNegativeFloat = 0.0  # 0: off
+    reset_classifier: bool = False  # newly initialise the classifier if `backbone.weights` is a model of other classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation. The batch is GLOBAL: results do not depend on how ranks and accumulation split it."""
+    """Optimisation. The batch size is GLOBAL: results do not depend on how ranks and accumulation split it."""
 
-    seed: number.Seed = 0
+    seed: numbers.Seed = 0
     precision: Precision = "bf16"
-    global_batch: number.PositiveInt = 2
-    micro_batch: number.PositiveInt | None = None  # windows a rank and forward pass; None: global_batch / ranks
-    lr_head: number.LearningRate = 1e-4
-    lr_adapter: number.LearningRate = 2e-4
-    lr_backbone: number.LearningRate | None = None  # of tuning=full, or an image model's final norm; None: lr_adapter
-    weight_decay: number.Fraction = 0.05
-    weight_decay_backbone: number.Fraction = 0.05
-    grad_clip: number.NonNegativeFloat = 1.0  # 0: off
-    ema_decay: number.Probability = 0.999  # 0: off, evaluate the raw weights
-    ema_warmup: bool | None = None  # follow more closely at first; None: where the run is too short to do without
-    warmup_epochs: number.Epochs = 5.0
-    warmup_start: number.Fraction = 0.0  # share of the rate that the warm-up begins with
-    schedule_epochs: number.PositiveInt = 100  # where the cosine would reach 0
-    cosine: Literal["step", "epoch"] = "step"  # falls by the step after the warm-up, or by the epoch from the first on
-    stop_epoch: number.PositiveInt = 60
-    repeats: number.PositiveInt = 1  # windows drawn from every training video in an epoch
-    eval_from_epoch: number.NonNegativeInt = 40
-    eval_every: number.PositiveInt = 2  # epochs
-    checkpoint_every_steps: number.NonNegativeInt = 0  # besides the end of every epoch; 0: off
-    keep_checkpoints: number.PositiveInt = 2  # the newest; the best one is kept besides
-    compact_checkpoints: bool = False  # 9 bytes a trainable parameter instead of 16, see weights/trainable_state.py
-    log_every_steps: number.PositiveInt = 10
-    max_skipped_steps: number.PositiveInt = 20  # in a row, of gradients without a finite norm; then the run gives up
-    hang_timeout_sec: number.Seconds = 1800  # a rank that waits longer for the others ends the job
-    stop_timeout_sec: number.Seconds = 300  # asked to stop, a rank ends when no step has within this time
+    global_batch: numbers.PositiveInt = 2
+    micro_batch: numbers.PositiveInt | None = None  # windows per rank and forward pass; None: global_batch / ranks
+    lr_head: numbers.LearningRate = 1e-4
+    lr_adapter: numbers.LearningRate = 2e-4
+    lr_backbone: numbers.LearningRate | None = None  # for tuning=full, or an image model's final norm; None: lr_adapter
+    weight_decay: numbers.Fraction = 0.05
+    weight_decay_backbone: numbers.Fraction = 0.05
+    grad_clip: numbers.NonNegativeFloat = 1.0  # 0: off
+    ema_decay: numbers.Probability = 0.999  # 0: off, evaluate the weights themselves
+    ema_warmup: bool | None = None  # smaller decay at first; None: only if the run is too short to do without
+    warmup_epochs: numbers.Epochs = 5.0
+    warmup_start: numbers.Fraction = 0.0  # share of the learning rate at which the warm-up starts
+    schedule_epochs: numbers.PositiveInt = 100  # when the cosine would reach 0
+    cosine: Literal["step", "epoch"] = "step"  # decays per step after the warm-up, or per epoch from the first one
+    stop_epoch: numbers.PositiveInt = 60
+    repeats: numbers.PositiveInt = 1  # windows drawn per training video and epoch
+    eval_from_epoch: numbers.NonNegativeInt = 40
+    eval_every: numbers.PositiveInt = 2  # epochs
+    checkpoint_every_steps: numbers.NonNegativeInt = 0  # in addition to the end of each epoch; 0: off
+    keep_checkpoints: numbers.PositiveInt = 2  # the newest ones; the best one is always kept
+    compact_checkpoints: bool = False  # 9 bytes per trainable parameter instead of 16, see weights/trainable_state.py
+    log_every_steps: numbers.PositiveInt = 10
+    max_skipped_steps: numbers.PositiveInt = 20  # consecutive steps without a finite gradient norm; then the run stops
+    hang_timeout_sec: numbers.Seconds = 1800  # a rank that waits longer for the others ends the job
+    stop_timeout_sec: numbers.Seconds = 300  # after a stop request, a rank exits if no step ends within this time
 
     @property
     def dtype(self) -> torch.dtype:
-        """The compute type."""
+        """Compute type."""
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestConfig:
-    """From scores to detections, and the metric."""
+    """Post-processing of scores into detections, and the metric."""
 
-    batch: number.PositiveInt = 1  # windows a rank and forward pass
-    pre_nms_thresh: number.Probability = 0.001
-    pre_nms_topk: number.PositiveInt = 2000
+    batch: numbers.PositiveInt = 1  # windows per rank and forward pass
+    pre_nms_thresh: numbers.Probability = 0.001
+    pre_nms_topk: numbers.PositiveInt = 2000
     suppression: Literal["gaussian", "linear", "hard"] = "gaussian"
-    sigma: number.PositiveFloat = 0.7
-    tiou_suppression: number.TIoU = 0.5  # linear and hard suppression only
-    min_score: number.Probability = 0.0
-    max_per_video: number.PositiveInt = 2000
+    sigma: numbers.PositiveFloat = 0.7
+    tiou_suppression: numbers.TIoU = 0.5  # linear and hard suppression only
+    min_score: numbers.Probability = 0.0
+    max_per_video: numbers.PositiveInt = 2000
     per_class: bool = True
-    voting_thresh: number.Fraction = 0.7  # tIoU of the neighbours that vote; class-agnostic suppression only; 0: off
-    tiou: tuple[number.TIoU, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
-    recall_topk: tuple[number.PositiveInt, ...] = ()
-    external_scores: str = ""  # video-level class scores that a class-agnostic detector's segments take; "": none
-    external_layout: Literal["cuhk", "plain", "tcanet"] = "cuhk"  # of that file, and with it how scores are fused
-    external_topk: number.PositiveInt = 2  # classes that each segment takes
+    voting_thresh: numbers.Fraction = 0.7  # tIoU from which neighbours vote; class-agnostic suppression only; 0: off
+    tiou: tuple[numbers.TIoU, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    recall_topk: tuple[numbers.PositiveInt, ...] = ()
+    external_scores: str = ""  # video-level class scores for a class-agnostic detector's segments; "": none
+    external_layout: Literal["cuhk", "plain", "tcanet"] = "cuhk"  # layout of that file, and how scores are fused
+    external_topk: numbers.PositiveInt = 2  # classes assigned to each segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the work of training is spread over ranks; results do not depend on it."""
+    """How training is spread over ranks; results do not depend on it."""
 
-    temporal: number.PositiveInt = 1  # ranks that share each window's clips; the other ranks take other windows
+    temporal: numbers.PositiveInt = 1  # ranks that share the clips of each window; the others take other windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything a run needs; saved with it and read back to resume or evaluate."""
+    """Everything that a run needs; saved with it, and read back to resume or evaluate."""
 
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -252,23 +250,23 @@ class Config:
 
     @property
     def sample_frames(self) -> int:
-        """Frames F of a training sample: a window, or a clip."""
+        """Frames F per training sample: a window, or a clip."""
         return self.recognition.frames if self.recognition else self.data.window_frames
 
     @property
     def clip_frames(self) -> int:
-        """Frames that attend to one another."""
+        """Frames per clip, within which attention stays."""
         if not self.backbone.is_image:
             return CLIP_FRAMES
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property
     def pyramid_steps(self) -> int:
-        """Feature steps that the pyramid sees: the window's, and padding."""
+        """Feature steps of the pyramid's input: the window's, plus padding."""
         return self.head.max_len or self.data.window_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dict, JSON-ready, without sections that are not there."""
+        """Nested plain dict, JSON-ready, without absent sections."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
         return {section: values for section, values in tree.items() if values is not None}
 

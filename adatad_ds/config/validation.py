@@ -1,4 +1,4 @@
-"""Values of a config that contradict one another; the range of each alone stands beside its type, in config.py."""
+"""Contradictions between the values of a config; the range of a single value is part of its type in schema.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _Problems(list[str]):
-    """What is wrong, as it is found."""
+    """Messages, in the order of the checks."""
 
     def need(self, condition: bool, message: str) -> None:
         if not condition:
@@ -18,7 +18,7 @@ class _Problems(list[str]):
 
 
 def problems(config: Config) -> list[str]:
-    """All that keeps a config from being run."""
+    """All reasons why a config cannot be run."""
     found = _Problems()
     if config.recognition is None:
         _check_windows(config, found)
@@ -74,8 +74,8 @@ def _check_head(config: Config, found: _Problems) -> None:
     found.need(head.width % head.heads == 0, f"head.width = {head.width} is no multiple of head.heads = {head.heads}")
     for least, most in head.regression_range:
         found.need(least < most, f"head.regression_range: {[least, most]} must increase, in feature steps of its level")
-    found.need(0 not in head.attn_windows, "head.attn_window = 0 lets no step attend to any; -1: to all of its level")
-    found.need(bool(config.test.tiou), "test.tiou must name a threshold at least, e.g. test.tiou=[0.5]")
+    found.need(0 not in head.attn_windows, "head.attn_window = 0 lets no step attend to any; -1: global attention")
+    found.need(bool(config.test.tiou), "test.tiou must name at least one threshold, e.g. test.tiou=[0.5]")
 
 
 def _check_recognition(config: Config, found: _Problems) -> None:
@@ -83,10 +83,13 @@ def _check_recognition(config: Config, found: _Problems) -> None:
     assert settings is not None
     found.need(
         settings.frames % config.clip_frames == 0,
-        f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames that attend to "
-        "one another" + (" (backbone.clip_frames)" if config.backbone.is_image else " in a video transformer"),
+        f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
+        + (" (backbone.clip_frames)" if config.backbone.is_image else " of a video transformer"),
     )
-    found.need(config.parallel.temporal == 1, "parallel.temporal is for detection: clips of recognition are not shared")
+    found.need(
+        config.parallel.temporal == 1,
+        "parallel.temporal is for detection: recognition does not split clips over ranks",
+    )
 
 
 def _check_backbone(config: Config, found: _Problems) -> None:
@@ -100,12 +103,12 @@ def _check_backbone(config: Config, found: _Problems) -> None:
     )
     found.need(
         backbone.aim_adapters is None or len(set(backbone.aim_adapters)) == len(backbone.aim_adapters),
-        "backbone.aim_adapters names one twice",
+        "backbone.aim_adapters names an adapter twice",
     )
     blocks = backbone.adapter_blocks
     found.need(
         blocks is None or (bool(blocks) and len(set(blocks)) == len(blocks)),
-        "backbone.adapter_blocks must name each block once, and one at least; None: all",
+        "backbone.adapter_blocks must name at least one block, and none twice; None: all",
     )
     if backbone.is_image:
         found.need(
@@ -128,8 +131,8 @@ def _check_backbone(config: Config, found: _Problems) -> None:
 
 def _patch_sides(backbone: str) -> tuple[int, ...]:
     if backbone == "videomaev2_g":
-        return 14, 16  # its patches have 14 pixels; at 160 its authors leave the last 6 out
-    named = re.search(r"patch(\d+)", backbone)  # in timm's names
+        return 14, 16  # its patches are 14 pixels wide; at 160 its authors drop the last 6
+    named = re.search(r"patch(\d+)", backbone)  # as in timm's names
     return (int(named[1]),) if named else (16,)
 
 
@@ -146,6 +149,6 @@ def _check_training(config: Config, found: _Problems) -> None:
     waits = config.data.worker_timeout_sec
     found.need(
         waits < train.hang_timeout_sec,
-        f"data.worker_timeout_sec = {waits} must be below train.hang_timeout_sec = {train.hang_timeout_sec}: the other "
-        "ranks wait for one that reads",
+        f"data.worker_timeout_sec = {waits} must be below train.hang_timeout_sec = {train.hang_timeout_sec}: the "
+        "others wait for a rank that is reading",
     )

@@ -1,7 +1,7 @@
 """Annotations in the community's JSON: database -> video -> subset, duration, annotations.
 
-Faults of structure end in one `DataError` that lists them; impossible values of single actions are mended or
-dropped, and reported.
+Structural errors raise one `DataError` that lists them; invalid values of single actions are repaired or dropped, and
+reported.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from adatad_ds.data.video_names import VideoNames, read_names, without_extension
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.system.json_text import read_json
 
-NO_CLASSES = ("Ambiguous",)  # THUMOS14 marks so what may be an action or not; a class only where data.classes names it
-MOST_BEYOND = 0.5  # of the actions, that begin beyond their video before all are doubted
-SAME_SEC = 1e-3  # times closer than this are equal to the metric, as in the published evaluation
-LISTED_EXAMPLES = 3  # of one report
-FRAME_FIELDS = ("frame", "num_frames", "frames")  # what published files call the number of frames
+NO_CLASSES = ("Ambiguous",)  # THUMOS14's label of uncertain actions; a class only if data.classes names it
+MOST_BEYOND = 0.5  # share of actions that may start after the end of their video before all times are doubted
+SAME_SEC = 1e-3  # times closer than this are equal for the metric, as in the published evaluation
+LISTED_EXAMPLES = 3  # per report
+FRAME_FIELDS = ("frame", "num_frames", "frames")  # names of the number of frames in published files
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Video:
-    """One annotated video; `num_frames` and `fps` are None where the file does not tell."""
+    """One annotated video; `num_frames` and `fps` are None if not annotated."""
 
     name: str
     subset: str
@@ -67,16 +67,16 @@ def load_annotations(
 
     Args:
         path: the JSON file; times in seconds.
-        subset: videos with this `subset` are taken.
+        subset: read the videos of this subset.
         classes: class names by index; empty: all labels of the whole file (every subset), sorted.
-        exclude: names of videos left out on purpose.
+        exclude: names of videos to leave out.
         exclude_file: a list of more such names (`read_names`), which need not all be in the file; "": none.
-        as_published: for the metric: actions beyond the video stay, because published results count them (THUMOS14
-            has some); what is no segment is dropped, and of equals (label, and times to 1 ms) all but the first.
-        min_share: actions of at most this share of their video, as annotated, are dropped.
+        as_published: for the metric: keep actions beyond the video's end, as published results count them (THUMOS14
+            has some); drop invalid segments, and duplicates (same label, times equal to 1 ms).
+        min_share: drop actions of at most this share of their video, as annotated.
 
     Returns:
-        The videos, and one line for each kind of mended or dropped action, and for what `exclude_file` leaves out.
+        The videos, and one line for each kind of repaired or dropped action, and for `exclude_file`.
 
     Raises:
         DataError: unreadable file, missing or mistyped fields, unknown classes, subsets or excluded names.
@@ -123,7 +123,7 @@ def load_annotations(
 
 
 def subset_names(path: str | Path) -> list[str]:
-    """The subsets that an annotation file names, in its order.
+    """Names of the subsets in an annotation file, in its order.
 
     Raises:
         DataError: unreadable file.
@@ -152,10 +152,10 @@ def _read_database(path: Path) -> Mapping[str, Any]:
 
 
 def doubtful_labels(labels: Mapping[str, int]) -> list[str]:
-    """Faults of labels, given with their number, that nobody means as classes of their own."""
+    """Errors for labels (with their counts) that cannot be meant as separate classes."""
     faults = []
     if empty := sum(count for label, count in labels.items() if not label.strip()):
-        faults.append(f"of the annotations {empty} have an empty label")
+        faults.append(f"annotations with an empty label: {empty}")
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
         alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
@@ -169,7 +169,7 @@ def doubtful_labels(labels: Mapping[str, int]) -> list[str]:
 
 
 def _beyond(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A fault where most actions begin after their video has ended: then times are not in seconds."""
+    """An error if most actions start after the end of their video, since times are then not in seconds."""
     starts = [
         (segment[0], entry["duration"])
         for entry in chosen.values()
@@ -187,7 +187,7 @@ def _beyond(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _labels(database: Mapping[str, Any]) -> Iterator[str]:
-    """Labels of the whole file; faults of other subsets are none of this subset's business."""
+    """Labels of the whole file; errors in other subsets are ignored."""
     for entry in database.values():
         actions = entry.get("annotations") if isinstance(entry, Mapping) else None
         for action in actions if isinstance(actions, list) else ():
@@ -204,7 +204,7 @@ def _video(
     as_published: bool,
     min_share: float,
 ) -> Video | None:
-    """Check one video, adding to `faults` and `notes`; None when its duration is unusable."""
+    """Check one video, adding to `faults` and `notes`; None if its duration is unusable."""
     duration_sec = entry.get("duration")
     if not _is_positive(duration_sec):
         faults.append(f"{name}.duration: {_found(entry, 'duration')}, expected seconds > 0")
@@ -237,7 +237,7 @@ def _video(
 
 
 def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) -> Action | None:
-    """Check the structure of one action; its times may still be impossible."""
+    """Check the structure of one action; its times may still be invalid."""
     if not isinstance(action, Mapping):
         faults.append(f"{where}: must be a mapping, not {action!r:.60}")
         return None
@@ -259,7 +259,7 @@ def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) 
 def _well_formed(
     name: str, actions: Sequence[Action | None], notes: _Notes, *, duration_sec: float, min_share: float
 ) -> dict[str, Action]:
-    """The actions that are segments at all and more than `min_share` of the video, by where they stand in the file."""
+    """Actions with valid times and of more than `min_share` of the video, by their position in the file."""
     kept = {}
     for index, action in enumerate(actions):
         where = f"{name} #{index}"
@@ -277,7 +277,7 @@ def _well_formed(
 
 
 def _once(actions: Mapping[str, Action], notes: _Notes) -> tuple[Action, ...]:
-    """The first of equal actions; times differ where they differ by more than SAME_SEC."""
+    """Remove duplicate actions, whose times differ by at most SAME_SEC; the first one stays."""
     kept: list[Action] = []
     for where, action in actions.items():
         if any(_are_equal(action, other) for other in kept):
@@ -296,7 +296,7 @@ def _are_equal(one: Action, other: Action) -> bool:
 
 
 def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
-    """Drop actions without extent inside the video, clip those that reach out of it, keep one of equals."""
+    """Drop actions outside the video, clip those that extend beyond it, and drop duplicates."""
     kept: dict[Action, None] = {}
     for where, action in actions.items():
         if action.start_sec >= duration_sec:
@@ -317,7 +317,7 @@ def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -
 
 
 class _Notes:
-    """Counts what was done to single actions, with a few examples of each."""
+    """Counts changes of single actions, with a few examples of each kind."""
 
     def __init__(self) -> None:
         self.places: dict[str, list[str]] = {}

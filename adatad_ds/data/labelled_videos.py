@@ -1,4 +1,4 @@
-"""Videos with one label each, from a list file or from a folder per class: the data of recognition."""
+"""Recognition data: videos with one label each, from a list file or from one folder per class."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class VideoList:
 
 
 def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()) -> VideoList:
-    """Videos of a list file, as Kinetics, Something-Something and Diving-48 are handed around.
+    """Read a list file, the usual form of Kinetics, Something-Something and Diving-48.
 
-    A line is `PATH LABEL` or, with a comma anywhere, CSV: `PATH,LABEL`, with quotes around what holds commas. There is
-    no header; empty lines are skipped. A label is a class name or, where no class has that name, a class index from 0.
-    Files may have another video extension than the list says, or the list none at all (`VideoNames`).
+    A line is `PATH LABEL` or, with a comma anywhere, CSV: `PATH,LABEL`, with quotes around fields with commas. There is
+    no header; empty lines are skipped. A label is a class name or, if no class has that name, a class index from 0.
+    Files may have another video extension than in the list, which may also have none (`VideoNames`).
 
     Args:
         path: the list file.
         root: the folder that its paths are relative to.
-        classes: class names by index; empty: the labels of the file, which are indices where all are integers (their
-            names are "0", "1", ...), else sorted names.
+        classes: class names by index; empty: the labels of the file, which are indices if all are integers (with names
+            "0", "1", ...), else sorted names.
 
     Raises:
-        DataError: unreadable or malformed list, unknown or alike labels, repeated or missing videos, none at all.
+        DataError: unreadable or malformed list, unknown or too similar labels, repeated or missing videos, empty list.
     """
     path, root = Path(path), Path(root)
     lines = _parsed(path)
@@ -66,14 +66,14 @@ def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()
 
 
 def read_folders(root: str | Path, *, classes: Sequence[str] = ()) -> VideoList:
-    """Videos of a folder per class: root/CLASS/*.mp4 (or .mkv, ...), in sorted order.
+    """Read one folder per class: root/CLASS/*.mp4 (or .mkv, ...), in sorted order.
 
     Args:
-        root: the folder of the classes' folders; those whose name begins with a dot are left alone.
+        root: the folder of the class folders; those whose name begins with a dot are ignored.
         classes: class names by index; empty: the folders' names, sorted.
 
     Raises:
-        DataError: no such folder, folders of unknown or alike classes, classes without a folder or without videos.
+        DataError: missing folder, unknown or too similar classes, classes without a folder or without videos.
     """
     root = Path(root)
     _check_root(root)
@@ -101,10 +101,10 @@ def read_folders(root: str | Path, *, classes: Sequence[str] = ()) -> VideoList:
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names by index from a text file of one name a line; empty lines are skipped.
+    """Read class names by index from a text file with one name per line; empty lines are skipped.
 
     Raises:
-        DataError: unreadable file, no name, or one given twice.
+        DataError: unreadable or empty file, or a duplicate name.
     """
     names = [line for _, line in _lines(Path(path))]
     if not names:
@@ -113,21 +113,21 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
 
 
 def class_assignments(path: Path | None) -> list[str]:
-    """What `--classes FILE` means: a `--set` that names the classes by index; nothing without a file."""
+    """The `--set` assignment that `--classes FILE` stands for; empty without a file."""
     return [] if path is None else [f"data.classes={list(read_class_names(path))!r}"]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbers and texts of the lines that are not empty."""
+    """Numbers and texts of the non-empty lines."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark at the beginning
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _parsed(path: Path) -> list[tuple[str, str]]:
-    """Paths and labels, as they are written."""
+    """Paths and labels, as written in the file."""
     pairs, faults = [], []
     for number, line in _lines(path):
         fields = next(csv.reader([line], skipinitialspace=True)) if "," in line else line.rsplit(None, 1)
@@ -175,7 +175,7 @@ def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[
 
 
 def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
-    """The file of every name; each folder is listed once instead of asking for hundreds of thousands of files."""
+    """Find the file of every name; each folder is listed once, rather than testing hundreds of thousands of files."""
     _check_root(root)
     listings: dict[Path, VideoNames] = {}
     found: list[Path | None] = []
@@ -195,7 +195,7 @@ def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _files_of(folder: Path) -> VideoNames:
-    """The video files of a folder; none of one that cannot be read."""
+    """Names of a folder's video files; empty if it cannot be read."""
     try:
         return file_names(videos_in(folder))
     except OSError:

@@ -1,6 +1,6 @@
-"""Which samples a rank reads, in which order, and the worker processes that read them.
+"""Samples of each rank and their order, and the worker processes that load them.
 
-A global batch is the same set of samples however it is split over data ranks, micro batches and accumulation.
+A global batch is the same set of samples, however it is split over data ranks, micro batches and accumulation.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from adatad_ds.data.worker_process import WorkerContext, start_worker
 from adatad_ds.errors import ConfigError, DataError
 
 PRELOADED = ["torch", "adatad_ds.data.window_dataset", "adatad_ds.data.clip_dataset"]
-LOOK_AFTER_WORKERS_SEC = 5.0  # between two checks that they live, while a batch is awaited
+LOOK_AFTER_WORKERS_SEC = 5.0  # between checks that workers are alive, while waiting for a batch
 
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class Samples(Protocol[BatchT_co]):
-    """What is loaded: samples by key, None for padding, and how they make a batch."""
+    """A dataset: samples by key, None for padding, and their collation into a batch."""
 
     def __len__(self) -> int: ...
 
@@ -36,12 +36,12 @@ class Samples(Protocol[BatchT_co]):
 
     @property
     def videos(self) -> Sequence[Any]:
-        """What samples are of, with all that is known of them."""
+        """The videos that samples come from, with their annotations."""
         ...
 
     @property
     def collate(self) -> Callable[[Sequence[Any]], BatchT_co]:
-        """Samples to a batch; a function that worker processes can import."""
+        """Collation of samples into a batch; a function that worker processes can import."""
         ...
 
 
@@ -50,15 +50,15 @@ class TrainBatches:
     """One rank's part of the global batches of every epoch.
 
     Attributes:
-        num_samples: of an epoch.
-        global_batch: samples of an optimizer step, over all ranks.
+        num_samples: samples per epoch.
+        global_batch: samples per optimizer step, over all ranks.
         data_rank: this rank among `data_ranks`.
-        data_ranks: ranks that read different samples.
-        micro_batch: samples of one forward pass on one rank.
-        seed: of the order of samples.
+        data_ranks: number of ranks that read different samples.
+        micro_batch: samples per forward pass on one rank.
+        seed: seed of the order of samples.
 
     Raises:
-        ConfigError: the global batch does not divide, or is larger than an epoch.
+        ConfigError: the global batch is not divisible, or larger than an epoch.
     """
 
     num_samples: int
@@ -82,11 +82,11 @@ class TrainBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch; the samples left over are dropped."""
+        """Global batches per epoch; remaining samples are dropped."""
         return self.num_samples // self.global_batch
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[list[SampleKey]]:
-        """This rank's micro batches of one epoch, from a step on, as keys of the dataset."""
+        """This rank's micro batches of an epoch, from `start_step` on, as keys of the dataset."""
         order = self._order(epoch)
         share = self.global_batch // self.data_ranks
         for step in range(start_step, self.steps_per_epoch):
@@ -95,18 +95,18 @@ class TrainBatches:
                 yield [(epoch, int(sample_id)) for sample_id in order[first : first + self.micro_batch]]
 
     def between(self, start_step: int, stop_step: int) -> StepRange:
-        """This rank's micro batches from one step of the whole run up to another, across epochs."""
+        """This rank's micro batches between two steps of the run, across epochs."""
         return StepRange(batches=self, start_step=start_step, stop_step=stop_step)
 
     def _order(self, epoch: int) -> np.ndarray:
-        # The spawn key keeps this stream apart from that of sample 0, which has the same words of entropy.
+        # The spawn key separates this stream from that of sample 0, which has the same entropy.
         source = np.random.SeedSequence([self.seed, epoch], spawn_key=(0,))
         return np.random.default_rng(source).permutation(self.num_samples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRange:
-    """Micro batches of consecutive optimizer steps; iterable again and again, with a length."""
+    """Micro batches of consecutive optimizer steps; can be iterated repeatedly, and has a length."""
 
     batches: TrainBatches
     start_step: int
@@ -133,7 +133,7 @@ class StepRange:
 def test_shard(num_windows: int, *, batch: int, rank: int, ranks: int) -> list[list[int | None]]:
     """One rank's consecutive part of the test windows, in batches; None is padding.
 
-    All ranks get batches of the same number and sizes: under ZeRO-3 every forward pass is a collective.
+    All ranks get the same number and sizes of batches, since under ZeRO-3 every forward pass is a collective.
     """
     share = -(-num_windows // ranks)
     ids = [index if index < num_windows else None for index in range(rank * share, (rank + 1) * share)]
@@ -141,7 +141,7 @@ def test_shard(num_windows: int, *, batch: int, rank: int, ranks: int) -> list[l
 
 
 class BatchLoader(Generic[BatchT]):
-    """A DataLoader whose dead or stuck workers end in a `DataError` that says what to do."""
+    """A DataLoader that raises a `DataError` with advice when its workers die or get stuck."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class BatchLoader(Generic[BatchT]):
             multiprocessing_context=_processes(config) if several else None,
             worker_init_fn=start_worker,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # of its own: the trainer's random numbers do not depend on loading
+            generator=torch.Generator(),  # separate, so that loading does not affect the trainer's random numbers
         )
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class BatchLoader(Generic[BatchT]):
                 cause = " ".join(str(error).split())
                 if not cause.startswith(("DataLoader", "Pin memory thread")):
                     raise
-                # The DataLoader looks for dead workers when its time-out ends; theirs is longer, so ask again.
+                # The DataLoader checks for dead workers at its timeout; the workers' own is longer, so retry.
                 waited_sec = time.monotonic() - asked
                 if "timed out" in cause and waited_sec < self._config.worker_timeout_sec:
                     continue
@@ -191,7 +191,7 @@ class BatchLoader(Generic[BatchT]):
     def _advice(self, cause: str, waited_sec: float) -> str:
         config = self._config
         return (
-            f"reading videos failed after {waited_sec:.0f} s: {cause}. A process that decodes died, or took longer "
+            f"reading videos failed after {waited_sec:.0f} s: {cause}. A decoding process died, or took longer "
             f"than data.worker_timeout_sec={config.worker_timeout_sec}. It may lack memory, of which /dev/shm must "
             f"hold data.prefetch={config.prefetch} batches for each of data.workers={config.workers}: lower these, "
             "enlarge /dev/shm (docker --shm-size), raise the time for slow storage, or find a broken file with "
@@ -202,14 +202,14 @@ class BatchLoader(Generic[BatchT]):
 def make_train_loader(
     dataset: Samples[BatchT], *, batches: StepRange, config: DataConfig, pin_memory: bool
 ) -> BatchLoader[BatchT]:
-    """Micro batches of the coming optimizer steps, read ahead by worker processes."""
+    """Loader of the micro batches of the coming optimizer steps, prefetched by worker processes."""
     return BatchLoader(dataset, keys=batches, config=config, pin_memory=pin_memory)
 
 
 def make_test_loader(
     dataset: Samples[BatchT], *, config: DataConfig, batch: int, rank: int, ranks: int, pin_memory: bool
 ) -> BatchLoader[BatchT]:
-    """This rank's share of all test samples, padded so that every rank has the same number of batches."""
+    """Loader of this rank's share of the test samples, padded so that every rank has the same number of batches."""
     shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
     keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)

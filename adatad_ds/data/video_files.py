@@ -1,4 +1,4 @@
-"""Which video files a user means."""
+"""Find the video files for given names, paths, folders or globs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adatad_ds.data.decoding.video import opened
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames
 from adatad_ds.errors import DataError, summarize_list
 
-ANNOTATED = ".annotated.mp4"  # how the name of what is written by us ends
+ANNOTATED = ".annotated.mp4"  # suffix of the annotated copies that predict.py writes
 
 
 def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
-    """The file of every video; see `present_videos`.
+    """Find the file of every video; see `present_videos`.
 
     Raises:
-        DataError: no such folder, or files are missing.
+        DataError: missing folder or files.
     """
     found = present_videos(folder, names)
     missing = [name for name in names if name not in found]
@@ -27,22 +27,22 @@ def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
         raise DataError(
             f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
             f"{summarize_list(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out "
-            f"on purpose with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set "
+            f"with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set "
             "data.exclude_file=FILE"
         )
     return found
 
 
 def present_videos(folder: str | Path, names: Sequence[str], *, setting: str = "data.videos") -> dict[str, Path]:
-    """The files of the videos that are there: directly in a folder, under the name in any way `VideoNames` knows it.
+    """Find those videos that are present directly in a folder, with names matched by `VideoNames`.
 
     Args:
-        folder: of the videos.
-        names: of the videos, with or without extension.
-        setting: what named the folder, for messages.
+        folder: folder of the videos.
+        names: names of the videos, with or without extension.
+        setting: the setting that names the folder, for messages.
 
     Raises:
-        DataError: no such folder, it holds no video, or two names mean the same file.
+        DataError: missing or empty folder, or two names that match the same file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,41 +57,41 @@ def present_videos(folder: str | Path, names: Sequence[str], *, setting: str = "
 
 
 def file_names(files: Iterable[Path]) -> VideoNames:
-    """The names of a folder's video files; of several that differ by their extension only, in that one's order."""
+    """Names of a folder's video files; files that differ only by extension are in the order of EXTENSIONS."""
     ordered = sorted(files, key=lambda path: (EXTENSIONS.index(path.suffix.lower()), path.name))
     return VideoNames(path.name for path in ordered)
 
 
 def videos_in(folder: Path) -> list[Path]:
-    """The files directly in a folder that are videos by their extension."""
+    """Files directly in a folder with a video extension."""
     return [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
 
 
 def check_distinct(files: Mapping[str, Path]) -> None:
-    """Raise a `DataError` where two names of videos mean the same file."""
+    """Raise a `DataError` if two names match the same file."""
     names: dict[Path, list[str]] = {}
     for name, path in files.items():
         names.setdefault(path, []).append(name)
     shared = [f"{' and '.join(map(repr, same))} ({path.name})" for path, same in names.items() if len(same) > 1]
     if shared:
-        raise DataError(f"videos with one file: {summarize_list(shared)}. Merge their entries, or rename the files")
+        raise DataError(f"videos with the same file: {summarize_list(shared)}. Merge the entries, or rename the files")
 
 
 def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:
-    """The video files that arguments name, each once, under a name of its own.
+    """Find the video files given by arguments, each once, under a unique name.
 
     Args:
-        arguments: files, folders (the videos in and below them, but for annotated ones), globs.
+        arguments: files, folders (searched recursively, without annotated copies), globs.
         reserved: a name that no video gets.
 
     Returns:
-        Path by name: the file's name without its extension, or where several have that, their path from the folder
-        that they share; and a line for each argument that names nothing.
+        Path by name: the file's name without its extension or, if that is not unique, its path relative to the common
+        folder; and an error message for each argument that matches nothing.
 
     Raises:
-        DataError: no argument names a file.
+        DataError: no argument matches a file.
     """
-    found: dict[Path, Path] = {}  # by where it really is
+    found: dict[Path, Path] = {}  # by resolved path
     absent = []
     for argument in arguments:
         path = Path(argument).expanduser()
@@ -120,10 +120,10 @@ def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Pa
 
 
 def length_sec(path: Path) -> float:
-    """How long a file says that it lasts, without reading it; 0 where it does not say.
+    """Duration from a file's header, without reading the file; 0 if not given.
 
     Raises:
-        VideoError: no video.
+        VideoError: not a video.
     """
     with opened(path, num_threads=1) as (container, _):
         return (container.duration or 0) / 1_000_000

@@ -1,4 +1,4 @@
-"""Names of videos, as annotations, lists and results write them: which mean the same video, and lists of them."""
+"""Names of videos in annotations, lists and results: matching of different spellings, and lists of names."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from adatad_ds.system.json_text import read_json
 
 EXTENSIONS = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
-    *(".h264", ".264", ".hevc", ".h265", ".265"),  # elementary streams, of cameras
+    *(".h264", ".264", ".hevc", ".h265", ".265"),  # elementary streams, e.g. of cameras
 )
-PREFIX = "v_"  # of ActivityNet's files, which its annotations and classifiers' scores leave out
+PREFIX = "v_"  # of ActivityNet's files, omitted in its annotations and classifier scores
 
 
 def without_extension(name: str) -> str:
-    """`clip_01.mp4` as `clip_01`; a name without the extension of a video, such as `match.01`, as it is."""
+    """Remove a video extension: `clip_01.mp4` to `clip_01`; other names, such as `match.01`, are unchanged."""
     stem, dot, suffix = name.rpartition(".")
     return stem if stem and (dot + suffix).lower() in EXTENSIONS else name
 
 
 class VideoNames:
-    """Names to look videos up by, whichever way they are written elsewhere.
+    """Lookup of video names that may be written differently elsewhere.
 
-    The same name is preferred; then one that differs by a video's extension, then one that also differs by
-    ActivityNet's "v_"; of several, the first.
+    An exact match is preferred, then one that differs by a video extension, then one that also differs by ActivityNet's
+    "v_"; of several, the first.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -35,24 +35,24 @@ class VideoNames:
                 tier.setdefault(key, name)
 
     def find(self, name: str) -> str | None:
-        """The known name of the video that `name` means; None where it is not known."""
+        """The known name that matches `name`; None if there is none."""
         return next((tier[key] for tier, key in zip(self._tiers, _keys(name), strict=True) if key in tier), None)
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names of a list file: one a line, as OpenTAD's block lists have them, or a JSON list of texts, as ActivityNet's.
+    """Read a list of names: one per line, as in OpenTAD's block lists, or a JSON list of strings, as in ActivityNet's.
 
     Raises:
-        DataError: unreadable, or no such list.
+        DataError: unreadable or malformed list.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark at the beginning
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
         names = read_json(path) if text.lstrip().startswith(("[", "{")) else text.splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the list of videos {str(path)!r}: {error}") from error
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise DataError(f"{path} is no list of videos: it must be a name a line, or a JSON list of names")
+        raise DataError(f"{path} is no list of videos: it must have one name per line, or be a JSON list of names")
     return [name.strip() for name in names if name.strip()]
 
 

@@ -1,8 +1,8 @@
-"""The windows of one video file that nobody annotated, in bounded memory whatever its length.
+"""Windows of an unannotated video file of any length, in bounded memory.
 
-Frames are decoded once, from the first to the last, and kept only while windows to come need them.
+Frames are decoded once, in order, and kept only while later windows need them.
 
-B windows of a batch, F frames of a window, S pixels of a side, T feature steps.
+B windows per batch, F frames per window, S pixels per side, T feature steps.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 
 def lone_video(path: Path, *, name: str) -> Video:
-    """A file as a video without annotations; its length and frame rate are the file's own.
+    """A file as a video without annotations, with the file's own duration and frame rate.
 
     Raises:
-        VideoError: no video that can be decoded.
+        VideoError: not a decodable video.
     """
     return Video(name, "", probe(path).duration_sec, None, None, ())
 
@@ -46,7 +46,7 @@ def windows_of_file(video: Video, path: Path, config: DataConfig) -> list[VideoW
     """All windows of a file, as in testing.
 
     Raises:
-        VideoError: no video that can be decoded.
+        VideoError: not a decodable video.
     """
     timing = find_timing(video, path, config)
     return windows_for_testing(video, timing=timing, config=config, label_ids={}, video_index=0)
@@ -55,12 +55,12 @@ def windows_of_file(video: Video, path: Path, config: DataConfig) -> list[VideoW
 def stream_batches(
     video: Video, path: Path, windows: Sequence[VideoWindow], *, config: DataConfig, batch: int
 ) -> Generator[Batch]:
-    """Batches of a file's windows, in order; the next one is decoded while the caller works on this one.
+    """Batches of a file's windows, in order; the next one is decoded while the caller processes the current one.
 
     Args:
-        video: the file's.
+        video: the file as a video.
         path: the file.
-        windows: its windows, by rising time.
+        windows: its windows, in temporal order.
         config: how frames are read.
         batch: B; the last batch may have fewer.
 
@@ -99,12 +99,12 @@ def stream_batches(
 
 
 def gather_rows(rows: Sequence[NDArray[np.int64]], frames: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The frames of each row, stacked; never more of them are held than the longest row names.
+    """Stack the frames of each row; holds at most as many frames as the longest row has.
 
     Args:
-        rows: frame numbers (F,) of each window, non-decreasing; neither first nor last ones fall from row to row, and
-            where rows overlap, they name the same numbers.
-        frames: one (S, S, 3) for each distinct number, by rising number.
+        rows: frame numbers (F,) of each window, non-decreasing; the first and the last numbers do not decrease from row
+            to row, and overlapping rows have the same numbers where they overlap.
+        frames: one (S, S, 3) for each distinct number, in increasing order.
 
     Yields:
         (F, S, S, 3), row by row.
@@ -134,9 +134,9 @@ def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _ahead(items: Iterator[T], closed: Event) -> Generator[T]:
-    """The same items, each made in a thread while the caller works on the one before.
+    """The same items, each produced in a thread while the caller processes the previous one.
 
-    Closed before its end, it sets `closed`, so that whoever makes the items need not finish the one at work.
+    If closed early, it sets `closed`, so that the producer can abandon its current item.
     """
     with ThreadPoolExecutor(1) as pool:
         try:

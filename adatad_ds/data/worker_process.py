@@ -1,7 +1,7 @@
-"""Worker processes that read samples: they leave signals to their rank, and end when it ends, however that is.
+"""Worker processes that load samples: they ignore signals, which their rank handles, and exit whenever it exits.
 
-They are forked from a small server process, not from the rank, which has CUDA contexts, NCCL and engine threads, whose
-locks a plain fork would copy in whatever state they are. The server imports once for all of them.
+They are forked from a small server process, not from the rank: its CUDA contexts, NCCL and engine threads have locks
+that a plain fork would copy in any state. The server imports modules once for all workers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-# Schedulers, shells and systemd signal all processes of a rank. What these mean is the rank's to decide.
+# Schedulers, shells and systemd send these to all processes of a rank; only the rank itself handles them.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class _Popen(popen_forkserver.Popen):
     def terminate(self) -> None:
-        self.kill()  # SIGTERM would wait for ever: it is blocked
+        self.kill()  # SIGTERM is blocked in workers
 
 
 class _Worker(ForkServerProcess):
@@ -34,10 +34,10 @@ class _Worker(ForkServerProcess):
 
 
 class WorkerContext(ForkServerContext):
-    """Makes worker processes.
+    """Multiprocessing context of worker processes.
 
     Args:
-        imports: modules that each of them needs.
+        imports: modules to preload.
     """
 
     Process = _Worker
@@ -45,7 +45,7 @@ class WorkerContext(ForkServerContext):
     def __init__(self, imports: Sequence[str]) -> None:
         super().__init__()
         self.set_forkserver_preload(list(imports))
-        # Blocked signals stay blocked in child processes; here they come once this is done, and none is lost.
+        # Blocked signals stay blocked in child processes; this process gets them afterwards, so none is lost.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             resource_tracker.ensure_running()  # unblocks two of them
@@ -56,11 +56,11 @@ class WorkerContext(ForkServerContext):
 
 
 def start_worker(worker: int) -> None:
-    """Called first in each worker process, with its number.
+    """Set up a worker process; called first in each one, with its number.
 
-    The server ends when the pipe from the rank is closed; a worker has inherited the rank's end of it, and gives it
-    back. When the server ends, so does the worker, whatever it does: at once on Linux, elsewhere when it looks for its
-    parent, every few seconds.
+    The server exits when the rank's end of their pipe is closed; a worker inherits that end, so it closes it. When the
+    server exits, so does the worker, whatever it is doing: at once on Linux, elsewhere when it checks for its parent,
+    every few seconds.
     """
     torch.set_num_threads(1)  # parallelism comes from the number of workers
     server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]

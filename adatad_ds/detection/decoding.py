@@ -1,4 +1,4 @@
-"""From the heads' outputs to candidate detections in seconds.
+"""Decode the heads' outputs into candidate detections in seconds.
 
 B windows, P points, K classes, N candidates.
 """
@@ -33,7 +33,7 @@ class Candidates:
 
 
 def decode_segments(points: Tensor, distances: Tensor) -> Tensor:
-    """Segments that points and distances stand for: t - d_start * stride, t + d_end * stride.
+    """Segments given by points and distances: t - d_start * stride, t + d_end * stride.
 
     Args:
         points: (P, 4), see `make_points`.
@@ -56,10 +56,10 @@ def select_candidates(
     Args:
         segments_grid: (P, 2).
         scores: (P, K), after the sigmoid.
-        valid: (P,) bool; other points are left out.
-        grid: where the window lies in its video.
-        score_thresh: pairs must score more than this.
-        topk: the most pairs kept.
+        valid: (P,) bool; other points are ignored.
+        grid: position of the window in its video.
+        score_thresh: only pairs with a score above this are kept.
+        topk: maximum number of pairs kept.
     """
     segments_grid, scores = segments_grid[valid].float().cpu(), scores[valid].float().cpu()
     finite = segments_grid.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
@@ -74,7 +74,7 @@ def select_candidates(
 
 
 def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
-    """All candidates of a video's windows together."""
+    """Concatenate the candidates of a video's windows."""
     return Candidates(
         segments_sec=torch.cat([part.segments_sec for part in parts]),
         scores=torch.cat([part.scores for part in parts]),
@@ -83,5 +83,5 @@ def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
 
 
 def clip_to_video(candidates: Candidates, *, duration_sec: float) -> Candidates:
-    """Cut what reaches beyond the video's ends."""
+    """Clip segments to the video."""
     return replace(candidates, segments_sec=candidates.segments_sec.clamp(min=0, max=duration_sec))

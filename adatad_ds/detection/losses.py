@@ -1,4 +1,4 @@
-"""Training losses: sigmoid focal on classes, DIoU on segments, and the running normaliser.
+"""Training losses: sigmoid focal loss on classes, DIoU loss on segments, and their running normaliser.
 
 B windows, P points, K classes.
 """
@@ -22,7 +22,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
         logits: any shape.
         targets: the same shape, in [0, 1].
         alpha: weight of the positives; 1 - alpha of the negatives.
-        gamma: how strongly easy examples are weighed down.
+        gamma: how strongly easy examples are down-weighted.
     """
     logits, targets = logits.float(), targets.float()
     probability = logits.sigmoid()
@@ -61,8 +61,8 @@ def detection_losses(
 ) -> tuple[Tensor, Tensor]:
     """Unnormalised sums of a batch: focal over valid points, DIoU over positives.
 
-    Shapes are static: what does not count is masked, not picked out. Without positives the second sum is 0 and still
-    has a (zero) gradient.
+    Shapes are static: other points are masked, not removed. Without positives the second sum is 0 and still has a
+    (zero) gradient.
 
     Args:
         class_logits: (B, P, K).
@@ -75,12 +75,12 @@ def detection_losses(
     num_classes = class_logits.shape[-1]
     smoothed = targets.classes * (1 - label_smoothing) + label_smoothing / (num_classes + 1)
     counts = valid[..., None]
-    # What does not count is replaced before the loss: a NaN or infinity there would survive a product with 0.
+    # Invalid points are replaced before the loss: a NaN or infinity there would survive a product with 0.
     logits = torch.where(counts, class_logits.float(), 0.0)
     classification = (sigmoid_focal_loss(logits, smoothed) * counts).sum()
 
     positive = targets.positive[..., None]
-    # Elsewhere both are given the same unit segment, so that no masked element divides by zero in the backward pass.
+    # Elsewhere both get the same unit segment, so that no masked element divides by zero in the backward pass.
     predicted = decode_segments(points, torch.where(positive, distances.float(), 1.0))
     target = decode_segments(points, torch.where(positive, targets.distances, 1.0))
     regression = (diou_loss(predicted, target) * targets.positive).sum()
@@ -88,7 +88,7 @@ def detection_losses(
 
 
 class LossNormalizer:
-    """Running mean of the positives in a global batch, by which losses are divided (ActionFormer, section 3.4).
+    """Running mean of the number of positives per global batch, which divides the losses (ActionFormer, section 3.4).
 
     Args:
         initial: value before the first step.
@@ -100,14 +100,14 @@ class LossNormalizer:
         self.momentum = momentum
 
     def update(self, num_positives: float) -> float:
-        """Take in a global batch's positives (at least 1 is counted); return the new value."""
+        """Update with a global batch's number of positives (counted as at least 1); return the new value."""
         self.value = self.momentum * self.value + (1 - self.momentum) * max(num_positives, 1)
         return self.value
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint must hold."""
+        """State for a checkpoint."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.value = float(state["value"])

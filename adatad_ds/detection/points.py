@@ -1,4 +1,4 @@
-"""Points of the pyramid, and what each should predict (ActionFormer, arXiv 2202.07925, section 3.3).
+"""Points of the pyramid and their training targets (ActionFormer, arXiv 2202.07925, section 3.3).
 
 B windows, G ground-truth segments of a window, P points of all levels, K classes.
 """
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIMILAR_DURATION = 1e-3  # grid units: segments whose durations differ by less than this tie
+SIMILAR_DURATION = 1e-3  # grid units: segments whose durations differ by less tie
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the points of a batch should predict.
+    """Training targets of a batch's points.
 
     Attributes:
         classes: (B, P, K) float32, multi-hot; all zero on background.
@@ -38,14 +38,14 @@ def make_points(
     point_offset: bool,
     device: torch.device,
 ) -> Tensor:
-    """Points of all levels, (P, 4) float32: time, least and greatest distance it regresses (grid units), stride.
+    """Points of all levels, (P, 4) float32: time, minimum and maximum distance to regress (grid units), stride.
 
     Args:
         level_lengths: points of each level.
         strides: grid units between two points of each level.
-        regression_ranges: least and greatest distance of each level.
+        regression_ranges: minimum and maximum distance of each level.
         point_offset: put points in the middle of their stride rather than at its start.
-        device: where.
+        device: device of the result.
     """
     levels = []
     for length, stride, (least, greatest) in zip(level_lengths, strides, regression_ranges, strict=True):
@@ -69,9 +69,9 @@ def assign_targets(
 ) -> Targets:
     """Assign ground truth to points.
 
-    A point takes a segment when it lies within `center_radius` strides of its centre and inside it, and the greater of
-    its two distances is in the level's range. The shortest such segment gives the distances, and the classes of all
-    that tie with it.
+    A point matches a segment if it lies inside it and within `center_radius` strides of its centre, and the larger of
+    its two distances is in the level's range. The shortest match gives the distances; its classes and those of all
+    matches that tie with it are the point's classes.
 
     Args:
         points: (P, 4), see `make_points`.
@@ -80,7 +80,7 @@ def assign_targets(
         labels: of each window, (G,) int64.
         num_classes: K.
         center_radius: in strides.
-        filter_similar_gt: False lets every matching segment give its class, not only those tied with the shortest.
+        filter_similar_gt: False: every match gives its class, not only those tied with the shortest.
     """
     assigned = [
         _assign_window(points, window_segments, window_labels, num_classes, center_radius, filter_similar_gt)

@@ -1,6 +1,6 @@
-"""Suppression of candidates that find the same action again: soft-NMS, hard NMS and segment voting, in NumPy.
+"""Suppression of duplicate detections: soft-NMS, hard NMS and segment voting, in NumPy.
 
-N candidates of a video, M kept ones.
+N candidates of a video, M kept.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Method = Literal["gaussian", "linear", "hard"]
 Decay = Callable[[np.ndarray, np.ndarray], None]  # (scores, tIoU with the kept candidate): lowers scores in place
 
 _EPS = np.float32(1e-6)  # added to every length, as published: no division by zero, tIoU 0 between segments of length 0
-_GONE = np.float32(-np.inf)  # score of what was kept or dropped
-_LEAST_WEIGHT = 1e-35  # not 0, so that what is gone remains so
+_GONE = np.float32(-np.inf)  # score of candidates that were kept or dropped
+_LEAST_WEIGHT = 1e-35  # not 0, so that -inf stays -inf
 _TAKES_UNTIL_COMPACT = 16
 _VOTES = 2**20  # (kept, candidate) pairs that vote at once: a few MB
 
@@ -37,22 +37,22 @@ def suppress(
 ) -> Candidates:
     """Keep the best candidates and lower the scores of those that overlap them (soft-NMS, arXiv 1704.04503).
 
-    The best remaining candidate is kept; every other one (of its class) is weighed by exp(-tIoU^2 / sigma)
-    (gaussian), by 1 - tIoU where tIoU >= `tiou` (linear), or dropped where tIoU >= `tiou` (hard); and so on.
+    Repeatedly, the best remaining candidate is kept; the scores of all others (of its class) are multiplied by
+    exp(-tIoU^2 / sigma) (gaussian) or, where tIoU >= `tiou`, by 1 - tIoU (linear), or they are dropped (hard).
 
     Args:
         candidates: of all windows of one video.
-        method: how overlapping candidates lose.
+        method: how overlapping candidates are suppressed.
         sigma: width of the Gaussian.
-        tiou: from which overlap on candidates lose; linear and hard only.
+        tiou: overlap from which candidates are suppressed; linear and hard only.
         min_score: candidates below are dropped; with the hard method also those at it. 0: none.
-        max_per_video: the most candidates kept.
+        max_per_video: maximum number of candidates kept.
         per_class: candidates of different classes do not compete.
-        voting_thresh: class-agnostic suppression only: a kept segment becomes the mean, weighed by score, of all
-            candidates that overlap it by this tIoU or more. 0: off.
+        voting_thresh: class-agnostic suppression only: a kept segment becomes the score-weighted mean of all candidates
+            that overlap it by at least this tIoU. 0: off.
 
     Returns:
-        Kept candidates, by falling score; of equals, the first one first.
+        Kept candidates, by decreasing score; ties keep their order.
     """
     segments = candidates.segments_sec.numpy().astype(np.float32)
     scores = candidates.scores.numpy().astype(np.float32)
@@ -80,10 +80,10 @@ def suppress(
 
 
 def _keep_best(piles: list[_Pile], limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and scores of the first `limit` that are kept, by falling score.
+    """Indices and scores of the first `limit` kept candidates, by decreasing score.
 
-    Scores only ever fall, so taking the best of all piles each time yields the kept candidates in their final order,
-    and one may stop after `limit` of them; suppressing class by class would do far more and throw it away.
+    Scores only ever decrease, so taking the best of all piles each time yields the kept candidates in their final
+    order and can stop after `limit`; suppressing class by class would do far more work and discard it.
     """
     kept, kept_scores = [], []
     best = np.array([pile.best_score for pile in piles], dtype=np.float32)
@@ -110,7 +110,7 @@ class _Pile:
         self._find_best()
 
     def take(self) -> int:
-        """Take the best candidate out and let the others lose; returns its index."""
+        """Remove the best candidate, lower the scores of the others, and return its index."""
         best, scores, overlap, union = self._best, self._scores, self._overlap, self._union
         scores[best] = _GONE
         np.minimum(self._end, self._end[best], out=overlap)
@@ -134,7 +134,7 @@ class _Pile:
         self.best_score = score if score >= self._min_score else _GONE
 
     def _compact(self) -> None:
-        """Leave out what is gone, so that later takes have less to look at."""
+        """Remove candidates that are gone, to make later takes cheaper."""
         left = np.flatnonzero(self._scores >= self._min_score)
         self._hold(*(array[left] for array in (self._index, self._scores, self._start, self._end, self._length)))
 
@@ -168,7 +168,7 @@ def _decay(method: Method, sigma: float, tiou: float) -> Decay:
 
 
 def _vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
-    """Mean of the segments that overlap each kept one by `thresh` or more, weighed by their first scores, (M, 2)."""
+    """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2)."""
     voted = kept.copy()
     rows = max(1, _VOTES // max(1, len(segments)))
     start, end = segments.T
@@ -179,5 +179,5 @@ def _vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: fl
         union = (kept_end - kept_start) + (end - start) - overlap
         votes = (overlap >= thresh * union.clip(min=_EPS)) * scores
         total = votes.sum(axis=1, keepdims=True)
-        np.divide(votes @ segments, total, out=voted[part], where=total > 0)  # nobody votes for a length of 0
+        np.divide(votes @ segments, total, out=voted[part], where=total > 0)  # segments of length 0 get no votes
     return voted

@@ -18,12 +18,12 @@ Times = TypeVar("Times", bound=_Arithmetic)  # a float, NumPy array or tensor
 
 @dataclass(frozen=True, kw_only=True)
 class TimeGrid:
-    """Where a window's feature steps lie in its video: `sec = origin_sec + grid * step_sec`.
+    """Position of a window's feature steps in its video: `sec = origin_sec + grid * step_sec`.
 
     Attributes:
         origin_sec: time of grid position 0.
         step_sec: duration of one feature step.
-        duration_sec: length of the whole video; what detections are clipped to.
+        duration_sec: length of the whole video, to which detections are clipped.
     """
 
     origin_sec: float

@@ -1,4 +1,4 @@
-"""ds_configs: engine policy from a file, the recipe's values filled in, contradictions found."""
+"""DeepSpeed configs: read the engine policy, fill in the recipe's values, reject contradictions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
 
 STAGES = (1, 2, 3)
-MOST_RANKS_IN_16_BITS = 64  # whose gradients are added up in the compute type, see docs/reference/performance.md
+MOST_RANKS_IN_16_BITS = 64  # up to here gradients are reduced in the compute type, see docs/reference/performance.md
 REDUCTION_TYPES = ("bf16", "fp16", "fp32")
-ACTIVATION_KEYS = {  # of DeepSpeed's section activation_checkpointing; docs/reference/performance.md says what each does here
+# Keys of DeepSpeed's section activation_checkpointing; docs/reference/performance.md says what each does here.
+ACTIVATION_KEYS = {
     "partition_activations": bool,
     "cpu_checkpointing": bool,
     "contiguous_memory_optimization": bool,
@@ -31,7 +32,7 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
     """Read a ds_config file.
 
     Raises:
-        ConfigError: it is absent or no JSON object.
+        ConfigError: it cannot be read, or is no JSON object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -46,8 +47,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     """Fill the recipe's values into a ds_config's `"auto"` fields.
 
     A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
-    and schedule belong to the recipe. Where the file leaves `communication_data_type` open, gradients are added up over
-    ranks in fp32 above 64 ranks, and in the compute type up to there.
+    and schedule belong to the recipe. If the file does not set `communication_data_type`, gradients are reduced in fp32
+    above 64 ranks, and in the compute type otherwise.
 
     Raises:
         ConfigError: the two contradict each other; every mismatch is listed.
@@ -81,7 +82,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
             problems.append(
                 f"it has a section {section_name!r}, which belongs to the recipe (train.lr_*, train.*_epochs)"
             )
-    # DeepSpeed takes every rank for one with a batch of its own; those of a temporal group share theirs.
+    # DeepSpeed assumes that every rank has its own batch; the ranks of a temporal group share theirs.
     resolved["train_batch_size"] = train.global_batch * temporal
     zero = resolved.setdefault("zero_optimization", {})
     if zero.get("stage") not in STAGES:
@@ -96,14 +97,14 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
         if zero.get(name, {}).get("device") == "nvme":
             problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
         if zero.get(name, {}).get("pin_memory") == "auto":
-            zero[name]["pin_memory"] = cuda  # host memory can be pinned only for a GPU
+            zero[name]["pin_memory"] = cuda  # host memory can only be pinned for a GPU
     if problems:
         raise ConfigError(
             "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
             "or change the recipe with --set"
         )
-    resolved.setdefault("steps_per_print", 10**9)  # the trainer reports for itself
-    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: the same on all devices, nothing to compile
+    resolved.setdefault("steps_per_print", 10**9)  # the trainer has its own reports
+    resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: same on all devices, no compilation
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
 
@@ -111,16 +112,16 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
 def activation_policy(
     ds_config: Mapping[str, Any], *, config: Config, stored_tensors: int, cuda: bool
 ) -> tuple[StoragePolicy, Stopwatch]:
-    """What a ds_config's section `activation_checkpointing` asks for, in terms of recompute.py.
+    """Translate a ds_config's section `activation_checkpointing` into settings of recompute.py.
 
     Args:
         ds_config: the ds_config.
-        config: of the run.
-        stored_tensors: that a forward pass keeps, one an adapted block.
-        cuda: whether the device's memory is not the host's.
+        config: config of the run.
+        stored_tensors: tensors kept by a forward pass, one per adapted block.
+        cuda: whether the device has its own memory.
 
     Raises:
-        ConfigError: unknown keys, wrong types, or room for too few tensors.
+        ConfigError: unknown keys, wrong types, or too few `number_checkpoints`.
     """
     section = ds_config.get("activation_checkpointing", {})
     problems = []
@@ -138,7 +139,7 @@ def activation_policy(
     if problems:
         raise ConfigError("activation_checkpointing in the DeepSpeed config: " + "; ".join(problems))
     policy = StoragePolicy(
-        offload=cuda and section.get("cpu_checkpointing", False),  # on a CPU they are in host memory as they are
+        offload=cuda and section.get("cpu_checkpointing", False),  # on a CPU they are in host memory anyway
         device_bytes=int(config.backbone.stored_on_device_gb * 1e9),
     )
     stopwatch = Stopwatch(

@@ -1,4 +1,4 @@
-"""A rank that waits for the others for too long says where, and ends: no job hangs because one rank is stuck."""
+"""Hang detection: a rank that waits too long for the others reports where and exits, so that no job hangs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from types import FrameType
 
 from adatad_ds.system.console import say, say_error, show_stacks
 
-# Where a thread's innermost Python frame is while it waits for other ranks: in torch's collectives, or ours; or in what
-# DeepSpeed calls its waiting for handles, streams and events.
+# A thread's innermost Python frame while it waits for other ranks: in torch's collectives or ours, or in DeepSpeed's
+# functions that wait for handles, streams and events.
 COLLECTIVES = ("torch/distributed/distributed_c10d.py", "adatad_ds/distributed/world.py")
 WAITING = ("wait", "synchronize")
 LOOK_SEC = 1.0
-SUSPENDED_SEC = 5.0  # a longer time between two looks is none that anybody waited: the job was suspended
+SUSPENDED_SEC = 5.0  # counted at most per look: after a longer gap, the job was suspended
 
 
 class HangWatch:
-    """Looks at the main thread every second; it waits where it is in one collective all the time.
-
-    That it is the same one is told by `beat`.
+    """Checks every second whether the watched thread is still in the same collective, as told by `beat`.
 
     Args:
-        timeout_sec: that the main thread may wait.
+        timeout_sec: longest time that the thread may wait.
     """
 
     def __init__(self, *, timeout_sec: float) -> None:
@@ -34,7 +32,7 @@ class HangWatch:
         self._stopped = threading.Event()
 
     def beat(self) -> None:
-        """Another collective begins."""
+        """Note that another collective begins."""
         self._beats += 1
 
     def start(self, *, rank: int, unfinished: Callable[[], str] | None = None) -> None:
@@ -42,13 +40,13 @@ class HangWatch:
 
         Args:
             rank: of this process, for the message.
-            unfinished: names the collectives that have not ended, where these are not in the stack.
+            unfinished: names collectives that have not ended, in case they are not in the stack.
         """
         arguments = (threading.get_ident(), rank, unfinished)
         threading.Thread(target=self._look, args=arguments, name="hang watch", daemon=True).start()
 
     def stop(self) -> None:
-        """No longer watch."""
+        """Stop watching."""
         self._stopped.set()
 
     def _look(self, watched: int, rank: int, unfinished: Callable[[], str] | None) -> None:
@@ -57,7 +55,7 @@ class HangWatch:
             now = time.monotonic()
             frame = sys._current_frames().get(watched)
             place = waiting_place(frame) if frame is not None else ""
-            del frame  # or its variables live as long as this thread
+            del frame  # else its variables live as long as this thread
             if place and self._beats == seen:
                 waited_sec += min(now - last, SUSPENDED_SEC)
             else:
@@ -70,20 +68,20 @@ class HangWatch:
         try:
             say_error(
                 f"rank {rank} has waited {waited_sec:.0f} s (train.hang_timeout_sec) for the other ranks in {place}. "
-                "One that does not say this is stuck, stopped or gone. The stacks of this rank's threads:"
+                "A rank that does not report this is stuck, stopped or gone. The stacks of this rank's threads:"
             )
             show_stacks()
             if unfinished is not None:
-                say(f"collectives that have not ended: {unfinished()}")
+                say(f"unfinished collectives: {unfinished()}")
         finally:
             os._exit(1)
 
 
 def waiting_place(frame: FrameType) -> str:
-    """Which collective a thread waits in, by its stack, and who called it; "" where it does not wait.
+    """The collective that a thread waits in and its callers, from its stack; "" if it does not wait.
 
     Args:
-        frame: the thread's innermost.
+        frame: the thread's innermost frame.
     """
     code = frame.f_code
     of_deepspeed = "/deepspeed/" in code.co_filename and code.co_name in WAITING

@@ -1,10 +1,11 @@
 """One window over several ranks: a data x temporal mesh, and the exchanges that a shared window needs.
 
-Ranks of one temporal group hold consecutive clips of the same windows. What crosses their borders is small: the time
-convolution's halo, and the pooled features for the head, which every rank of the group computes alike. Each exchange
-has its exact adjoint for the backward pass, so that averaging gradients over ALL ranks, as DeepSpeed does, is right.
+Ranks of a temporal group hold consecutive clips of the same windows. Little crosses their borders: the halo of the
+temporal convolution, and the pooled features for the head, which every rank of the group computes redundantly. Each
+exchange has its exact adjoint in the backward pass, so that averaging gradients over ALL ranks, as DeepSpeed does, is
+correct.
 
-B windows, T tubelets here, S positions, C channels.
+B windows, T tubelets on this rank, S positions, C channels.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class Mesh:
 
     Args:
         world: all ranks.
-        config: of the run.
+        config: config of the run.
 
     Raises:
-        ConfigError: the ranks do not divide, or a rank would hold less of a window than the halo.
+        ConfigError: `parallel.temporal` does not divide the ranks, or a rank's share would be smaller than the halo.
     """
 
     def __init__(self, *, world: World, config: Config) -> None:
@@ -59,7 +60,7 @@ class Mesh:
 
     @property
     def frames(self) -> slice:
-        """Which of a window's frames this rank decodes."""
+        """The frames of a window that this rank decodes."""
         start, stop = _share(self._clips, self.temporal, self.temporal_rank)
         return slice(start * self._clip_frames, stop * self._clip_frames)
 
@@ -70,7 +71,7 @@ class Mesh:
         return SharedWindow(group=self._group, clips=self._clips, clip_steps=self._clip_steps)
 
     def sum_over_windows(self, *values: float | Tensor) -> list[float]:
-        """Sums over all data ranks of what each temporal group computes alike. A collective."""
+        """Sums over all data ranks of values that are equal within each temporal group. A collective."""
         return [value / self.temporal for value in self.world.sum(*values)]
 
     def blank_unreadable(self, batch: Batch) -> Batch:
@@ -94,9 +95,9 @@ class SharedWindow:
     """A rank's consecutive clips of windows that its temporal group shares.
 
     Args:
-        group: the ranks that share, in the order of time.
-        clips: of a whole window.
-        clip_steps: features that the backbone makes of a clip.
+        group: the ranks that share windows, in temporal order.
+        clips: clips per window.
+        clip_steps: features per clip of the backbone.
     """
 
     def __init__(self, *, group: RankGroup, clips: int, clip_steps: int) -> None:
@@ -105,26 +106,26 @@ class SharedWindow:
         self._shares = [_share(clips, group.size, rank) for rank in range(group.size)]
 
     def share(self, own: int) -> Share:
-        """Which clips are here, where `own` of them are."""
+        """This rank's share, which has `own` clips."""
         start, stop = self._shares[self._group.rank]
         if own != stop - start:
             raise ValueError(f"rank {self._group.rank} of a temporal group holds {stop - start} clips, was given {own}")
         return Share(start, self._shares[-1][1], max(stop - start for start, stop in self._shares))
 
     def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the first and last r tubelets to the neighbours, (B, r, S, C); theirs, none at the window's ends."""
+        """Exchange the first and last r tubelets, (B, r, S, C), with the neighbours; empty at the window's ends."""
         before, after = self._group.exchange(first, last)
         return before[:, : self._existing(before, -1)], after[:, : self._existing(after, 1)]
 
     def neighbours_adjoint(self, before: Tensor, after: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Send gradients of what `neighbours` returned to where it came from; those of the own first and last."""
+        """Send the gradients of `neighbours`' outputs back; returns those of this rank's first and last."""
         shape = (before.shape[0], reach, *before.shape[2:])
         sent = (part if part.shape[1] else part.new_zeros(shape) for part in (before, after))
         first, last = self._group.exchange(*sent)
         return first[:, : self._existing(first, -1)], last[:, : self._existing(last, 1)]
 
     def _existing(self, tubelets: Tensor, side: int) -> int:
-        """All of a neighbour's tubelets, or none where there is no neighbour."""
+        """Number of tubelets from a neighbour; 0 without a neighbour on that side."""
         return tubelets.shape[1] if 0 <= self._group.rank + side < self._group.size else 0
 
     def gather_time(self, features: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class SharedWindow:
 
 
 class _GatherTime(torch.autograd.Function):
-    """Concatenate over the group; backward, sum over the group and keep one's own part."""
+    """Concatenate over the group; backward sums over the group and keeps this rank's part."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, edges: list[tuple[int, int]], group: RankGroup) -> Tensor:
@@ -142,7 +143,7 @@ class _GatherTime(torch.autograd.Function):
         start, stop = edges[group.rank]
         whole = features.new_zeros(*features.shape[:-1], edges[-1][1])
         whole[..., start:stop] = features
-        return group.sum(whole)  # each part has one rank that is not zero there: exact
+        return group.sum(whole)  # exact: each part is nonzero on one rank only
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
@@ -151,5 +152,5 @@ class _GatherTime(torch.autograd.Function):
 
 
 def _share(clips: int, ranks: int, rank: int) -> tuple[int, int]:
-    """A rank's first clip and the one after its last; counts differ by one at most."""
+    """A rank's first clip, and one past its last; counts differ by at most one."""
     return clips * rank // ranks, clips * (rank + 1) // ranks

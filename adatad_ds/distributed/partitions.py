@@ -1,4 +1,4 @@
-"""Parameters as ZeRO leaves them on a rank."""
+"""Access to parameters partitioned by ZeRO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def cast_and_move_rest(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Cast the parameters that ZeRO-3 has not partitioned yet; move the buffers."""
+    """Cast parameters that ZeRO-3 has not partitioned; move buffers to the device."""
     for parameter in model.parameters():
         if not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(dtype)
@@ -19,22 +19,22 @@ def cast_and_move_rest(model: nn.Module, *, dtype: torch.dtype, device: torch.de
 
 
 def held_partition(parameter: Any) -> Tensor:
-    """This rank's part of a parameter that ZeRO-3 has partitioned."""
+    """This rank's part of a parameter partitioned by ZeRO-3."""
     return parameter.ds_tensor
 
 
 def whole_shape(parameter: Any) -> tuple[int, ...]:
-    """A parameter's sizes on all ranks together, partitioned or not."""
+    """A parameter's full shape, partitioned or not."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def fragment(parameter: Any) -> Tensor:
-    """This rank's part of a parameter's fp32 master under ZeRO-1 and 2; empty where it has none."""
+    """This rank's part of a parameter's fp32 master under ZeRO-1 and 2; may be empty."""
     held = parameter._hp_mapping
     return torch.empty(0) if held is None else held.hp_fragment
 
 
 def to_cpu(tensor: Tensor | None) -> Tensor:
-    """A copy in fp32 of what DeepSpeed has put together."""
-    assert tensor is not None, "DeepSpeed lost a partition of what learns"
+    """An fp32 copy on the CPU of a tensor that DeepSpeed has gathered."""
+    assert tensor is not None, "DeepSpeed lost a partition of a trainable parameter"
     return tensor.detach().float().cpu().clone()

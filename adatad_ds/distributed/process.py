@@ -1,4 +1,4 @@
-"""A command's process: its output, its errors, its end; alone, or as one of several ranks."""
+"""A command's process, alone or as one of several ranks: output, error messages, exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run_process(main: Callable[[], int]) -> NoReturn:
-    """Run a command's main function as this process, and end with the exit code that it returns."""
+    """Run a command's main function, and exit with the code that it returns."""
     keep_output()
     faulthandler.enable()
     try:
@@ -34,18 +34,18 @@ def run_process(main: Callable[[], int]) -> NoReturn:
 
 
 def report_error(error: Exception, world: World | None = None) -> int:
-    """Say what ends this program, once for all ranks that end by the same; the exit code.
+    """Print the error that ends this program, once for all ranks that share it; return the exit code.
 
-    An error that a line does not explain is said with its stack, by the rank that has it.
+    An error that one line does not explain is printed with its traceback, by the rank that raised it.
 
     Args:
-        error: of this rank alone, or one that all have agreed on.
-        world: the ranks, once they have met.
+        error: of this rank alone, or one that all ranks have agreed on.
+        world: the ranks, once joined.
     """
     cause = error.__cause__ if isinstance(error, RankError) else error
     if cause is not None and not is_users(cause):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
-    # Settings and data are wrong for all ranks alike, once they have met: what only one can meet with is agreed on.
+    # Once joined, all ranks raise errors of settings and data together: those that only one can meet are agreed on.
     of_all = isinstance(error, RankError) or (world is not None and isinstance(error, ConfigError | DataError))
     message = in_words(error) if of_all or launched_ranks() == 1 else f"rank {launched_rank()}: {in_words(error)}"
     if world is None:
@@ -56,21 +56,21 @@ def report_error(error: Exception, world: World | None = None) -> int:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether a line says all of an error: settings, data, files that cannot be read or written."""
+    """Whether one line explains an error: settings, data, files that cannot be read or written."""
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in _NO_ROOM
     return isinstance(error, ConfigError | DataError | RankError)
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with an exit code; one of several ranks does not tear down its interpreter.
+    """Exit with a code; one of several ranks does not finalise its interpreter.
 
-    DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its threads in gloo: to
-    take the interpreter away beneath them aborts a rank that has done all its work, once in some hundred runs. Exit
+    DeepSpeed's hooks keep partitioned parameters alive, these their process group, and that its gloo threads:
+    finalising the interpreter under them aborts a rank that has finished its work, once in some hundred runs. Exit
     functions are run and output is flushed.
     """
     remove_torchrun_folder()
-    if launched_ranks() == 1:  # nothing to talk about; and a profiler around it still writes its figures
+    if launched_ranks() == 1:  # no process group; and a profiler around it can still write its results
         sys.exit(code)
     atexit._run_exitfuncs()  # pyright: ignore[reportAttributeAccessIssue]
     sys.stdout.flush()

@@ -16,20 +16,20 @@ from numpy.typing import ArrayLike, NDArray
 from adatad_ds.errors import DataError, summarize_list
 
 PREDICTIONS_FILE = "predictions.json"
-TOP = 5  # the larger of the two ranks that accuracies are given for
+TOP = 5  # the k of top-k accuracy, next to top-1
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What an evaluation measured, as counts of videos.
+    """Results of an evaluation, as counts of videos.
 
     Attributes:
         classes: names by class index.
         videos: (K,) videos of each class.
-        top1: (K,) of these, those whose most probable class is the true one.
-        top5: (K,) those whose true class is among the five most probable; all of them where there are only five.
+        top1: (K,) videos whose most probable class is the true one.
+        top5: (K,) videos whose true class is among the five most probable; all of them with at most five classes.
         confusion: (K, K) videos by true class (row) and most probable class (column).
-        unanswered: (K,) videos without logits, as they could not be read; they count as wrong.
+        unanswered: (K,) videos without logits, because they could not be read; they count as wrong.
     """
 
     classes: tuple[str, ...]
@@ -41,31 +41,31 @@ class Recognition:
 
     @property
     def top1_accuracy(self) -> float:
-        """Share of all videos."""
+        """As a share of all videos."""
         return float(self.top1.sum() / self.videos.sum())
 
     @property
     def top5_accuracy(self) -> float:
-        """Share of all videos."""
+        """As a share of all videos."""
         return float(self.top5.sum() / self.videos.sum())
 
     @property
     def class_accuracy(self) -> NDArray[np.float64]:
-        """Top-1 share of each class (K,); NaN for a class without a video."""
+        """Top-1 accuracy of each class (K,); NaN for a class without videos."""
         return np.where(self.videos > 0, self.top1 / np.maximum(self.videos, 1), np.nan)
 
     @property
     def mean_class_accuracy(self) -> float:
-        """Top-1 share, all classes that have a video alike."""
+        """Mean top-1 accuracy over the classes that have videos."""
         return float(np.nanmean(self.class_accuracy))
 
     def to_dict(self) -> dict[str, float]:
-        """`top1`, `top5`, `mean_class_top1`, shares of 1."""
+        """`top1`, `top5`, `mean_class_top1`, each from 0 to 1."""
         values = {"top1": self.top1_accuracy, "top5": self.top5_accuracy}
         return values | {"mean_class_top1": self.mean_class_accuracy}
 
     def table(self) -> str:
-        """Accuracies in %, for a person."""
+        """Accuracies in %, as text."""
         rows = [
             ("top-1", self.top1_accuracy),
             (f"top-{TOP}", self.top5_accuracy),
@@ -77,9 +77,9 @@ class Recognition:
         return "\n".join([*lines, f"{int(self.videos.sum())} videos of {len(self.classes)} classes{note}"])
 
     def per_class(self) -> list[dict[str, str | float]]:
-        """For each class that has a video `class`, `videos`, `top1`, `top5`, `unanswered`, `confused_with`.
+        """`class`, `videos`, `top1`, `top5`, `unanswered` and `confused_with` of each class that has videos.
 
-        The last is the class that its videos are most often mistaken for, empty where none is.
+        The last is the class that its videos are most often mistaken for; empty if none.
         """
         rows = []
         for index, name in enumerate(self.classes):
@@ -96,10 +96,10 @@ class Recognition:
         return rows
 
     def per_class_table(self) -> str:
-        """`per_class`, for a person."""
+        """`per_class` as text."""
         rows = self.per_class()
         width = max(len(str(row["class"])) for row in rows)
-        lines = [f"{'class':{width}} {'videos':>7} {'top-1 %':>8} {'top-5 %':>8}  most often taken for"]
+        lines = [f"{'class':{width}} {'videos':>7} {'top-1 %':>8} {'top-5 %':>8}  most often mistaken for"]
         for row in rows:
             shares = f"{100 * float(row['top1']):>8.2f} {100 * float(row['top5']):>8.2f}"
             lines.append(f"{row['class']:{width}} {row['videos']:>7} {shares}  {row['confused_with']}".rstrip())
@@ -107,7 +107,7 @@ class Recognition:
 
 
 def view_average(logits: ArrayLike) -> NDArray[np.float64]:
-    """Probabilities (..., K) of videos from their views' logits (..., V, K): the mean of the views' softmax."""
+    """Class probabilities of videos (..., K) from their views' logits (..., V, K): the mean of the views' softmax."""
     exact = np.asarray(logits, dtype=np.float64)
     powers = np.exp(exact - exact.max(axis=-1, keepdims=True))
     return (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=-2)
@@ -116,7 +116,7 @@ def view_average(logits: ArrayLike) -> NDArray[np.float64]:
 def recognition_accuracy(
     logits: Mapping[str, ArrayLike], truth: Mapping[str, int], *, classes: Sequence[str]
 ) -> Recognition:
-    """Measure predictions.
+    """Measure the accuracy of predictions.
 
     Args:
         logits: (V, K) of videos by name; V may differ between videos.
@@ -124,7 +124,7 @@ def recognition_accuracy(
         classes: names by class index.
 
     Raises:
-        DataError: no videos, logits of other videos, of another shape, or not finite.
+        DataError: no videos, or logits of unknown videos, of the wrong shape, or not finite.
     """
     if not truth:
         raise DataError("there is no video to measure the accuracy on")
@@ -144,7 +144,7 @@ def recognition_accuracy(
             raise DataError(f"{name}: logits of shape {views.shape} instead of (views, {count} classes)")
         if not np.isfinite(views).all():
             raise DataError(f"{name}: logits that are not finite")
-        ranking = np.argsort(-view_average(views), kind="stable")  # of equal ones, the first class
+        ranking = np.argsort(-view_average(views), kind="stable")  # on ties, the first class
         place = int(np.flatnonzero(ranking == label)[0])
         top1[label] += place == 0
         top5[label] += place < TOP
@@ -162,14 +162,14 @@ def write_predictions(
     classes: Sequence[str],
     damaged: Mapping[str, str] | None = None,
 ) -> None:
-    """Write each test video's true class and its five most probable ones; of an unreadable video, none.
+    """Write each test video's true class and its five most probable classes (none for an unreadable video).
 
     Args:
-        path: the JSON file; a reader sees the old one or the whole new one.
+        path: the JSON file, replaced atomically.
         logits: (V, K) of videos by name.
         truth: class index of each video of the test set.
         classes: names by class index.
-        damaged: what is missing in the files of some videos; where any is, the file holds it under "damaged".
+        damaged: what is missing in damaged files, by video; written under "damaged" if there are any.
     """
     results = {}
     for name, label in truth.items():

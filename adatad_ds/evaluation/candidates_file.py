@@ -1,6 +1,6 @@
-"""Candidates of every video before suppression, on disk: suppression and the metric can be run again without a model.
+"""File of all candidates before suppression, from which suppression and metrics can be repeated without a model.
 
-V videos, N candidates of all of them.
+V videos, N candidates in all.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class VideoCandidates:
 
 @dataclass(frozen=True, kw_only=True)
 class RawDetections:
-    """What a detector said of every video before suppression.
+    """A detector's candidates before suppression.
 
     Attributes:
-        name: of the detector, for people.
+        name: name of the detector, for messages.
         config: its config, as a nested dict.
         classes: names by label.
-        videos: those of which it said something.
+        videos: candidates by video.
     """
 
     name: str
@@ -48,7 +48,7 @@ class RawDetections:
 
 
 def write_raw(path: Path, raw: RawDetections) -> None:
-    """Write an `.npz`: float32 segments and scores as they are, so that suppression gives exactly the same again.
+    """Write an `.npz` with unchanged float32 segments and scores, so that suppression gives exactly the same results.
 
     It holds `about` (JSON text), `videos` (V,), `duration_sec` (V,), `counts` (V,), and, video after video,
     `segments_sec` (N, 2), `scores` (N,), `labels` (N,) uint16.
@@ -75,7 +75,7 @@ def read_raw(path: Path) -> RawDetections:
     """Read what `write_raw` wrote.
 
     Raises:
-        DataError: it is no such file.
+        DataError: not a file of candidates.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

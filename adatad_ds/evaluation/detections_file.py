@@ -14,13 +14,13 @@ from adatad_ds.system.json_text import read_json
 if TYPE_CHECKING:  # reading results needs no PyTorch
     from adatad_ds.detection.decoding import Candidates
 
-VERSION = "VERSION 1.3"  # of ActivityNet's format, which evaluation servers look for
+VERSION = "VERSION 1.3"  # of ActivityNet's format, expected by evaluation servers
 DETECTIONS_FILE = "detections.json"  # of an evaluation
 _MOST_LISTED = 10
 
 
 def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Detections as the file has them: seconds to 2 digits (10 ms), scores to 4."""
+    """Detections as file entries: seconds rounded to 2 digits (10 ms), scores to 4."""
     columns = (candidates.segments_sec.tolist(), candidates.scores.tolist(), candidates.labels.tolist())
     return [
         {"segment": [round(start, 2), round(end, 2)], "label": classes[label], "score": round(score, 4)}
@@ -31,12 +31,12 @@ def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str,
 def write_results(
     path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], *, damaged: Mapping[str, str] | None = None
 ) -> None:
-    """Write a result file; a reader sees the old one or the whole new one.
+    """Write a result file atomically.
 
     Args:
         path: the file.
         results: detections of each video.
-        damaged: what is missing in the files of some videos; where any is, the file holds it under "damaged".
+        damaged: what is missing in damaged files, by video; written under "damaged" if there are any.
     """
     tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
     temporary = path.with_name(f".{path.name}")
@@ -48,7 +48,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read a result file.
 
     Raises:
-        DataError: it is absent, no such file, or records lack fields; the first ten are named.
+        DataError: missing or malformed file, or malformed records, of which the first ten are listed.
     """
     try:
         content = read_json(path)

@@ -1,9 +1,9 @@
-"""Video-level class scores of an external classifier, which give a class-agnostic detector's segments their classes.
+"""Video-level class scores of an external classifier, which assign classes to a class-agnostic detector's segments.
 
-Customary on ActivityNet and HACS: the detector finds actions of whatever class, and each segment takes the best classes
-of its whole video. N detections, K classes.
+Customary on ActivityNet and HACS: the detector finds actions of any class, and each segment gets the best classes of
+its whole video. N detections, K classes.
 
-File layouts and how the published code (OpenTAD) fuses a detection's score s with a class's score c:
+File layouts, and how the published code (OpenTAD) fuses a detection's score s with a class's score c:
     cuhk: {"results": {video: [K scores]}, "class": [K names]}, CUHK's of the ActivityNet challenge 2017, videos without
         their "v_"; s * c.
     plain: the same or with "classes", or {"results": {video: [{"label", "score"}, ...]}}; sqrt(s * c).
@@ -31,13 +31,13 @@ Layout = Literal["cuhk", "plain", "tcanet"]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoScores:
-    """How probable each class is in each video.
+    """Class scores of each video.
 
     Attributes:
         classes: K names.
         scores: video -> (K,) float64, each >= 0.
-        geometric: detections take the square root of the product with their own score, not the product.
-        topk: classes that a detection takes.
+        geometric: fuse by the square root of the product with the detection's score, instead of the product.
+        topk: classes per detection.
     """
 
     classes: tuple[str, ...]
@@ -53,13 +53,13 @@ def read_video_scores(
 
     Args:
         path: the JSON file.
-        layout: which of the layouts above.
-        topk: classes that a detection takes.
-        videos: names of the videos that are looked for, with or without "v_" and extension.
-        labels: of the annotation; the file must know all of them.
+        layout: one of the layouts above.
+        topk: classes per detection.
+        videos: names of the wanted videos, with or without "v_" and extension.
+        labels: annotated labels, all of which must be classes of the file.
 
     Raises:
-        DataError: unreadable or of another layout, a video is missing, an annotated label is none of its classes.
+        DataError: unreadable, of another layout, a missing video, or an annotated label that is not among its classes.
     """
     content = _read(path)
     results, names = content["results"], content.get("class", content.get("classes"))
@@ -81,7 +81,7 @@ def read_video_scores(
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise DataError(
-            f"test.external_scores: {len(unknown)} annotated labels are no classes of {path}: "
+            f"test.external_scores: {len(unknown)} annotated labels are not among the classes of {path}: "
             f"{summarize_list(unknown)}. Its {len(classes)} classes: {summarize_list(classes)}"
         )
     parsed = {video: _scores(entry, classes, layout) for video, entry in found.items()}
@@ -93,8 +93,8 @@ def read_video_scores(
             "tcanet": f"one list of {len(classes)} numbers",
         }
         raise DataError(
-            f"test.external_scores: {path} is not of test.external_layout={layout}, which has {expected[layout]} a "
-            f"video; others in {summarize_list(faulty)}"
+            f"test.external_scores: {path} is not in test.external_layout={layout}, with {expected[layout]} per video; "
+            f"different in {summarize_list(faulty)}"
         )
     return VideoScores(
         classes=classes,
@@ -105,7 +105,7 @@ def read_video_scores(
 
 
 def fuse(detections: Candidates, video: str, external: VideoScores) -> Candidates:
-    """Each class-agnostic detection as `topk` ones, of its video's best classes.
+    """Replace each class-agnostic detection by `topk` ones, of its video's best classes.
 
     Args:
         detections: N of one video; their labels are ignored.
@@ -113,7 +113,7 @@ def fuse(detections: Candidates, video: str, external: VideoScores) -> Candidate
         external: the classifier's scores.
 
     Returns:
-        N * min(topk, K), by falling score; of equals the one of the better class first; labels index
+        N * min(topk, K) detections, by decreasing score, on ties the better class first; labels index
         `external.classes`.
     """
     scores = external.scores[video]
@@ -132,8 +132,8 @@ def _read(path: str | Path) -> Mapping[str, Any]:
         content = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"test.external_scores: cannot read {str(path)!r}: {error}. It gives segments their classes; without "
-            "(--set test.external_scores=) segments of any action are measured"
+            f"test.external_scores: cannot read {str(path)!r}: {error}. It assigns classes to segments; without it "
+            "(--set test.external_scores=) class-agnostic segments are evaluated"
         ) from error
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping) or not all(isinstance(entry, list) for entry in results.values()):
@@ -145,7 +145,7 @@ def _read(path: str | Path) -> Mapping[str, Any]:
 
 
 def _scores(entry: list[Any], classes: Sequence[str], layout: Layout) -> np.ndarray | None:
-    """A video's scores, (K,); None when they are not of this layout."""
+    """A video's scores, (K,); None if they are not in this layout."""
     if layout == "plain" and all(map(_is_record, entry)):
         by_label = {record["label"]: record["score"] for record in entry}
         if not set(by_label) <= set(classes):

@@ -1,8 +1,9 @@
-"""Mean average precision over temporal-IoU thresholds, and Recall@kx: the field's detection metrics.
+"""Mean average precision over temporal-IoU thresholds, and Recall@kx.
 
-As in ActivityNet's evaluation: detections of a class, best first, each take the best ground truth that is still free
-and overlaps enough; precision is interpolated as in Pascal VOC 2011. N detections, G ground truths, K classes, L recall
-levels of a drawn curve.
+As in ActivityNet's evaluation: the detections of a class, by decreasing score, are each matched with the unmatched
+ground truth that they overlap most, if enough; precision is interpolated as in Pascal VOC 2011.
+
+N detections, G ground-truth segments, K classes, L recall levels of a plotted curve.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from adatad_ds.errors import DataError
 from adatad_ds.evaluation.operating_point import OperatingPoint, best_operating_point
 
 Truth = Mapping[str, Sequence[tuple[float, float, str]]]  # video -> (start s, end s, label)
-OPERATING_TIOU = 0.5  # at which the score of the best F1 is looked for, or the nearest threshold there is
-RECALL_LEVELS = np.linspace(0, 1, 101)  # at which curves are kept; AP itself takes every detection
+OPERATING_TIOU = 0.5  # the best F1 is that at the nearest threshold
+RECALL_LEVELS = np.linspace(0, 1, 101)  # of the stored curves; AP itself uses every detection
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation measured, as shares of 1.
+    """Results of an evaluation, from 0 to 1.
 
     Attributes:
         tiou: thresholds.
-        classes: those that occur in the ground truth.
+        classes: classes that occur in the ground truth.
         truths: (K,) ground-truth segments of each class.
         ap: (thresholds, K) average precision.
-        precision: (thresholds, K, L) the best precision at `RECALL_LEVELS` or more recall, 0 where that is not reached.
+        precision: (thresholds, K, L) best precision at a recall of at least `RECALL_LEVELS`, 0 where not reached.
         recall: k -> (thresholds, K) share of ground truth found among the k * G best detections of its video.
-        operating_point: the score of the best F1; None: no detection is true.
+        operating_point: the score of the best F1; None: no detection is correct.
     """
 
     tiou: tuple[float, ...]
@@ -54,13 +55,13 @@ class Metrics:
         return float(self.map_by_tiou.mean())
 
     def instance_recall(self, k: int) -> np.ndarray:
-        """Recall@kx over all ground-truth segments alike, as Ego4D's server averages it, (thresholds,)."""
+        """Recall@kx over all ground-truth segments, as on Ego4D's server, (thresholds,)."""
         return self.recall[k] @ self.truths / self.truths.sum()
 
     def to_dict(self) -> dict[str, float]:
-        """`average_mAP`, `mAP@T`, for each k `recall@T@k`, the mean of classes, and `instance_recall@T@k`; the best F1.
+        """`average_mAP` and `mAP@T`; for each k `recall@T@k`, the mean over classes, and `instance_recall@T@k`.
 
-        That is `best_F1@T`, and `best_F1_threshold@T` the score that it takes.
+        Also the best F1, `best_F1@T`, and its score threshold, `best_F1_threshold@T`.
         """
         values = {"average_mAP": self.average_map}
         values |= {f"mAP@{tiou:g}": float(value) for tiou, value in zip(self.tiou, self.map_by_tiou, strict=True)}
@@ -74,7 +75,7 @@ class Metrics:
         return values
 
     def table(self) -> str:
-        """The thresholds and their mAP in %, aligned; then recall, of classes and of segments, if it was asked for."""
+        """mAP in % by threshold, aligned; then recall by class and by segment, if measured."""
         rows = [("tIoU", *(f"{tiou:.2f}" for tiou in self.tiou), "average")]
         rows.append(("mAP %", *(f"{100 * value:.2f}" for value in self.map_by_tiou), f"{100 * self.average_map:.2f}"))
         for k, recall in self.recall.items():
@@ -83,7 +84,7 @@ class Metrics:
         return _aligned(rows)
 
     def per_class(self) -> list[dict[str, str | float]]:
-        """For each class `class`, `ground_truth`, `AP@T` for each threshold T, `average_AP`, `recall@T@k`."""
+        """`class`, `ground_truth`, `AP@T` for each threshold T, `average_AP` and `recall@T@k` of each class."""
         rows = []
         for column, name in enumerate(self.classes):
             row: dict[str, str | float] = {"class": name, "ground_truth": int(self.truths[column])}
@@ -115,9 +116,9 @@ def evaluate_detections(
     """Measure detections.
 
     Args:
-        results: video -> records with `segment` (start s, end s), `label`, `score`. Videos and labels that are not in
-            the ground truth count as false only where their class is.
-        truth: of every evaluated video. Classes without ground truth are left out of the means.
+        results: video -> records with `segment` (start s, end s), `label`, `score`. Records of other videos, or of
+            classes without ground truth, are ignored.
+        truth: ground truth of every evaluated video. Classes without ground truth are left out of the means.
         tiou: thresholds.
         recall_topk: the k of Recall@kx.
 
@@ -166,7 +167,7 @@ def evaluate_detections(
 
 @dataclass(frozen=True)
 class _ClassDetections:
-    """Detections of one class, best first: video index (N,), segments (N, 2), scores (N,)."""
+    """Detections of one class, by decreasing score: video index (N,), segments (N, 2), scores (N,)."""
 
     video: np.ndarray
     segments: np.ndarray
@@ -194,7 +195,7 @@ def _detections_by_class(
 
 
 def _correct(detections: _ClassDetections, truth: Mapping[int, np.ndarray], tiou: Sequence[float]) -> np.ndarray:
-    """Which detections of one class are true at each threshold, (thresholds, N)."""
+    """Which detections of a class are correct at each threshold, (thresholds, N)."""
     correct = np.zeros((len(tiou), len(detections.video)), dtype=bool)
     for video, segments in truth.items():
         members = np.flatnonzero(detections.video == video)
@@ -206,7 +207,7 @@ def _correct(detections: _ClassDetections, truth: Mapping[int, np.ndarray], tiou
 
 
 def _average_precision(correct: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """AP of one class at each threshold, and precision at the recall levels (thresholds, L)."""
+    """AP of a class at each threshold, and precision at the recall levels (thresholds, L)."""
     lines, count = correct.shape
     at_levels = np.zeros((lines, len(RECALL_LEVELS)))
     if count == 0:
@@ -215,7 +216,7 @@ def _average_precision(correct: np.ndarray, total: int) -> tuple[np.ndarray, np.
     found = correct.cumsum(axis=1)
     needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections
     for line in range(lines):
-        first = np.searchsorted(found[line], needed)  # detection that reaches the level
+        first = np.searchsorted(found[line], needed)  # first detection that reaches the level
         reached = first < count
         at_levels[line, reached] = envelope[line, first[reached]]
     return interpolated_precision(correct, total), at_levels
@@ -225,8 +226,8 @@ def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
     """AP of one class.
 
     Args:
-        correct: (thresholds, N) which of its detections, best first, are true.
-        total: its ground-truth segments.
+        correct: (thresholds, N) which of its detections, by decreasing score, are correct.
+        total: number of its ground-truth segments.
 
     Returns:
         (thresholds,).
@@ -235,20 +236,20 @@ def interpolated_precision(correct: np.ndarray, total: int) -> np.ndarray:
 
 
 def _envelope(correct: np.ndarray) -> np.ndarray:
-    """The best precision at each detection's recall or more, (thresholds, N)."""
+    """Best precision at a recall of at least each detection's, (thresholds, N)."""
     precision = correct.cumsum(axis=1) / np.arange(1, correct.shape[1] + 1)
     return np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
 
 
 def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], list[int]]:
-    """Which detections (rows, best first) take which ground truth (columns): one round a match, not one a detection.
+    """Greedily match detections (rows, by decreasing score) with ground truth (columns), in one round per match.
 
     Args:
         overlap: (N, G) tIoU of one class in one video.
-        threshold: the least tIoU.
+        threshold: minimum tIoU.
 
     Returns:
-        The rows, ascending, and the column that each takes.
+        The matched rows, ascending, and the column of each.
     """
     enough = np.where(overlap >= threshold, overlap, -1.0)
     rows: list[int] = []
@@ -260,7 +261,7 @@ def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], li
             break
         row += int(ahead.argmax())
         rows.append(row)
-        best = enough.shape[1] - 1 - int(enough[row, ::-1].argmax())  # of equals the last, as the devkits take it
+        best = enough.shape[1] - 1 - int(enough[row, ::-1].argmax())  # on ties the last, as in the devkits
         columns.append(best)
         enough[:, best] = -1
         row += 1
@@ -270,7 +271,7 @@ def greedy_matches(overlap: np.ndarray, threshold: float) -> tuple[list[int], li
 def _recall(
     detections: _ClassDetections, truth: Mapping[int, np.ndarray], total: int, tiou: Sequence[float], k: int
 ) -> np.ndarray:
-    """Share of one class's ground truth that the k * G best detections of its video overlap, at each threshold."""
+    """Share of a class's ground truth found by the k * G best detections of its video, at each threshold."""
     found = np.zeros(len(tiou))
     for video, segments in truth.items():
         best = np.flatnonzero(detections.video == video)[: k * len(segments)]
@@ -281,7 +282,7 @@ def _recall(
 
 
 def tiou_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Temporal IoU of all pairs, (N, G); 0 where both have no length."""
+    """Temporal IoU of all pairs, (N, G); 0 if both have length 0."""
     overlap = np.minimum(first[:, None, 1], second[None, :, 1]) - np.maximum(first[:, None, 0], second[None, :, 0])
     overlap = overlap.clip(min=0)
     union = (first[:, 1] - first[:, 0])[:, None] + (second[:, 1] - second[:, 0])[None, :] - overlap
@@ -289,6 +290,6 @@ def tiou_of_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as text; each column as wide as its longest cell."""
+    """Format rows of cells as text, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

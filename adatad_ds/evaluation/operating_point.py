@@ -1,4 +1,4 @@
-"""From which score on detections are shown: a detector's operating point, which evaluation finds.
+"""Score threshold for showing detections: a detector's operating point, found by evaluation.
 
 N detections of all classes.
 """
@@ -11,19 +11,19 @@ from typing import Any, Self
 
 import numpy as np
 
-SHOWN_SCORE = 0.3  # of a detector that nobody evaluated
+SHOWN_SCORE = 0.3  # for a detector that was not evaluated
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """The score from which on detections, of all classes together, have the best F1.
+    """The score threshold with the best F1 over the detections of all classes.
 
     Attributes:
-        score: detections of this score or more count.
-        f1: 2 * precision * recall / (precision + recall), a share of 1.
-        precision: share of these detections that are true.
+        score: minimum score of a detection.
+        f1: 2 * precision * recall / (precision + recall), from 0 to 1.
+        precision: share of these detections that are correct.
         recall: share of the annotated segments that they find.
-        tiou: the overlap from which on a detection is true.
+        tiou: minimum overlap of a correct detection.
     """
 
     score: float
@@ -34,11 +34,11 @@ class OperatingPoint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Self | None:
-        """What `to_dict` gave; None of None."""
+        """Inverse of `to_dict`; None for None."""
         return None if values is None else cls(**{name: float(value) for name, value in values.items()})
 
     def to_dict(self) -> dict[str, float]:
-        """By attribute, JSON-ready."""
+        """Attributes by name, JSON-ready."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -50,16 +50,16 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class ShownFrom:
-    """The score from which on detections are shown, and why that one, for people."""
+    """Minimum score of shown detections, and the reason for it as text."""
 
     score: float
     reason: str
 
     @classmethod
     def choose(cls, wanted: float | None, known: OperatingPoint | None) -> Self:
-        """The score that the user wants, else that of the best F1, else `SHOWN_SCORE`."""
+        """The score given by the user, else that of the best F1, else `SHOWN_SCORE`."""
         if wanted is not None:
-            return cls(wanted, "as asked for")
+            return cls(wanted, "as requested")
         if known is not None:
             return cls(known.score, f"the best F1 in its evaluation, {100 * known.f1:.0f} %")
         return cls(SHOWN_SCORE, "the default: no evaluation has found a better one")
@@ -69,20 +69,20 @@ class ShownFrom:
         return record["score"] >= self.score
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> str:
-        """How many of a video's detections are shown, and of none what the best score is."""
+        """How many of a video's detections are shown; if none, the best score."""
         count = sum(map(self.passes, records))
         text = f"{count} of score {self.score:g} or more ({self.reason})"
         return text if count or not records else f"{text}; the best has {max(r['score'] for r in records):g}"
 
 
 def best_operating_point(scores: np.ndarray, correct: np.ndarray, *, total: int, tiou: float) -> OperatingPoint | None:
-    """The score of the best F1; of equals the highest. None where no detection is true.
+    """The score of the best F1, on ties the highest; None if no detection is correct.
 
     Args:
         scores: (N,).
-        correct: (N,) which of them are true, matched by falling score.
-        total: annotated segments.
-        tiou: the overlap at which they were matched.
+        correct: (N,) which of them are correct, matched by decreasing score.
+        total: number of annotated segments.
+        tiou: threshold at which they were matched.
     """
     order = np.argsort(-scores, kind="stable")
     scores, found = scores[order], correct[order].cumsum()
@@ -90,7 +90,7 @@ def best_operating_point(scores: np.ndarray, correct: np.ndarray, *, total: int,
         return None
     counted = np.arange(1, len(found) + 1)
     f1 = 2 * found / (counted + total)
-    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a score admits all detections that have it
+    last_of_equals = np.append(scores[1:] < scores[:-1], True)  # a threshold includes all detections with that score
     best = int(np.argmax(np.where(last_of_equals, f1, -1.0)))
     return OperatingPoint(
         score=float(scores[best]),

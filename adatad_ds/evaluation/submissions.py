@@ -1,6 +1,6 @@
-"""Files that challenge servers take: EPIC-Kitchens-100 action detection, and Ego4D moment queries.
+"""Submission files of challenges: EPIC-Kitchens-100 action detection, and Ego4D moment queries.
 
-Formats as the challenges' evaluation code reads them: github.com/epic-kitchens/C2-Action-Detection (version "0.2", 97
+Formats as read by the challenges' evaluation code: github.com/epic-kitchens/C2-Action-Detection (version "0.2", 97
 verbs and 300 nouns by class id), github.com/EGO4D/episodic-memory, folder MQ (version "1.0").
 """
 
@@ -22,7 +22,7 @@ from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
 
 VERBS, NOUNS = 97, 300  # classes of EPIC-Kitchens-100
-EPIC_MEMBER = "test.json"  # name that the server looks for in the zip
+EPIC_MEMBER = "test.json"  # name that the server expects in the zip
 SUPERVISION_LEVELS = range(6)  # github.com/epic-kitchens/sls
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # video -> records of segment, label, score
@@ -30,19 +30,19 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]  # video -> records of segme
 
 @dataclass(frozen=True, kw_only=True)
 class ActionPairing:
-    """How verbs and nouns become actions.
+    """How verbs and nouns are combined into actions.
 
-    AdaTAD's authors join the two detectors at every point: of its 10 best verbs and nouns, the score is the square root
-    of the product, the segment the mean. Of detections, which have been suppressed, a verb is joined with the nouns
-    that overlap it.
+    AdaTAD's authors combine the two detectors at every point: over its 10 best verbs and nouns, the score is the square
+    root of the product, the segment the mean. Here detections have been suppressed already, so a verb is combined with
+    the nouns that overlap it.
 
     Attributes:
-        tiou: a verb's and a noun's segment belong together from this overlap on.
-        nouns_per_verb: a verb detection is joined with this many nouns, those of the best joint score.
+        tiou: minimum overlap of a verb's and a noun's segment.
+        nouns_per_verb: nouns combined with each verb detection, those of the best joint score.
         verb_weight: w of verb^w * noun^(1-w); 0.5 is the square root of the product.
-        sigma: of the Gaussian suppression of equal actions.
+        sigma: sigma of the Gaussian suppression of equal actions.
         min_score: actions below are dropped.
-        max_per_video: the most actions of a video.
+        max_per_video: maximum number of actions per video.
     """
 
     tiou: float = 0.5
@@ -69,15 +69,15 @@ def epic_submission(
     Args:
         verbs: detections of the verb run.
         nouns: detections of the noun run, in the same videos.
-        verb_ids: class id by label, for labels that do not tell it; see `read_class_ids`.
-        noun_ids: likewise.
-        pairing: how both become actions.
-        sls_pt: supervision level 0 to 5 of pretraining.
-        sls_tl: of training labels.
-        sls_td: of training data.
+        verb_ids: class id by label, for labels that do not contain it; see `read_class_ids`.
+        noun_ids: the same for nouns.
+        pairing: how both are combined into actions.
+        sls_pt: supervision level of pretraining, 0 to 5.
+        sls_tl: supervision level of training labels, 0 to 5.
+        sls_td: supervision level of training data, 0 to 5.
 
     Raises:
-        DataError: different videos, labels without a class id, impossible levels.
+        DataError: different videos, labels without a class id, or invalid levels.
     """
     levels = {"sls_pt": sls_pt, "sls_tl": sls_tl, "sls_td": sls_td}
     if wrong := [f"{name} = {level}" for name, level in levels.items() if level not in SUPERVISION_LEVELS]:
@@ -97,8 +97,8 @@ def ego4d_submission(detections: Results, retrievals: Results) -> dict[str, Any]
 
     Args:
         detections: clip -> records, for mAP.
-        retrievals: likewise, for Recall@kx; customarily the same candidates under a smaller sigma (0.7 for 2.0), so
-            that near-duplicates do not take the first places.
+        retrievals: the same for Recall@kx; usually the same candidates with a smaller sigma (0.7 instead of 2.0), so
+            that near-duplicates do not fill the top ranks.
 
     Raises:
         DataError: they are of different clips.
@@ -117,11 +117,11 @@ def of_test_videos(results: Results, names: Sequence[str]) -> tuple[dict[str, Se
     """Detections of a challenge's test videos, under the challenge's names and in its order.
 
     Args:
-        results: detections, under names that may carry a file's extension.
-        names: of all test videos.
+        results: detections, by names that may have a file extension.
+        names: names of all test videos.
 
     Returns:
-        The detections, none for a video that `results` lacks; and the names of such videos.
+        The detections, empty for videos missing in `results`; and the names of these videos.
 
     Raises:
         DataError: detections of other videos.
@@ -161,7 +161,7 @@ def read_detections(path: Path, test_videos: Sequence[str] | None, *, report: Ca
 
 
 def write_submission(path: Path, submission: Mapping[str, Any]) -> None:
-    """Write as JSON, or for a path that ends in `.zip` as a zip of test.json, which EPIC-Kitchens' server takes."""
+    """Write as JSON or, if the path ends in `.zip`, as a zip of test.json for EPIC-Kitchens' server."""
     text = json.dumps(submission)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -184,7 +184,7 @@ def read_class_ids(path: Path) -> dict[str, int]:
 
 
 def _class_ids(results: Results, ids: Mapping[str, int], *, kind: str, most: int) -> dict[str, int]:
-    """The class id of every label: as told, else the number that it ends in (12, id_012, verb_12)."""
+    """The class id of every label: from `ids`, else the number at its end (12, id_012, verb_12)."""
     found, unknown = {}, []
     for label in sorted({record["label"] for records in results.values() for record in records}):
         number = re.fullmatch(rf"(?:(?:id|{kind})_)?(\d+)", label)
@@ -209,7 +209,7 @@ def _actions(
     noun_of: Mapping[str, int],
     pairing: ActionPairing,
 ) -> list[dict[str, Any]]:
-    """One video's action records, by falling score."""
+    """A video's action records, by decreasing score."""
     import torch
 
     from adatad_ds.detection.decoding import Candidates
@@ -224,7 +224,7 @@ def _actions(
     shared = (end - start).clip(min=0)  # (V, N)
     union = np.ptp(verb_segments, axis=1)[:, None] + np.ptp(noun_segments, axis=1)[None, :] - shared
     together = (shared > 0) & (shared >= pairing.tiou * union)
-    # Of one verb, the best joint scores are those of the best nouns.
+    # For a given verb, the best joint scores are those of the best nouns.
     best = np.where(together, -noun_scores[None, :], 1.0).argsort(axis=1, kind="stable")[:, : pairing.nouns_per_verb]
     verb = np.repeat(np.arange(len(verbs)), best.shape[1])
     noun = best.ravel()
@@ -239,7 +239,7 @@ def _actions(
         ),
         method="gaussian",
         sigma=pairing.sigma,
-        tiou=0.0,  # of other methods
+        tiou=0.0,  # unused by this method
         min_score=pairing.min_score,
         max_per_video=pairing.max_per_video,
         per_class=True,
@@ -269,6 +269,6 @@ def _columns(records: Sequence[Mapping[str, Any]], ids: Mapping[str, int]) -> tu
 
 
 def _by_score(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records by falling score, which retrieval's evaluation takes for granted."""
+    """Records by decreasing score, as the evaluation of retrieval assumes."""
     ordered = sorted(records, key=lambda record: -record["score"])
     return [{"label": r["label"], "score": r["score"], "segment": list(r["segment"])} for r in ordered]

@@ -1,4 +1,4 @@
-"""Tables as CSV; a name that a spreadsheet would take for a formula stays a name."""
+"""CSV tables whose names cannot be mistaken for formulas by a spreadsheet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FORMULAS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: East A
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], *, columns: Sequence[str]) -> None:
-    """Write rows below a header; numbers as they are, texts that begin as a formula does after an apostrophe."""
+    """Write rows below a header; texts that begin like a formula get an apostrophe in front."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -19,7 +19,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], *, columns: Seque
 
 
 def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    """Write metrics class by class, as `Metrics.per_class` and `Recognition.per_class` have them."""
+    """Write per-class metrics from `Metrics.per_class` or `Recognition.per_class`."""
     write_table(path, rows, columns=list(rows[0]))
 
 

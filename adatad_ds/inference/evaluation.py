@@ -1,4 +1,4 @@
-"""Evaluate what was trained: detections or predictions, metrics, a picture; files and what is said of them."""
+"""Evaluate a trained model: write and print detections or predictions, metrics and a picture."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from adatad_ds.weights.loading import in_published_order
 PICTURE_FILE = "detections.png"
 PER_CLASS_FILE = "per_class.csv"
 RAW_FILE = "raw.npz"
-FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # had their effect before the file was kept
+FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
 PICTURE_VIDEOS = 6
 
 
@@ -51,10 +51,10 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
 
     Args:
         trained: the detector.
-        output: the folder for files.
+        output: folder of the files.
         world: the ranks.
-        save_raw: keep the candidates before suppression too.
-        per_class: print every class's AP; they are saved in any case.
+        save_raw: also save the candidates before suppression.
+        per_class: print every class's AP; it is saved in any case.
     """
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
     published = trained.trainable is None
@@ -112,21 +112,21 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
 
 
 def save_candidates(path: Path, raw: RawDetections) -> None:
-    """Write candidates before suppression, and say so."""
+    """Write the candidates before suppression, and report it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_raw(path, raw)
     tqdm.write(f"written: {path}")
 
 
 def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
-    """Store the score of the best F1 with what was evaluated, where predict.py finds it, and say so."""
+    """Store the score of the best F1 with the evaluated model, where predict.py finds it, and report it."""
     try:
         stored = store_operating_point(trained, point)
     except OSError as error:
         tqdm.write(f"warning: the score of the best F1 could not be stored: {error}")
         return
-    where = f"stored in {stored}" if stored else "a published file stays as it is"
-    use = "predict.py shows detections from there on" if stored else f"predict.py --score {point.score:g} shows them"
+    where = f"stored in {stored}" if stored else "not stored, as a published file is left unchanged"
+    use = "predict.py shows detections from this score on" if stored else f"use predict.py --score {point.score:g}"
     tqdm.write(f"{where}: {use}")
 
 
@@ -135,9 +135,9 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
 
     Args:
         trained: the model.
-        output: the folder for files.
+        output: folder of the files.
         world: the ranks.
-        per_class: print every class's accuracy; they are saved in any case.
+        per_class: print every class's accuracy; it is saved in any case.
     """
     config = trained.config
     data = world.attempt(lambda: open_clips(config, training=False, classes=trained.classes))
@@ -173,12 +173,12 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
 def evaluate_again(
     raw: RawDetections, *, overrides: Sequence[str], output: Path, world: World, per_class: bool = False
 ) -> None:
-    """As `evaluate`, from candidates that it kept, without the detector and the videos' files.
+    """Repeat suppression and metrics on candidates saved by `evaluate`, without the detector and the videos.
 
     Args:
-        raw: what was kept.
+        raw: the saved candidates.
         overrides: `section.key=value` changes of its config.
-        output: the folder for files.
+        output: folder of the files.
         world: the ranks.
         per_class: print every class's AP.
 
@@ -189,8 +189,8 @@ def evaluate_again(
         name = assignment.partition("=")[0].strip()
         if name in FIXED_IN_RAW or not name.startswith(("test.", "data.annotations")):
             raise ConfigError(
-                f"--set {assignment}: the candidates were found under another setting, which only the detector could "
-                f"change; of kept ones, data.annotations and test.* but for {', '.join(FIXED_IN_RAW)} can be"
+                f"--set {assignment}: cannot change {name}, as the candidates are already computed; allowed: "
+                f"data.annotations, and test.* except {', '.join(FIXED_IN_RAW)}"
             )
     config = loading.override(loading.from_dict(raw.config), overrides)
     data = config.data
@@ -238,7 +238,7 @@ def report(
     output: Path,
     per_class: bool,
 ) -> Metrics | None:
-    """Save detections; print and save the metrics, unless nothing is annotated (a challenge's videos)."""
+    """Save detections; print and save the metrics, unless no action is annotated (as in challenges)."""
     output.mkdir(parents=True, exist_ok=True)
     write_results(output / DETECTIONS_FILE, results, damaged=damaged)
     for line in damaged.values():
@@ -250,7 +250,7 @@ def report(
         (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
         write_per_class(output / PER_CLASS_FILE, metrics.per_class())
         written += [METRICS_FILE, PER_CLASS_FILE]
-        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is true'}")
+        tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is correct'}")
         if per_class:
             tqdm.write(metrics.per_class_table())
     else:
@@ -262,8 +262,8 @@ def report(
 
 
 def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, known: OperatingPoint | None) -> None:
-    """A picture of ground truth and of the detections from the best F1's score on, of the first few videos."""
-    shown, some = ShownFrom.choose(None, known), videos[:PICTURE_VIDEOS]
+    """Draw ground truth and detections, from the score of the best F1 on, of the first few videos."""
+    shown, drawn = ShownFrom.choose(None, known), videos[:PICTURE_VIDEOS]
     first = [
         TimelineVideo(
             name=video.name,
@@ -271,9 +271,9 @@ def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, k
             ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
             detections=list(filter(shown.passes, results[video.name])),
         )
-        for video in some
+        for video in drawn
     ]
-    records = [record for video in some for record in results[video.name]]
+    records = [record for video in drawn for record in results[video.name]]
     heading = f"{title}: of {len(records)} detections {shown.summary(records)}"
     path.unlink(missing_ok=True)
     if try_to_draw(str(path), lambda: draw_timeline(path, videos=first, title=heading), report=tqdm.write):

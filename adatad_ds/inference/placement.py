@@ -1,4 +1,4 @@
-"""A detector on one device, for inference; what of its transformer does not fit there waits in host memory."""
+"""Placement of a detector on one device for inference; transformer blocks that do not fit stay in host memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.detector import Detector
 
-MARGIN = 1.25  # of what a forward pass needs: fragments, libraries' workspaces
+MARGIN = 1.25  # on a forward pass's memory: fragmentation, libraries' workspaces
 FLOAT = 4  # bytes
 
 
 def place(detector: Detector, *, config: Config, device: torch.device, max_device_gb: float | None) -> Detector:
-    """Move a detector to a device, as many of its transformer's blocks as fit; accelerate brings the others each time.
+    """Move a detector to a device, with as many transformer blocks as fit; accelerate loads the others on each use.
 
     Args:
         detector: on the CPU.
-        config: its config; `test.batch` windows go through it at once.
-        device: where it runs.
-        max_device_gb: the most memory for weights and work; None: what is free there (on a CPU, all).
+        config: its config; `test.batch` windows run at once.
+        device: target device.
+        max_device_gb: memory limit for weights and activations; None: the device's free memory (on a CPU, no limit).
     """
     if max_device_gb is None and device.type != "cuda":
         return detector.to(device)
@@ -42,7 +42,7 @@ def place(detector: Detector, *, config: Config, device: torch.device, max_devic
 
 
 def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
-    """How many of the transformer's blocks fit on a device beside everything else, and one that is being brought."""
+    """Number of transformer blocks that fit on a device with all other weights and one block being loaded."""
     sizes = [_bytes(block) for block in detector.backbone.vit.blocks]
     if _bytes(detector) <= room_bytes:
         return len(sizes)
@@ -51,15 +51,15 @@ def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
 
 
 def working_bytes(detector: Detector, config: Config) -> int:
-    """What a forward pass without gradients takes beside the weights, with a margin."""
+    """Memory of a forward pass without gradients, apart from the weights, with a margin."""
     return int(MARGIN * forward_bytes(detector, config))
 
 
 def forward_bytes(detector: Detector, config: Config) -> int:
-    """Most bytes of tensors that are alive at once in a forward pass without gradients, beside the weights.
+    """Peak bytes of a forward pass without gradients, apart from the weights.
 
-    The windows' frames; one chunk, as pixels or at work in a block; of a video transformer, what waits between its
-    blocks (models/recompute.py), and features.
+    The windows' frames; one chunk, as pixels or inside a block; for a video transformer, the tensors between its blocks
+    (models/execution/recompute.py); features.
     """
     backbone, resolution, size = detector.backbone, config.data.resolution, config.train.dtype.itemsize
     windows, frames = config.test.batch, config.test.batch * config.data.window_frames
@@ -69,7 +69,7 @@ def forward_bytes(detector: Detector, config: Config) -> int:
         chunk = max(chunk, windows * config.clip_frames)
         tokens_of_frame = backbone.vit.grid_side**2 / TUBELET_FRAMES
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
-        at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, queries to values, mixed twice, out
+        at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
         features = frames // TUBELET_FRAMES
     else:
         tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens
@@ -81,8 +81,8 @@ def forward_bytes(detector: Detector, config: Config) -> int:
 
 
 def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
-    """How many frames' tokens wait between a video transformer's blocks."""
-    if backbone.tuning == "tia":  # the tensor that a segment reads, and the one that it writes
+    """Frames whose tokens are held between a video transformer's blocks."""
+    if backbone.tuning == "tia":  # one tensor that a segment reads, one that it writes
         return min(2, len(backbone.adapters)) * frames
     if backbone.tuning == "side":
         reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
@@ -95,5 +95,5 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _host(tensor: Tensor, device: torch.device) -> Tensor:
-    """In page-locked memory where that makes for faster copies."""
+    """A host copy, page-locked if copies go to a GPU."""
     return tensor.cpu().pin_memory() if device.type == "cuda" else tensor.cpu()

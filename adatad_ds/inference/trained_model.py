@@ -1,7 +1,7 @@
-"""Trained models on disk, of whatever kind, made ready for inference.
+"""Find trained models on disk and load them for inference.
 
-A run or one of its checkpoints; an export of adatad-ds export (what trainable, and how to rebuild the rest); a
-checkpoint as AdaTAD's or AIM's authors publish it, together with the recipe that it was trained by.
+A run or one of its checkpoints; an export of `adatad-ds export` (trainable tensors, and how to rebuild the rest);
+a checkpoint published by AdaTAD's or AIM's authors, together with its recipe.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ EXPORT_FORMAT = "adatad_ds adapter 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained model, found but not read.
+    """A trained model that was found but not yet read.
 
     Attributes:
-        name: for people.
+        name: for messages.
         source: the checkpoint's folder or the file.
-        folder: what belongs to it is written beside this.
+        folder: the run's folder, or the file's; results go below it.
         config: how to build it.
         classes: class names, in the order of the logits; empty: those of the data.
-        trainable: adapters, pyramid and heads by name; None: they come with `backbone.weights`.
-        frozen_fingerprint: of the weights under which it was trained; None: unknown.
-        averaged: whether these are the running average.
-        class_order: of a published checkpoint's logits; None: not known.
-        noted_in: where its operating point is kept, a checkpoint's folder or an export's JSON file; None: a published
-            file, which stays as it is.
-        operating_point: the score of the best F1, where an evaluation has found it.
+        trainable: adapters, pyramid and heads by name; None: they are part of `backbone.weights`.
+        frozen_fingerprint: fingerprint of the frozen weights that it was trained with; None: unknown.
+        averaged: whether `trainable` is the running average.
+        class_order: classes of a published checkpoint's logits; None: unknown.
+        noted_in: where its operating point is stored, a checkpoint's folder or an export's JSON file; None: a published
+            file, which is left unchanged.
+        operating_point: the score of the best F1, if evaluated.
     """
 
     name: str
@@ -76,16 +76,16 @@ class Trained:
 
 
 def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
-    """Recognise a trained model.
+    """Find a trained model.
 
     Args:
         path: a run's folder, a checkpoint's folder, an export, or a published checkpoint.
-        recipe: of a published checkpoint.
+        recipe: recipe of a published checkpoint.
         overrides: `section.key=value` changes of its config.
-        raw: take the last weights rather than their running average.
+        raw: use the weights themselves, not their running average.
 
     Raises:
-        ConfigError: nothing of that kind is there.
+        ConfigError: there is no trained model.
     """
     if path.is_dir():
         return _from_checkpoint(find_checkpoint(path), overrides, raw=raw)
@@ -97,8 +97,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
             return _from_export(path, description, overrides, raw=raw)
     if recipe is None:
         raise ConfigError(
-            f"{path} does not say how it was trained; of a published model, add --recipe NAME (train.py --list-recipes "
-            "shows all). A transformer alone, without adapters and head, is no trained model"
+            f"{path} does not say how it was trained; for a published model, add --recipe NAME (train.py --list-recipes"
+            " shows all). A transformer alone, without adapters and head, is no trained model"
         )
     found = find_recipe(recipe)
     config = loading.override(found.config, overrides)
@@ -119,14 +119,14 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
 
 
 def load_model(trained: Trained, *, num_classes: int) -> Model:
-    """The detector or recogniser, for inference on the CPU, in its config's compute type.
+    """Load the detector or recogniser for inference, on the CPU, in its config's compute type.
 
     Args:
-        trained: what was found.
+        trained: the model found.
         num_classes: K.
 
     Raises:
-        ConfigError: weights that do not fit, or are not those of the training.
+        ConfigError: weights that do not fit, or differ from those of the training.
     """
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights
@@ -155,15 +155,15 @@ def load_model(trained: Trained, *, num_classes: int) -> Model:
 
 
 def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
-    """Write the trained tensors as one safetensors file, and a JSON file with what rebuilds the rest.
+    """Write the trainable tensors as one safetensors file, and a JSON file that describes how to rebuild the rest.
 
     Args:
         trained: a run's model.
         path: the file, `.safetensors`.
-        extra: more to say in the JSON file, such as versions.
+        extra: more entries of the JSON file, such as versions.
 
     Raises:
-        ConfigError: there is nothing of its own to export.
+        ConfigError: it is a published checkpoint, which has nothing to export.
     """
     if trained.trainable is None:
         raise ConfigError(f"{trained.name} is a published checkpoint already")
@@ -184,13 +184,13 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
 
 
 def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | None:
-    """Keep the score of the best F1 with a run's checkpoint or an export, for prediction.
+    """Store the score of the best F1 with a run's checkpoint or an export, for prediction.
 
     Returns:
-        Where it is kept now; None for a published file.
+        Where it is stored; None for a published file.
 
     Raises:
-        OSError: nothing can be written there.
+        OSError: it cannot be written.
     """
     source = trained.noted_in
     if source is None:
@@ -225,7 +225,7 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -
 def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence[str], *, raw: bool) -> Trained:
     averaged = description["weights"] == AVERAGE
     if raw and averaged:
-        raise ConfigError(f"{path} holds the running average alone; export the run again with --raw")
+        raise ConfigError(f"{path} holds only the running average; export the run again with --raw")
     return Trained(
         name=path.name,
         source=path,

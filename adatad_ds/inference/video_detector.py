@@ -1,4 +1,4 @@
-"""A trained detector for video files: load it, and detect. The Python side of predict.py."""
+"""Load a trained detector and run it on video files: the Python API behind predict.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.inference import trained_model as trained
+from adatad_ds.inference import trained_model
 from adatad_ds.inference.placement import place
 from adatad_ds.models.detector import Detector
 from adatad_ds.system.launch import gpu_count
@@ -26,7 +26,7 @@ from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates, 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """An action found in a video."""
+    """A detected action."""
 
     start_sec: float
     end_sec: float
@@ -34,19 +34,19 @@ class Detection:
     score: float
 
     def record(self) -> dict[str, Any]:
-        """As the community's result files have it."""
+        """Entry of a result file in the community's format."""
         return {"segment": [self.start_sec, self.end_sec], "label": self.label, "score": self.score}
 
 
 class VideoDetector:
-    """A trained detector that takes video files.
+    """A trained detector for video files.
 
     Args:
         module: the network, on its device.
         config: its config.
         classes: label names by class index.
-        device: where it runs.
-        operating_point: the score of the best F1, where an evaluation has found it.
+        device: the network's device.
+        operating_point: the score of the best F1, if evaluated.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class VideoDetector:
         self.classes = tuple(classes)
         self.operating_point = operating_point
         self._module, self._device = module, device
-        test = replace(config.test, external_scores="")  # which are of other videos
+        test = replace(config.test, external_scores="")  # they belong to other videos
         self._config = replace(config, parallel=ParallelConfig(), test=test)
 
     def detect(
@@ -71,12 +71,12 @@ class VideoDetector:
         progress: Callable[[float], object] = lambda done: None,
         report: Callable[[str], object] = lambda line: None,
     ) -> list[Detection]:
-        """All detections of a video of any length, the surest first; times are a player's.
+        """All detections in a video of any length, by decreasing score; times are those of a video player.
 
         Args:
             path: the file.
-            progress: told the share of the video that is done, each time it grows.
-            report: told, once, what is missing in a file that is not whole; what there is has been searched.
+            progress: called with the share of the video that is done, after each batch.
+            report: called once with a message if the file is damaged; the rest of it is searched.
 
         Raises:
             VideoError: a file that cannot be decoded.
@@ -118,24 +118,23 @@ def load_detector(
     device: str | torch.device | None = None,
     max_device_gb: float | None = None,
 ) -> VideoDetector:
-    """Make a trained detector ready for videos.
+    """Load a trained detector for videos.
 
     Args:
         path: a run's folder, a checkpoint, an export, a published .pth.
-        recipe: of a published checkpoint.
-        classes: names by class index, where the checkpoint and its recipe do not know them.
+        recipe: recipe of a published checkpoint.
+        classes: names by class index, if the checkpoint and its recipe do not have them.
         overrides: `section.key=value` changes of its config.
-        raw: the trained weights, not their running average.
-        device: where it runs; None: a GPU if there is one, else the CPU.
-        max_device_gb: the most device memory that it may take; the transformer's blocks that do not fit wait in host
-            memory. None: what is free.
+        raw: use the weights themselves, not their running average.
+        device: device to run on; None: a GPU if there is one, else the CPU.
+        max_device_gb: device memory limit; transformer blocks that do not fit stay in host memory. None: what is free.
 
     Raises:
-        ConfigError: no trained detector, or one whose backbone weights or class names are missing.
+        ConfigError: no trained detector, or its backbone weights or class names are missing.
     """
-    found = trained.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
+    found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
     if found.config.recognition:
-        raise ConfigError(f"{found.name} is a model of recognition, which finds no actions in untrimmed videos")
+        raise ConfigError(f"{found.name} is a recognition model, which finds no actions in untrimmed videos")
     names = tuple(classes or found.classes or found.config.data.classes)
     if not names and found.class_order and found.class_order.spellings:
         names = found.class_order.spellings[0]
@@ -143,11 +142,11 @@ def load_detector(
         names = (ANY_ACTION,)
     if not names:
         raise ConfigError(
-            f"{found.name} does not name its classes; give a text file of one name a line, in the order of the class "
-            "logits, with --classes FILE"
+            f"{found.name} does not name its classes; give a text file with one name per line, in the order of the "
+            "class logits, with --classes FILE"
         )
     target = _device(device)
-    module = trained.load_model(found, num_classes=len(names))
+    module = trained_model.load_model(found, num_classes=len(names))
     assert isinstance(module, Detector)
     module = place(module, config=found.config, device=target, max_device_gb=max_device_gb)
     return VideoDetector(
@@ -156,18 +155,18 @@ def load_detector(
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
-    """The device of that name; by default a GPU, if there is one."""
+    """The device with that name; by default a GPU, if there is one."""
     try:
         device = torch.device(wanted or ("cuda" if gpu_count() else "cpu"))
     except RuntimeError as error:
-        raise ConfigError(f"--device {wanted} is none; give cpu, cuda, or one of several GPUs as cuda:1") from error
+        raise ConfigError(f"--device {wanted}: invalid device; use cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= gpu_count():
         raise ConfigError(f"--device {wanted}: PyTorch finds {gpu_count()} GPUs here; leave --device out")
     return device
 
 
 def _counted(batches: Iterator[Batch], windows: int, progress: Callable[[float], object]) -> Iterator[Batch]:
-    """The same batches; progress is told of each when the next one is asked for."""
+    """The same batches; `progress` is called when the next one is requested."""
     done = 0
     for batch in batches:
         yield batch

@@ -25,7 +25,7 @@ from adatad_ds.models.sample_noise import SampleNoise
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the detector says about a batch of windows.
+    """The detector's outputs for a batch of windows.
 
     Attributes:
         class_logits: (B, P, K) float32.
@@ -48,12 +48,12 @@ class Detector(nn.Module):
         self.head = head
 
     def forward(self, frames: Tensor, valid: Tensor, seeds: Tensor | None = None) -> Predictions:
-        """Detect.
+        """Predict class logits and distances.
 
         Args:
             frames: (B, F, H, W, 3) uint8.
             valid: (B, T) bool, False beyond the video's end.
-            seeds: (B,) int64, each sample's seed for drop path and dropout in training; None: nothing is dropped.
+            seeds: (B,) int64, per-sample seeds of drop path and dropout in training; None: nothing is dropped.
         """
         noise = None if seeds is None else SampleNoise(seeds=seeds.tolist(), device=frames.device)
         features = self.backbone(frames, noise).transpose(1, 2)  # (B, T, C)
@@ -71,20 +71,20 @@ def build_detector(
     storage: Storage | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Detector:
-    """Build the detector of a config, pretrained weights not yet loaded.
+    """Build a config's detector, without loading pretrained weights.
 
     A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
 
     Args:
-        config: of the run.
+        config: config of the run.
         num_classes: K.
-        spec: as for `build_backbone`; also window, storage and stopwatch.
-        window: see there.
-        storage: see there.
-        stopwatch: see there.
+        spec: shape of a video transformer; None: that of `backbone.name`.
+        window: this rank's share of a window in time; None: all of it.
+        storage: stores activations until the backward pass; None: on the device.
+        stopwatch: times recomputed segments; None: no timing.
 
     Raises:
-        ConfigError: unknown backbone, or adapters that it cannot have.
+        ConfigError: unknown backbone, or adapters that do not fit it.
     """
     data, head = config.data, config.head
     backbone = build_backbone(
@@ -113,7 +113,7 @@ def build_detector(
 
 
 def detector_points(config: Config, *, device: torch.device) -> Tensor:
-    """The points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride."""
+    """Points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride."""
     head = config.head
     return make_points(
         level_lengths=[config.pyramid_steps // stride for stride in head.strides],
@@ -125,6 +125,6 @@ def detector_points(config: Config, *, device: torch.device) -> Tensor:
 
 
 def valid_points(valid: Tensor, config: Config) -> Tensor:
-    """Which points lie inside the video: (B, window's steps) bool to (B, P) bool."""
+    """Mask of the points inside the video: (B, window's steps) bool to (B, P) bool."""
     valid = F.pad(valid, (0, config.pyramid_steps - valid.shape[1]))
     return torch.cat([valid[:, ::stride] for stride in config.head.strides], dim=1)

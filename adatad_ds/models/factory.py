@@ -1,4 +1,4 @@
-"""The adapted backbone of a config, video or image transformer: what detection and recognition share."""
+"""Build a config's adapted backbone, a video or an image transformer, for detection and recognition."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def build_backbone(
     storage: Storage | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> Backbone:
-    """Build a backbone, pretrained weights not yet loaded.
+    """Build a backbone, without loading pretrained weights.
 
     A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
 
     Args:
-        config: of the run.
+        config: config of the run.
         feature_steps: T.
         spec: shape of a video transformer; None: that of `backbone.name`.
         window: this rank's share of a window in time; None: all of it.
-        storage: where activations wait for the backward pass; None: on the device. Image transformers keep none.
-        stopwatch: times recomputed segments; None: nothing does.
+        storage: stores activations until the backward pass; None: on the device. Unused by image transformers.
+        stopwatch: times recomputed segments; None: no timing.
 
     Raises:
-        ConfigError: unknown backbone, or adapters that it cannot have.
+        ConfigError: unknown backbone, or adapters that do not fit it.
     """
     backbone, resolution = config.backbone, config.data.resolution
     memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
     if backbone.is_image:
-        from adatad_ds.models.backbones.adapted_image import (  # only now: timm takes seconds to import
+        from adatad_ds.models.backbones.adapted_image import (  # here, as timm takes seconds to import
             ALL_ADAPTERS,
             AIMTransformer,
         )
@@ -95,7 +95,7 @@ def build_backbone(
 
 
 def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of the blocks after which a tensor waits for the backward pass: those of a video transformer's adapters.
+    """Indices of a video transformer's adapted blocks, each with one stored tensor; () for image transformers.
 
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
@@ -109,13 +109,13 @@ def backbone_spec(name: str) -> ViTSpec:
     """Shape of a video transformer by name.
 
     Raises:
-        ConfigError: unknown.
+        ConfigError: unknown name.
     """
     try:
         return VIT_SPECS[name]
     except KeyError:
         raise ConfigError(
-            f"backbone.name={name!r} is unknown; there are {', '.join(VIT_SPECS)}, and timm's image models vit_..."
+            f"backbone.name={name!r} is unknown; known: {', '.join(VIT_SPECS)}, and timm's image models vit_..."
         ) from None
 
 

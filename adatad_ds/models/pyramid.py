@@ -1,7 +1,7 @@
 """ActionFormer's temporal feature pyramid (arXiv 2202.07925, section 3.2).
 
 B windows, T feature steps, C channels, channels last throughout: (B, T, C). Steps beyond the video's end are masked
-after every operation that mixes time.
+after every operation over time.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ HALVING = 2
 
 
 class Pyramid(nn.Module):
-    """Masked convolutions, transformer blocks at full rate, then blocks that halve time; LayerNorm on each level.
+    """Masked convolutions, transformer blocks at full rate, then blocks that halve the rate; LayerNorm on each level.
 
     Args:
         in_channels: channels of the backbone's features.
         width: channels C of every level.
         arch: numbers of convolutions, of transformer blocks, and of halving blocks (= levels - 1).
         heads: attention heads.
-        attn_windows: steps that a step attends to, centred on it, level by level; -1: all.
-        steps: T, the window's feature steps and padding.
-        abs_pos_embed: add a fixed sine-cosine position after the convolutions.
+        attn_windows: attention window of each level, in steps, centred on the query; -1: global.
+        steps: T, the window's feature steps plus padding.
+        abs_pos_embed: add a fixed sine-cosine position embedding after the convolutions.
         drop_path: stochastic depth rate of both branches of each block.
-        input_dropout: share of input channels dropped in training.
-        proj_dropout: share of values dropped after the attention's projection and after both layers of the MLP.
+        input_dropout: dropout rate of input channels in training.
+        proj_dropout: dropout rate after the attention's projection and after both layers of the MLP.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Pyramid(nn.Module):
     def forward(
         self, features: Tensor, valid: Tensor, noise: SampleNoise | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Levels from fine to coarse.
+        """Features of all levels, from fine to coarse.
 
         Args:
-            features: (B, T or fewer steps, in_channels).
-            valid: (B, as many) bool, False beyond the video's end.
+            features: (B, up to T steps, in_channels).
+            valid: (B, the same) bool, False beyond the video's end.
             noise: per-sample randomness in training; None: nothing is dropped.
 
         Returns:
@@ -104,7 +104,7 @@ class Pyramid(nn.Module):
 
 
 class MaskedConv(nn.Module):
-    """Kernel-3 convolution over time without bias, LayerNorm, ReLU; masked before the norm and at the end."""
+    """Kernel-3 temporal convolution without bias, LayerNorm, ReLU; masked before the norm and at the end."""
 
     def __init__(self, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class MaskedConv(nn.Module):
 
 
 class PyramidBlock(nn.Module):
-    """Pre-norm masked attention and MLP, both scaled per channel and under dropout and drop path; may halve time."""
+    """Pre-norm masked attention and MLP with layer scale, dropout and drop path; may halve the rate."""
 
     def __init__(
         self, *, width: int, heads: int, attn_window: int, stride: int, drop_path: float, proj_dropout: float
@@ -150,14 +150,14 @@ class PyramidBlock(nn.Module):
         return x + self.mlp_branch(hidden, noise), out_valid
 
     def _dropped(self, x: Tensor, noise: SampleNoise | None) -> Tensor:
-        """Dropout of single values: (B, T, C) to the same."""
+        """Elementwise dropout of (B, T, C)."""
         if noise is None or self.proj_dropout == 0:
             return x
         return x * noise.keep(*x.shape[1:], rate=self.proj_dropout).to(x.dtype)
 
 
 class ScaledDropPath(nn.Module):
-    """A trained per-channel scale, small at the start, and stochastic depth by sample."""
+    """Trainable per-channel scale, initially small, and per-sample stochastic depth."""
 
     def __init__(self, *, width: int, rate: float) -> None:
         super().__init__()
@@ -173,10 +173,10 @@ class ScaledDropPath(nn.Module):
 
 
 class ConvAttention(nn.Module):
-    """Multi-head attention whose q, k, v come from depthwise convolutions over time, which may halve it.
+    """Multi-head attention whose q, k, v come from depthwise temporal convolutions, which may halve the rate.
 
-    Local attention is ordinary attention under a band mask: at these lengths (a few thousand steps) the dense product
-    costs less than gathering windows, and next to nothing beside the backbone.
+    Local attention is ordinary attention with a band mask: at these lengths (a few thousand steps) the dense product
+    is cheaper than gathering windows, and negligible compared to the backbone.
     """
 
     def __init__(self, *, width: int, heads: int, window: int, stride: int) -> None:
@@ -210,7 +210,7 @@ class ConvAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, C / heads)
 
     def _allowed(self, valid: Tensor) -> Tensor:
-        """(B, 1, T, T) bool. Each step may see itself, so that no row is empty: softmax over nothing is NaN."""
+        """(B, 1, T, T) bool. Each step may attend to itself, so that no row is empty: softmax over nothing is NaN."""
         step = torch.arange(valid.shape[1], device=valid.device)
         distance = (step[:, None] - step[None, :]).abs()
         allowed = valid[:, None, None, :] | (distance == 0)

@@ -1,6 +1,6 @@
-"""Recognition: the frames of clips in, class logits out.
+"""Recognition: clips in, class logits out.
 
-B videos, V views of each, T frames of a view, C channels, K classes.
+B videos, V views of each, T frames per view, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Classifier(nn.Module):
     Args:
         width: channels C.
         num_classes: K.
-        dropout: rate at which channels of the mean are dropped.
+        dropout: dropout rate of the mean's channels.
     """
 
     def __init__(self, *, width: int, num_classes: int, dropout: float) -> None:
@@ -49,11 +49,11 @@ class Recogniser(nn.Module):
         self.head = head
 
     def forward(self, frames: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """Recognise.
+        """Classify each view.
 
         Args:
             frames: (B, V, T, H, W, 3) uint8.
-            seeds: (B,) int64, each sample's seed for drop path and dropout in training, where V is 1; None: nothing is
+            seeds: (B,) int64, per-sample seeds of drop path and dropout in training, where V is 1; None: nothing is
                 dropped.
 
         Returns:
@@ -69,16 +69,16 @@ Model = Detector | Recogniser
 def build_model(
     config: Config, *, num_classes: int, storage: Storage | None = None, stopwatch: Stopwatch | None = None
 ) -> Model:
-    """The detector or recogniser of a config, on one rank's whole windows; pretrained weights are not yet loaded.
+    """Build a config's detector or recogniser for whole windows on one rank, without loading pretrained weights.
 
     Args:
-        config: of the run.
+        config: config of the run.
         num_classes: K.
-        storage: where activations wait for the backward pass; None: on the device.
-        stopwatch: times recomputed segments; None: nothing does.
+        storage: stores activations until the backward pass; None: on the device.
+        stopwatch: times recomputed segments; None: no timing.
 
     Raises:
-        ConfigError: unknown backbone, or adapters that it cannot have.
+        ConfigError: unknown backbone, or adapters that do not fit it.
     """
     if config.recognition is None:
         return build_detector(config, num_classes=num_classes, storage=storage, stopwatch=stopwatch)
@@ -88,7 +88,7 @@ def build_model(
 def build_recogniser(
     config: Config, *, num_classes: int, storage: Storage | None = None, stopwatch: Stopwatch | None = None
 ) -> Recogniser:
-    """As `build_model`, of a config with a section `recognition`."""
+    """`build_model` for a config with a section `recognition`."""
     settings = config.recognition
     assert settings is not None
     steps = settings.frames if config.backbone.is_image else settings.frames // TUBELET_FRAMES

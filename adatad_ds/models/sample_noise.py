@@ -1,7 +1,7 @@
-"""Random numbers that belong to samples, not to ranks or batches.
+"""Random numbers per sample, independent of ranks and batches.
 
-Drop path and dropout draw from here, so that a sample sees the same masks in whatever rank, micro batch or
-recomputation it is processed, and after a resume.
+Drop path and dropout draw from here, so that a sample gets the same masks on any rank, in any micro batch, when
+recomputed, and after a resume.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class SampleNoise:
-    """One generator a sample, consumed in the order of the model's forward pass.
+    """One random generator per sample, consumed in the order of the model's forward pass.
 
     Args:
-        seeds: one integer a sample of the batch.
-        device: where the drawn tensors go; they are drawn on the CPU, so that devices agree.
+        seeds: one integer per sample of the batch.
+        device: device of the results; numbers are drawn on the CPU, so that they are the same on all devices.
     """
 
     def __init__(self, *, seeds: Sequence[int], device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""Bytes that code takes, found by running it on fake tensors, which have shapes but no memory.
+"""Peak memory of model code, found by running it on fake tensors, which have shapes but no memory.
 
-Their storages are counted as they come and go, so that the code itself says what it takes: one span of a recomputed
-backbone, a backbone that autograd drives, the head.
+Their storages are counted as they are created and freed, so the code itself determines the peak: of one span of a
+recomputed backbone, of a backbone under plain autograd, of the head.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from adatad_ds.models.factory import backbone_spec
 def span_bytes(
     backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
 ) -> tuple[int, dict[int, int]]:
-    """Peak of what a span of time takes.
+    """Peak bytes of processing one span of time.
 
     Returns:
-        To embed it and run a block; to recompute and back-propagate a segment, by its number of frozen blocks.
+        Bytes to embed it and run a block; bytes to recompute and back-propagate a segment, by its number of frozen
+        blocks.
     """
     data = DataConfig(resolution=resolution)
     config = Config(data=data, backbone=backbone, train=TrainConfig(precision=precision))
@@ -69,7 +70,7 @@ def span_bytes(
 
 @cache
 def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
-    """Peak of a backbone's forward and backward pass that autograd or its checkpoints drive; gradients are there."""
+    """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients."""
     frames = clips * CLIP_FRAMES
     config = Config(
         data=DataConfig(resolution=resolution, window_size=frames),
@@ -92,8 +93,8 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
 
 
 def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
-    """Peak of the pyramid's and the heads' forward and backward pass."""
-    backbone = replace(config.backbone, weights=None, clips_per_chunk=0)  # how it is run is the same to the head
+    """Peak bytes of the pyramid's and the heads' forward and backward pass."""
+    backbone = replace(config.backbone, weights=None, clips_per_chunk=0)  # irrelevant to the head
     return _head_bytes(replace(config, backbone=backbone), num_classes, windows)
 
 
@@ -122,13 +123,13 @@ def _with_one_block(config: Config, *, num_classes: int) -> Detector:
     spec = replace(backbone_spec(config.backbone.name), depth=1)
     adapts = config.backbone.tuning in ("tia", "side")
     backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
-    with torch.device("meta"):  # initialisation looks at values, which fake tensors do not have
+    with torch.device("meta"):  # initialisation reads values, which fake tensors lack
         return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
 
 
 @contextlib.contextmanager
 def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Tensors made inside have no memory; neither do the model's, until now on the meta device."""
+    """Context in which new tensors, and those of a model on the meta device, are fake."""
     with FakeTensorMode():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -140,7 +141,7 @@ def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def live_bytes(run: Callable[[], None]) -> int:
-    """Most bytes alive at once among the tensors that `run` makes."""
+    """Peak bytes of the tensors that `run` creates."""
     with _LiveBytes() as count:
         run()
     return count.peak

@@ -1,4 +1,4 @@
-"""Kinds of GPU that planner, grids and reports know, and which one a name means: nvidia-smi's, PyTorch's or Slurm's."""
+"""Known kinds of GPU, and how names of nvidia-smi, PyTorch and Slurm map to them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 from adatad_ds.errors import ConfigError
 
-SLACK = 0.1  # of memory: makers count in GB or GiB, drivers keep some
+SLACK = 0.1  # of memory: vendors count in GB or GiB, drivers reserve some
 
 
 @dataclass(frozen=True)
 class GPU:
-    """Memory in GB and dense bf16 peak in TFLOP/s, by the makers' data sheets."""
+    """Memory in GB and dense bf16 peak in TFLOP/s, from the data sheet."""
 
     memory_gb: float
     tflop_per_sec: float
 
 
-GPUS = {  # what their names say, and the memory
+GPUS = {  # by chip and memory
     "RTX3090-24": GPU(24, 71),
     "RTX4090-24": GPU(24, 165),
     "A10-24": GPU(24, 125),
@@ -36,14 +36,14 @@ GPUS = {  # what their names say, and the memory
 
 
 def gpu_named(name: str, *, memory_gb: float | None = None) -> str:
-    """The kind that a name means.
+    """The kind of GPU that a name means.
 
     Args:
-        name: as nvidia-smi, PyTorch or a Slurm GRES has it ("NVIDIA A100-SXM4-80GB", "rtx_4090"), or a kind itself.
-        memory_gb: of the device; None: what the name says of it, if anything.
+        name: as in nvidia-smi, PyTorch or a Slurm GRES ("NVIDIA A100-SXM4-80GB", "rtx_4090"), or the kind itself.
+        memory_gb: the device's memory; None: as in the name, if given there.
 
     Raises:
-        ConfigError: it is none of the known ones, or may be several.
+        ConfigError: unknown or ambiguous.
     """
     if name in GPUS:
         return name
@@ -64,22 +64,22 @@ def gpu_named(name: str, *, memory_gb: float | None = None) -> str:
     called = f"a GPU called {name!r}" + (f" with {memory_gb:.0f} GB" if memory_gb else "")
     if fitting:
         raise ConfigError(f"{called} may be {' or '.join(fitting)}")
-    raise ConfigError(f"{called} is none of those that the planner knows: {', '.join(GPUS)}")
+    raise ConfigError(f"{called} is unknown to the planner; known: {', '.join(GPUS)}")
 
 
 def gpu_here() -> str:
-    """The kind of this machine's GPUs, as nvidia-smi names them.
+    """The kind of this machine's GPUs, from nvidia-smi.
 
     Raises:
-        ConfigError: it has none, several kinds, or an unknown one.
+        ConfigError: no GPU, several kinds, or an unknown one.
     """
     if shutil.which("nvidia-smi") is None:
-        raise ConfigError("this machine has no GPU to ask (there is no nvidia-smi)")
+        raise ConfigError("this machine has no GPU (there is no nvidia-smi)")
     asked = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     lines = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
     if done.returncode or not lines:
-        raise ConfigError(f"nvidia-smi names no GPU here: {(done.stderr or done.stdout).strip()}")
+        raise ConfigError(f"nvidia-smi lists no GPU on this machine: {(done.stderr or done.stdout).strip()}")
     kinds = {gpu_named(name.strip(), memory_gb=float(mib) * 2**20 / 1e9) for name, mib in lines}
     if len(kinds) > 1:
         raise ConfigError(f"this machine has several kinds of GPU: {', '.join(sorted(kinds))}")

@@ -1,8 +1,8 @@
-"""What an image transformer adapted to time takes: FLOPs in closed form, bytes of its activations.
+"""Cost of an image transformer adapted to time: FLOPs in closed form, bytes of its activations.
 
-Its clips run through the whole transformer a few at a time (models/aim.py).
+Clips run through the whole transformer a few at a time (models/backbones/adapted_image.py).
 
-t frames of a clip, N tokens a frame, C channels.
+t frames per clip, N tokens per frame, C channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adatad_ds.planning.fake_run import fake_tensors, live_bytes
 
 
 def image_flop(config: Config, *, executed: bool = False) -> float:
-    """FLOPs of a sample's forward and backward pass through the backbone; see `plan.step_flop`."""
+    """FLOPs of a sample's forward and backward pass through the backbone; see `memory.step_flop`."""
     model = _on_meta(config)
     vit, width = model.vit, model.width
     mlp = sum(p.numel() for p in vit.blocks[0].get_submodule("mlp").parameters() if p.dim() == 2)
@@ -43,12 +43,12 @@ def image_flop(config: Config, *, executed: bool = False) -> float:
 
 
 def image_bytes(config: Config, *, samples: int, clips: int) -> int:
-    """Peak of a rank's forward and backward pass through the backbone; gradients of weights are there.
+    """Peak bytes of a rank's forward and backward pass through the backbone, given the gradients of weights.
 
     Args:
-        config: of the run.
-        samples: of a forward pass.
-        clips: of each sample on this rank.
+        config: config of the run.
+        samples: samples per forward pass.
+        clips: clips per sample on this rank.
     """
     total = samples * clips
     at_once = min(config.backbone.clips_per_chunk or total, total)
@@ -58,7 +58,7 @@ def image_bytes(config: Config, *, samples: int, clips: int) -> int:
     together = _clips_bytes(key, at_once) if recomputes else total * _clips_bytes(key, 1)
     model, size = _on_meta(config), config.train.dtype.itemsize
     features = total * config.clip_frames * model.width * (size + 4)
-    # Autograd adds up the gradients of all pieces before it hands a weight's gradient over.
+    # Autograd sums the gradients of all chunks before it accumulates a weight's gradient.
     pieces = (
         size * sum(p.numel() for p in model.parameters() if p.requires_grad) if recomputes and at_once < total else 0
     )
@@ -67,7 +67,7 @@ def image_bytes(config: Config, *, samples: int, clips: int) -> int:
 
 @cache
 def _clips_bytes(config: Config, clips: int) -> int:
-    model = _on_meta.__wrapped__(config)  # of its own: it is changed
+    model = _on_meta.__wrapped__(config)  # a fresh copy, since it is modified
     side = config.data.resolution
     with fake_tensors(model, config.train.dtype):
         frames = torch.empty(clips, model.clip_frames, side, side, 3, dtype=torch.uint8)

@@ -1,8 +1,9 @@
-"""What a run takes, computed before it runs: FLOPs of a step, and bytes on the device and in host memory, rank by rank.
+"""Cost of a run, computed in advance: FLOPs per step, and bytes per rank on the device and in host memory.
 
-What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py finds what one span and the head take.
+What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span and
+the head.
 
-B windows a rank and forward pass, F frames, T' = F / 2 tubelets, S positions, C channels, N = 8 * S tokens a clip.
+B windows per rank and forward pass, F frames, T' = F / 2 tubelets, S positions, C channels, N = 8 * S tokens per clip.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from adatad_ds.models.factory import adapted_blocks, backbone_spec
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.planning.fake_run import head_bytes, span_bytes, whole_bytes
 
-ADAM_BYTES = 16  # a trainable parameter: fp32 master, two moments, running average
+ADAM_BYTES = 16  # per trainable parameter: fp32 master, two moments, running average
 
 
 @dataclass(frozen=True)
 class Line:
-    """One entry of a plan, in bytes of a rank."""
+    """One entry of a plan, in bytes per rank."""
 
     name: str
     device: int
     host: int = 0
-    transient: bool = False  # never together with the other transient ones
+    transient: bool = False  # never at the same time as another transient one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a rank needs, and what a step computes.
+    """Memory per rank, and FLOPs per step.
 
     Attributes:
-        lines: the memory.
-        useful_flop: of a step of all ranks: forward and gradients, nothing twice.
-        executed_flop: with what recomputation adds.
+        lines: entries of the memory.
+        useful_flop: FLOPs per step of all ranks: forward pass and gradients, without recomputation.
+        executed_flop: the same with recomputation.
     """
 
     lines: tuple[Line, ...]
@@ -52,17 +53,17 @@ class Plan:
 
     @property
     def device_bytes(self) -> int:
-        """The peak on the device: what is held, and the largest of what comes and goes."""
+        """Peak on the device: all persistent entries and the largest transient one."""
         held = sum(line.device for line in self.lines if not line.transient)
         return held + max(line.device for line in self.lines if line.transient)
 
     @property
     def host_bytes(self) -> int:
-        """In host memory, of one rank."""
+        """Host memory per rank."""
         return sum(line.host for line in self.lines)
 
     def table(self) -> str:
-        """All lines, for a person."""
+        """All lines as text."""
         rows = [f"{'GB of a rank':<45} {'device':>9} {'host':>9}"]
         for line in self.lines:
             name = f"({line.name})" if line.transient else line.name
@@ -79,13 +80,13 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     """Plan a training run on `ranks` GPUs.
 
     Args:
-        config: of the run; `parallel.temporal` ranks share each window.
-        ds_config: ZeRO stage, offload, buckets, where activations wait; as in its file.
-        ranks: all of them.
+        config: config of the run; `parallel.temporal` ranks share each window.
+        ds_config: ZeRO stage, offload, buckets and activation storage, as in its file.
+        ranks: total number of ranks.
         num_classes: K.
 
     Raises:
-        ConfigError: it cannot be run so.
+        ConfigError: it cannot be run this way.
     """
     temporal, clips = config.parallel.temporal, config.sample_frames // config.clip_frames
     if ranks % temporal or temporal > clips:
@@ -107,12 +108,12 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     if zero["stage"] == 3:
         most = int(zero.get("stage3_max_live_parameters", 1e9)) + int(zero.get("stage3_prefetch_bucket_size", 5e7))
         gathered = size * min(frozen + trainable, most)
-    # DeepSpeed allocates the whole bucket, however little learns; in stage 3, of the type that it sends.
+    # DeepSpeed allocates the whole bucket, however few parameters are trainable; in stage 3, of the type that it sends.
     sent = 4 if resolved["communication_data_type"] == "fp32" else 2
     bucket = (sent if zero["stage"] == 3 else size) * int(zero.get("reduce_bucket_size", 5e8))
     gradients = size * trainable // (ranks if zero["stage"] >= 2 else 1)
 
-    def placed(name: str, count: int, *, host: bool) -> Line:
+    def held(name: str, count: int, *, host: bool) -> Line:
         return Line(name, 0 if host else count, count if host else 0)
 
     clips = -(-clips // temporal)
@@ -123,10 +124,10 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     on_device = policy.on_device(stored, tensor)
     working = _working_bytes(config, windows=windows, clips=clips, tensor=tensor, on_device=on_device)
     lines = (
-        placed("frozen weights", size * frozen // shares, host=weights_on_host),
-        placed("trainable weights", size * trainable // shares, host=weights_on_host),
-        placed("masters, moments, average", ADAM_BYTES * trainable // ranks, host=adam_on_host),
-        placed("gradients", gradients, host=adam_on_host),
+        held("frozen weights", size * frozen // shares, host=weights_on_host),
+        held("trainable weights", size * trainable // shares, host=weights_on_host),
+        held("masters, moments, average", ADAM_BYTES * trainable // ranks, host=adam_on_host),
+        held("gradients", gradients, host=adam_on_host),
         Line("gathered weights", gathered),
         Line("gradient bucket", bucket),
         Line("frames", frames),
@@ -147,7 +148,7 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
 
 
 def stored_tensor_bytes(config: Config, *, frames: int | None = None) -> int:
-    """One tensor of the tokens of so many frames; None: of a whole window."""
+    """Bytes of a tensor with the tokens of `frames` frames; None: of a whole window."""
     spec = backbone_spec(config.backbone.name)
     tokens = (frames or config.sample_frames) // TUBELET_FRAMES * spec.positions(config.data.resolution)
     return tokens * spec.width * config.train.dtype.itemsize
@@ -156,14 +157,14 @@ def stored_tensor_bytes(config: Config, *, frames: int | None = None) -> int:
 def step_flop(config: Config, *, executed: bool = False) -> float:
     """FLOPs of a sample's forward and backward pass through the backbone.
 
-    Gradients of weights count where they learn, those of inputs where they are needed.
+    Gradients of weights count where these are trainable, gradients of inputs where they are needed.
 
     Args:
-        config: of the run.
-        executed: count what recomputation does a second time.
+        config: config of the run.
+        executed: include recomputation.
     """
     if config.backbone.is_image:
-        from adatad_ds.planning.image_backbones import image_flop  # only now: timm takes seconds to import
+        from adatad_ds.planning.image_backbones import image_flop  # here, as timm takes seconds to import
 
         return image_flop(config, executed=executed)
     spec, tuning = backbone_spec(config.backbone.name), config.backbone.tuning
@@ -186,9 +187,9 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
 
 
 def _working_bytes(config: Config, *, windows: int, clips: int, tensor: int, on_device: int) -> int:
-    """Most bytes at work in the backbone beside the stored tensors.
+    """Peak bytes of the backbone's activations, apart from stored tensors.
 
-    Where spans are recomputed: the window's gradient and one span; tensors already back-propagated make room for more.
+    With recomputation: the window's gradient and one span, less the stored tensors that backward has already freed.
     """
     backbone, train = config.backbone, config.train
     if backbone.is_image:
@@ -214,7 +215,7 @@ def _recomputes(config: Config) -> bool:
 
 
 def _segments(config: Config) -> list[int]:
-    """How many frozen blocks each segment recomputes, from the lowest (`side`: none)."""
+    """Number of frozen blocks that each segment recomputes, lowest first (`side`: 0)."""
     blocks = sorted(adapted_blocks(config.backbone))
     if config.backbone.tuning == "side":
         return [0] * len(blocks)

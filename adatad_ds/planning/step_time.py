@@ -1,4 +1,4 @@
-"""How long a training takes on this machine, from a few clips through the model and a few windows out of the files."""
+"""Training time on this machine, estimated from a few clips through the model and a few windows read from files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adatad_ds.models.detector import build_detector
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.planning.memory import step_flop
 
-TIMED_SEC = 1.0  # about so long the clips of one pass are to take
-SLOW_SEC = 2.0  # a pass of that length is run once
+TIMED_SEC = 1.0  # target duration of one timed pass
+SLOW_SEC = 2.0  # a longer pass is run only once
 TIMED_WINDOWS = 2  # read from files
-MOST_CLIP_FLOP = 2e12  # of a clip's training pass on a CPU; with more, nobody trains there
+MOST_CLIP_FLOP = 2e12  # per clip and training pass on a CPU; training more there is not practical
 
 
 @dataclass(frozen=True)
 class WindowTime:
-    """Seconds of one window: its training pass, its forward pass alone, and reading it in one process."""
+    """Seconds per window: training pass, forward pass alone, and reading it in one process."""
 
     train_sec: float
     forward_sec: float
@@ -32,12 +32,12 @@ class WindowTime:
 
 
 def time_window(config: Config, *, num_classes: int, device: torch.device) -> WindowTime:
-    """Time a window of a detector of random weights, forward and backward, and windows of the training videos.
+    """Time a randomly initialised detector on a window, forward and backward, and reading of training windows.
 
     Args:
-        config: of the run, its data in place.
+        config: config of the run, with its data in place.
         num_classes: K.
-        device: that it would run on.
+        device: device that it would run on.
 
     Raises:
         ConfigError: too much for this device.
@@ -57,9 +57,9 @@ def time_window(config: Config, *, num_classes: int, device: torch.device) -> Wi
 
 
 def step_seconds(times: WindowTime, *, windows: int, config: Config, cores: int, on_gpu: bool) -> tuple[float, float]:
-    """Seconds that so many windows take in training, and in evaluation, on one device.
+    """Seconds for a number of windows in training, and in evaluation, on one device.
 
-    A GPU computes while the workers read; on a CPU both need the same cores.
+    A GPU computes while the workers read; on a CPU both share the same cores.
     """
     readers = min(cores, max(1, config.data.workers)) if on_gpu else cores
     read_sec = times.read_sec / readers
@@ -71,7 +71,7 @@ def step_seconds(times: WindowTime, *, windows: int, config: Config, cores: int,
 
 
 def fp32_is_faster(dtype: torch.dtype) -> bool:
-    """Whether a matrix product in fp32 beats one in `dtype` on this CPU, which may lack instructions for it."""
+    """Whether this CPU, which may lack instructions for `dtype`, multiplies matrices faster in fp32."""
     seconds = []
     for kind in (torch.float32, dtype):
         matrix = torch.ones((1024, 1024), dtype=kind)
@@ -83,7 +83,7 @@ def fp32_is_faster(dtype: torch.dtype) -> bool:
 
 
 def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of a window's training and forward pass through the backbone, from those of a few of its clips."""
+    """Seconds of a window's training and forward pass through the backbone, extrapolated from a few clips."""
     bare = replace(config, backbone=replace(config.backbone, weights=None))
     model = build_backbone(bare, feature_steps=1).to(device, config.train.dtype)
     side = config.data.resolution
@@ -94,7 +94,7 @@ def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tupl
 
     train_sec, forward_sec = passes(1)
     count = 1
-    if device.type == "cuda":  # which one clip does not fill
+    if device.type == "cuda":  # one clip does not keep it busy
         count = min(clips, config.backbone.clips_per_chunk or clips, max(1, int(TIMED_SEC / train_sec)))
         train_sec, forward_sec = passes(count)
     return train_sec * clips / count, forward_sec * clips / count
@@ -117,7 +117,7 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
 
 
 def _train_and_forward(run: Callable[[], torch.Tensor], *, device: torch.device) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, and of a forward pass alone, once warm."""
+    """Seconds of a forward and backward pass, and of a forward pass alone, after a warm-up."""
 
     def seconds(action: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -136,13 +136,13 @@ def _train_and_forward(run: Callable[[], torch.Tensor], *, device: torch.device)
             run()
 
     first_sec = seconds(train)
-    if first_sec > SLOW_SEC:  # what a first pass adds matters little then, and nobody wants to wait for more
+    if first_sec > SLOW_SEC:  # warm-up hardly matters then, and a second pass would take too long
         return first_sec, first_sec / BACKWARD_COST
     return seconds(train), seconds(forward)
 
 
 def _reading_time(config: Config) -> float:
-    """Mean seconds that one process takes for a training window: decoded, scaled and augmented."""
+    """Mean seconds to decode, scale and augment a training window in one process."""
     data = WindowDataset.for_training(config.data, seed=config.train.seed)
     count = min(TIMED_WINDOWS, len(data))
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The published experiments as data: AdaTAD's 51 (arXiv 2311.17241), each field as its authors had it."""
+"""AdaTAD's 51 published experiments as data (arXiv 2311.17241), every field as in the authors' settings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Recipe:
     """A named experiment.
 
     Attributes:
-        config: everything that the run needs, but for where the user's data lies.
-        dataset: a name that adatad-ds prepare-data knows; "" for generated videos.
+        config: everything that the run needs except the location of the user's data.
+        dataset: a name known to `adatad-ds prepare-data`; "" for generated videos.
         summary: one line.
-        published_map: average mAP in % that the paper reports; None: not in it.
-        published_top1: top-1 accuracy in % that the paper reports; None: not in it.
-        published_id: its authors' name for it; None: not theirs.
+        published_map: average mAP in % as reported in the paper; None: not reported.
+        published_top1: top-1 accuracy in % as reported in the paper; None: not reported.
+        published_id: the authors' name for it; None: not theirs.
     """
 
     config: Config
@@ -45,11 +45,11 @@ class Recipe:
 
     @property
     def class_order(self) -> ClassOrder | None:
-        """What the logits of its authors' checkpoint stand for; None: not known, or not published."""
+        """Classes of the published checkpoint's logits; None: unknown, or not published."""
         return PUBLISHED_ORDERS.get(self.dataset) if self.published_id else None
 
 
-# By backbone: adapter learning rate and published average mAP (tables 1 and 3) of the adapters inside the backbone.
+# Per backbone: adapter learning rate and published average mAP (tables 1 and 3) with adapters inside the backbone.
 _THUMOS14 = {
     "videomae_s": (2e-4, 69.03),
     "videomae_b": (1e-4, 71.14),
@@ -75,7 +75,7 @@ _CHARADES = {
 
 
 def published_recipes() -> Iterator[tuple[str, Recipe]]:
-    """All of them, and two datasets that AdaTAD's authors did not publish settings for."""
+    """All of them, and recipes for two datasets without settings by AdaTAD's authors."""
     yield from _thumos14()
     yield from _activitynet()
     yield from _multithumos()
@@ -112,7 +112,7 @@ def _thumos14() -> Iterator[tuple[str, Recipe]]:
         Recipe(
             config=small,
             dataset="thumos14",
-            summary="adapters beside the backbone",
+            summary="side adapters",
             published_id="thumos/thumos_videomae_s_768x1_160_side",
         ),
     )
@@ -133,7 +133,7 @@ def _thumos14() -> Iterator[tuple[str, Recipe]]:
         Recipe(
             config=with_side_adapters(giant, blocks=range(20, 40), ratio=0.125),
             dataset="thumos14",
-            summary="adapters beside the backbone, 1536 frames",
+            summary="side adapters, 1536 frames",
             published_map=74.65,
             published_id="thumos/thumos_videomaev2_g_768x2_224_side_2e-4",
         ),

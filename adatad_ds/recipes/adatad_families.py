@@ -1,4 +1,4 @@
-"""Configs of the published experiments, family by family (AdaTAD, arXiv 2311.17241): what their settings share."""
+"""Configs shared within each family of published experiments (AdaTAD, arXiv 2311.17241)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def thumos_config(backbone: str, *, lr_adapter: float) -> Config:
 
 
 def activitynet_config(backbone: str, *, lr_adapter: float) -> Config:
-    """Whole videos in 768 frames; one class, named by a video classifier afterwards."""
+    """Whole videos resized to 768 frames; class-agnostic, classes come from a video classifier."""
     config = with_data_paths(thumos_config(backbone, lr_adapter=lr_adapter), "activitynet")
     return replace(
         config,
@@ -82,7 +82,7 @@ def multithumos_config(backbone: str, *, lr_adapter: float) -> Config:
 
 
 def charades_config(backbone: str, *, lr_adapter: float) -> Config:
-    """512 frames at 30 a second."""
+    """512 frames at 30 frames per second."""
     config = with_data_paths(thumos_config(backbone, lr_adapter=lr_adapter), "charades")
     return replace(
         config,
@@ -102,7 +102,7 @@ def charades_config(backbone: str, *, lr_adapter: float) -> Config:
 
 
 def epic_config(task: str, *, label_smoothing: float) -> Config:
-    """`noun` or `verb`: 6144 frames at 30 a second, every second one; weights tuned on EPIC clips."""
+    """`noun` or `verb`: 6144 frames, every second one at 30 frames per second; weights tuned on EPIC clips."""
     config = with_data_paths(thumos_config("videomae_l", lr_adapter=8e-5), f"epic_{task}", videos="epic")
     return replace(
         config,
@@ -165,13 +165,13 @@ def ego4d_config() -> Config:
 
 
 def with_data_paths(config: Config, dataset: str, *, videos: str | None = None) -> Config:
-    """With the annotations and videos of a dataset, where docs/reference/datasets.md puts them."""
-    places = {"annotations": f"data/{dataset}/annotations.json", "videos": f"data/{videos or dataset}/videos"}
-    return replace(config, data=replace(config.data, **places))
+    """Set the paths of a dataset's annotations and videos, as in docs/reference/datasets.md."""
+    paths = {"annotations": f"data/{dataset}/annotations.json", "videos": f"data/{videos or dataset}/videos"}
+    return replace(config, data=replace(config.data, **paths))
 
 
 def tuning_variants(adapted: Config, *, dropout_of_full: float = 0.0) -> dict[str, tuple[Config, str, str]]:
-    """The paper's comparison: authors' variant -> config, suffix of our name, summary."""
+    """The paper's comparison of tunings: the authors' variant -> config, suffix of the recipe's name, summary."""
     on_thumos = adapted.data.sampling == "random_trunc"
     frozen = replace(
         adapted,
@@ -197,7 +197,7 @@ def tuning_variants(adapted: Config, *, dropout_of_full: float = 0.0) -> dict[st
 
 
 def with_side_adapters(config: Config, *, blocks: range, ratio: float) -> Config:
-    """AdaTAD†: adapters beside the backbone."""
+    """AdaTAD†: adapters outside the backbone, which no gradient enters."""
     backbone = replace(config.backbone, tuning="side", adapter_blocks=tuple(blocks), adapter_ratio=ratio, drop_path=0.0)
     return replace(config, backbone=backbone, head=replace(config.head, input_dropout=0.1))
 
@@ -207,7 +207,7 @@ def at_224(config: Config) -> Config:
 
 
 def giant_1536(config: Config) -> Config:
-    """Twice as many frames of the same stretch of video, 224 px, adapters in the upper half."""
+    """Twice as many frames over the same duration, 224 px, adapters in the upper half."""
     config = at_224(config)
     return replace(
         config,
@@ -217,7 +217,7 @@ def giant_1536(config: Config) -> Config:
 
 
 def _doubling(levels: int, *, overlap: bool) -> tuple[tuple[float, float], ...]:
-    """Regression ranges: the greatest distance doubles from 4 on; with overlap the least is half the one before's."""
+    """Regression ranges whose maximum doubles from 4 on; with overlap, each starts at half the previous maximum."""
     ends = [4.0 * 2**level for level in range(levels - 1)] + [10000.0]
     starts = [0.0, *(end / (2 if overlap else 1) for end in ends[:-1])]
     return tuple(zip(starts, ends, strict=True))

@@ -1,4 +1,4 @@
-"""AIM's experiments as data (Yang et al., ICLR 2023): each field as its authors had it."""
+"""AIM's experiments as data (Yang et al., ICLR 2023), every field as in the authors' settings."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CLIP: dict[Size, tuple[str, str]] = {  # name in timm, weights
 }
 IMAGENET = ("vit_base_patch16_224", "timm/vit_base_patch16_224.orig_in21k_ft_in1k")
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # the authors', not the weights' own
-SPAN_FRAMES = 128  # of the file, that a dense clip covers
+SPAN_FRAMES = 128  # file frames covered by a dense clip
 
-# Rows of the quickstart's ablation: tuning and adapters of each.
+# Rows of the quickstart's ablation: tuning and adapters.
 ABLATION: dict[str, tuple[Tuning, tuple[AIMAdapter, ...]]] = {
     "frozen": ("frozen", ()),
     "s": ("aim", ("spatial",)),
@@ -68,12 +68,12 @@ def aim_recipes() -> Iterator[tuple[str, Recipe]]:
 
 
 def ablation_recipe(row: str) -> str:
-    """Name of the recipe of a row of `ABLATION`; all adapters are the quickstart of AIM."""
+    """Recipe name of a row of `ABLATION`; the row with all adapters is AIM's quickstart."""
     return "quickstart_aim" if row == "stj" else f"quickstart_aim_{row}"
 
 
 def _kinetics() -> Iterator[tuple[str, Recipe]]:
-    """Dense clips of 128 file frames; 3 test clips, with 3 crops for Kinetics-700."""
+    """Dense clips over 128 file frames; 3 test clips, with 3 crops for Kinetics-700."""
     published: dict[Size, dict[int, float]] = {
         "b16": {8: 83.9, 16: 84.5, 32: 84.7},
         "l14": {8: 86.8, 16: 87.3, 32: 87.5},
@@ -97,10 +97,10 @@ def _kinetics() -> Iterator[tuple[str, Recipe]]:
 
 
 def _something_something() -> Iterator[tuple[str, Recipe]]:
-    """Stronger augmentation, label smoothing; B has one more adapter before time.
+    """Stronger augmentation and label smoothing; B has another adapter before temporal attention.
 
-    The flip is in imgaug's RandAugment: the authors turn their own off, for left and right tell classes apart, and
-    get this one.
+    The flip comes from imgaug's RandAugment: the authors turn their own off, since left and right distinguish classes,
+    but get this one.
     """
     for size in SIZES:
         config = _published("ssv2", size, frames=8, epochs=50, clips=1, crops=3, sampling="uniform")
@@ -117,7 +117,7 @@ def _something_something() -> Iterator[tuple[str, Recipe]]:
 
 
 def _slow_backbone(config: Config) -> Config:
-    """A tenth of the rate for what learns in the backbone; the key that says so also lets the final norm decay."""
+    """A tenth of the learning rate in the backbone; the authors' key for it also decays the final norm."""
     return replace(config, train=replace(config.train, lr_adapter=3e-5, weight_decay_backbone=0.05))
 
 
@@ -142,10 +142,10 @@ def _published(
     crops: Literal[1, 3] = 1,
     sampling: Literal["dense", "uniform"] = "dense",
 ) -> Config:
-    """What the published settings share: 64 clips a step, AdamW at 3e-4, no clipping, no running average.
+    """Shared by the published settings: 64 clips per step, AdamW at 3e-4, no clipping, no EMA.
 
-    # differs: the authors compute in fp16 (apex O1), here bf16; they validate during training on one clip cut from
-    # 256 px, here by the views of the final test. Their configuration of Diving-48 with B/16 tests three crops, their
+    # differs: the authors compute in fp16 (apex O1), here bf16; during training they validate on one clip cropped from
+    # 256 px, here on the views of the final test. Their config for Diving-48 with B/16 tests three crops, their
     # published figure is for one.
     """
     name, weights = CLIP[size]
@@ -187,7 +187,7 @@ def _published(
 
 
 def _quickstart(tuning: Tuning, adapters: tuple[AIMAdapter, ...]) -> Config:
-    """Generated clips and a tiny image transformer that was pretrained on single frames."""
+    """Generated clips and a tiny image transformer pretrained on single frames."""
     return Config(
         data=DataConfig(resolution=64, short_side_before_crop=64, augment=()),
         backbone=BackboneConfig(

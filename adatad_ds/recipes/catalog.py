@@ -1,4 +1,4 @@
-"""The experiments as data: what `--recipe NAME` means."""
+"""All recipes, and how `--recipe NAME` finds one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def find_recipe(name: str) -> Recipe:
     """Look a recipe up.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: unknown name.
     """
     recipes = all_recipes()
     if name not in recipes:
@@ -60,7 +60,7 @@ def recipe_table() -> str:
 
 
 def config_diff(config: Config, other: Config) -> str:
-    """The keys in which two configs differ, one line each."""
+    """Keys that differ between two configs, one line each."""
     ours, theirs = _keys(config), _keys(other)
     rows = [
         (key, json.dumps(ours.get(key)), json.dumps(theirs.get(key)))
@@ -72,7 +72,7 @@ def config_diff(config: Config, other: Config) -> str:
 
 
 def _keys(config: Config) -> dict[str, Any]:
-    """`section.key` to value."""
+    """`section.key` -> value."""
     return {f"{section}.{key}": value for section, keys in config.to_dict().items() for key, value in keys.items()}
 
 

@@ -1,7 +1,7 @@
-"""Which class each logit of AdaTAD's published detectors stands for; their files do not say.
+"""Classes of the logits of AdaTAD's published detectors; the checkpoints do not name them.
 
-Its authors number the labels of their annotation file in sorted order (OpenTAD, get_class_index). Where those are the
-names that the data's owners gave, sorting gives the order; where not, it stands here.
+The authors number the labels of their annotation file in sorted order (OpenTAD, get_class_index). Where these are the
+dataset's own names, sorting gives the order; otherwise it is listed here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, summarize_list
 
-MOST_NAMED = 5  # of labels in a message
+MOST_NAMED = 5  # labels in a message
 
 
 @dataclass(frozen=True)
@@ -19,42 +19,41 @@ class ClassOrder:
     """The classes of a published detector.
 
     Attributes:
-        spellings: their names by logit, in every way that annotation files may spell them; none: whatever the labels
-            are, sorted.
+        spellings: class names by logit, one tuple for each way in which annotation files spell them; empty: the
+            sorted labels, whatever they are.
     """
 
     spellings: tuple[tuple[str, ...], ...] = ()
 
     def names(self, labels: Collection[str], *, source: str) -> tuple[str, ...]:
-        """Names by logit, spelled as in annotations of these labels.
+        """Class names by logit, spelled as in the annotations.
 
         Args:
-            labels: all that occur.
-            source: of the detector, for messages.
+            labels: all labels of the annotations.
+            source: name of the detector, for messages.
 
         Raises:
-            ConfigError: the detector does not know all of them.
+            ConfigError: a label is not among the detector's classes.
         """
         if not self.spellings:
             return tuple(sorted(labels))
         fewest = min(([label for label in sorted(labels) if label not in names] for names in self.spellings), key=len)
         if fewest:
             raise ConfigError(
-                f"{source} detects {len(self.spellings[0])} classes, {_listed(self.spellings[0])}; of the annotations' "
-                f"labels, {_listed(fewest)} are not among them. Give the annotations of its data set; or, to train on "
+                f"{source} detects {len(self.spellings[0])} classes, {_quoted(self.spellings[0])}; of the annotations' "
+                f"labels, {_quoted(fewest)} are not among them. Use the annotations of its dataset; or, to train on "
                 "other classes, --set head.reset_classifier=true"
             )
         return next(names for names in self.spellings if set(labels) <= set(names))
 
 
 def describe_logits(classes: Sequence[str]) -> str:
-    """One line that tells which class each logit stands for."""
+    """One line with the class of each logit."""
     return "class logits: " + ", ".join(f"{logit} {name}" for logit, name in enumerate(classes))
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(repr, names[:MOST_NAMED])) + more
+def _quoted(names: Sequence[str]) -> str:
+    return summarize_list([repr(name) for name in names], limit=MOST_NAMED, separator=", ")
 
 
 def _epic(kind: str, names: Sequence[str], *, without: Collection[int] = ()) -> ClassOrder:
@@ -102,12 +101,12 @@ pillow pen face plum whiskey door:kitchen tape camera cd extract:vanilla
 """
 _ONLY_IN_TEST_VIDEOS = (270, 275, 286, 289, 290, 294, 296)  # nouns: the published detectors know the other 293
 
-PUBLISHED_ORDERS = {  # by data set
+PUBLISHED_ORDERS = {  # by dataset
     "thumos14": ClassOrder(spellings=(tuple(_THUMOS14.split()),)),
     "activitynet": ClassOrder(),
     "charades": ClassOrder(),
     "ego4d_mq": ClassOrder(),
     "epic_verb": _epic("verb", _EPIC_VERBS.split()),
     "epic_noun": _epic("noun", _EPIC_NOUNS.split(), without=_ONLY_IN_TEST_VIDEOS),
-    # multithumos: how its authors' file spells the labels is not known. hacs, fineaction: nothing is published.
+    # multithumos: the spelling of the labels in the authors' file is unknown. hacs, fineaction: nothing is published.
 }

@@ -1,9 +1,9 @@
-"""Run state on disk: only what learns, written atomically, the newest whole one found again after a crash.
+"""Checkpoints: only trainable state, written atomically; after a crash, the newest complete one is found.
 
-A checkpoint is a folder `step_00000240/` of one safetensors file for each of master weights, Adam moments and running
-average, and a `state.json` that names those files, their sizes and checksums, and holds a checksum of itself. It is
-written under a temporary name, flushed to the disk, and renamed when it is whole. It is whole as long as all checksums
-are right; whoever uses it looks first.
+A checkpoint is a folder `step_00000240/` with a safetensors file for each of master weights, Adam moments and running
+average, and a `state.json` with the names, sizes and checksums of these files and its own checksum. It is written under
+a temporary name, flushed to disk, and renamed when complete. It counts as complete while all checksums match, which is
+verified before use.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from adatad_ds.weights.files import StoredTensor, Tensors, first_line, open_tens
 from adatad_ds.weights.trainable_state import MASTER, decode
 
 STATE_FILE = "state.json"
-OPERATING_POINTS_FILE = "operating_points.json"  # of the evaluated kinds of weights
+OPERATING_POINTS_FILE = "operating_points.json"  # by evaluated kind of weights
 _PREFIX = "step_"
 _REMOVED = ".removing_"
-_CHECKSUM = "crc32"  # any flipped bit shows; 1.4 s for 1 GB, where blake2b takes 5.5
+_CHECKSUM = "crc32"  # detects any flipped bit; 1.4 s per GB, where blake2b takes 5.5 s
 _READ_AT_ONCE = 2**22  # bytes
 
 TrainableState = dict[str, Tensors]  # "master", each Adam moment, "average" -> parameter name -> full tensor
@@ -40,7 +40,7 @@ TrainableState = dict[str, Tensors]  # "master", each Adam moment, "average" -> 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A checkpoint that rank 0 has found whole: its name, and the checksum of its `state.json`, which covers it all."""
+    """A checkpoint that rank 0 has verified: its name, and the checksum of its `state.json`, which covers it all."""
 
     name: str
     checksum: int
@@ -50,8 +50,8 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: where they lie; made when first needed.
-        keep: how many of the newest stay; the one marked best stays besides.
+        folder: folder of the checkpoints; created when first needed.
+        keep: number of newest checkpoints to keep, in addition to the one marked best.
     """
 
     def __init__(self, *, folder: Path, keep: int) -> None:
@@ -61,19 +61,19 @@ class CheckpointStore:
     def save(
         self, *, step: int, trainable: Mapping[str, dict[str, Tensor]], compact: bool, state: Mapping[str, Any]
     ) -> list[str]:
-        """Write a checkpoint of optimizer step `step`, then remove what is no longer kept. Call on one rank.
+        """Write the checkpoint of optimizer step `step`, then remove old ones. Call on one rank.
 
         Args:
             step: optimizer steps done.
             trainable: tensors by kind and parameter name.
-            compact: they are in the form of `compact.encode`.
-            state: what else a run goes on from, JSON-ready.
+            compact: they are encoded by `trainable_state.encode`.
+            state: the rest of the run's state, JSON-ready.
 
         Returns:
-            What could not be removed, a line each: the next save tries again.
+            One line for each checkpoint that could not be removed; the next save tries again.
 
         Raises:
-            ConfigError: it cannot be written; what was there before is untouched.
+            ConfigError: it cannot be written; earlier checkpoints are untouched.
         """
         final = self.folder / _name(step)
         temporary = self.folder / f"{TEMPORARY}{step:08d}"
@@ -98,23 +98,23 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             newest = self.latest()
-            held = f"the newest whole one is {newest.name}" if newest else "there is none before it"
+            held = f"the newest complete one is {newest.name}" if newest else "there is no earlier one"
             raise ConfigError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {first_line(error)}; {held}. "
-                "Make room, then go on with --resume auto"
+                "Free some space, then continue with --resume auto"
             ) from error
         return self._prune(final)
 
     def mark_best(self, *, step: int) -> None:
-        """Remember the checkpoint of a step as the best, which keeps it."""
+        """Mark the checkpoint of a step as the best, so that it is kept."""
         write_text(self.folder / "best", _name(step) + "\n")
 
     def set_operating_point(self, *, step: int, kind: str, point: OperatingPoint) -> None:
-        """Keep the score of the best F1 with the checkpoint of a step; see `write_operating_point`."""
+        """Store the score of the best F1 with the checkpoint of a step; see `write_operating_point`."""
         write_operating_point(self.folder / _name(step), kind=kind, point=point)
 
     def best(self) -> Path | None:
-        """The checkpoint marked best, if it is there; whether it is whole is not yet known."""
+        """The checkpoint marked best, if it exists; not verified."""
         try:
             path = self.folder / (self.folder / "best").read_text(encoding="utf-8").strip()
         except OSError:
@@ -122,9 +122,9 @@ class CheckpointStore:
         return path if path.is_dir() else None
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, if there is one."""
+        """The newest complete checkpoint, if any."""
         seen = None
-        while (paths := self.all()) != seen:  # those seen may be gone, and newer ones there, beside a training
+        while (paths := self.all()) != seen:  # a running training may remove those seen and add newer ones
             for path in reversed(paths):
                 if is_whole(path):
                     return path
@@ -132,35 +132,35 @@ class CheckpointStore:
         return None
 
     def choose(self) -> Chosen | None:
-        """The newest whole checkpoint, for the other ranks to `confirm`. Call on one rank."""
+        """The newest complete checkpoint, for the other ranks to `confirm`. Call on one rank."""
         newest = self.latest()
         return None if newest is None else Chosen(newest.name, _checksum(newest / STATE_FILE))
 
     def confirm(self, chosen: Chosen) -> Path:
-        """This rank's view of the checkpoint that rank 0 has chosen.
+        """This rank's path of the checkpoint that rank 0 has chosen.
 
         Raises:
-            ConfigError: it is not here, not whole, or another one.
+            ConfigError: it is missing, incomplete, or a different one.
         """
         path = self.folder / chosen.name
         if not is_whole(path) or _checksum(path / STATE_FILE) != chosen.checksum:
-            found = "is another one" if is_whole(path) else "is missing or not whole"
+            found = "is a different one" if is_whole(path) else "is missing or incomplete"
             raise ConfigError(
-                f"the checkpoint {path} that rank 0 goes on from {found} on {os.uname().nodename}; all nodes must see "
+                f"the checkpoint {path} that rank 0 resumes from {found} on {os.uname().nodename}; all nodes must see "
                 "the same folder (--run-dir)"
             )
         return path
 
     def newer_than(self, chosen: Path | None) -> list[Path]:
-        """Checkpoints that were skipped for one, as they are not whole: damaged, or cut short by a crash."""
+        """Incomplete checkpoints newer than `chosen`, which were skipped: damaged, or truncated by a crash."""
         return [path for path in self.all() if chosen is None or path > chosen]
 
     def all(self) -> list[Path]:
-        """All checkpoints by step, whole or not."""
+        """All checkpoints by step, complete or not."""
         return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
 
     def _set_aside(self, path: Path) -> None:
-        """Take a checkpoint's name away at once: nobody finds half of it while its files are removed."""
+        """Rename a checkpoint before its files are removed, so that no half of it is ever found."""
         path.rename(self.folder / f"{_REMOVED}{path.name}_{uuid.uuid4().hex[:8]}")
 
     def _prune(self, saved: Path) -> list[str]:
@@ -182,24 +182,24 @@ class CheckpointStore:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A whole checkpoint folder from itself or from its run's folder (the best, else the newest).
+    """Find a complete checkpoint: `path` itself, or in a run's folder the best, else the newest.
 
     Raises:
-        ConfigError: none is there, or it is not whole.
+        ConfigError: there is none, or it is incomplete.
     """
     store = CheckpointStore(folder=path / "checkpoints", keep=1)
     found = path if (path / STATE_FILE).is_file() else store.best()
     if found is not None and not is_whole(found):
         raise ConfigError(
-            f"the checkpoint {found} is not whole: a file is missing or damaged. Give the folder of another one"
+            f"the checkpoint {found} is incomplete: a file is missing or damaged. Give the folder of another one"
         )
     if (found := found or store.latest()) is None:
-        raise ConfigError(f"there is no whole checkpoint in {path}")
+        raise ConfigError(f"there is no complete checkpoint in {path}")
     return found
 
 
 def open_checkpoint(path: Path) -> tuple[TrainableState, dict[str, Any]]:
-    """A whole checkpoint's full fp32 tensors by kind and name, not yet read, and the run's state.
+    """Open a complete checkpoint: its full fp32 tensors by kind and name, read lazily, and the run's state.
 
     Raises:
         ConfigError: it has been removed.
@@ -208,12 +208,12 @@ def open_checkpoint(path: Path) -> tuple[TrainableState, dict[str, Any]]:
         state = read_state(path)
         trainable = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is gone; a training that goes on removes old checkpoints: try again") from error
+        raise ConfigError(f"{path} is gone: a running training removes old checkpoints; try again") from error
     return (_decoded(trainable) if state["compact"] else trainable), state
 
 
 def _decoded(trainable: TrainableState) -> TrainableState:
-    """The fp32 tensors behind compact ones."""
+    """Decode compact tensors to fp32."""
 
     def reader(kind: str, name: str) -> Callable[[], Tensor]:
         def read() -> Tensor:
@@ -242,7 +242,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
-    """The score of the best F1 that an evaluation of a checkpoint's weights found; None: none did.
+    """The score of the best F1 of a checkpoint's weights; None: not evaluated.
 
     Args:
         path: the checkpoint.
@@ -250,12 +250,12 @@ def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
     """
     try:
         return OperatingPoint.from_dict(_operating_points(path).get(kind))
-    except (ValueError, TypeError, AttributeError):  # damaged; the next evaluation writes it anew
+    except (ValueError, TypeError, AttributeError):  # damaged; the next evaluation rewrites it
         return None
 
 
 def write_operating_point(path: Path, *, kind: str, point: OperatingPoint) -> None:
-    """Keep it with the checkpoint, in the place of an earlier evaluation's."""
+    """Store the score of the best F1 with the checkpoint, replacing an earlier evaluation's."""
     content = _operating_points(path) | {kind: point.to_dict()}
     write_text(path / OPERATING_POINTS_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -268,7 +268,7 @@ def _operating_points(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written; reads them all."""
+    """Whether all checksums of a checkpoint match; reads every file."""
     try:
         return _is_complete(path) and all(
             _checksum(path / name) == written[_CHECKSUM]
@@ -280,7 +280,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether every file that a checkpoint names is there in full; reads `state.json` alone."""
+    """Whether every file of a checkpoint has its full size; reads only `state.json`."""
     try:
         return all(
             (path / name).stat().st_size == (written["bytes"] if isinstance(written, dict) else written)
@@ -291,7 +291,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def _has_checksums(state: Mapping[str, Any]) -> bool:
-    """False of a checkpoint from before there were any: it has sizes alone."""
+    """False for checkpoints written before checksums were introduced, which have only sizes."""
     return not all(isinstance(written, int) for written in state["files"].values())
 
 

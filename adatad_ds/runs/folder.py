@@ -1,4 +1,4 @@
-"""A run's folder: what was run, its checkpoints, its results."""
+"""A run's folder: its settings, checkpoints and results."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DS_CONFIG_FILE = "ds_config.json"
 CLASSES_FILE = "classes.json"
 VERSIONS_FILE = "versions.json"
 METRICS_FILE = "metrics.json"
-REVISION_FILE = "revision.json"  # in a snapshot of the code, which is no clone
-INTERRUPTED_FILE = "interrupted"  # there while a run that was asked to stop waits to go on
+REVISION_FILE = "revision.json"  # in a snapshot of the code, which has no git history
+INTERRUPTED_FILE = "interrupted"  # present while a stopped run waits to be resumed
 _ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
 _PACKAGES = (
     "torch", "torchvision", "deepspeed", "transformers", "accelerate", "timm", "numpy", "safetensors", "decord", "av"
@@ -37,20 +37,20 @@ _PACKAGES = (
 
 
 class RunFolder:
-    """Layout of one run on disk."""
+    """Layout of a run on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def checkpoints(self, *, keep: int) -> CheckpointStore:
-        """Where the run's checkpoints lie."""
+        """The run's checkpoints."""
         return CheckpointStore(folder=self.path / "checkpoints", keep=keep)
 
     def start(self, store: CheckpointStore, *, config: Config, resume: bool) -> Chosen | None:
-        """The checkpoint to go on from, or None for a new run. Call on one rank; the others `confirm` it.
+        """The checkpoint to resume from, or None for a new run. Call on one rank; the others `confirm` it.
 
         Raises:
-            ConfigError: another run is here, or the same one and `resume` is off, or none of its checkpoints is whole.
+            ConfigError: the folder holds another run, or the same one and `resume` is off, or no complete checkpoint.
         """
         saved = store.all()
         if saved and not resume:
@@ -62,19 +62,19 @@ class RunFolder:
         if refused:
             raise ConfigError(
                 f"{self.path} holds a run with other settings than these (its {CONFIG_FILE} -> now): "
-                f"{', '.join(refused)}. Give the old values to go on with it, or choose another folder with --run-dir"
-                + ("" if saved else " (nothing is lost with this one but its log: it has saved no checkpoint)")
+                f"{', '.join(refused)}. Use the old values to continue it, or choose another folder with --run-dir"
+                + ("" if saved else " (this one has saved no checkpoint, so only its log would be lost)")
             )
         chosen = store.choose()
         if saved and chosen is None:
             raise ConfigError(
-                f"none of the {len(saved)} checkpoints in {store.folder} is whole: files are missing or damaged. "
-                "Bring one back to go on, or start a new run with --run-dir"
+                f"none of the {len(saved)} checkpoints in {store.folder} is complete: files are missing or damaged. "
+                "Restore one to resume, or start a new run with --run-dir"
             )
         return chosen
 
     def describe(self, *, config: Config, ds_config: Mapping[str, Any], classes: Sequence[str]) -> None:
-        """Save everything that the run was made from."""
+        """Save the run's settings, classes and versions."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write(CONFIG_FILE, config.to_dict())
         self._write(DS_CONFIG_FILE, ds_config)
@@ -83,17 +83,17 @@ class RunFolder:
         (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
 
     def setting_changes(self, config: Config) -> tuple[list[str], list[str]]:
-        """How a config differs from the saved one, see `resume.setting_changes`; not at all where none is saved.
+        """How a config differs from the saved one, see `resume.setting_changes`; no changes if none is saved.
 
-        Call it before `describe`, which replaces what was saved.
+        Call it before `describe`, which replaces the saved one.
         """
         path = self.path / CONFIG_FILE
         return setting_changes(loading.load(path), config) if path.exists() else ([], [])
 
     def version_changes(self) -> str:
-        """How this process's Python and packages differ from those that the run was last described with; "": not.
+        """How Python and packages differ from those saved with the run; "": no difference.
 
-        Call it before `describe`, which replaces what was saved.
+        Call it before `describe`, which replaces the saved ones.
         """
         try:
             before = json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8"))
@@ -102,14 +102,14 @@ class RunFolder:
         return version_changes(before, versions())
 
     def gpu(self) -> dict[str, Any] | None:
-        """Name and memory_gb of the GPU that rank 0 ran on; None: unknown, or a CPU."""
+        """Name and memory_gb of rank 0's GPU; None: unknown, or a CPU."""
         try:
             return json.loads((self.path / VERSIONS_FILE).read_text(encoding="utf-8")).get("gpu")
         except (OSError, ValueError):
             return None
 
     def mark_interrupted(self) -> None:
-        """Leave the file that asks for this run to be started again."""
+        """Create the file that asks for this run to be restarted."""
         (self.path / INTERRUPTED_FILE).touch()
 
     def read(self) -> tuple[Config, tuple[str, ...]]:
@@ -125,7 +125,7 @@ class RunFolder:
         return loading.load(self.path / CONFIG_FILE), classes
 
     def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
-        """Save the results and metrics of an epoch; they are also the run's latest."""
+        """Save the results and metrics of an epoch."""
         folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.save(folder)
@@ -139,18 +139,18 @@ class RunFolder:
         }
 
     def scores(self) -> tuple[str, dict[int, float]]:
-        """By which metric epochs are compared, and what each evaluated one reached."""
+        """Name of the metric that epochs are compared by, and its value for each evaluated epoch."""
         evaluations = self.evaluations()
         name = next((n for n in HEADLINES if all(n in metrics for metrics in evaluations.values())), "")
         return name, {epoch: metrics[name] for epoch, metrics in evaluations.items()}
 
     def best_epoch(self) -> int | None:
-        """The evaluated epoch of the highest score; the first of equals."""
+        """The evaluated epoch with the highest score; the first on ties."""
         _, scores = self.scores()
         return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
 
     def summary(self) -> str | None:
-        """Score of the last and of the best evaluated epoch, and which is which; None without evaluations."""
+        """Scores of the last and of the best evaluated epoch, as text; None without evaluations."""
         (name, scores), best = self.scores(), self.best_epoch()
         last = max(scores, default=None)
         if last is None or best is None:
@@ -187,7 +187,7 @@ def versions() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any] | None:
-    """Name and memory of this process's GPU, as the driver gives them; None without one."""
+    """Name and memory of this process's GPU, as reported by the driver; None without one."""
     if not gpu_count():
         return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -195,7 +195,7 @@ def gpu() -> dict[str, Any] | None:
 
 
 def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`torch 2.13.0 -> 2.14.1, ...` of what two results of `versions` both know and name differently."""
+    """`torch 2.13.0 -> 2.14.1, ...` for entries that differ between two results of `versions`."""
 
     def flat(versions: Mapping[str, Any]) -> dict[str, str | None]:
         return {name: versions[name] for name in ("python", "cuda") if name in versions} | versions.get("packages", {})
@@ -205,7 +205,7 @@ def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def revision() -> dict[str, str | None]:
-    """The commit of this code and what was changed since; as noted in a snapshot, or asked of git."""
+    """Commit of this code and uncommitted changes, from a snapshot's record or from git."""
     noted = Path(__file__).resolve().parents[1] / REVISION_FILE
     if noted.exists():
         return json.loads(noted.read_text(encoding="utf-8"))

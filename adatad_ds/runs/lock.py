@@ -1,9 +1,9 @@
 """One run, one trainer: the lock of a run's folder.
 
-The lock is a file that one process alone can create (O_EXCL), which holds on every file system, those without `flock`
-included. It names its holder, who renews the file's time every few seconds. A holder on this machine is known by its
-process. One on another machine is watched for a while: if the file's time stands still, the holder is gone. No two
-clocks are compared, so they need not agree.
+The lock is a file that only one process can create (O_EXCL), which works on every file system, also without `flock`.
+It names its holder, who updates the file's time every few seconds (a heartbeat). A holder on this machine is checked
+by its process. One on another machine is watched for a while: if the file's time does not change, the holder is gone.
+No two clocks are compared, so they need not agree.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pathlib import Path
 from adatad_ds.errors import ConfigError
 
 LOCK_FILE = "lock"
-BEAT_SEC = 10.0  # between two signs of life
-WATCH_SEC = 60.0  # without one, after which a holder on another machine is taken for gone
-SETTLE_SEC = 1.0  # in which of several that take over a stale lock one remains
+BEAT_SEC = 10.0  # between heartbeats
+WATCH_SEC = 60.0  # without a heartbeat, after which a holder on another machine counts as gone
+SETTLE_SEC = 1.0  # after which one of several processes that take over a stale lock has won
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-        token: different for each lock taken.
-        machine: the same for processes that see one another's numbers.
-        host: the machine's name, for people.
-        process: its number.
-        started: when the process started, as its machine counts; a number is given out again, the two together aren't.
-        job: Slurm's job, if it is one.
-        since: when the lock was taken, for people.
+        token: unique to each acquisition.
+        machine: the same for processes with a common PID namespace.
+        host: the machine's name, for messages.
+        process: its PID.
+        started: when the process started, in its machine's clock ticks; PIDs are reused, the two together are not.
+        job: the Slurm job id, if any.
+        since: when the lock was taken, for messages.
     """
 
     token: str
@@ -57,9 +57,9 @@ class RunLock:
     """The right to train in a run's folder, for one process.
 
     Args:
-        folder: the run's; made when the lock is taken.
-        beat_sec: between two signs of life.
-        watch_sec: how long to wait for another machine's sign of life; several times its `beat_sec`.
+        folder: the run's folder; created when the lock is taken.
+        beat_sec: seconds between heartbeats.
+        watch_sec: how long to wait for a heartbeat from another machine; several times its `beat_sec`.
     """
 
     def __init__(self, folder: Path, *, beat_sec: float = BEAT_SEC, watch_sec: float = WATCH_SEC) -> None:
@@ -70,10 +70,10 @@ class RunLock:
         self._beating = threading.Thread(target=self._beat, name="run lock", daemon=True)
 
     def take(self) -> str | None:
-        """Take the lock; waits for `watch_sec` where another machine's holder may be gone.
+        """Take the lock; waits up to `watch_sec` for a heartbeat if a process on another machine holds it.
 
         Returns:
-            Who left a stale lock behind, in words; None: nobody.
+            Description of the holder of a stale lock that was taken over; None: there was none.
 
         Raises:
             ConfigError: another process trains here, or the folder cannot be written to.
@@ -104,19 +104,19 @@ class RunLock:
         return stale
 
     def check(self) -> None:
-        """See that the lock is still held; call it before writing what another trainer's would be lost to.
+        """Check that the lock is still held; call it before writing to the run's folder.
 
         Raises:
-            ConfigError: it was removed or taken over, as when this process had been stopped for long.
+            ConfigError: it was removed or taken over, e.g. while this process was suspended.
         """
         if self._own is not None and (held := self._read()) != self._own:
             raise ConfigError(
                 f"{self._path.parent} is no longer this training's: its lock is "
-                f"{f'held by {held}' if held else 'gone'}. Nothing more is written there; what was saved is whole"
+                f"{f'held by {held}' if held else 'gone'}. Nothing more is written there; what was saved is intact"
             )
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock, if it is held."""
         if self._own is None:
             return
         self._ended.set()
@@ -127,7 +127,7 @@ class RunLock:
         self._own = None
 
     def _create(self, own: Holder) -> bool:
-        """Whether the lock's file was made by this call."""
+        """Create the lock's file; False if it exists."""
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -137,14 +137,14 @@ class RunLock:
         return True
 
     def _read(self) -> Holder | None:
-        """The holder; None where there is no lock, or a crash cut its file short."""
+        """The holder; None without a lock, or if a crash truncated its file."""
         try:
             return Holder(**json.loads(self._path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def _lives(self, holder: Holder | None) -> bool:
-        """Whether a holder is still at work."""
+        """Whether a holder is still running."""
         if holder is not None and holder.machine == _machine():
             return _runs(holder.process, holder.started)
         before, deadline = self._renewed(), time.monotonic() + self._watch_sec
@@ -155,21 +155,21 @@ class RunLock:
         return False
 
     def _renewed(self) -> int | None:
-        """Time of the last sign of life; opened for it, since a network file system looks anew only then."""
+        """Time of the last heartbeat; opens the file, since network file systems refresh its time only then."""
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
         return None
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_sec):
-            with suppress(OSError):  # the next one may reach a server that is away now
+            with suppress(OSError):  # the server may be back at the next one
                 if self._read() == self._own:
                     os.utime(self._path)
 
     def _in_use(self, holder: Holder | None) -> ConfigError:
         return ConfigError(
-            f"another training runs in {self._path.parent}: {holder or 'its lock is being renewed'}. Wait for its end, "
-            "or choose another folder with --run-dir"
+            f"another training runs in {self._path.parent}: {holder or 'its lock is being renewed'}. Wait until it "
+            "ends, or choose another folder with --run-dir"
         )
 
 
@@ -186,7 +186,7 @@ def _this_process() -> Holder:
 
 
 def _machine() -> str:
-    """Names the system's start and, within containers, the set of processes that sees one another."""
+    """Identifies this boot of the machine and, in containers, the PID namespace."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -205,8 +205,7 @@ def _runs(process: int, started: str) -> bool:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine started; "" where the system does not say, "ended" of one that only awaits its
-    parent."""
+    """When a process of this machine started; "" if the system does not tell, "ended" for a zombie."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

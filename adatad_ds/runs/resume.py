@@ -1,4 +1,4 @@
-"""What a resume may change. A run that goes on with something else than it began with would be no run of either."""
+"""Settings that a resume may change; all others must stay as the run began."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 
 MAY_CHANGE = (
-    # how the work is shared and where it waits; besides ranks and all of the ds_config
+    # how the work is distributed and stored; also the number of ranks and the whole ds_config
     "parallel.temporal",
     "train.micro_batch",
     "backbone.activation_checkpointing",
@@ -38,7 +38,7 @@ MAY_CHANGE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.compact_checkpoints",
-    # where files lie: what is in them is compared, see `check_same_data` and `pretrained.check_fingerprint`
+    # paths: the contents are compared instead, see `check_same_data` and `weights.loading.check_fingerprint`
     "data.annotations",
     "data.videos",
     "backbone.weights",
@@ -48,7 +48,7 @@ MAY_CHANGE = (
 
 
 def setting_changes(saved: Config, now: Config) -> tuple[list[str], list[str]]:
-    """Settings that differ, as `section.key OLD -> NEW`: those that a resume may not change, and those that it may."""
+    """Settings that differ, as `section.key OLD -> NEW`: first those that a resume may not change, then the others."""
     old, new = _flat(saved), _flat(now)
     refused, allowed = [], []
     for key in old | new:
@@ -59,20 +59,20 @@ def setting_changes(saved: Config, now: Config) -> tuple[list[str], list[str]]:
 
 
 def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """See that training data are those that a run began with: the order of samples follows from them.
+    """Check that the training data are those that the run began with, as they determine the order of samples.
 
     Args:
-        found: their fingerprint here and now.
-        wanted: what it was.
+        found: fingerprint of the present data.
+        wanted: fingerprint of the data that the run began with.
 
     Raises:
-        ConfigError: they are others.
+        ConfigError: the data differ.
     """
     if found != wanted:
         theirs, ours = (f"{each['videos']} videos, {each['classes']} classes" for each in (wanted, found))
         raise ConfigError(
             f"the training data are not those that this run began with ({theirs}; now {ours}): names, times, labels or "
-            "their order differ. Give the old annotations to go on, or start a new run with --run-dir"
+            "their order differ. Use the old annotations to continue, or start a new run with --run-dir"
         )
 
 

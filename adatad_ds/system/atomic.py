@@ -1,15 +1,15 @@
-"""Files that are there in full or not at all, whatever happens while they are written."""
+"""Atomic writing of files: complete, or not there at all."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-TEMPORARY = ".writing_"  # how names begin under which something is written
+TEMPORARY = ".writing_"  # prefix of names under which something is being written
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 under a temporary name, flush it to the disk, then give it its name."""
+    """Write a UTF-8 file under a temporary name, flush it to disk, then rename it."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     temporary.write_text(text, encoding="utf-8")
     flush(temporary)
@@ -17,7 +17,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold what a file or folder has by now."""
+    """Flush a file or folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Standard output and error: what a command says, whoever reads it, and as long as anybody does."""
+"""Messages on standard output and error, which survive a reader that goes away."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import os
 import sys
 from typing import Any
 
-_READER_GONE = (errno.EPIPE, errno.EIO)  # `| head` has seen enough; the terminal is closed
+_READER_GONE = (errno.EPIPE, errno.EIO)  # `| head` has exited; the terminal is closed
 
 
 class _LastingFile(io.FileIO):
-    """A file whose reader may go away; what is written afterwards is lost, and no error."""
+    """A file whose reader may go away; later output is discarded without an error."""
 
     def write(self, data: Any, /) -> int | None:
         try:
@@ -22,17 +22,17 @@ class _LastingFile(io.FileIO):
             if error.errno not in _READER_GONE:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # for all who write there, in C++ too
+            os.dup2(nowhere, self.fileno())  # for all writers, including C++
             os.close(nowhere)
             return super().write(data)
 
 
 def keep_output() -> None:
-    """Let standard output and error outlive their readers: a training goes on and ends well."""
+    """Keep the process running when the readers of its standard output and error go away."""
     for name in ("stdout", "stderr"):
         before = getattr(sys, name)
         if not isinstance(before, io.TextIOWrapper):
-            continue  # it is nobody's, or somebody's own
+            continue  # closed, or replaced by the caller
         before.flush()
         lasting = io.TextIOWrapper(
             io.BufferedWriter(_LastingFile(before.fileno(), "w", closefd=False)),
@@ -45,15 +45,15 @@ def keep_output() -> None:
 
 
 def say_error(message: str) -> None:
-    """One error, on a line of its own whatever a progress bar has left."""
+    """Print an error to stderr, on a line of its own even after a progress bar."""
     print(f"\nerror: {message}", file=sys.stderr, flush=True)
 
 
 def show_stacks() -> None:
-    """The stack of every thread of this process, whatever they do."""
-    faulthandler.dump_traceback(file=2, all_threads=True)  # by its descriptor, which is there whatever sys.stderr is
+    """Print the stack of every thread of this process to stderr, even of blocked ones."""
+    faulthandler.dump_traceback(file=2, all_threads=True)  # the descriptor works even if sys.stderr was replaced
 
 
 def say(message: str) -> None:
-    """A line beside the program's output, at once."""
+    """Print a message to stderr, on a line of its own, immediately."""
     print(f"\n{message}", file=sys.stderr, flush=True)

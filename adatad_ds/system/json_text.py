@@ -1,4 +1,4 @@
-"""JSON as users write it: a key that stands twice in an object is a fault, not an entry lost."""
+"""Reading of users' JSON: a duplicate key is an error instead of a silently lost entry."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from adatad_ds.errors import summarize_list
 
 
 def read_json(path: Path, *, parse_float: Callable[[str], Any] | None = None) -> Any:
-    """What a JSON file holds; byte order marks are read over.
+    """Parse a JSON file; a byte order mark is skipped.
 
     Args:
         path: the file, in UTF-8.
-        parse_float: what makes fractions of their text; None: `float`.
+        parse_float: parser of numbers with a fraction; None: `float`.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: neither JSON nor UTF-8, or an object names a key twice.
+        OSError: the file cannot be read.
+        ValueError: neither JSON nor UTF-8, or a duplicate key in an object.
     """
     twice: list[str] = []
 

@@ -1,4 +1,4 @@
-"""How this process was launched, by deepspeed, torchrun, srun or plain python: its rank, its device."""
+"""Rank and device of this process, as launched by deepspeed, torchrun, srun or plain python."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TORCHRUN_FOLDER = "torchelastic_"
 
 
 def complete_environment(environment: MutableMapping[str, str]) -> int:
-    """Fill in the rendezvous variables that the launcher left out; return the local rank.
+    """Fill in the rendezvous variables that the launcher did not set; return the local rank.
 
-    srun's variables are mapped; with no launcher at all this is a world of one.
+    srun's variables are mapped; without a launcher the world size is 1.
     """
     if "RANK" not in environment and _in_slurm_step(environment):
         environment.update({name: environment[slurm_name] for name, slurm_name in _SLURM_NAMES.items()})
@@ -33,17 +33,17 @@ def complete_environment(environment: MutableMapping[str, str]) -> int:
 
 
 def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
-    """GPUs that this process may use: none under `DS_ACCELERATOR=cpu`, whatever the machine has."""
+    """Number of GPUs that this process may use: 0 with `DS_ACCELERATOR=cpu`."""
     return 0 if environment.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
 
 
 def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
-    """Index of this rank's own device among the `gpus` that it sees.
+    """Index of this rank's device among the `gpus` that it sees.
 
-    That is its local rank; but where Slurm has bound a GPU to each task (`--gpus-per-task=1`), a rank sees no other.
+    This is the local rank, except where Slurm binds one GPU to each task (`--gpus-per-task=1`): there it is 0.
 
     Raises:
-        ConfigError: there are fewer devices than local ranks.
+        ConfigError: fewer devices than local ranks.
     """
     local_rank = int(environment["LOCAL_RANK"])
     if local_rank < gpus:
@@ -58,32 +58,32 @@ def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank, as the launcher has numbered it; works before joining the others."""
+    """This process's rank as set by the launcher; works before joining the process group."""
     name = "SLURM_PROCID" if _in_slurm_step(environment) and "RANK" not in environment else "RANK"
     return int(environment.get(name, "0"))
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes the launcher has started, without joining them."""
+    """Number of processes started by the launcher; works before joining the process group."""
     name = "SLURM_NTASKS" if _in_slurm_step(environment) and "WORLD_SIZE" not in environment else "WORLD_SIZE"
     return int(environment.get(name, "1"))
 
 
 def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process's parent is a launcher, which stays until its ranks have ended."""
+    """Whether this process's parent is a launcher, which lives until its ranks have exited."""
     return any(name in environment for name in _LAUNCHER_NAMES)
 
 
 def remove_torchrun_folder(environment: Mapping[str, str] = os.environ) -> None:
-    """Remove the temporary folder that torchrun made for this rank, and those around it that are empty then.
+    """Remove the temporary folder that torchrun made for this rank, and its parents if empty.
 
-    torchrun makes torchelastic_*/RUN/attempt/RANK/ for each launch, writes into it only where logs are redirected, and
-    leaves it behind.
+    torchrun creates torchelastic_*/RUN/attempt/RANK/ at each launch, writes there only if logs are redirected, and
+    never removes it.
     """
     place = environment.get("TORCHELASTIC_ERROR_FILE", "")
     folders = Path(place).parents
     ours = next((i for i, folder in enumerate(folders) if folder.name.startswith(_TORCHRUN_FOLDER)), -1)
-    with suppress(OSError):  # not empty: other ranks are at work, or there are logs
+    with suppress(OSError):  # not empty: other ranks are running, or there are logs
         for folder in folders[: ours + 1]:
             folder.rmdir()
 
@@ -93,7 +93,7 @@ def _in_slurm_step(environment: Mapping[str, str]) -> bool:
 
 
 def _is_srun_rank(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this very rank, rather than a launcher that started it and others in one task."""
+    """Whether srun started this rank itself, rather than a launcher inside one task."""
     return _in_slurm_step(environment) and all(
         environment.get(name, environment[slurm_name]) == environment[slurm_name]
         for name, slurm_name in _SLURM_NAMES.items()
@@ -101,7 +101,7 @@ def _is_srun_rank(environment: Mapping[str, str]) -> bool:
 
 
 def _slurm_binds_gpus(environment: Mapping[str, str]) -> bool:
-    """Whether each task has GPUs of its own: a bind may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
+    """Whether each task has its own GPUs: the binding may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
     bind = environment.get("SLURM_GPU_BIND", "")
     return (
         "SLURM_GPUS_PER_TASK" in environment

@@ -1,4 +1,4 @@
-"""What ends a run early, on all ranks alike: unreadable videos, losses and gradients that are not finite."""
+"""Stop conditions shared by all ranks: unreadable videos, non-finite losses and gradients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adatad_ds.errors import ConfigError, DataError, summarize_list
 
 
 class FailedVideos:
-    """Videos that could not be read.
+    """Training videos that could not be read.
 
     Args:
-        fate: what becomes of their samples, in words.
-        known: error lines from before a resume.
-        most: videos that may fail before the run gives up.
+        fate: what happens to their samples, for the report.
+        known: error messages from before a resume.
+        most: number of videos that may fail before the run stops.
         world: the ranks.
-        report: told about each newly failed video.
+        report: called with a message for each newly failed video.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class FailedVideos:
         self._report = report
 
     def add(self, errors: Sequence[str]) -> None:
-        """Take in what this rank met in a step. A collective.
+        """Add this rank's errors of a step. A collective.
 
         Raises:
             DataError: too many videos have failed.
@@ -45,16 +45,16 @@ class FailedVideos:
         if len(self.errors) > self._most:
             raise DataError(
                 f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "
-                f"the last: {self.errors[-1]}. Mend the files, or leave them out with --set data.exclude=[...]"
+                f"the last: {self.errors[-1]}. Repair the files, or leave them out with --set data.exclude=[...]"
             )
 
 
 class DamagedVideos:
-    """Videos of which a part cannot be read; what can be is trained on.
+    """Training videos that can be read only in part; the rest is trained on.
 
     Args:
         world: all ranks.
-        report: told once about each.
+        report: called once with a message for each.
     """
 
     def __init__(self, *, world: World, report: Callable[[str], None]) -> None:
@@ -62,19 +62,19 @@ class DamagedVideos:
         self._world, self._report = world, report
 
     def untold(self, found: Iterable[Damage | None]) -> list[Damage]:
-        """Those of some files' states that are damaged and not told yet."""
+        """The damaged files among `found` that have not been reported yet."""
         return [damage for damage in found if damage and damage.path not in self._told]
 
     def add(self, untold: Sequence[Damage]) -> None:
-        """Take in what this rank met in a step. A collective."""
+        """Add this rank's damaged files of a step. A collective."""
         for damage in sorted((damage for part in self._world.gather(list(untold)) for damage in part), key=str):
             if damage.path not in self._told:
                 self._told.add(damage.path)
-                self._report(f"a training video is damaged, here or also elsewhere: {damage}")
+                self._report(f"a training video is damaged, possibly in more places: {damage}")
 
 
 def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
-    """Stop when training has diverged; the losses are the same on all ranks.
+    """Stop if training has diverged; the losses are the same on all ranks.
 
     Raises:
         ConfigError: a loss is NaN or infinite.
@@ -88,18 +88,18 @@ def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
 
 
 class SkippedSteps:
-    """Steps whose gradients had no finite norm, so that the optimizer left the weights alone.
+    """Steps that the optimizer skipped because the gradients had no finite norm.
 
-    With fp16 some are normal: the loss scale is found that way. From the first one on, gradients are watched, to name
-    the tensors of the next; that costs a norm of each, so it is not done before.
+    With fp16 some are normal: this is how the loss scale is found. After the first one, gradients are watched, to name
+    the tensors of the next; that costs a norm per gradient, so it is not done before.
 
     Args:
-        parameters: those that learn, by name.
-        total: skipped before a resume.
-        in_a_row: skipped just before it.
-        most: in a row before the run gives up.
+        parameters: trainable parameters by name.
+        total: steps skipped before a resume.
+        in_a_row: steps skipped in a row just before it.
+        most: skipped steps in a row before the run stops.
         world: the ranks.
-        report: told about each skipped step.
+        report: called with a message for each skipped step.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ class SkippedSteps:
             self._watch()
 
     def add(self, step: int, *, taken: bool) -> None:
-        """Take in whether a step was taken, which is the same on all ranks. A collective where it was not.
+        """Record whether a step was taken, the same on all ranks. A collective if it was not.
 
         Raises:
-            ConfigError: too many in a row were not.
+            ConfigError: too many steps were skipped in a row.
         """
         if taken:
             self.in_a_row = 0
@@ -161,7 +161,7 @@ class SkippedSteps:
             parameter.register_hook(lambda gradient, name=name: self._look(name, gradient))
 
     def _look(self, name: str, gradient: Tensor) -> None:
-        """Add a micro batch's squared norm; it is read once a step is skipped."""
+        """Add a micro batch's squared norm; it is read only if a step is skipped."""
         assert self._squares is not None
         square = gradient.detach().float().square().sum()
         self._squares[name] = self._squares[name] + square if name in self._squares else square

@@ -1,4 +1,4 @@
-"""What a run says while it runs: TensorBoard, JSON lines, a progress bar. Rank 0 only; elsewhere it is silent."""
+"""Logging of a run: TensorBoard, JSON lines, a progress bar. Rank 0 only; silent on other ranks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tqdm import tqdm
 
 from adatad_ds.evaluation.plots.figures import try_to_draw
 
-SMOOTHED_STEPS = 20  # over which the progress bar's loss is averaged
+SMOOTHED_STEPS = 20  # averaging window of the progress bar's loss
 LOG_FILE = "log.jsonl"
 
 
 class Monitor:
-    """Writes a run's numbers.
+    """Logger of a run.
 
     Args:
-        folder: the run's folder; TensorBoard's events and `log.jsonl` go there.
-        active: False makes every method do nothing.
-        start_step: the first step that this process will run; what was written of it and later ones, before a crash,
-            is dropped so that no step appears twice.
-        total_steps: of the whole run, for the time left.
+        folder: the run's folder, for TensorBoard's events and `log.jsonl`.
+        active: False turns every method into a no-op.
+        start_step: the first step that this process will run; entries from this step on, left by a crash, are dropped,
+            so that no step appears twice.
+        total_steps: steps of the whole run, for the remaining time.
     """
 
     def __init__(self, *, folder: Path, active: bool, start_step: int, total_steps: int) -> None:
@@ -47,13 +47,13 @@ class Monitor:
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, file=sys.stdout)
 
     def text(self, name: str, content: str, step: int | None = None) -> None:
-        """A text shown in TensorBoard as it stands, such as the config; of a step, or else of this start of the run."""
+        """Add a text to TensorBoard verbatim, such as the config; at a step, by default that of this start."""
         if self._active:
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`*", content))))  # which nothing inside can end
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`*", content))))  # longer than any inside
             self._board.add_text(name, f"{fence}\n{content}\n{fence}", self._start_step if step is None else step)
 
     def figure(self, name: str, draw: Callable[[], Figure], step: int) -> None:
-        """A picture of step `step`, shown in TensorBoard; drawn here, on no display. Of one that fails, a warning."""
+        """Add a figure of step `step` to TensorBoard, drawn without a display; if drawing fails, print a warning."""
 
         def add() -> None:
             canvas = FigureCanvasAgg(draw())
@@ -64,7 +64,7 @@ class Monitor:
             try_to_draw(name, add, report=self.say)
 
     def histogram(self, name: str, values: ArrayLike, step: int) -> None:
-        """How a quantity is spread at step `step`; values that are not finite are left out."""
+        """Add a histogram of step `step` to TensorBoard; non-finite values are left out."""
         if not self._active:
             return
         numbers = np.asarray(values, dtype=np.float64).ravel()
@@ -73,7 +73,7 @@ class Monitor:
             self._board.add_histogram(name, numbers, step)
 
     def advance(self, step: int, *, loss: float) -> None:
-        """One more optimizer step is done; the bar shows its loss smoothed, for one batch says little."""
+        """Move the progress bar past an optimizer step; it shows the smoothed loss, as single batches are noisy."""
         if self._active:
             weight = 1 / min(step + 1 - self._start_step, SMOOTHED_STEPS)  # a plain mean at first
             self._loss += weight * (loss - self._loss)
@@ -81,7 +81,7 @@ class Monitor:
             self._bar.set_postfix_str(f"loss {self._loss:.4f} (smoothed)", refresh=False)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of step `step` (0 is the first), named `group/name`."""
+        """Log scalars of step `step` (0 is the first), named `group/name`."""
         if not self._active:
             return
         for name, value in values.items():
@@ -90,7 +90,7 @@ class Monitor:
         self._log.flush()
 
     def say(self, message: str) -> None:
-        """A line for the user, above the progress bar."""
+        """Print a message above the progress bar."""
         if self._active:
             self._bar.write(message, file=sys.stdout)
             sys.stdout.flush()
@@ -104,14 +104,14 @@ class Monitor:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has used: the device's allocator on a GPU, resident memory on a CPU."""
+    """Peak memory of this process: of the allocator on a GPU, resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_memory_name(device: torch.device) -> str:
-    """What `peak_memory_bytes` measures: "peak" of the device's allocator, "peak_resident" of a process."""
+    """Name of what `peak_memory_bytes` measures: "peak" of the allocator, or "peak_resident" of the process."""
     return "peak" if device.type == "cuda" else "peak_resident"
 
 
@@ -122,5 +122,5 @@ def _drop_later_steps(path: Path, *, before: int) -> None:
             if json.loads(line)["step"] < before:
                 kept.append(line)
         except (ValueError, KeyError):
-            continue  # a line cut off by the crash
+            continue  # a line truncated by the crash
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What learns, at which rate: parameter groups, schedule."""
+"""Parameter groups, learning-rate schedule and EMA decay."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 from adatad_ds.config.schema import TrainConfig
 
 CLASSIFIER = "head.classifier."  # of a recogniser
-INITIAL_SHARE = 0.05  # of a running average, at which its run counts as short
+INITIAL_SHARE = 0.05  # of initial weights in the running average, above which a run counts as short
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """Optimizer groups of everything that requires a gradient: {backbone, adapter, head} x {decayed, not}.
+    """Optimizer groups of all trainable parameters: {backbone, adapter, head} x {decayed, not}.
 
-    As the authors of AdaTAD and AIM decay, every tensor of backbone, adapters and a recogniser's classifier, biases,
-    norms and scales too; of a detector's pyramid and heads, as ActionFormer's, those with two axes longer than 1. Each
-    group carries `name`, `base_lr` (reached after the warm-up), `lr` (0, where the schedule starts) and
-    `weight_decay`.
+    Weight decay applies, as by the authors of AdaTAD and AIM, to every tensor of backbone, adapters and a recogniser's
+    classifier, including biases, norms and scales; in a detector's pyramid and heads, as by ActionFormer's, to tensors
+    with two axes longer than 1. Each group has `name`, `base_lr` (reached after the warm-up), `lr` (0, where the
+    schedule starts) and `weight_decay`.
     """
     lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
     rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
@@ -51,27 +51,27 @@ def parameter_kind(name: str) -> str:
 
 
 def parameter_table(model: nn.Module) -> str:
-    """Parameters by kind and by whether they learn, one line each; a model on the meta device will do."""
+    """Numbers of trainable and frozen parameters by kind, one line each; the model may be on the meta device."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        kind = f"{parameter_kind(name)}, {'learns' if parameter.requires_grad else 'frozen'}"
+        kind = f"{parameter_kind(name)}, {'trainable' if parameter.requires_grad else 'frozen'}"
         counts[kind] = counts.get(kind, 0) + parameter.numel()
-    return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
+    return "\n".join(f"{kind:20} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
 def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
-    """How much of the running average stays in the `updates`-th update (from 1).
+    """Decay of the running average in the `updates`-th update (from 1).
 
-    With a warm-up (1 + n) / (10 + n) until that reaches `decay`, as TensorFlow's ExponentialMovingAverage and torch_ema
-    have it; without, always `decay`, as AdaTAD's authors have it.
+    With warm-up, (1 + n) / (10 + n) until that reaches `decay`, as in TensorFlow's ExponentialMovingAverage and
+    torch_ema; without, always `decay`, as by AdaTAD's authors.
     """
     return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
 
 
 def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
-    """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps.
+    """Whether the running average warms up: as set, else if initial weights would keep more than `INITIAL_SHARE` of it.
 
-    An average that is `trained` already, as of a published detector, is not to be forgotten.
+    An average that is already `trained`, as of a published detector, must not be forgotten.
     """
     if train.ema_warmup is not None:
         return train.ema_warmup
@@ -88,16 +88,16 @@ def schedule(
 ) -> float:
     """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine to 0 at `total_steps`.
 
-    From a warm-up's start of 0 step 0 has rate 0, as AdaTAD's authors have it (OpenTAD, LinearWarmupCosineAnnealingLR).
+    With `warmup_start` 0, step 0 has rate 0, as by AdaTAD's authors (OpenTAD, LinearWarmupCosineAnnealingLR).
     # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends at a rate of 1e-8.
 
     Args:
-        step: which.
-        warmup_steps: of the warm-up.
-        total_steps: where the cosine reaches 0.
-        warmup_start: where the warm-up begins.
-        epoch_steps: None, the cosine begins where the warm-up ends, and falls with each step (AdaTAD); otherwise it
-            begins with the first step and falls with each epoch of so many, the warm-up a factor of it (mmcv, AIM).
+        step: optimizer step.
+        warmup_steps: length of the warm-up.
+        total_steps: step at which the cosine reaches 0.
+        warmup_start: factor at which the warm-up starts.
+        epoch_steps: None: the cosine starts after the warm-up and decays with each step (AdaTAD). Otherwise steps per
+            epoch: it starts at the first step and decays with each epoch, multiplied by the warm-up (mmcv, AIM).
     """
     warmed = 1.0 if step >= warmup_steps else warmup_start + (1 - warmup_start) * step / warmup_steps
     if epoch_steps is None:

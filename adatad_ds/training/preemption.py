@@ -1,4 +1,4 @@
-"""Being asked to stop: by a scheduler before it takes the machine away, by Ctrl-C, by a terminal that is closed."""
+"""Stop requests: from a scheduler before preemption, from Ctrl-C, from a closed terminal."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from contextlib import contextmanager
 from adatad_ds.data.worker_process import SIGNALS
 from adatad_ds.system.console import say, show_stacks
 
-ENDING = (signal.SIGTERM, signal.SIGINT)  # the second of these ends the process at once
-SAME_REQUEST_SEC = 1.0  # a launcher passes on what the terminal has told its ranks already
+ENDING = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once
+SAME_REQUEST_SEC = 1.0  # a launcher forwards signals that its ranks already got from the terminal
 LOOK_SEC = 1.0
 
 
 class StopAsked(Exception):  # noqa: N818  (no error)
-    """All ranks have heard that one was asked to stop."""
+    """All ranks know that one of them was asked to stop."""
 
 
 class StopRequest:
-    """Whether this rank has been asked to stop; training goes on to the end of the step, saves, and leaves.
+    """Whether this rank was asked to stop; training then finishes the step, saves, and exits.
 
     Args:
-        launched: the parent is a launcher; its death is a request, too.
-        rank: of this process; the first one says that it has been asked.
+        launched: the parent is a launcher, whose death is a stop request too.
+        rank: of this process; rank 0 reports requests.
     """
 
     def __init__(self, *, launched: bool, rank: int) -> None:
@@ -41,13 +41,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self, *, timeout_sec: float) -> Iterator[None]:
-        """Take signals inside, and none afterwards: a late one must not make a finished run a failed one.
+        """Handle signals inside the context, and ignore them afterwards: a late one must not fail a finished run.
 
-        A thread takes them, for the main one may wait for other ranks, in C++ or forever. Only the main thread can
-        call this. A signal that is ignored already, as under nohup, stays so.
+        A thread handles them, since the main thread may be waiting for other ranks, in C++ or forever. Call this from
+        the main thread. Signals that are already ignored, as under nohup, stay ignored.
 
         Args:
-            timeout_sec: when asked, and not `heard` after this time, the process ends without saving.
+            timeout_sec: the process exits without saving if a request is not `heard` within this time.
         """
         self._timeout_sec = timeout_sec
         taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -55,14 +55,14 @@ class StopRequest:
         os.set_blocking(writer, False)
         wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in taken:
-            signal.signal(number, lambda number, frame: None)  # its number goes into the pipe at once
+            signal.signal(number, lambda number, frame: None)  # Python writes its number to the pipe
         listener = threading.Thread(target=self._listen, args=(reader,), name="stop request", daemon=True)
         listener.start()
         try:
             yield
         finally:
             for number in taken:
-                signal.signal(number, signal.SIG_IGN)  # unlike a handler of ours, this outlives the interpreter
+                signal.signal(number, signal.SIG_IGN)  # unlike a Python handler, this outlives the interpreter
             self._closed = True
             signal.set_wakeup_fd(wakeup_before)
             listener.join()
@@ -70,7 +70,7 @@ class StopRequest:
             os.close(writer)
 
     def heard(self) -> None:
-        """All ranks know; a step has ended, and what is left to do gets the time that it takes."""
+        """All ranks know and a step has ended: from now on there is no time limit."""
         self._deadline = None
         self._timeout_sec = float("inf")
 
@@ -114,7 +114,7 @@ class StopRequest:
 
 
 def follow_launcher(on_end: Callable[[], None]) -> None:
-    """Call a function from another thread when this process's parent, a launcher, has ended."""
+    """Call a function from another thread once this process's parent, a launcher, has exited."""
     parent = os.getppid()
 
     def look() -> None:

@@ -1,6 +1,6 @@
-"""`--profile START:STOP`: what a few steps spend their time on, as a trace for Perfetto and a table.
+"""`--profile START:STOP`: profile a few steps, as a trace for Perfetto and a table.
 
-The training loop names its parts with `torch.profiler.record_function`; a step is `ProfilerStep#N`, as tools know it.
+The training loop names its parts with `torch.profiler.record_function`; a step is `ProfilerStep#N`, as tools expect.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ NAME_WIDTH = 48  # characters
 
 
 def parse_profile(text: str) -> range:
-    """Steps START to STOP - 1 of `START:STOP`; the run's first is 0.
+    """Steps START to STOP - 1 of `START:STOP`; the run's first step is 0.
 
     Raises:
-        ConfigError: this is no such range.
+        ConfigError: malformed or empty range.
     """
     start, colon, stop = text.partition(":")
     if not (colon and start.isascii() and start.isdecimal() and stop.isascii() and stop.isdecimal()):
-        raise ConfigError(f"--profile {text} must be START:STOP, two numbers of steps such as 10:13")
+        raise ConfigError(f"--profile {text} must be START:STOP, two step numbers such as 10:13")
     if int(start) >= int(stop):
-        raise ConfigError(f"--profile {text} names no step: STOP is not recorded, so it must be larger than START")
+        raise ConfigError(f"--profile {text} names no step: STOP is exclusive, so it must be larger than START")
     return range(int(start), int(stop))
 
 
 class Profiler:
-    """Records some steps of a training loop on this rank.
+    """Profiles a range of training steps on this rank.
 
     Args:
-        steps: those to record, as `parse_profile` returns them; None: none.
-        folder: `rankN.pt.trace.json.gz` goes there.
-        rank: this one, for the file's name.
-        device: that the steps run on.
-        active: False: nothing is recorded here.
-        report: takes the table and the file's name.
+        steps: steps to record, from `parse_profile`; None: none.
+        folder: folder of `rankN.pt.trace.json.gz`.
+        rank: this rank, for the file's name.
+        device: device that the steps run on.
+        active: False: record nothing on this rank.
+        report: called with the table and the file's name.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class Profiler:
         self._activities = [ProfilerActivity.CPU, *on_gpu]
         self._path = folder / f"rank{rank}.pt.trace.json.gz"
         self._report = report
-        self._profile: profile | None = None  # while it records, or warms up
+        self._profile: profile | None = None  # while recording or warming up
         self._recorded: list[int] = []
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around everything that step `step` of the run does."""
+        """Context of step `step` of the run."""
         if not self._steps or not self._steps.start - 1 <= step < self._steps.stop:
             yield
             return
         if self._profile is None:
             self._profile = profile(activities=self._activities, acc_events=True)
-            self._profile.prepare_trace()  # one step ahead where there is one: the tracer's own start-up costs
+            self._profile.prepare_trace()  # one step ahead if possible, as the tracer's start-up is slow
         if step < self._steps.start:
             yield
             return
@@ -83,7 +83,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was recorded, if it has not been: also where the run ends before STOP."""
+        """Write the recorded steps, unless already written; also if the run ends before STOP."""
         if self._steps and not self._recorded:
             self._report(f"nothing was profiled: no step of {self._steps.start}:{self._steps.stop} was run")
         if self._profile is None:

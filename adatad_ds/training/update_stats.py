@@ -1,6 +1,6 @@
-"""How far what learns moves: relative updates of each tensor, and the adapters' gammas.
+"""Relative update size per trainable tensor, and the adapters' gammas.
 
-ZeRO partitions what learns, so each rank looks at its own part of every tensor. Only three numbers a tensor are summed
+ZeRO partitions trainable tensors, so each rank reads its own part of each. Only three numbers per tensor are summed
 over the ranks; nothing is gathered.
 """
 
@@ -16,16 +16,16 @@ from torch import Tensor
 
 from adatad_ds.training.optim import parameter_kind
 
-GAMMA = ".gamma"  # the end of the names of the adapters' scales, one number each
-LEAST_UPDATE = 1e-12  # shown for tensors that did not move
+GAMMA = ".gamma"  # suffix of the names of the adapters' scales, one number each
+LEAST_UPDATE = 1e-12  # logged for tensors that did not change
 
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """What happened to the learning tensors between two looks.
+    """Changes of the trainable tensors between two measurements.
 
     Attributes:
-        updates: by parameter name |w_now - w_before| / |w_before|; 1 where it was all zeros and is no more.
+        updates: by parameter name |w_now - w_before| / |w_before|; 1 if it was all zeros and no longer is.
         gammas: each adapter's scale, by parameter name.
     """
 
@@ -33,14 +33,14 @@ class Movement:
     gammas: Mapping[str, float]
 
     def scalars(self) -> dict[str, float]:
-        """`updates/KIND_median` of adapters, head, backbone, as far as they learn; `updates/gamma_mean`."""
+        """`updates/KIND_median` of adapters, head and backbone, where trainable; `updates/gamma_mean`."""
         values = {f"updates/{kind}_median": float(np.median(updates)) for kind, updates in self._by_kind().items()}
         if self.gammas:
             values["updates/gamma_mean"] = float(np.mean(list(self.gammas.values())))
         return values
 
     def histograms(self) -> dict[str, NDArray[np.float64]]:
-        """`updates/KIND_log10`, as updates differ by orders of magnitude, one value a tensor; `updates/gamma`."""
+        """`updates/KIND_log10`, as updates span orders of magnitude, one value per tensor; `updates/gamma`."""
         values = {
             f"updates/{kind}_log10": np.log10(np.maximum(updates, LEAST_UPDATE))
             for kind, updates in self._by_kind().items()
@@ -57,12 +57,12 @@ class Movement:
 
 
 class Updates:
-    """Compares what learns with what it was at the last look.
+    """Measures updates of the trainable tensors since the last measurement.
 
-    Keeps one fp32 copy of this rank's part in host memory.
+    Keeps an fp32 copy of this rank's part in host memory.
 
     Args:
-        parts: each learning tensor's name and this rank's part of it, always alike (`Engine.trainable_parts`).
+        parts: name and this rank's part of each trainable tensor, always the same ones (`Engine.trainable_parts`).
         total: the sum of each number over the ranks (`World.sum`).
     """
 
@@ -72,7 +72,7 @@ class Updates:
         self._before = {name: _copy(part) for name, part in parts()}
 
     def take(self) -> Movement:
-        """What happened since the last look, or since this was made. A collective."""
+        """Changes since the last call, or since construction. A collective."""
         numbers: list[float] = []  # of each tensor: |now - before|^2, |before|^2, sum of now
         for name, part in self._parts():
             now, before = _copy(part), self._before[name]
@@ -86,7 +86,7 @@ class Updates:
 
 
 def _ratio(moved: float, was: float) -> float:
-    """Of two squared norms."""
+    """Ratio of two norms, given squared."""
     return math.sqrt(moved / was) if was else float(moved > 0)
 
 

@@ -38,7 +38,7 @@ def test_ranks_that_see_other_checkpoints(small_videos, tmp_path):
     arguments += ["--resume", "auto", "--set", "train.stop_epoch=2"]
     done = start(on_nodes(tmp_path, "adatad_ds/train.py", *arguments))
     assert done.returncode != 0
-    assert "step_00000002 that rank 0 goes on from is missing or not whole on " in done.stderr
+    assert "step_00000002 that rank 0 resumes from is missing or incomplete on " in done.stderr
 
     (run / "checkpoints/best").write_text("step_00000002\n")
     done = start(on_nodes(tmp_path, "adatad_ds/evaluate.py", "run"))

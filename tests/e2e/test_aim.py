@@ -149,5 +149,5 @@ def test_dry_run_plans_recognition():
     recipe = ["--recipe", "kinetics400_clip_b16_8", "--dry-run"]
     done = start([sys.executable, "adatad_ds/train.py", *recipe, *policy])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "head, learns" in done.stdout
+    assert "head, trainable" in done.stdout
     assert "peak" in done.stdout

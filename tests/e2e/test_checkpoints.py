@@ -71,7 +71,7 @@ def test_disk_full_while_saving(whole, small_videos, tmp_path):
         done = start(train_command(data=small_videos, run=run, **SETTINGS))
         assert done.returncode == 2, done.stderr[-2000:]
         assert "the checkpoint of step 2 could not be written" in done.stderr
-        assert "the newest whole one is step_00000001" in done.stderr
+        assert "the newest complete one is step_00000001" in done.stderr
         assert "Traceback" not in done.stderr
         subprocess.run(["mount", "-o", f"remount,size={10 * size}", str(folder)], check=True)
         output = finish(train_command(data=small_videos, run=run, resume=True, **SETTINGS))

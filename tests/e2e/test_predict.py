@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from adatad_ds import predict
-from adatad_ds.config.schema import loading
+from adatad_ds.config import loading
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.inference.trained_model import Trained, export
 from adatad_ds.models.detector import build_detector
@@ -241,7 +241,7 @@ def test_the_score_of_the_best_f1_is_shown_from(videos, checkpoint, tmp_path, ca
     assert f"{count} of score 0.6 or more (the best F1 in its evaluation, 45 %)" in capsys.readouterr().out
     assert run(videos["silent"], "--checkpoint", evaluated, "-o", tmp_path / "out", "--score", 0.9999) == 0
     best = records[0]["score"]
-    assert f"0 of score 0.9999 or more (as asked for); the best has {best:g}" in capsys.readouterr().out
+    assert f"0 of score 0.9999 or more (as requested); the best has {best:g}" in capsys.readouterr().out
 
 
 def test_what_was_found_is_kept_where_drawing_fails(videos, checkpoint, tmp_path, capsys, monkeypatch):
@@ -434,7 +434,7 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     (tmp_path / "recogniser.json").write_text(json.dumps(content))
     shutil.copy(checkpoint, tmp_path / "recogniser.safetensors")
     line = fails(capsys, good, "--checkpoint", tmp_path / "recogniser.safetensors", *out)
-    assert "is a model of recognition" in line
+    assert "is a recognition model" in line
     assert "no key 'sigmaa'" in fails(capsys, good, "--checkpoint", checkpoint, "--set", "test.sigmaa=1", *out)
     assert "GPUs here" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda:99", *out)
     assert "--device warp is none" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)

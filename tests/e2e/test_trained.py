@@ -106,12 +106,12 @@ def test_candidates_are_kept_before_anything_can_fail(run, tmp_path):
     code = """
 import sys
 from adatad_ds import evaluate
-from adatad_ds.inference import evaluation as evaluator
+from adatad_ds.inference import evaluation
 
 def fail(*arguments, **options):
     raise RuntimeError("suppression failed")
 
-evaluator.finish = fail
+evaluation.finish = fail
 evaluate.main(sys.argv[1:])
 """
     done = start([sys.executable, "-c", code, str(run), "--output", str(tmp_path), "--save-raw"])

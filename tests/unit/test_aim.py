@@ -11,7 +11,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import nn
 
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones import image_vit as image_vit
+from adatad_ds.models.backbones import image_vit
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
 from adatad_ds.models.sample_noise import SampleNoise
@@ -347,13 +347,13 @@ def test_the_published_parameter_counts(name, learns, whole):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapt": ("temporal", "sideways")}, "no adapter sideways; there are spatial, temporal, joint"),
+        ({"adapt": ("temporal", "sideways")}, "no adapter sideways; known: spatial, temporal, joint"),
         ({"tuning": "half"}, "backbone.tuning is one of frozen, aim, full, not half"),
         ({"adapt": (), "tuning": "aim"}, "at least one of backbone.aim_adapters"),
-        ({"tuning": "frozen"}, "joint, spatial, temporal were asked for"),
-        ({"adapt": ("joint",), "adapter_before_time": True}, "wants the temporal adapter too"),
+        ({"tuning": "frozen"}, "asks for joint, spatial, temporal"),
+        ({"adapt": ("joint",), "adapter_before_time": True}, "needs the temporal adapter"),
         ({"clip_frames": 0}, "at least 1 frame"),
-        ({"drop_path": 1.0}, r"lies in \[0, 1\)"),
+        ({"drop_path": 1.0}, r"must be in \[0, 1\)"),
     ],
 )
 def test_combinations_that_make_no_sense(changes, message):

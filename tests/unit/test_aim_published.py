@@ -22,8 +22,7 @@ import pytest
 import torch
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, TestConfig, TrainConfig
-from adatad_ds.data.augmentation import operations as augmentations
-from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.models.backbones.adapted_image import AIMTransformer, Bottleneck
 from adatad_ds.models.recogniser import build_recogniser
 from adatad_ds.recipes.aim import aim_recipes
@@ -130,7 +129,7 @@ def facts_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
     flips = take("train_pipeline.Flip.flip_ratio")
     if "Imgaug" in train:
         assert take("train_pipeline.Imgaug.transforms") == [
-            {"type": "RandAugment", "n": augmentations.N, "m": augmentations.M}
+            {"type": "RandAugment", "n": operations.N, "m": operations.M}
         ]
         augment.append("rand_augment_n4_m7")
         assert flips == 0
@@ -139,7 +138,7 @@ def facts_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
         assert flips == transforms.FLIP_PROBABILITY
         augment.append("flip")
     if "RandomErasing" in train:
-        assert take("train_pipeline.RandomErasing.probability") == augmentations.ERASING_PROBABILITY
+        assert take("train_pipeline.RandomErasing.probability") == operations.ERASING_PROBABILITY
         augment.append("random_erasing")
     order = [*FRAME_READING[:1], "SampleFrames", "DecordDecode", "Resize", "RandomResizedCrop", "Resize", "Flip"]
     order += [*(name for name in ("Imgaug", "ColorJitter") if name in train), "Normalize"]
@@ -304,20 +303,20 @@ def test_defaults_of_code_and_libraries():
     code, libraries = facts["code"], facts["libraries"]
     jitter = code["mmaction/datasets/pipelines/augmentations.py"]
     assert jitter["ColorJitter.color_space_aug"] is False
-    assert jitter["ColorJitter.alpha_std"] == augmentations.LIGHTING_STD
-    assert jitter["ColorJitter.eig_val"] == list(augmentations.LIGHTING_VALUES)
-    assert jitter["ColorJitter.eig_vec"] == [list(row) for row in augmentations.LIGHTING_VECTORS]
+    assert jitter["ColorJitter.alpha_std"] == operations.LIGHTING_STD
+    assert jitter["ColorJitter.eig_val"] == list(operations.LIGHTING_VALUES)
+    assert jitter["ColorJitter.eig_vec"] == [list(row) for row in operations.LIGHTING_VECTORS]
     assert jitter["RandomResizedCrop.area_range"] == list(transforms.CROP_AREA)
     assert jitter["RandomResizedCrop.aspect_ratio_range"] == pytest.approx(transforms.CROP_ASPECT)
     erasing = libraries["timm 0.5.4 RandomErasing"]
-    assert [erasing["min_area"], erasing["max_area"]] == pytest.approx(augmentations.ERASING_AREA)
-    assert [erasing["min_aspect"], 1 / erasing["min_aspect"]] == pytest.approx(augmentations.ERASING_ASPECT)
+    assert [erasing["min_area"], erasing["max_area"]] == pytest.approx(operations.ERASING_AREA)
+    assert [erasing["min_aspect"], 1 / erasing["min_aspect"]] == pytest.approx(operations.ERASING_ASPECT)
     assert erasing["mode"] == "const"
     assert (
         tuple(round(value) for value in settings_of("ssv2_clip_b16_8")["train_pipeline.Normalize.mean"])
-        == augmentations.ERASING_COLOUR
+        == operations.ERASING_COLOUR
     )
-    assert libraries["imgaug 0.4.0 RandAugment"]["_M_MAX"] == augmentations.M_SCALE
+    assert libraries["imgaug 0.4.0 RandAugment"]["_M_MAX"] == operations.M_SCALE
     model = build_recogniser(find_recipe("quickstart_aim").config, num_classes=500)
     assert model.head.classifier.weight.std().item() == pytest.approx(
         code["mmaction/models/heads/i3d_head.py"]["I3DHead.init_std"], rel=0.1

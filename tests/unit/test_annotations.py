@@ -148,7 +148,7 @@ def test_a_byte_order_mark_is_read(tmp_path: Path):
 
 def test_labels_that_nobody_means_are_refused(tmp_path: Path):
     path = write(tmp_path / "a.json", {"v": entry((1, 2, "run"), (2, 3, "Run "), (3, 4, "run"), (4, 5, " "))})
-    with pytest.raises(DataError, match=r"1 have an empty label; the labels 'Run ' \(1\), 'run' \(2\)"):
+    with pytest.raises(DataError, match=r"annotations with an empty label: 1; the labels 'Run ' \(1\), 'run' \(2\)"):
         load_annotations(path, subset="training")
     load_annotations(path, subset="training", classes=("run", "Run ", " "))  # whoever means them names them
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from adatad_ds.data.augmentation import operations as augmentations
+from adatad_ds.data.augmentation import operations
 
 SIDE = 32
 DEFAULT = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "posterize", "solarize", "color", "contrast")
@@ -18,8 +18,8 @@ DEFAULT += ("brightness", "sharpness", "autocontrast", "equalize", "invert", "cu
 N4_M7 = ("identity", "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "color", "contrast")
 N4_M7 += ("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y", "cutout", "blur", "smooth")
 SETS = {
-    "default": (augmentations._operations, DEFAULT),
-    "n4_m7": (augmentations._operations_n4_m7, N4_M7),
+    "default": (operations._operations, DEFAULT),
+    "n4_m7": (operations._operations_n4_m7, N4_M7),
 }
 
 
@@ -75,18 +75,18 @@ def test_each_operation_treats_all_frames_alike(which):
 
 
 def test_four_operations_in_any_order_after_a_crop():
-    chosen = [augmentations.rand_augment_n4_m7(SIDE, np.random.default_rng(seed)) for seed in range(40)]
+    chosen = [operations.rand_augment_n4_m7(SIDE, np.random.default_rng(seed)) for seed in range(40)]
     assert {len(steps) for steps in chosen} == {5}
     frames = torch.randint(0, 250, (1, 3, 224, 224), dtype=torch.uint8)
     rows = torch.arange(224, dtype=torch.uint8)[:, None].expand(1, 3, 224, 224)
-    tops = [int(augmentations._crop_edges(224, np.random.default_rng(s))(rows)[0, 0, 0, 0]) for s in range(200)]
+    tops = [int(operations._crop_edges(224, np.random.default_rng(s))(rows)[0, 0, 0, 0]) for s in range(200)]
     assert (min(tops), max(tops)) == (0, 7)
-    assert augmentations._crop_edges(224, np.random.default_rng(1))(frames).shape == frames.shape
+    assert operations._crop_edges(224, np.random.default_rng(1))(frames).shape == frames.shape
 
 
 def test_sharpening_equals_torchvision():
     frames = torch.randint(0, 256, (2, 3, 21, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(augmentations._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
+    assert torch.equal(operations._sharpen(frames, 1.72), F.adjust_sharpness(frames, 1.72))
 
 
 def test_lighting_shifts_all_pixels_by_one_colour():
@@ -94,22 +94,22 @@ def test_lighting_shifts_all_pixels_by_one_colour():
     frames = torch.full((2, 3, 4, 4), 128, dtype=torch.uint8)
     shifts = []
     for seed in range(1500):
-        out = augmentations.lighting(np.random.default_rng(seed))(frames)
+        out = operations.lighting(np.random.default_rng(seed))(frames)
         assert (out == out[:1, :, :1, :1]).all()
         shifts.append(out[0, :, 0, 0].numpy().astype(float) - 128)
-    vectors, values = np.array(augmentations.LIGHTING_VECTORS), np.array(augmentations.LIGHTING_VALUES)
+    vectors, values = np.array(operations.LIGHTING_VECTORS), np.array(operations.LIGHTING_VALUES)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
     expected = vectors * (0.1 * values) ** 2 @ vectors.T
     np.testing.assert_allclose(np.cov(np.array(shifts).T), expected, atol=1.5)
     assert np.abs(np.mean(shifts, axis=0)).max() < 0.4
-    assert augmentations.lighting(np.random.default_rng(0))(torch.zeros(1, 3, 2, 2, dtype=torch.uint8)).min() == 0
+    assert operations.lighting(np.random.default_rng(0))(torch.zeros(1, 3, 2, 2, dtype=torch.uint8)).min() == 0
 
 
 def test_a_quarter_of_the_samples_lose_a_rectangle():
     side, areas, aspects = 64, [], []
     frames = torch.full((2, 3, side, side), 200, dtype=torch.uint8)
     for seed in range(600):
-        for step in augmentations.random_erasing(side, np.random.default_rng(seed)):
+        for step in operations.random_erasing(side, np.random.default_rng(seed)):
             out = step(frames)
             assert (out[0] == out[1]).all()
             gone = out[0, 0] != 200

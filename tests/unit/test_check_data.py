@@ -227,9 +227,9 @@ def test_subsets_are_told_by_name_and_size(segments: dict[str, int], asked: tupl
 
 
 def test_subsets_that_cannot_be_used():
-    with pytest.raises(DataError, match="there is no such subset; there are a, b"):
+    with pytest.raises(DataError, match="there is no such subset; known: a, b"):
         choose_subsets({"a": 1, "b": 2}, train="c", test=None)
-    with pytest.raises(DataError, match="has an action to learn"):
+    with pytest.raises(DataError, match="has an action to train on"):
         choose_subsets({"a": 0, "b": 0}, train=None, test=None)
 
 

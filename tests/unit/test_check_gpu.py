@@ -99,9 +99,10 @@ def test_in_miniature(tmp_path: Path):
 def test_buckets_are_allocated_whole():
     """DeepSpeed's gradient bucket does not depend on how little learns; ds_configs lower it, and the plan counts it."""
     code = (
-        "from pathlib import Path; from adatad_ds.ds_config import read_ds_config; from tools.gpu_parts import steps;"
+        "from pathlib import Path; from adatad_ds.distributed.ds_config import read_ds_config;"
+        "from tools.gpu_parts import steps;"
         "from tools.gpu_parts.whole_step import WholeStep; from tools.bench.step import cpu_allocator_peak;"
-        "from adatad_ds.plan import make_plan; from adatad_ds.parallel import World;"
+        "from adatad_ds.planning.memory import make_plan; from adatad_ds.distributed.world import World;"
         "ds = read_ds_config(Path('ds_configs/zero2.json')); config = steps.config_of(steps.MINIATURE[0]);"
         "step = WholeStep(config, ds_config=ds, world=World.join()); step();"
         "plan = make_plan(config, ds_config=ds, ranks=1, num_classes=20);"

@@ -84,7 +84,7 @@ def test_the_newest_whole_one_is_found_and_damage_is_told(tmp_path):
         file.truncate(50)
     assert store.latest() == tmp_path / "step_00000004"
     assert store.newer_than(store.latest()) == [tmp_path / "step_00000006"]
-    with pytest.raises(ConfigError, match="is not whole"):
+    with pytest.raises(ConfigError, match="is incomplete"):
         find_checkpoint(tmp_path / "step_00000006")
     (tmp_path / "step_00000004" / "state.json").write_text("{")
     assert store.latest() == tmp_path / "step_00000002"
@@ -164,7 +164,7 @@ def test_a_damaged_best_is_not_replaced_in_silence(tmp_path):
     store.mark_best(step=2)
     assert find_checkpoint(tmp_path).name == "step_00000002"
     (tmp_path / "checkpoints/step_00000002/master.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"step_00000002 is not whole.*another one"):
+    with pytest.raises(ConfigError, match=r"step_00000002 is incomplete.*another one"):
         find_checkpoint(tmp_path)
 
 
@@ -209,10 +209,10 @@ def test_all_ranks_see_the_chosen_one(tmp_path):
     assert chosen is not None
     assert stores[1].confirm(chosen) == tmp_path / "node1/step_00000002"
     stores[1].save(step=2, trainable=trainable(), compact=False, state={"note": "of another run"})
-    with pytest.raises(ConfigError, match="that rank 0 goes on from is another one"):
+    with pytest.raises(ConfigError, match="that rank 0 resumes from is a different one"):
         stores[1].confirm(chosen)
     shutil.rmtree(tmp_path / "node1")
-    with pytest.raises(ConfigError, match=r"is missing or not whole on .*--run-dir"):
+    with pytest.raises(ConfigError, match=r"is missing or incomplete on .*--run-dir"):
         stores[1].confirm(chosen)
 
 
@@ -236,7 +236,7 @@ def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
                 tensors, state = open_checkpoint(find_checkpoint(tmp_path))
                 values = {float(tensor["w"].read().unique()) for tensor in tensors.values()}
             except ConfigError as error:  # removed between two looks; but some checkpoint is always there
-                if read and "removes old checkpoints" not in str(error) and "is not whole" not in str(error):
+                if read and "removes old checkpoints" not in str(error) and "is incomplete" not in str(error):
                     wrong.append(error)
                 continue
             wrong += [] if values == {float(state["step"])} else [values]

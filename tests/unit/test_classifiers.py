@@ -100,12 +100,12 @@ def test_other_plain_layouts(path):
         (
             {"results": SCORES, "class": ["dance", "running", "swim"]},
             "cuhk",
-            "1 annotated labels are no classes.*: run",
+            "1 annotated labels are not among the classes.*: run",
         ),
-        ({"results": SCORES, "class": [*CLASSES, "x"]}, "cuhk", "4 numbers >= 0 a video; others in v_one; v_two"),
-        ({"results": SCORES | {"one": [-1, 0, 1]}, "class": CLASSES}, "plain", "others in v_one$"),
-        ({"results": SCORES | {"one": ["x", 0, 1]}, "class": CLASSES}, "cuhk", "others in v_one$"),
-        (PLAIN, "tcanet", "one list of 3 numbers a video; others in v_one; v_two"),
+        ({"results": SCORES, "class": [*CLASSES, "x"]}, "cuhk", "4 numbers >= 0 per video; different in v_one; v_two"),
+        ({"results": SCORES | {"one": [-1, 0, 1]}, "class": CLASSES}, "plain", "different in v_one$"),
+        ({"results": SCORES | {"one": ["x", 0, 1]}, "class": CLASSES}, "cuhk", "different in v_one$"),
+        (PLAIN, "tcanet", "one list of 3 numbers per video; different in v_one; v_two"),
     ],
 )
 def test_faults_of_files(path, content, layout, message):

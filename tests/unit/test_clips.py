@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data import clip_dataset as sampling
-from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data import clip_dataset
+from adatad_ds.data.augmentation import transforms
 from adatad_ds.data.augmentation.mixing import mix, soft_targets
 from adatad_ds.data.clip_dataset import IGNORED, ClipDataset, ClipSample
-from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding import frames
 from adatad_ds.data.generated.clips import CLASSES, TWINS, generator, make_clip
 from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
@@ -27,7 +27,7 @@ from tests.unit.videos import frame_numbers, write_video
 
 center_crop = partial(transforms.center_crop, scaling="antialias")
 square_crops = partial(transforms.square_crops, scaling="antialias")
-read_frames = partial(reading.read_frames, scaling="antialias")
+read_frames = partial(frames.read_frames, scaling="antialias")
 
 LENGTHS = {"jump/a": 30, "jump/b": 17, "run/c": 24, "run/d": 3}  # frames
 WIDTH, HEIGHT = 88, 48  # 5 squares of the number fit
@@ -37,9 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clips")
-    for name, frames in LENGTHS.items():
+    for name, length in LENGTHS.items():
         (root / name).parent.mkdir(exist_ok=True)
-        write_video(root / f"{name}.mp4", frames=frames, width=WIDTH, height=HEIGHT)
+        write_video(root / f"{name}.mp4", frames=length, width=WIDTH, height=HEIGHT)
     return root
 
 
@@ -171,7 +171,7 @@ def test_uniform_clips(num_frames: int, frames: int):
     edges = [round(i * (num_frames - 1) / frames) for i in range(frames + 1)]
     drawn = np.stack(
         [
-            sampling.random_clip(num_frames, frames=frames, sampling="uniform", stride=1, rng=rng)
+            clip_dataset.random_clip(num_frames, frames=frames, sampling="uniform", stride=1, rng=rng)
             for _ in range(40 * max(1, num_frames // frames))
         ]
     )
@@ -179,7 +179,7 @@ def test_uniform_clips(num_frames: int, frames: int):
     assert (drawn.min(axis=0) == edges[:-1]).all()  # each part's first and last frame are drawn, and none outside
     assert (drawn.max(axis=0) == edges[1:]).all()
     for clips in (1, 2, 5):
-        fixed = sampling.fixed_clips(num_frames, frames=frames, sampling="uniform", stride=1, clips=clips)
+        fixed = clip_dataset.fixed_clips(num_frames, frames=frames, sampling="uniform", stride=1, clips=clips)
         assert (fixed.shape, fixed.dtype) == ((clips, frames), np.int64)
         assert (np.diff(fixed.T.reshape(-1)) >= 0).all()  # clips interleave
         if clips == 1:
@@ -190,7 +190,7 @@ def test_uniform_clips_by_hand():
     """AIM's authors': parts of frames 0..n-1 end at rounded borders; a test clip takes the middles."""
 
     def middles(num_frames: int, clips: int = 1) -> list[list[int]]:
-        return sampling.fixed_clips(num_frames, frames=4, sampling="uniform", stride=1, clips=clips).tolist()
+        return clip_dataset.fixed_clips(num_frames, frames=4, sampling="uniform", stride=1, clips=clips).tolist()
 
     assert middles(10) == [[1, 3, 5, 8]]  # borders 0, 2, 4 (4.5 to even), 7, 9
     assert middles(41) == [[5, 15, 25, 35]]
@@ -201,14 +201,16 @@ def test_uniform_clips_by_hand():
 
 def test_dense_clips_by_hand():
     """AIM's authors': 300 frames, 8 x 16; a clip counts as 128 frames, though its last is the 113th."""
-    fixed = sampling.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=3)
+    fixed = clip_dataset.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=3)
     assert fixed[:, 0].tolist() == [28, 86, 144]
-    assert sampling.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=1)[0, 0] == 86
-    assert sampling.last_start(300, frames=8, stride=16) == 172
+    assert clip_dataset.fixed_clips(300, frames=8, sampling="dense", stride=16, clips=1)[0, 0] == 86
+    assert clip_dataset.last_start(300, frames=8, stride=16) == 172
     rng = np.random.default_rng(0)
-    starts = [sampling.random_clip(300, frames=8, sampling="dense", stride=16, rng=rng)[0].item() for _ in range(3000)]
+    starts = [
+        clip_dataset.random_clip(300, frames=8, sampling="dense", stride=16, rng=rng)[0].item() for _ in range(3000)
+    ]
     assert set(starts) == set(range(173))
-    assert sampling.fixed_clips(120, frames=8, sampling="dense", stride=16, clips=3)[:, 0].tolist() == [0, 0, 0]
+    assert clip_dataset.fixed_clips(120, frames=8, sampling="dense", stride=16, clips=3)[:, 0].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("num_frames", NUMBERS)
@@ -217,10 +219,11 @@ def test_dense_clips(num_frames: int, frames: int, stride: int):
     span = frames * stride
     rng = np.random.default_rng(1)
     drawn = [
-        sampling.random_clip(num_frames, frames=frames, sampling="dense", stride=stride, rng=rng) for _ in range(300)
+        clip_dataset.random_clip(num_frames, frames=frames, sampling="dense", stride=stride, rng=rng)
+        for _ in range(300)
     ]
-    fixed = sampling.fixed_clips(num_frames, frames=frames, sampling="dense", stride=stride, clips=3)
-    one = sampling.fixed_clips(num_frames, frames=frames, sampling="dense", stride=stride, clips=1)
+    fixed = clip_dataset.fixed_clips(num_frames, frames=frames, sampling="dense", stride=stride, clips=3)
+    one = clip_dataset.fixed_clips(num_frames, frames=frames, sampling="dense", stride=stride, clips=1)
     assert (fixed.shape, one.shape) == ((3, frames), (1, frames))
     for clip in (*drawn, *fixed, *one):
         assert 0 <= clip.min() <= clip.max() < num_frames
@@ -305,7 +308,7 @@ def test_training_shows_the_sampled_frames(folder: Path):
             rng = np.random.default_rng([0, 5, sample_id])
             rng.integers(2**63)
             num_frames = LENGTHS[video.name[:-4]]
-            clip = sampling.random_clip(num_frames, frames=8, sampling=kind, stride=stride, rng=rng)
+            clip = clip_dataset.random_clip(num_frames, frames=8, sampling=kind, stride=stride, rng=rng)
             whole = read_frames(video.path, np.arange(num_frames), short_side=48, backend="pyav")
             assert frame_numbers(whole, width=WIDTH).tolist() == list(range(num_frames))
             np.testing.assert_array_equal(data[5, sample_id].frames[0], center_crop(whole[clip], resolution=48))
@@ -470,7 +473,7 @@ def test_twins_show_the_same_frames_backwards(twins: int, pair: tuple[str, str])
 
 
 def test_unknown_class():
-    with pytest.raises(ValueError, match="'hop' is none of"):
+    with pytest.raises(ValueError, match="'hop' is unknown"):
         make_clip("hop", generator("train", 1, 0, 0))
 
 

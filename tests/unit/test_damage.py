@@ -283,7 +283,7 @@ def test_elementary_streams_tell_their_rate(tmp_path: Path, codec: str, suffix: 
 def test_an_elementary_stream_without_a_rate_says_so(tmp_path: Path):
     path = write_elementary(tmp_path / "camera.hevc", frames=20, fps=8, codec="libx265", told=False)
     assert probe(path).fps == 25.0
-    assert "tell no frame rate: all times assume 25 a second" in str(probe(path).damage)
+    assert "give no frame rate: all times assume 25 per second" in str(probe(path).damage)
 
 
 # ---- re-encoded files

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data import loader as loading
-from adatad_ds.data.decoding import frames as reading
-from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
+from adatad_ds.data import loader
+from adatad_ds.data.decoding import frames
+from adatad_ds.data.loader import LOOK_AFTER_WORKERS_SEC, TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.data.window_dataset import Sample, WindowDataset, collate
 from adatad_ds.errors import ConfigError, DataError
 from tests.unit.videos import frame_numbers, write_video
 
-read_frames = partial(reading.read_frames, scaling="antialias")
+read_frames = partial(frames.read_frames, scaling="antialias")
 
 LENGTHS = {"a": 90, "b": 40, "c": 130, "d": 64, "e": 30}  # frames; c and e are the test subset's
 FPS = 10
@@ -33,11 +33,11 @@ FPS = 10
 def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     folder = tmp_path_factory.mktemp("dataset")
     database = {}
-    for name, frames in LENGTHS.items():
-        write_video(folder / f"{name}.mp4", frames=frames, fps=FPS, width=88, height=48)
+    for name, length in LENGTHS.items():
+        write_video(folder / f"{name}.mp4", frames=length, fps=FPS, width=88, height=48)
         database[name] = {
             "subset": "validation" if name in "ce" else "training",
-            "duration": frames / FPS,
+            "duration": length / FPS,
             "annotations": [{"segment": [0.5, 2.0], "label": "run"}, {"segment": [2.2, 2.9], "label": "jump"}],
         }
     (folder / "annotations.json").write_text(json.dumps({"database": database}))
@@ -251,7 +251,7 @@ def test_impossible_batches():
 
 @pytest.mark.parametrize(("windows", "ranks", "batch"), [(7, 2, 2), (1, 4, 1), (8, 4, 3), (0, 2, 1), (9, 1, 4)])
 def test_test_shards_are_equal_and_complete(windows: int, ranks: int, batch: int):
-    shards = [loading.test_shard(windows, batch=batch, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shards = [loader.test_shard(windows, batch=batch, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert len({tuple(len(ids) for ids in shard) for shard in shards}) == 1
     ids = [index for shard in shards for one in shard for index in one if index is not None]
     assert ids == list(range(windows))
@@ -327,7 +327,7 @@ class Slow(WindowDataset):
 
     def __getitem__(self, key):
         if key == (0, 0):
-            time.sleep(loading.LOOK_AFTER_WORKERS_SEC + 2)
+            time.sleep(LOOK_AFTER_WORKERS_SEC + 2)
         return super().__getitem__(key)
 
 

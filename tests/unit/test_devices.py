@@ -79,7 +79,7 @@ def test_nothing_else_asks_whether_there_is_a_gpu():
 def test_collectives_give_up_after_the_watch_over_them():
     """Also in groups made later."""
     code = (
-        "from adatad_ds.parallel import World; import torch.distributed as dist;"
+        "from adatad_ds.distributed.world import World; import torch.distributed as dist;"
         "world = World.join(); waits = lambda group: group._get_backend(world.device).options._timeout.total_seconds();"
         "print(waits(dist.group.WORLD)); world.allow(hang_timeout_sec=7200);"
         "print(waits(dist.group.WORLD), waits(world.groups(1).handle)); world.leave()"

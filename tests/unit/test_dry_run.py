@@ -25,7 +25,7 @@ def dry_run(*assignments: str) -> int:
 def test_those_that_fit(capsys):
     assert dry_run() == 0
     printed = capsys.readouterr().out
-    assert "adapter, learns" in printed
+    assert "adapter, trainable" in printed
     assert f"weights: {RECIPE.backbone.weights}: VideoMAE, " in printed
     assert "weights: they fit the transformer" in printed
     assert dry_run("backbone.weights=null") == 0
@@ -46,7 +46,7 @@ def test_names_and_shapes_that_differ_are_in_the_loads_own_words(suffix, tmp_pat
         find_weights(config.backbone, vit)
     assert dry_run(f"backbone.weights={path}") == 2
     captured = capsys.readouterr()
-    assert "adapter, learns" in captured.out
+    assert "adapter, trainable" in captured.out
     assert str(raised.value) in " ".join(captured.err.split())
 
 

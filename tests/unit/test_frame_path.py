@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.data.augmentation import operations as augmentations
-from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD
 from tests.unit.test_scaling import of_four_neighbours
@@ -108,7 +107,7 @@ def test_colour_jitter(seed: int):
             turned = [colorsys.rgb_to_hsv(*rgb) for rgb in flat]
             flat = np.array([colorsys.hsv_to_rgb((h + hue) % 1, s, v) for h, s, v in turned])
             expected = 255 * flat.reshape(picture.shape)
-    (step,) = augmentations.color_jitter(np.random.default_rng(seed))
+    (step,) = operations.color_jitter(np.random.default_rng(seed))
     ours = step(torch.from_numpy(picture).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     assert np.abs(ours - np.floor(np.clip(expected, 0, 255))).max() <= 3
 

@@ -256,7 +256,7 @@ def test_a_window_without_one_valid_step_is_finite():
 
 
 def test_wrong_names_and_blocks():
-    with pytest.raises(ConfigError, match=r"videomae_xl.*there are tiny"):
+    with pytest.raises(ConfigError, match=r"videomae_xl.*known: tiny"):
         build_detector(replace(CONFIG, backbone=BackboneConfig(name="videomae_xl")), num_classes=2)
     with pytest.raises(ConfigError, match=r"must name blocks 0\.\.3"):
         detector(adapter_blocks=(2, 4))

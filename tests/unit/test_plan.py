@@ -232,6 +232,6 @@ def test_dry_run_prints_the_plan(capsys):
     options = ["--recipe", "thumos14_videomae_s", "--set", "backbone.weights=null", "--dry-run"]
     assert main([*options, "--deepspeed_config", "ds_configs/zero3_offload.json"]) == 0
     printed = capsys.readouterr().out
-    assert "adapter, learns" in printed
+    assert "adapter, trainable" in printed
     assert "12 stored tensors of" in printed
     assert "TFLOP useful" in printed

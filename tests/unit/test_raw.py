@@ -119,7 +119,7 @@ def test_videos_without_annotations_are_detected_in(raw, tmp_path, capsys):
 
 @pytest.mark.parametrize("assignment", ["test.pre_nms_topk=9", "data.window_size=64", "train.seed=1"])
 def test_what_needs_the_detector_cannot_be_changed(raw, assignment, tmp_path):
-    with pytest.raises(ConfigError, match="only the detector could change"):
+    with pytest.raises(ConfigError, match="as the candidates are already computed"):
         evaluate_again(raw, overrides=[assignment], output=tmp_path, world=WORLD)
 
 

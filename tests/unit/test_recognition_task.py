@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, loading
+from adatad_ds.config import loading
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig
 from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
@@ -163,12 +164,12 @@ def test_what_cannot_be_read(folders, tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["backbone.clip_frames=3"], "recognition.frames = 8 is no multiple of 3, the frames that attend"),
+        (["backbone.clip_frames=3"], "recognition.frames = 8 is no multiple of 3, the frames of a clip"),
         (["backbone.tuning=tia"], "takes frozen, aim or full"),
         (["backbone.name=videomae_s", "backbone.weights=null"], "which videomae_s is not"),
         (["recognition.dropout=1.5"], r"recognition\.dropout must be in \[0, 1\)"),
         (["recognition.frmaes=4"], "recognition has no key 'frmaes'; did you mean 'frames'"),
-        (["parallel.temporal=2"], "clips of recognition are not shared"),
+        (["parallel.temporal=2"], "recognition does not split clips"),
         (["recognition.test_crops=2"], "must be one of 1, 3"),
     ],
 )
@@ -178,7 +179,7 @@ def test_settings_that_make_no_sense(assignments, message):
 
 
 def test_a_detection_recipe_has_no_section_for_it():
-    with pytest.raises(ConfigError, match="this recipe is one of detection"):
+    with pytest.raises(ConfigError, match="this is a detection recipe"):
         loading.override(find_recipe("quickstart").config, ["recognition.frames=8"])
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adatad_ds.config.schema import Config, loading
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
@@ -93,7 +94,7 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"already holds a run \(up to step_00000008\); go on with --resume auto"):
         start(run, DETECTION, resume=False)
-    with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Give the old values to go on with it, or choose"):
+    with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Use the old values to continue it, or choose"):
         start(run, other, resume=True)
     assert (tmp_path / CONFIG_FILE).read_bytes() == before
 
@@ -112,7 +113,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
     run = RunFolder(tmp_path)
     save(run.checkpoints(keep=2), 4)
     (tmp_path / "checkpoints/step_00000004/master.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is whole"):
+    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is complete"):
         start(run, DETECTION, resume=True)
 
 
@@ -127,5 +128,5 @@ def test_other_training_data_are_refused():
         data_fingerprint(videos, classes=("b", "a")),
     ]
     for other in others:
-        with pytest.raises(ConfigError, match=r"this run began with \(2 videos, 2 classes; now 2 .*differ\. Give the"):
+        with pytest.raises(ConfigError, match=r"run began with \(2 videos, 2 classes; now 2 .*differ\. Use the old"):
             check_same_data(other, found)

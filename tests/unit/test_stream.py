@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import find_files, length_sec
 from adatad_ds.data.window_dataset import WindowDataset
@@ -25,7 +25,7 @@ from adatad_ds.data.window_stream import gather_rows, lone_video, stream_batches
 from adatad_ds.errors import DataError
 from tests.unit.videos import cut, frame_numbers, scramble_packet, write_video
 
-stream_frames = partial(reading.stream_frames, scaling="antialias")
+stream_frames = partial(frames.stream_frames, scaling="antialias")
 
 FRAMES = 131
 FPS = 10

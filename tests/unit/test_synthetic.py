@@ -7,12 +7,12 @@ from functools import partial
 import numpy as np
 
 from adatad_ds.data.annotations import load_annotations
-from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.generated.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
 from adatad_ds.data.generated.videos import CLASSES, annotation, generator, make_video, move, random_pose, write_video
 
-read_frames = partial(reading.read_frames, scaling="antialias")
+read_frames = partial(frames.read_frames, scaling="antialias")
 
 
 def test_same_seed_same_video_and_no_stream_repeats_another():

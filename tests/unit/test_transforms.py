@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adatad_ds.config.schema import Augmentation
-from adatad_ds.data.augmentation import transforms as transforms
+from adatad_ds.data.augmentation import transforms
 
 augment = partial(transforms.augment, scaling="antialias")
 center_crop = partial(transforms.center_crop, scaling="antialias")

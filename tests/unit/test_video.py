@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from adatad_ds.data.decoding import frames as reading
+from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import VideoError, frames_at, probe
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.errors import DataError
 from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
 
-read_frames = partial(reading.read_frames, scaling="antialias")
+read_frames = partial(frames.read_frames, scaling="antialias")
 
 BACKENDS = ("decord", "pyav")
 FRAMES = 100

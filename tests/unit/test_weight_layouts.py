@@ -14,7 +14,7 @@ from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.recipes.catalog import catalog as recipes
+from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor, Tensors
 from adatad_ds.weights.loading import (
     check_fingerprint,
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_said(tmp_path):
     ],
 )
 def test_a_missing_file_says_where_to_get_it_and_on_what_terms(name, said):
-    config = recipes.find_recipe(f"thumos14_{name}").config
+    config = find_recipe(f"thumos14_{name}").config
     config = replace(config, backbone=replace(config.backbone, weights="/nowhere/w.safetensors"))
     with pytest.raises(ConfigError) as raised:
         find_weights(config.backbone, meta_vit(name))
@@ -284,7 +284,7 @@ def published(detector: torch.nn.Module, *, beside: bool) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("name", ["thumos14_videomae_s", "thumos14_videomae_s_side", "thumos14_videomaev2_g_1536"])
 def test_published_detectors_at_full_size(name):
-    config = recipes.find_recipe(name).config
+    config = find_recipe(name).config
     with torch.device("meta"):
         detector = build_detector(config, num_classes=20)
     tensors = published(detector, beside=config.backbone.tuning == "side")

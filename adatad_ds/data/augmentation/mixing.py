@@ -1,4 +1,4 @@
-"""Mixup and CutMix of clips: every sample of a batch is blended with another one, and so is its target.
+"""Mixup and CutMix of clips: each sample of a batch, and its target, is blended with another one.
 
 B batch, K classes, H x W pixels.
 """
@@ -19,20 +19,20 @@ def mix(
     cutmix_alpha: float = 0.0,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Blend each sample with the one before it in the batch, all by the same share; with both kinds, a coin decides.
+    """Blend each sample with the previous one of the batch, all with the same weight; with both kinds, a coin decides.
 
-    The share of the sample itself is drawn from Beta(alpha, alpha). A single sample has no other and stays alone.
+    The weight of the sample itself is drawn from Beta(alpha, alpha). A batch of one sample is not changed.
 
     Args:
-        frames: (B, ..., H, W, channels), uint8 or floating; not changed.
-        labels: (B,) class indices; those below 0 (samples to ignore) get a target of zeros.
+        frames: (B, ..., H, W, channels), uint8 or floating; not modified.
+        labels: (B,) class indices; samples to ignore have negative ones and get a target of zeros.
         classes: K.
-        mixup_alpha: of blending whole frames; 0: off.
-        cutmix_alpha: of pasting a box, the same one into all frames; 0: off.
-        seed: of this batch.
+        mixup_alpha: alpha for blending whole frames; 0: off.
+        cutmix_alpha: alpha for pasting a box, the same into all frames; 0: off.
+        seed: seed of this batch.
 
     Returns:
-        Frames of the same type, and targets (B, K) float32 for torch's cross_entropy, which sum to 1 where no part of a
+        Frames of the same type, and targets (B, K) float32 for torch's cross_entropy, which sum to 1 if no part of the
         sample is ignored.
     """
     targets = soft_targets(labels, classes=classes)
@@ -54,7 +54,7 @@ def mix(
 
 
 def soft_targets(labels: Tensor, *, classes: int) -> Tensor:
-    """One-hot targets (B, K) float32 of labels (B,); zeros where a label is below 0."""
+    """One-hot targets (B, K) float32 of labels (B,); zeros for negative labels."""
     targets = torch.zeros((len(labels), classes), device=labels.device)
     return targets.scatter_(1, labels.clamp(min=0)[:, None], (labels >= 0).float()[:, None])
 
@@ -62,13 +62,13 @@ def soft_targets(labels: Tensor, *, classes: int) -> Tensor:
 def _blend(frames: Tensor, other: Tensor, own: float) -> Tensor:
     if frames.is_floating_point():
         return torch.lerp(other, frames, own)
-    # per sample: the float copies of a whole batch of clips would be large
+    # per sample: float copies of a whole batch of clips would be large
     pairs = zip(frames, other, strict=True)
     return torch.stack([torch.lerp(b.float(), a.float(), own).round_().to(frames.dtype) for a, b in pairs])
 
 
 def _box(height: int, width: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a box of the frame's shape around a random pixel, cut off at the borders."""
+    """Top, bottom, left, right of a box with the frame's aspect around a random pixel, clipped at the borders."""
     half_height, half_width = height * area**0.5 / 2, width * area**0.5 / 2
     row, column = int(rng.integers(height)), int(rng.integers(width))
     top, bottom = max(0, round(row - half_height)), min(height, round(row + half_height))

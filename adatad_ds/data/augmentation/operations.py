@@ -1,7 +1,7 @@
-"""Augmentations of colour and geometry; one draw for all frames of a sample.
+"""Augmentations of colour and geometry, drawn once for all frames of a sample.
 
-AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/imgaug.npz holds what imgaug makes
-of a picture. Frames are (F, 3, S, S) uint8.
+AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/imgaug.npz holds imgaug's results on
+a picture. Frames are (F, 3, S, S) uint8.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ JITTER_FACTOR = (0.5, 1.5)  # brightness, contrast, saturation
 JITTER_HUE = (-0.1 * 255 / 180, 0.1 * 255 / 180)  # turns: the published 0.1 counts 255 of OpenCV's 180 hues
 GREY = [128.0, 128.0, 128.0]
 
-OPERATIONS = 2  # of RandAugment as mmaction's "default" has it
+OPERATIONS = 2  # of RandAugment in mmaction's "default"
 LEVEL = 0.9
-N, M = 4, 7  # operations and magnitude of RandAugment as imgaug has it
+N, M = 4, 7  # operations and magnitude of RandAugment in imgaug
 M_SCALE = 30  # magnitude of full strength
-M_CROP_SIDE = 224  # side that the crop's pixels are counted at
+M_CROP_SIDE = 224  # frame side that the crop's pixels refer to
 
 LIGHTING_STD = 0.1
 LIGHTING_VALUES = (55.46, 4.794, 1.148)  # of the covariance of ImageNet's colours (Krizhevsky et al., 2012), 0..255
@@ -35,22 +35,23 @@ ERASING_PROBABILITY = 0.25
 ERASING_AREA = (0.02, 1 / 3)  # share of the frame
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height to width
 ERASING_TRIES = 10
-ERASING_COLOUR = (123, 117, 104)  # CLIP's mean, as its authors erase normalised frames with zeros
+ERASING_COLOUR = (123, 117, 104)  # CLIP's mean, as the authors erase normalised frames with zeros
 
 Step = Callable[[Tensor], Tensor]
 
 
 def rand_augment(side: int, rng: np.random.Generator) -> list[Step]:
-    """Two of fifteen operations near full strength: mmaction's "default" ImgAug, which AdaTAD trained with."""
+    """Two of fifteen operations near full strength: mmaction's "default" ImgAug, used by AdaTAD."""
     operations = _operations(side, rng)
     chosen = rng.choice(len(operations), size=OPERATIONS, replace=False)
     return [operations[index] for index in sorted(chosen)]
 
 
 def rand_augment_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
-    """A small crop, then four of eighteen weaker operations in any order: imgaug's, as AIM trained Something-Something.
+    """A small crop, then four of eighteen weaker operations in random order: imgaug's, used by AIM on
+    Something-Something.
 
-    imgaug's also flips half of the samples; that is "flip" here.
+    imgaug's also flips half of the samples; here that is "flip".
     """
     operations = _operations_n4_m7(side, rng)
     chosen = rng.choice(len(operations), size=N, replace=False)
@@ -58,9 +59,12 @@ def rand_augment_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
 
 
 def _operations(side: int, rng: np.random.Generator) -> list[Step]:
-    """# differs: the authors draw the five signs once for a whole process; here each sample draws them."""
+    """The fifteen operations of `rand_augment`.
+
+    # differs: the authors draw the five signs once per process; here each sample draws them.
+    """
     signs = rng.choice([-1.0, 1.0], size=5)
-    enhanced = 1.8 * LEVEL + 0.1  # 1 leaves the frame as it is
+    enhanced = 1.8 * LEVEL + 0.1  # 1: unchanged
     shift, shear = 0.2 * LEVEL * side, 17.19 * LEVEL
     return [
         _warp(shear=(signs[0] * shear, 0.0)),
@@ -83,7 +87,7 @@ def _operations(side: int, rng: np.random.Generator) -> list[Step]:
 
 def _operations_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
     signs = rng.choice([-1.0, 1.0], size=9)
-    color, contrast, brightness, sharpness = (1 + signs[:4] * 0.9 * M / M_SCALE).tolist()  # 1: as it is
+    color, contrast, brightness, sharpness = (1 + signs[:4] * 0.9 * M / M_SCALE).tolist()  # 1: unchanged
     shear = signs[4:6] * math.degrees(0.3) * M / M_SCALE
     shift = signs[6:8] * 0.33 * M / M_SCALE * side
     corner = [0.0, 0.0]
@@ -117,9 +121,9 @@ def _warp(
     center: list[float] | None = None,
     as_pillow: bool = False,
 ) -> Step:
-    """An affine warp about a point (x, y), None the centre; angles in degrees, `translate` in pixels.
+    """An affine warp about a point (x, y), by default the centre; angles in degrees, `translate` in pixels.
 
-    As imgaug does it by OpenCV: bilinear, what comes from outside black; `as_pillow`: nearest pixels, grey.
+    As imgaug does with OpenCV: bilinear, black outside; `as_pillow`: nearest pixels, grey outside.
     """
     return lambda frames: F.affine(
         frames,
@@ -134,7 +138,7 @@ def _warp(
 
 
 def _crop_edges(side: int, rng: np.random.Generator) -> Step:
-    """Up to M of 224 pixels off each edge, and back to the old size."""
+    """Crop up to M of 224 pixels from each edge, and resize to the old size."""
     top, right, bottom, left = (round(cut / M_CROP_SIDE * side) for cut in rng.uniform(0, M, size=4))
 
     def step(frames: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ def _crop_edges(side: int, rng: np.random.Generator) -> Step:
 
 
 def _sharpen(frames: Tensor, factor: float) -> Tensor:
-    """Away from the 3 x 3 smoothed frame, borders kept; as torchvision's, whose convolution is 30 times slower."""
+    """Extrapolate from the 3 x 3 smoothed frame, borders unchanged; like torchvision's, but 30 times faster."""
     exact = frames.to(torch.int16)
     rows = exact[..., :-2, :] + exact[..., 1:-1, :] + exact[..., 2:, :]
     inner = exact[..., 1:-1, 1:-1]
@@ -156,7 +160,7 @@ def _sharpen(frames: Tensor, factor: float) -> Tensor:
 
 
 def _blur(frames: Tensor) -> Tensor:
-    """Mean of the 16 pixels around the 3 x 3 neighbours, borders kept: Pillow's BLUR."""
+    """Mean of the 16 pixels around the 3 x 3 neighbourhood, borders unchanged: Pillow's BLUR."""
     exact = frames.float()
     ring = 25 * avg_pool2d(exact, 5, stride=1) - 9 * avg_pool2d(exact, 3, stride=1)[..., 1:-1, 1:-1]
     out = frames.clone()
@@ -165,7 +169,7 @@ def _blur(frames: Tensor) -> Tensor:
 
 
 def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
-    """A grey square of `share` of the side about a relative point (y, x), as far as it lies inside."""
+    """Paint a grey square of `share` of the side around a relative point (y, x), clipped to the frame."""
     (top, bottom), (left, right) = (
         (int(max(0, (place - share / 2) * side)), int(max(0, (place + share / 2) * side))) for place in center
     )
@@ -179,9 +183,9 @@ def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
 
 
 def color_jitter(rng: np.random.Generator) -> list[Step]:
-    """Brightness, contrast, saturation and hue in random order, as mmaction has it: cut to 0..255 only at the end.
+    """Brightness, contrast, saturation and hue in random order, as in mmaction: clipped to 0..255 only at the end.
 
-    # differs: the order is drawn for each sample; there, once a process.
+    # differs: the order is drawn per sample; there, once per process.
     """
     brightness, contrast, saturation = rng.uniform(*JITTER_FACTOR, size=3).tolist()
     hue = float(rng.uniform(*JITTER_HUE))
@@ -189,7 +193,7 @@ def color_jitter(rng: np.random.Generator) -> list[Step]:
         lambda pixels: pixels * brightness,
         lambda pixels: torch.lerp(_grey(pixels).mean(dim=(-2, -1), keepdim=True), pixels, contrast),
         lambda pixels: torch.lerp(_grey(pixels), pixels, saturation),
-        lambda pixels: F.adjust_hue(pixels.clamp(0, 255).to(torch.uint8), hue).float(),  # there, too, on bytes
+        lambda pixels: F.adjust_hue(pixels.clamp(0, 255).to(torch.uint8), hue).float(),  # on bytes, as there
     ]
     order = rng.permutation(len(operations))
 
@@ -209,9 +213,9 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def lighting(rng: np.random.Generator) -> Step:
-    """One shift of all colours along the principal components of ImageNet's: mmaction's ColorJitter by its defaults.
+    """Shift all colours along the principal components of ImageNet's colours: mmaction's ColorJitter with its defaults.
 
-    # differs: frames stay whole numbers of 0..255 here; the authors go on with what comes out.
+    # differs: here frames are rounded and clipped to 0..255; the authors continue with the unrounded values.
     """
     along = rng.normal(0, LIGHTING_STD, size=3) * LIGHTING_VALUES
     shift = torch.tensor(np.array(LIGHTING_VECTORS) @ along, dtype=torch.float32)[:, None, None]
@@ -219,7 +223,7 @@ def lighting(rng: np.random.Generator) -> Step:
 
 
 def random_erasing(side: int, rng: np.random.Generator) -> list[Step]:
-    """In a quarter of the samples, a rectangle of the mean colour (Zhong et al., 2020; timm's)."""
+    """Erase a rectangle with the mean colour in a quarter of the samples (Zhong et al., 2020; timm's version)."""
     if rng.random() >= ERASING_PROBABILITY:
         return []
     for _ in range(ERASING_TRIES):

@@ -1,4 +1,4 @@
-"""From decoded frames to the square frames that the backbone sees; one draw for all frames of a sample.
+"""Transform decoded frames to the backbone's square input frames, with one random draw for all frames of a sample.
 
 F frames, h x w pixels before and S x S after; all frames uint8 RGB.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from adatad_ds.config.schema import Augmentation, Scaling
 from adatad_ds.data.decoding.scaling import scale
 
-CHUNK_FRAMES = 32  # frames that pass through all steps at once: bounds the memory of their float copies
+CHUNK_FRAMES = 32  # processed at once, to bound the memory of their float copies
 
 CROP_AREA = (0.08, 1.0)  # share of the frame
 CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
@@ -29,7 +29,7 @@ BY_TORCHVISION: set[Augmentation] = {
     "color_jitter",
     "lighting",
     "random_erasing",
-}  # done in data/augmentations.py
+}  # implemented in operations.py
 
 Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
 
@@ -42,16 +42,16 @@ def augment(
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
 ) -> Tensor:
-    """Training augmentation, each kind drawn once for all frames of the sample; in this order, whatever `kinds` says.
+    """Training augmentation, each kind drawn once for all frames of the sample; the order is fixed.
 
-    Crop, flip, RandAugment (of AdaTAD, or with 4 operations of magnitude 7 as AIM has it for Something-Something),
-    colour jitter (AdaTAD), lighting (AIM's L/14 on Kinetics-400), random erasing (AIM, Something-Something).
+    Crop, flip, RandAugment (AdaTAD's, or AIM's for Something-Something with 4 operations of magnitude 7), colour jitter
+    (AdaTAD), lighting (AIM's L/14 on Kinetics-400), random erasing (AIM, Something-Something).
 
     Args:
         frames: (F, h, w, 3).
         resolution: S.
-        scaling: how crops get there.
-        kinds: which to apply; without the random crop, the centre is cropped.
+        scaling: interpolation of crops.
+        kinds: augmentations to apply; without the random crop, the centre is cropped.
         rng: the only source of randomness.
 
     Returns:
@@ -65,25 +65,23 @@ def augment(
     if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
         steps.append(lambda chunk: chunk.flip(-1))
     if BY_TORCHVISION & {*kinds}:
-        from adatad_ds.data.augmentation import (
-            operations as augmentations,  # only now: torchvision takes seconds to import
-        )
+        from adatad_ds.data.augmentation import operations  # here, as torchvision takes seconds to import
 
         if "rand_augment" in kinds:
-            steps += augmentations.rand_augment(resolution, rng)
+            steps += operations.rand_augment(resolution, rng)
         if "rand_augment_n4_m7" in kinds:
-            steps += augmentations.rand_augment_n4_m7(resolution, rng)
+            steps += operations.rand_augment_n4_m7(resolution, rng)
         if "color_jitter" in kinds:
-            steps += augmentations.color_jitter(rng)
+            steps += operations.color_jitter(rng)
         if "lighting" in kinds:
-            steps.append(augmentations.lighting(rng))
+            steps.append(operations.lighting(rng))
         if "random_erasing" in kinds:
-            steps += augmentations.random_erasing(resolution, rng)
+            steps += operations.random_erasing(resolution, rng)
     return _apply(frames, steps, resolution)
 
 
 def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling) -> Tensor:
-    """The largest centred square of frames (F, h, w, 3), scaled to (F, S, S, 3) where it is not S already."""
+    """Crop the largest centred square of frames (F, h, w, 3) and scale it to (F, S, S, 3)."""
     height, width = frames.shape[1:3]
     return _apply(frames, [_center_crop(height, width, resolution, scaling)], resolution)
 
@@ -91,15 +89,15 @@ def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling:
 def square_crops(
     frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling, crops: Literal[1, 3]
 ) -> Tensor:
-    """The largest squares of frames (F, h, w, 3) along their longer side, scaled: (crops, F, S, S, 3).
+    """Crop the largest squares along the longer side of frames (F, h, w, 3) and scale them: (crops, F, S, S, 3).
 
-    One crop is the centre; three are the left (or top), the centre and the right (or bottom), equal steps apart, as
-    mmaction's ThreeCrop: where an odd number of pixels is left over, the last of them is in no crop.
+    One crop is the centre; three are left (or top), centre and right (or bottom), in equal steps, as mmaction's
+    ThreeCrop: if an odd number of pixels is left over, the last one is in no crop.
     """
     height, width = frames.shape[1:3]
     side = min(height, width)
     views = []
-    for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # halves of what is left over
+    for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # in halves of the remaining pixels
         step = _crop_and_resize(
             (height - side) // 2 * place, (width - side) // 2 * place, side, side, resolution, scaling
         )

@@ -1,6 +1,6 @@
-"""What is missing in a video file, and how that is said: alike in check-data, training, evaluation and predict.
+"""Damage of a video file, and its description, the same in check-data, training, evaluation and predict.
 
-Times are seconds on the player's clock, whose zero is the file's first picture or sound.
+Times are seconds on a player's clock, whose zero is the file's first picture or sound.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-GAP_SEC, GAP_INTERVALS = 0.25, 4  # a longer time without a picture is a gap, where all others come regularly
-REGULAR_SHARE = 0.99  # of the intervals, at most half as long again as the usual one
+GAP_SEC, GAP_INTERVALS = 0.25, 4  # a longer interval without a picture is a gap, if the others are regular
+REGULAR_SHARE = 0.99  # of the intervals that are at most 1.5 times the median, in a regular file
 SHOWN_GAPS = 3
-SLACK_FRAMES, SLACK_SHARE, SLACK_SEC = 3, 0.02, 1.0  # by which a whole file may end before its header says
+SLACK_FRAMES, SLACK_SHARE, SLACK_SEC = 3, 0.02, 1.0  # by which an intact file may be shorter than its header says
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What a file lacks, as far as it has been looked at; false where that is nothing.
+    """What is missing in a file, as far as it has been read; falsy if nothing is.
 
     Attributes:
         path: the file.
-        num_frames: that it holds.
+        num_frames: frames in the file.
         fps: their rate.
-        start_sec: when the first of them is shown.
-        missing_sec: by which its pictures end before its header says.
-        gaps_sec: beginning and end of each time without a picture.
-        rate_assumed: no header tells a frame rate.
-        lost: numbers of the frames that could not be decoded whole, or lean on such, of those that were read.
+        start_sec: when the first frame is shown.
+        missing_sec: by how much its pictures end before the end in its header.
+        gaps_sec: start and end of each interval without a picture.
+        rate_assumed: no header gives a frame rate.
+        lost: indices of frames that were read but not decoded completely, or that depend on such frames.
     """
 
     path: str
@@ -48,11 +48,11 @@ class Damage:
         return f"{self.path}: {'; '.join(self.phrases())}"
 
     def with_lost(self, lost: Iterable[int]) -> Damage:
-        """The same file after more of it was read."""
+        """A copy with more lost frames."""
         return replace(self, lost=self.lost | frozenset(lost))
 
     def phrases(self) -> list[str]:
-        """What is missing, and how much."""
+        """One phrase for each kind of damage, with its extent."""
         said = []
         if self.missing_sec:
             end_sec = self.start_sec + self.num_frames / self.fps + sum(end - begin for begin, end in self.gaps_sec)
@@ -60,30 +60,30 @@ class Damage:
         if self.gaps_sec:
             total_sec = sum(end - begin for begin, end in self.gaps_sec)
             places = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in self.gaps_sec[:SHOWN_GAPS])
-            more = f" and {len(self.gaps_sec) - SHOWN_GAPS} times more" * (len(self.gaps_sec) > SHOWN_GAPS)
+            more = f" and {len(self.gaps_sec) - SHOWN_GAPS} more times" * (len(self.gaps_sec) > SHOWN_GAPS)
             said.append(f"{total_sec:.1f} s without a picture, {places}{more}: packets are missing")
         if self.lost:
             first, last = (self.start_sec + frame / self.fps for frame in (min(self.lost), max(self.lost) + 1))
             said.append(
-                f"damaged: {len(self.lost)} of {self.num_frames} frames are lost or lean on lost ones, "
+                f"damaged: {len(self.lost)} of {self.num_frames} frames are lost or depend on lost ones, "
                 f"{first:.1f} to {last:.1f} s"
             )
         if self.rate_assumed:
-            said.append(f"its headers tell no frame rate: all times assume {self.fps:g} a second")
+            said.append(f"its headers give no frame rate: all times assume {self.fps:g} per second")
         return said
 
 
 def merged(first: Damage | None, second: Damage | None) -> Damage | None:
-    """What two readings of one file found together."""
+    """Combine the damage found by two readings of a file."""
     if first is None or second is None:
         return first or second
     return first.with_lost(second.lost)
 
 
 def gaps(seconds: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
-    """Times without a picture between frames shown at ascending `seconds` (n,).
+    """Intervals without a picture between frames shown at ascending `seconds` (n,).
 
-    Only in files of an even rate: where it varies, a long interval may be a still picture.
+    Only for a constant frame rate: with a variable one, a long interval may be a still picture.
     """
     intervals = np.diff(seconds)
     if len(intervals) < 2 * GAP_INTERVALS:
@@ -96,7 +96,7 @@ def gaps(seconds: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
 
 
 def missing_sec(*, promised_sec: float, held_sec: float, fps: float) -> float:
-    """By how much a file ends before its header says; 0 within what headers of whole files are off by."""
+    """By how much a file is shorter than its header says; 0 within the error of intact files' headers."""
     slack_sec = max(SLACK_FRAMES / fps, min(SLACK_SHARE * promised_sec, SLACK_SEC))
     lost_sec = promised_sec - held_sec
     return lost_sec if lost_sec > slack_sec else 0.0

@@ -1,4 +1,4 @@
-"""Decoding chosen frames of a video file, exactly and without ever hanging."""
+"""Decode chosen frames of a video file, exactly and without ever hanging."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from adatad_ds.data.decoding.video import (
     probe,
 )
 
-DECORD_CHUNK_BYTES = 2**26  # of full-size frames a call, so that its copies stay small
+DECORD_CHUNK_BYTES = 2**26  # full-size frames per call, to keep its copies small
 
 Backend = Literal["decord", "pyav"]
 Frames = NDArray[np.uint8]
-Finish = Callable[[Frames], Frames]  # a frame of the file's size to one of the wanted size
+Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
 
 def read_frames(
@@ -43,7 +43,7 @@ def read_frames(
     backend: Backend,
     lost: set[int] | None = None,
 ) -> Frames:
-    """Decode chosen frames into one array (n, h, w, 3), in one thread; arguments and errors as of `stream_frames`."""
+    """Decode chosen frames into one array (n, h, w, 3), in one thread; arguments and errors as for `stream_frames`."""
     info = probe(path)
     height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
     out = np.empty((len(indices), height, width, 3), dtype=np.uint8)
@@ -63,21 +63,20 @@ def stream_frames(
     num_threads: int = 1,
     lost: set[int] | None = None,
 ) -> Iterator[Frames]:
-    """Decode chosen frames one after the other, scaled on the way so that full-size frames never pile up.
+    """Decode chosen frames one by one, scaled immediately, so that full-size frames never accumulate.
 
-    Whichever reader serves a file, it decodes at full size, where all give the same pixels; scaling is no reader's.
+    Every decoder decodes at full size, where all give the same pixels; scaling is separate.
 
     Args:
         path: a video file.
-        indices: frames (n,) in display order, non-decreasing, repeats allowed; those past the last frame that can be
-            decoded take that one, those that are damaged the one before.
-        short_side: pixels of the shorter side of the result; the aspect is kept.
-        scaling: how frames get there.
-        backend: which decoder; "decord" falls back to PyAV for files that it cannot read safely.
+        indices: frames (n,) in display order, non-decreasing, repeats allowed; indices past the last decodable frame
+            get that frame, damaged frames are replaced by the one before.
+        short_side: pixels of the shorter side of the result; the aspect ratio is kept.
+        scaling: interpolation.
+        backend: decoder; "decord" falls back to PyAV for files that it cannot read safely.
         num_threads: decoding threads.
-        lost: is given the numbers of frames, from the first to the last wanted one, that could not be decoded whole or
-            may lean on such.
-            "decord" does not tell of those that its decoder patched up.
+        lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
+            completely or may depend on such frames. "decord" does not report frames that its decoder conceals.
 
     Yields:
         RGB frames (h, w, 3), n of them.
@@ -96,9 +95,9 @@ def stream_frames(
 
     wanted = np.clip(indices, 0, index.info.num_frames - 1)
     done = 0
-    # decord 0.6 waits for ever, holding the GIL, for frames that a header promises and the file lacks
-    # (dmlc/decord#373), and where leading frames are lost it takes later ones for them, silently; it only gets files
-    # where nothing is unusual.
+    # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
+    # (dmlc/decord#373), and if leading frames are lost it silently returns later ones; it only gets files without
+    # anything unusual.
     if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
         for frame in _by_decord(path, index.info, wanted, finish=finish, num_threads=num_threads):
             yield frame
@@ -110,7 +109,7 @@ def stream_frames(
 
 
 def find_lost(path: Path) -> set[int]:
-    """Numbers of the frames that cannot be decoded whole, by decoding all of them.
+    """Indices of the frames that cannot be decoded completely, by decoding the whole file.
 
     Raises:
         VideoError: nothing in the file can be decoded.
@@ -124,7 +123,7 @@ def find_lost(path: Path) -> set[int]:
 def _by_decord(
     path: Path, info: VideoInfo, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
 ) -> Iterator[Frames]:
-    """Frames by decord, up to where it fails (codecs it lacks, damaged packets)."""
+    """Frames by decord, until it fails (unsupported codecs, damaged packets)."""
     import decord  # optional: no wheels for some platforms
 
     distinct, counts = np.unique(wanted, return_counts=True)
@@ -142,9 +141,9 @@ def _by_decord(
 def _by_pyav(
     path: Path, index: Index, wanted: NDArray[np.int64], *, num_threads: int, lost: set[int]
 ) -> Iterator[tuple[Any, int]]:
-    """Frames by PyAV, and how often each is wanted.
+    """Frames by PyAV, with the number of times that each is wanted.
 
-    From the keyframe before the first wanted frame where that works, else from the beginning.
+    Starts at the keyframe before the first wanted frame if that works, else at the beginning.
     """
     starts: list[int | None] = [None]
     if index.times is not None:
@@ -157,7 +156,7 @@ def _by_pyav(
                 continue
             positions = _positions(container, stream, index.times)
             first = next(positions, None)
-            if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else it began too late
+            if first is not None and (seek_to is None or first[0] <= wanted[0]):  # else the seek went too far
                 begin = 0 if seek_to is None else first[0]
                 yield from _chosen(chain((first,), positions), wanted, begin=begin, lost=lost)
                 return
@@ -167,9 +166,9 @@ def _by_pyav(
 def _chosen(
     positions: Iterator[tuple[int, Any]], wanted: NDArray[np.int64], *, begin: int, lost: set[int]
 ) -> Iterator[tuple[Any, int]]:
-    """The wanted ones of decoded frames, from frame `begin` on, and how often each is; for lost ones the one before.
+    """Wanted frames among the decoded ones, from frame `begin` on, with their counts; lost ones get the one before.
 
-    Lost ones are noted, and those that may lean on them: up to the next keyframe, and B-frames just before.
+    Lost frames are added to `lost`, with those that may depend on them: up to the next keyframe, and B-frames before.
     """
     row, previous, coming = 0, None, begin
     broken, leaning = False, list[int]()
@@ -201,9 +200,9 @@ def _seek(container: Any, stream: Any, time: int) -> bool:
 
 
 def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
-    """Decoded frames with their index in display order: looked up by time, or counted where times are missing."""
+    """Decoded frames with their index in display order: looked up by time, or counted if times are missing."""
     count = 0
-    for packet in chain(packets_of(container, stream), (None,)):  # None: give out what the decoder holds back
+    for packet in chain(packets_of(container, stream), (None,)):  # None: flush the decoder
         for frame in decoded_frames(stream, packet):
             if times is not None and frame.pts is not None:
                 count = int(np.searchsorted(times, frame.pts, side="right")) - 1
@@ -212,14 +211,14 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
 
 
 def upright(frame: Any, size: tuple[int, int] | None = None) -> Frames:
-    """One decoded frame as RGB (h, w, 3), turned as it is shown.
+    """A decoded frame as RGB (h, w, 3), rotated as displayed.
 
     Args:
-        frame: PyAV's.
-        size: width and height of the result, for a picture to be looked at; None: the file's own.
+        frame: PyAV's frame.
+        size: width and height of the result, for display; None: the file's own.
     """
     turns = round(frame.rotation / 90) % 4
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
-    # bilinear is how decord, too, makes RGB of YUV
+    # bilinear, as decord also converts YUV to RGB
     rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -1,4 +1,4 @@
-"""Scaling of frames: the one way for every reader, in training and in testing.
+"""Scaling of frames, the same for every decoder, in training and testing.
 
 n frames, h x w pixels; all frames uint8.
 """
@@ -12,11 +12,11 @@ from adatad_ds.config.schema import Scaling
 
 
 def scale(frames: Tensor, *, height: int, width: int, scaling: Scaling) -> Tensor:
-    """Frames (n, 3, h, w) at another size, (n, 3, height, width).
+    """Resize frames (n, 3, h, w) to (n, 3, height, width).
 
-    "bilinear" weighs the four nearest pixels, as the pipelines do that the published checkpoints were trained with
-    (OpenCV's INTER_LINEAR, equal to 1 grey level): smaller pictures alias. "antialias" averages over all pixels that
-    one of the result covers. Enlarging, they are the same.
+    "bilinear" interpolates between the four nearest pixels, as the pipelines of the published checkpoints do (OpenCV's
+    INTER_LINEAR, equal to 1 grey level): downscaling aliases. "antialias" averages over all pixels covered by one of
+    the result. For upscaling they are the same.
     """
     if frames.shape[-2:] == (height, width):
         return frames
@@ -24,6 +24,6 @@ def scale(frames: Tensor, *, height: int, width: int, scaling: Scaling) -> Tenso
 
 
 def scaled_size(*, height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of frames scaled to a shorter side, rounded half up as OpenMMLab's pipelines round."""
+    """Height and width of frames scaled to a given shorter side, rounded half up as in OpenMMLab's pipelines."""
     factor = short_side / min(height, width)
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))

@@ -1,9 +1,9 @@
-"""What a video file really holds: its frames and their times, from one pass over its packets.
+"""Index of a video file: its actual frames and their times, from one pass over its packets.
 
-A file's packets are counted once by demuxing. Their presentation times, sorted, say which frame is which, so seeking
-stays exact with B-frames, and much of a file's damage is known before a decoder meets it.
+Packets are demuxed once. Their sorted presentation times identify each frame, so seeking stays exact with B-frames, and
+most damage is known before decoding.
 
-All seconds are those of a player's clock. Its zero is the first picture or sound of the file, whichever comes first.
+All seconds are on a player's clock, whose zero is the first picture or sound of the file, whichever comes first.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.damage import Damage, gaps, missing_sec
 
-ASSUMED_FPS = 25.0  # where no header tells
-LATE_INTERVALS = 1.5  # a first frame that is shown later than this is late; decoders' delay is a frame
+ASSUMED_FPS = 25.0  # if no header gives a rate
+LATE_INTERVALS = 1.5  # a first frame shown later than this starts late; decoder delay is one frame
 
 
 class VideoError(RuntimeError):
@@ -32,17 +32,17 @@ class VideoError(RuntimeError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file really holds.
+    """Actual contents of a file.
 
     Attributes:
-        num_frames: by packet count.
+        num_frames: number of frames, by packet count.
         fps: their usual rate.
         width: as displayed (rotation applied), pixels.
-        height: the same.
+        height: as displayed (rotation applied), pixels.
         start_sec: when the first frame is shown; 0 within about a frame of the clock's zero.
-        duration_sec: when the last one ends.
-        even: frame i is shown at start_sec + i / fps seconds, to a frame.
-        damage: what is missing, as far as it shows without decoding.
+        duration_sec: when the last frame ends.
+        even: constant rate: frame i is shown at start_sec + i / fps seconds, within one frame.
+        damage: what is missing, as far as detectable without decoding.
     """
 
     num_frames: int
@@ -57,31 +57,31 @@ class VideoInfo:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """A file's frames in the order of display."""
+    """A file's frames in display order."""
 
     info: VideoInfo
-    seconds: NDArray[np.float64] | None  # when each frame is shown; None where the file does not tell
-    times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None where the file lacks them
-    key_times: NDArray[np.int64]  # those of the keyframes
-    plain: bool  # nothing about the file is unusual
+    seconds: NDArray[np.float64] | None  # when each frame is shown; None if unknown
+    times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None if the file lacks them
+    key_times: NDArray[np.int64]  # presentation times of the keyframes
+    plain: bool  # the file has nothing unusual, so that decord can read it
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Frames that a file really holds, and their rate and size; the result is kept as long as the file is the same.
+    """Actual frames of a file, their rate and size; cached while the file is unchanged.
 
-    All packets are read, but decoding stops after the first frame.
+    Reads all packets, but decodes only the first frame.
 
     Raises:
-        VideoError: no video that can be decoded.
+        VideoError: not a decodable video.
     """
     return index_of(Path(path)).info
 
 
 def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The frames (n,) nearest in time, by the file's own presentation times: right for variable frame rates, too.
+    """The frames (n,) nearest in time, by the file's presentation times, so also for variable frame rates.
 
     Raises:
-        VideoError: no video that can be decoded.
+        VideoError: not a decodable video.
     """
     index = index_of(Path(path))
     if index.seconds is None:
@@ -91,7 +91,7 @@ def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int6
 
 
 def index_of(path: Path) -> Index:
-    """The file's index; arguments, errors and keeping as of `probe`."""
+    """The file's index; errors and caching as for `probe`."""
     try:
         state = path.stat()
     except OSError as error:
@@ -100,12 +100,12 @@ def index_of(path: Path) -> Index:
 
 
 @lru_cache(maxsize=1024)
-def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last two: a changed file is read anew
+def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last two: a changed file is read again
     if size_bytes == 0:
         raise VideoError(f"{path}: the file is empty")
     times: list[int | None] = []
     keys: list[int | None] = []
-    first, hidden, timed, end_sec = None, 0, False, {}  # the last: when each stream ends, on the file's own clock
+    first, hidden, timed, end_sec = None, 0, False, {}  # end_sec: when each stream ends, on the file's own clock
     with opened(path, num_threads=1) as (container, stream):
         for packet in packets_of(container, container.streams.get()):
             if packet.pts is not None:
@@ -136,7 +136,7 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last t
     even = seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1)
     holes = () if even or seconds is None else gaps(seconds + start_sec)
     length_sec = len(times) / fps
-    if seconds is not None and not even:  # a container's rate may be a guess from its beginning
+    if seconds is not None and not even:  # a container's rate may be a guess from its first frames
         fps = 1 / float(np.median(np.diff(seconds))) if holes else (len(seconds) - 1) / float(seconds[-1])
         length_sec = float(seconds[-1]) + 1 / fps
     turned = first.rotation % 180 != 0
@@ -167,13 +167,13 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last t
         and header_frames == len(times)
         and not hidden
         and first.rotation == 0
-        and all(component.bits == 8 for component in first.format.components)  # deeper ones decord converts otherwise
-        and keys[:1] == known[:1],  # else the first frames, which lean on a missing keyframe, never come out
+        and all(component.bits == 8 for component in first.format.components)  # decord converts deeper ones differently
+        and keys[:1] == known[:1],  # else the first frames, which depend on a missing keyframe, cannot be decoded
     )
 
 
 def _told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:
-    """Frames a second; of an elementary stream, which has no times, by the codec's headers: FFmpeg guesses 25 there."""
+    """Frame rate; for an elementary stream, which has no times, from the codec's headers, as FFmpeg guesses 25."""
     if not timed:
         rate = stream.codec_context.framerate
     elif stream.average_rate is None and seconds is not None and len(seconds) > 1:
@@ -184,12 +184,12 @@ def _told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) 
 
 
 def clock_zero_sec(container: Any) -> float:
-    """A player's zero on the file's own clock: where its first stream begins. Sound may be primed before 0."""
+    """A player's zero on the file's own clock: the start of its first stream. Audio priming may start before 0."""
     return max(container.start_time or 0, 0) / 1e6
 
 
 def _lost_sec(container: Any, stream: Any, end_sec: dict[int, float], *, held_sec: float, fps: float) -> float:
-    """Seconds by which a file ends before its header says: the stream's where it tells, else the container's."""
+    """Seconds by which a file is shorter than the stream's header says or, without a duration, the container's."""
     if stream.duration is not None and stream.index in end_sec:
         begin_sec = float((stream.start_time or 0) * stream.time_base)
         promised_sec = float(stream.duration * stream.time_base)
@@ -199,13 +199,13 @@ def _lost_sec(container: Any, stream: Any, end_sec: dict[int, float], *, held_se
     if container.duration is None or not end_sec:
         return 0.0
     begin_sec = (container.start_time or 0) / 1e6
-    held_sec = max(end_sec.values()) - begin_sec  # of the longest stream: sound may go on
+    held_sec = max(end_sec.values()) - begin_sec  # of the longest stream: the sound may be longer
     return missing_sec(promised_sec=container.duration / 1e6, held_sec=held_sec, fps=fps)
 
 
 @contextmanager
 def opened(path: Path, *, num_threads: int) -> Iterator[tuple[Any, Any]]:
-    """A file's container and video stream; any failure is a `VideoError`."""
+    """Open a file's container and video stream; any failure is a `VideoError`."""
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -226,7 +226,7 @@ def _cause(error: Exception) -> str:
 
 
 def packets_of(container: Any, streams: Any) -> Iterator[Any]:
-    """Packets of one or several streams up to its end, or to where a damaged file can be read no further."""
+    """Packets of one or several streams, up to the end or to where a damaged file becomes unreadable."""
     packets = container.demux(streams)
     while True:
         try:
@@ -238,8 +238,8 @@ def packets_of(container: Any, streams: Any) -> Iterator[Any]:
 
 
 def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
-    """Frames that a packet completes; a damaged one completes none."""
+    """Frames completed by a packet; none for a damaged one."""
     try:
         return stream.decode(packet)
-    except av.FFmpegError:  # also the end of the stream, when nothing is left in the decoder
+    except av.FFmpegError:  # also raised when the decoder is already flushed
         return ()

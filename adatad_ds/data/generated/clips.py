@@ -1,9 +1,9 @@
-"""Generated clips for recognition, whose classes come in twins that differ only in the DIRECTION OF TIME.
+"""Generated clips for recognition, with pairs of twin classes that differ only in the DIRECTION OF TIME.
 
-A clip shows a textured object that does one stroke, beside a resting one, before a slowly panning background. The twin
-of a clip is the same clip backwards: right is left backwards, growing is shrinking backwards. So twins have the very
-same frames, in another order: a model that sees frames one by one and takes their mean gets half of the clips right at
-best, however much of it learns.
+A clip shows a textured object that makes one stroke, next to a resting one, in front of a slowly panning background.
+Its twin is the same clip in reverse: right becomes left, growing becomes shrinking. So twins have exactly the same
+frames in another order, and a model that averages over single frames gets at most half of the clips right, however much
+of it is trainable.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ _STREAMS = {
     "train": 11,
     "test": 12,
     "pretraining": 13,
-}  # the first word of every seed; synthetic.py's begin with others
-_STROKE = (0.7, 1.0)  # how much of a whole stroke a clip shows
-_REACH = (28.0, 38.0)  # pixels of a stroke's way
-_GROWTH = (0.8, 1.2)  # logarithm of the largest to the smallest size of a stroke
-_PAN = 6.0  # pixels that the background moves at most
+}  # the first word of every seed, different from those of videos.py
+_STROKE = (0.7, 1.0)  # share of a full stroke that a clip shows
+_REACH = (28.0, 38.0)  # length of a stroke in pixels
+_GROWTH = (0.8, 1.2)  # logarithm of the largest to the smallest size in a stroke
+_PAN = 6.0  # maximum motion of the background in pixels
 DIMMED = 0.6  # brightness of all but the acting object
 _GRAIN = 3.5  # standard deviation of the sensor noise
 
 
 def generator(subset: str, seed: int, twins: int, index: int) -> np.random.Generator:
-    """The random numbers of one clip and its twin: those of pair `twins` of `TWINS` in a subset.
+    """Random generator of one clip and its twin.
 
     Args:
         subset: "train", "test" or, for the image transformer's pictures, "pretraining".
-        seed: of the data set.
-        twins: which pair of classes.
-        index: which clip of them.
+        seed: seed of the dataset.
+        twins: index of the pair of classes in `TWINS`.
+        index: index of the clip in this pair.
     """
     return np.random.default_rng(np.random.SeedSequence([_STREAMS[subset], seed, twins, index]))
 
 
 def make_clip(label: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A clip of a class, (FRAMES, SIDE, SIDE, 3) RGB; with the same random numbers its twin has the reversed frames.
+    """A clip of a class, (FRAMES, SIDE, SIDE, 3) RGB; with an equal generator, its twin has the same frames reversed.
 
     Raises:
-        ValueError: no such class.
+        ValueError: unknown class.
     """
     for forward, backward in TWINS:
         if label in (forward, backward):
             frames = _forward(forward, rng)
             return frames if label == forward else np.ascontiguousarray(frames[::-1])
-    raise ValueError(f"{label!r} is none of the classes {', '.join(CLASSES)}")
+    raise ValueError(f"{label!r} is unknown; classes: {', '.join(CLASSES)}")
 
 
 def show(
@@ -68,14 +68,14 @@ def show(
     opacity: float,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """One frame, (SIDE, SIDE, 3) RGB.
+    """Render one frame, (SIDE, SIDE, 3) RGB.
 
     Args:
-        background: (SIDE, SIDE, 3) in 0..255, which is left as it is.
-        looks: of the acting object and of the one behind it.
-        poses: of the two.
-        opacity: of the acting object, 0 to 1.
-        rng: of the sensor noise.
+        background: (SIDE, SIDE, 3) in 0..255, not modified.
+        looks: looks of the acting object and of the one behind it.
+        poses: poses of the two.
+        opacity: opacity of the acting object, 0 to 1.
+        rng: generator of the sensor noise.
     """
     picture = background.copy()
     draw(picture, looks[1], poses[1], shift=(0.0, 0.0))
@@ -87,9 +87,9 @@ def show(
 
 
 def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The first of two twins."""
+    """A clip of the first class of a pair."""
     time = np.arange(FRAMES)
-    stroke = (time / (FRAMES - 1) - 0.5) * rng.uniform(*_STROKE)  # its middle lies in the clip's
+    stroke = (time / (FRAMES - 1) - 0.5) * rng.uniform(*_STROKE)  # centred in the clip
     actor, bystander = _poses(rng, scale=(1.0, 1.4)), _poses(rng, scale=(0.6, 0.9))
     bystander[:, LIGHT] = DIMMED
     opacity = np.ones(FRAMES)
@@ -119,7 +119,7 @@ def _forward(kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _poses(rng: np.random.Generator, *, scale: tuple[float, float]) -> NDArray[np.floating]:
-    """An object at rest about the middle of the frame, (FRAMES, 5)."""
+    """Poses of an object at rest near the middle of the frame, (FRAMES, 5)."""
     pose = np.zeros((FRAMES, 5), np.float32)
     pose[:, [X, Y]] = rng.uniform(0.35, 0.65, size=2) * SIDE
     pose[:, SCALE] = rng.uniform(*scale)

@@ -1,4 +1,4 @@
-"""How generated videos look: textured objects on textured backgrounds, before a shaking camera.
+"""Rendering of generated videos: textured objects on textured backgrounds, seen by a shaking camera.
 
 F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of an object in one frame.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 112, 96  # pixels; not square, so that resizing and cropping have something to do
+WIDTH, HEIGHT = 112, 96  # pixels; not square, so that resizing and cropping matter
 X, Y, SCALE, ANGLE, LIGHT = range(5)  # columns of a pose
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "star")
 TEXTURES = ("plain", "stripes", "checks", "dots")
@@ -19,7 +19,7 @@ TEXTURES = ("plain", "stripes", "checks", "dots")
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What an object looks like.
+    """Appearance of an object.
 
     Attributes:
         shape: outline, one of `SHAPES`.
@@ -43,7 +43,7 @@ class Scene:
     Attributes:
         canvas: the background, larger than a frame, (H', W', 3) in 0..255.
         view: top left corner of the frame on the canvas in each frame, (F, 2) as x, y pixels.
-        camera: what the camera's shaking adds to the objects' places, (F, 2) pixels.
+        camera: displacement of the objects by the camera's shaking, (F, 2) pixels.
         exposure: brightness factor of each frame, (F,).
         looks: the objects, from back to front.
         poses: (objects, F, 5).
@@ -60,7 +60,7 @@ class Scene:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """A shape, a pattern and two colours, brighter than most of a background."""
+    """A random shape, pattern and pair of colours, brighter than most of a background."""
     colors = rng.uniform(130, 255, size=(2, 3)).astype(np.float32)
     colors[0, rng.integers(3)] = rng.uniform(40, 255)
     return Look(
@@ -73,7 +73,7 @@ def random_look(rng: np.random.Generator) -> Look:
 
 
 def render(scene: Scene) -> Iterator[NDArray[np.uint8]]:
-    """The scene's frames, one after the other, each (H, W, 3) RGB."""
+    """Frames of the scene, each (H, W, 3) RGB."""
     rng = np.random.default_rng(scene.grain_seed)
     grain = rng.normal(scale=3.5, size=(HEIGHT * 2, WIDTH * 2, 1)).astype(np.float32)
     for frame, (view, shift, exposure) in enumerate(zip(scene.view, scene.camera, scene.exposure, strict=True)):
@@ -87,7 +87,7 @@ def render(scene: Scene) -> Iterator[NDArray[np.uint8]]:
 
 
 def draw(picture: NDArray[np.floating], look: Look, pose: NDArray[np.floating], *, shift: Sequence[float]) -> None:
-    """Paint an object onto `picture` (H, W, 3), edges softened over a pixel."""
+    """Paint an object onto `picture` (H, W, 3), with edges antialiased over a pixel."""
     height, width = picture.shape[:2]
     radius = look.radius * float(pose[SCALE])
     x, y, reach = float(pose[X] + shift[0]), float(pose[Y] + shift[1]), radius * 1.45 + 1
@@ -107,7 +107,7 @@ def draw(picture: NDArray[np.floating], look: Look, pose: NDArray[np.floating], 
 
 
 def _outline(shape: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> NDArray[np.floating]:
-    """A gauge that is below 1 inside the shape, about 1 radius a unit."""
+    """A function that is below 1 inside the shape, with about one unit per radius."""
     if shape == "square":
         return np.maximum(np.abs(u), np.abs(v)) * 1.1
     if shape == "triangle":
@@ -161,7 +161,7 @@ def _enlarge(coarse: NDArray[np.floating], height: int, width: int) -> NDArray[n
 
 
 def _crop(canvas: NDArray[np.floating], corner: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The frame whose top left corner lies at a fractional place (x, y) of the canvas."""
+    """The frame whose top left corner is at a fractional position (x, y) of the canvas."""
     x, y = int(corner[0]), int(corner[1])
     right, below = float(corner[0]) - x, float(corner[1]) - y
     rows = canvas[y : y + HEIGHT] * (1 - below) + canvas[y + 1 : y + 1 + HEIGHT] * below

@@ -1,8 +1,8 @@
 """Generated untrimmed videos whose action classes differ only in MOTION.
 
 A scene is a textured, slowly panning background with clutter, a shaking camera and several textured objects. Objects
-idle (rest, wander, drift, spin, jump away) and now and then one of them performs an action; actions of two objects may
-overlap. Objects, colours and places say nothing about the class: only the motion does.
+idle (rest, wander, drift, spin, jump away), and now and then one of them performs an action; actions of two objects may
+overlap. Objects, colours and positions carry no information about the class: only the motion does.
 
 F frames of a video, H x W pixels; a pose is (x, y, scale, angle, brightness) of an object in one frame.
 """
@@ -36,17 +36,17 @@ CLASSES = ("blink", "grow", "left", "right", "up")
 FRAME_RATES = (8, 10, 12)
 DURATION_SEC = (15.0, 40.0)
 
-# The first word of every seed: what is generated for one purpose never reappears in another.
+# The first word of every seed, so that different purposes never share generated videos.
 Purpose = Literal["training", "test", "pretraining"]
 _STREAMS: dict[str, int] = {"training": 1, "test": 2, "pretraining": 3}
 
-# Shortest and longest action, and of one stroke of it, in seconds: an action is the same stroke again and again.
+# Shortest and longest action, and stroke, in seconds: an action repeats the same stroke.
 _ACTION_SEC = (1.5, 6.0)
 _STROKE_SEC = (0.9, 1.6)
 _HEADINGS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0)}
 _IDLE_KINDS = ("rest", "wander", "drift", "spin", "jump")
 _IDLE_ODDS = (0.4, 0.2, 0.15, 0.15, 0.1)
-_REST_BOX = (30.0, 26.0, 82.0, 70.0)  # x0, y0, x1, y1: an action that starts in here stays inside the centre crop
+_REST_BOX = (30.0, 26.0, 82.0, 70.0)  # x0, y0, x1, y1: an action that starts here stays inside the centre crop
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class SyntheticVideo:
         return self.frame_count / self.fps
 
     def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Its pictures, one after the other, each (H, W, 3) RGB."""
+        """Its frames, each (H, W, 3) RGB."""
         return render(self.scene)
 
 
 def generator(purpose: Purpose, seed: int, index: int) -> np.random.Generator:
-    """The random numbers of item `index` of a purpose; no two purposes, seeds or items share them."""
+    """Random generator of item `index` for a purpose; different for every purpose, seed and item."""
     return np.random.default_rng(np.random.SeedSequence([_STREAMS[purpose], seed, index]))
 
 
 def make_video(rng: np.random.Generator) -> SyntheticVideo:
-    """Draw a video: length, frame rate, objects, what each does when."""
+    """Generate a random video: length, frame rate, objects and their motions."""
     fps = int(rng.choice(FRAME_RATES))
     count = int(rng.uniform(*DURATION_SEC) * fps)
     objects = int(rng.integers(2, 4))
@@ -98,7 +98,7 @@ def make_video(rng: np.random.Generator) -> SyntheticVideo:
             pose = _idle(rng, poses[index, frame:start], pose, fps=fps)
             poses[index, start:end] = move(rng, label, pose, frames=end - start, fps=fps)
             actions.append(Action(start / fps, end / fps, label))
-            frame = end  # back where it was
+            frame = end  # back at its pose
         _idle(rng, poses[index, frame:], pose, fps=fps)
     scene = make_scene(rng, poses=poses, fps=fps)
     ordered = tuple(sorted(actions, key=lambda action: action.start_sec))
@@ -106,7 +106,7 @@ def make_video(rng: np.random.Generator) -> SyntheticVideo:
 
 
 def make_scene(rng: np.random.Generator, *, poses: NDArray[np.floating], fps: float) -> Scene:
-    """Dress poses (objects, F, 5) with looks, a background and a camera."""
+    """Make a scene of poses (objects, F, 5), with random looks, background and camera."""
     count = poses.shape[1]
     time_sec = np.arange(count) / fps
     margin = 24
@@ -130,7 +130,7 @@ def make_scene(rng: np.random.Generator, *, poses: NDArray[np.floating], fps: fl
 
 
 def random_pose(rng: np.random.Generator) -> NDArray[np.floating]:
-    """An object at rest somewhere, small or large."""
+    """A random pose of an object at rest, (5,)."""
     x0, y0, x1, y1 = _REST_BOX
     scale = rng.uniform(0.9, 1.6)
     return np.array([rng.uniform(x0, x1), rng.uniform(y0, y1), scale, rng.uniform(0, 2 * np.pi), 1.0], np.float32)
@@ -141,11 +141,11 @@ def move(
 ) -> NDArray[np.floating]:
     """Poses (frames, 5) of an action or an idle motion that continues from `pose`.
 
-    Each stroke of `left`, `right` and `up` starts where the one before did; so does each of `grow`.
+    Each stroke of `left`, `right`, `up` and `grow` starts at the same pose.
     """
     path = np.repeat(pose[None], frames, axis=0).astype(np.float32)
     seconds = frames / fps
-    share = np.arange(1, frames + 1) / max(frames, 1)  # of the motion done by each frame
+    share = np.arange(1, frames + 1) / max(frames, 1)  # of the motion completed at each frame
     strokes = max(1, round(seconds / rng.uniform(*_STROKE_SEC)))
     stroke = (np.arange(frames) / max(frames, 1) * strokes) % 1 - 0.5  # -0.5 to 0.5 in each
     if kind in _HEADINGS:
@@ -174,7 +174,7 @@ def move(
 
 
 def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> list[tuple[int, float, float, str]]:
-    """(object, start, end, label) in the order of starts: idle stretches between them, a few overlaps."""
+    """(object, start, end, label) by start, with idle stretches in between and a few overlaps."""
     plan: list[tuple[int, float, float, str]] = []
     free_at = np.zeros(objects)
     now = rng.uniform(0.5, 4.0)
@@ -197,7 +197,7 @@ def _plan_actions(rng: np.random.Generator, *, objects: int, seconds: float) -> 
 def _idle(
     rng: np.random.Generator, out: NDArray[np.floating], pose: NDArray[np.floating], *, fps: int
 ) -> NDArray[np.floating]:
-    """Fill `out` (frames, 5) with idle motions; returns the last pose, from which an action may follow."""
+    """Fill `out` (frames, 5) with idle motions; returns the last pose, where an action may start."""
     frame = 0
     while frame < len(out):
         stop = min(len(out), frame + max(1, int(rng.uniform(0.8, 3.5) * fps)))
@@ -211,13 +211,13 @@ def _idle(
 
 
 def _reflect(x: NDArray[np.floating], low: float, high: float) -> NDArray[np.floating]:
-    """Fold values into [low, high], as a ball between two walls."""
+    """Reflect values into [low, high], like a ball between two walls."""
     span = high - low
     return low + span - np.abs((x - low) % (2 * span) - span)
 
 
 def _smooth_noise(rng: np.random.Generator, count: int) -> NDArray[np.floating]:
-    """A slowly changing plane vector of about unit length, (count, 2)."""
+    """A slowly changing 2-D vector of about unit length, (count, 2)."""
     out = np.empty((count, 2))
     value = rng.normal(size=2)
     for i in range(count):
@@ -235,16 +235,16 @@ def _shake(rng: np.random.Generator, count: int, *, sigma: float) -> NDArray[np.
 
 
 def write_video(video: SyntheticVideo, path: Path) -> None:
-    """Encode a video's pictures."""
+    """Encode a video's frames."""
     encode(video.frames(), path, fps=video.fps, width=WIDTH, height=HEIGHT)
 
 
 def encode(pictures: Iterable[NDArray[np.uint8]], path: Path, *, fps: int, width: int, height: int) -> None:
-    """Encode RGB pictures (height, width, 3) as H.264 (yuv420p, B-frames, a key frame every 48 at the latest)."""
+    """Encode RGB pictures (height, width, 3) as H.264 (yuv420p, B-frames, a keyframe at least every 48 frames)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # videos are encoded side by side
+        stream.codec_context.thread_count = 1  # videos are encoded in parallel
         stream.options = {"crf": "23", "preset": "veryfast", "bf": "2", "g": "48"}
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -1,4 +1,4 @@
-"""What a video file really holds, found by decoding all of it; for checks before a training."""
+"""Complete scan of video files by decoding them, for checks before training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SAVE_EVERY = 200  # files
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """One file, decoded.
+    """Result of decoding one file.
 
     Attributes:
-        packets: coded frames in the file; what the trainer takes for its number of frames.
+        packets: coded frames in the file, which training uses as its number of frames.
         fps: their usual rate.
         duration_sec: when its pictures end, on a player's clock.
-        faults: what is missing, a phrase each.
-        drift_sec: most that a frame's time is off from where an even rate would put it.
-        shortest_sec: least time between two frames.
-        longest_sec: greatest time between two frames.
-        error: why nothing can be decoded; all else is then 0.
+        faults: what is missing, one phrase each.
+        drift_sec: maximum deviation of a frame's time from a constant rate.
+        shortest_sec: shortest time between two frames.
+        longest_sec: longest time between two frames.
+        error: why nothing can be decoded; everything else is then 0.
     """
 
     packets: int = 0
@@ -47,7 +47,7 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """Decode a whole file, in one thread; what is wrong with it ends in `Scan.error`."""
+    """Decode a whole file, in one thread; errors are returned as `Scan.error`."""
     try:
         return _scan(path)
     except VideoError as error:
@@ -57,7 +57,7 @@ def scan(path: Path) -> Scan:
 
 
 class Cache:
-    """Results by path, as long as a file's time of change and size stay; errors are found anew each time."""
+    """Cached results by path, valid while a file's modification time and size are unchanged; errors are not cached."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -66,11 +66,11 @@ class Cache:
             tree = json.loads(path.read_text(encoding="utf-8"))
             if tree["version"] == CACHE_VERSION:
                 self._files = dict(tree["files"])
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or no use
+        except (OSError, ValueError, KeyError, TypeError):  # missing or unusable
             pass
 
     def get(self, path: Path) -> Scan | None:
-        """What is known about a file in its present state."""
+        """The cached result for a file in its present state."""
         entry = self._files.get(str(path.resolve()))
         if entry is None or [entry.get("mtime_ns"), entry.get("size")] != _state(path):
             return None
@@ -79,23 +79,23 @@ class Cache:
         return Scan(**fields)
 
     def add(self, path: Path, result: Scan, state: list[int]) -> None:
-        """Keep a result for the state (`_state`) that the file had before it was read."""
+        """Cache a result for the state (`_state`) that the file had before it was read."""
         if result.error is None and state:
             self._files[str(path.resolve())] = {"mtime_ns": state[0], "size": state[1], "scan": asdict(result)}
 
     def save(self) -> None:
-        """Write all, or nothing."""
+        """Write the cache atomically."""
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps({"version": CACHE_VERSION, "files": self._files}), encoding="utf-8")
         part.replace(self._path)
 
 
 def scan_all(paths: Sequence[Path], *, workers: int, cache: Cache) -> dict[Path, Scan]:
-    """Decode what is not in the cache, in parallel; a decoder that crashes is that file's problem alone."""
+    """Decode files that are not cached, in parallel; a crash of the decoder affects only its file."""
     known = {path: cache.get(path) for path in paths}
     results = {path: result for path, result in known.items() if result is not None}
     todo = [path for path in paths if path not in results]
-    print(f"{len(paths)} videos, {len(results)} of them known from an earlier check", flush=True)
+    print(f"{len(paths)} videos, {len(results)} of them cached from an earlier check", flush=True)
     with tqdm(total=len(todo), desc="decoding", unit="video", dynamic_ncols=True, disable=not todo) as bar:
 
         def finished(path: Path, result: Scan, state: list[int]) -> None:
@@ -115,7 +115,7 @@ def scan_all(paths: Sequence[Path], *, workers: int, cache: Cache) -> dict[Path,
 
 
 def _decode(paths: Sequence[Path], *, workers: int, finished: Callable[[Path, Scan, list[int]], None]) -> list[Path]:
-    """Scan files in processes of their own; those that were left when one of these died."""
+    """Scan files in separate processes; return the files left over when one of these died."""
     left = []
     pool = ProcessPoolExecutor(workers)
     try:
@@ -150,14 +150,14 @@ def _scan(path: Path) -> Scan:
 
 
 def _drift_sec(seconds: NDArray[np.float64]) -> float:
-    """How far ascending frame times (n,) are from evenly spaced ones between the same ends."""
+    """Maximum deviation of ascending frame times (n,) from evenly spaced ones with the same ends."""
     if len(seconds) < 3:
         return 0.0
     return float(np.abs(seconds - np.linspace(seconds[0], seconds[-1], len(seconds))).max())
 
 
 def _state(path: Path) -> list[int]:
-    """Time of change (ns) and size (bytes); empty where there is no file."""
+    """Modification time (ns) and size (bytes); empty if there is no file."""
     try:
         state = path.stat()
     except OSError:

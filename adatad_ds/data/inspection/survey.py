@@ -1,6 +1,6 @@
-"""What a data set holds and which window suits it: statistics of annotated segments, and settings that follow.
+"""Survey of a dataset: statistics of annotated segments, and suitable settings of window and pyramid.
 
-Lengths in frames are those of a video's file, at its own rate; "steps" are feature steps.
+Lengths in frames are in frames of the video file, at its own rate; "steps" are feature steps.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from adatad_ds.data.inspection.scan import Scan
 from adatad_ds.errors import DataError
 
 TOLERANCE = 0.05  # between a file and its annotation, as in training
-EVEN_INTERVALS = 1.5  # a frame further from an even rate than this many mean intervals: the rate varies
-SHORTEST_QUANTILE, LONGEST_QUANTILE = 0.05, 0.99  # what "short" and "long" segments are
-# What is tried, best first: steps of a short segment, and long segments' lengths that a window holds. With windows that
-# overlap by half, one of two lengths holds each segment whole.
+EVEN_INTERVALS = 1.5  # mean intervals that a frame may deviate from a constant rate; more: the rate varies
+SHORTEST_QUANTILE, LONGEST_QUANTILE = 0.05, 0.99  # definition of "short" and "long" segments
+# Tried in this order: steps per short segment, and window length in long segments. With windows that overlap by half,
+# a window of two lengths contains each segment completely.
 WISHES = ((4.0, 2.0), (2.0, 2.0), (2.0, 1.0))
-FEWEST_STEPS = 64  # a shorter window shows too little of what is no action
+FEWEST_STEPS = 64  # a shorter window shows too little background
 FIRST_RANGE_STEPS = 4  # where the first level's regression range ends
 FEWEST_LEVELS, MOST_LEVELS = 4, 8
 UNBOUNDED_STEPS = 10000  # end of the last level's range, as published
-FRAME_GAP_SEC = 0.16  # between two frames that the backbone sees; pretrained on about 0.13
+FRAME_GAP_SEC = 0.16  # maximum between two input frames of the backbone, which was pretrained with about 0.13
 LEAST_MAX_FRAMES = 4 * CLIP_FRAMES
 
 
@@ -42,7 +42,7 @@ class Lengths:
     Attributes:
         sec: lengths in seconds.
         frames: lengths in frames of their files.
-        video_share: lengths as a share of their video's.
+        video_share: lengths as a share of their video's duration.
     """
 
     sec: NDArray[np.float64]
@@ -52,13 +52,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Fit:
-    """How segments lie in a recipe's window and pyramid; shares of all segments.
+    """Fit of segments to a recipe's window and pyramid, as shares of all segments.
 
     Attributes:
-        outside: half the length is in no level's regression range.
+        outside: half their length is in no level's regression range.
         longer: longer than a window.
-        under_step: shorter than one feature step; no point of the grid may lie inside.
-        per_level: half the length is in this level's range, first level first.
+        under_step: shorter than one feature step, so that they may contain no grid point.
+        per_level: half their length is in this level's range, first level first.
     """
 
     outside: float
@@ -69,7 +69,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """Window and pyramid for a data set; the fields are those of the config, `levels` is head.arch[2] + 1."""
+    """Suggested window and pyramid for a dataset; fields as in the config, `levels` is head.arch[2] + 1."""
 
     window_size: int
     frames_per_feature: int
@@ -79,7 +79,7 @@ class Suggestion:
     reasons: tuple[str, ...]
 
     def assignments(self, config: Config) -> list[str]:
-        """What `--set` takes to change a recipe to this."""
+        """Assignments for `--set` that apply this to a recipe."""
         convolutions, blocks, _ = config.head.arch
         ranges = ",".join(f"[{least},{greatest}]" for least, greatest in self.regression_range)
         return [
@@ -93,26 +93,26 @@ class Suggestion:
 
 
 def choose_subsets(segments: Mapping[str, int], *, train: str | None, test: str | None) -> tuple[str, str]:
-    """Which subset to train on and which to test on: what was asked for, else what names and sizes tell.
+    """Choose the training and the test subset: as requested, else by their names and sizes.
 
     Args:
-        segments: their number by subset, in the file's order.
-        train: asked for, or None.
-        test: asked for, or None.
+        segments: number of segments by subset, in the file's order.
+        train: the requested training subset, or None.
+        test: the requested test subset, or None.
 
     Raises:
-        DataError: there is no such subset, or no segment to learn.
+        DataError: unknown subset, or a training subset without segments.
     """
     for option, asked in (("--train-subset", train), ("--test-subset", test)):
         if asked is not None and asked not in segments:
-            raise DataError(f"{option} {asked}: there is no such subset; there are {', '.join(segments)}")
+            raise DataError(f"{option} {asked}: there is no such subset; known: {', '.join(segments)}")
     filled = [name for name, count in segments.items() if count and name != test] or list(segments)
     if train is None:
         train = next(
             (name for name in filled if name.lower().startswith("train")), max(filled, key=segments.__getitem__)
         )
     if not segments[train]:
-        raise DataError(f"no video of subset {train!r} has an action to learn; choose another with --train-subset")
+        raise DataError(f"no video of subset {train!r} has an action to train on; choose another with --train-subset")
     if test is None:
         others = [name for name in filled if name != train]
         known = [name for name in others if name.lower().startswith(("val", "test"))]
@@ -121,7 +121,7 @@ def choose_subsets(segments: Mapping[str, int], *, train: str | None, test: str 
 
 
 def uneven_rate(scan: Scan) -> str | None:
-    """How a file's frame rate varies, if it does: such files are read by their frames' own times."""
+    """Describe a variable frame rate, if it is one: such files are read by their frames' own times."""
     if not scan.fps or scan.drift_sec * scan.fps <= EVEN_INTERVALS:
         return None
     return (
@@ -131,7 +131,7 @@ def uneven_rate(scan: Scan) -> str | None:
 
 
 def disagreements(video: Video, scan: Scan) -> list[str]:
-    """Where an annotation contradicts its file; a phrase each."""
+    """Contradictions between an annotation and its file, one phrase each."""
     found = []
     compared = [
         ("duration", video.duration_sec, scan.duration_sec, "s"),
@@ -148,20 +148,20 @@ def disagreements(video: Video, scan: Scan) -> list[str]:
 
 
 def frame_rate(video: Video, scan: Scan | None) -> float | None:
-    """Frames a second by which training turns a video's seconds into frames; None where nothing tells."""
+    """Frame rate that training uses to turn a video's seconds into frames; None if unknown."""
     if video.num_frames is not None:
         return video.num_frames / video.duration_sec
     return video.fps or (scan.fps if scan is not None and scan.error is None else None)
 
 
 def frames_of(videos: Iterable[Video], rates: Mapping[str, float]) -> list[float]:
-    """File frames of each video; `rates`: frames a second by video name, for those without the median is taken."""
+    """File frames of each video; `rates`: frame rate by video name, replaced by the median if missing."""
     usual = _usual(rates)
     return [video.duration_sec * rates.get(video.name, usual) for video in videos]
 
 
 def measure(videos: Iterable[Video], rates: Mapping[str, float]) -> Lengths:
-    """Lengths of all segments; `rates` as for `frames_of`."""
+    """Lengths of all segments; `rates` as in `frames_of`."""
     usual = _usual(rates)
     rows = [
         (length, length * rates.get(video.name, usual), length / video.duration_sec)
@@ -173,7 +173,7 @@ def measure(videos: Iterable[Video], rates: Mapping[str, float]) -> Lengths:
 
 
 def count_classes(videos: Mapping[str, Sequence[Video]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Instances of every class, by subset: subset -> class -> number."""
+    """Number of instances: subset -> class -> number."""
     counts = {}
     for subset, members in videos.items():
         found = Counter(action.label for video in members for action in video.actions)
@@ -182,7 +182,7 @@ def count_classes(videos: Mapping[str, Sequence[Video]], classes: Sequence[str])
 
 
 def fit(lengths: Lengths, config: Config) -> Fit:
-    """How segments fit a recipe."""
+    """Measure how segments fit a recipe's window and pyramid."""
     data = config.data
     if data.sampling == "resize":
         steps = lengths.video_share * data.window_size
@@ -200,15 +200,15 @@ def fit(lengths: Lengths, config: Config) -> Fit:
 
 
 def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -> Suggestion:
-    """Window and pyramid for the segments of a training subset.
+    """Suggest window and pyramid for the segments of a training subset.
 
     Args:
-        lengths: of the segments, at least one.
-        longest_video_frames: no window need be longer.
-        max_frames: most frames of a window, what memory and time go with; at least 64.
+        lengths: lengths of the segments, at least one.
+        longest_video_frames: upper limit of a useful window.
+        max_frames: maximum frames per window, which determine memory and time; at least 64.
 
     Raises:
-        DataError: no segment, or too few frames.
+        DataError: no segment, or `max_frames` is too small.
     """
     if len(lengths.frames) == 0:
         raise DataError("the training subset has no segment to choose a window by")
@@ -223,9 +223,9 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
         if size <= max_frames:
             break
     else:
-        # The longest segments go first: a window that cuts them loses them, a coarse stride only blurs the short ones.
+        # Long segments have priority: a window that cuts them loses them, a coarse stride only blurs short ones.
         stride = math.ceil(long / max_frames)
-        unit = 2 ** max(0, stride.bit_length() - 3)  # of multiples, which have divisors to sample frames by
+        unit = 2 ** max(0, stride.bit_length() - 3)  # its multiples have divisors for sampling frames
         stride = -(-stride // unit) * unit
         size, levels = _window_size(long, stride, long)
         while size > max_frames:
@@ -245,12 +245,12 @@ def suggest(lengths: Lengths, *, longest_video_frames: float, max_frames: int) -
 
 
 def section(config: Config, settings: Mapping[str, str], suggestion: Suggestion) -> list[str]:
-    """Assignments for `--set`: a user's data and the suggested window, checked with the recipe.
+    """Assignments for `--set` with a user's data and the suggested window, checked against the recipe.
 
     Args:
-        config: the recipe's.
-        settings: values by key, e.g. `data.videos`; taken as they are.
-        suggestion: what to change the window and the pyramid to.
+        config: the recipe's config.
+        settings: values by key, e.g. `data.videos`, used unchanged.
+        suggestion: suggested window and pyramid.
 
     Raises:
         ConfigError: the recipe cannot be run with them.
@@ -269,7 +269,7 @@ def _usual(rates: Mapping[str, float]) -> float:
 
 
 def _nice(stride: float) -> int:
-    """The greatest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not above; these have divisors to sample frames by."""
+    """The largest of 1, 2, 3, 4, 6, 8, 12, 16, ... that is not above; these have divisors for sampling frames."""
     power = 2 ** max(0, math.floor(math.log2(max(stride, 1))))
     return power * 3 // 2 if power > 1 and power * 3 // 2 <= stride else power
 
@@ -286,7 +286,7 @@ def _window_size(window: float, stride: int, long: float) -> tuple[int, int]:
 
 
 def _frames_per_feature(stride: int, size: int, *, rate: float, max_frames: int) -> int:
-    """The fewest frames a step that are close enough in time, within what a window may hold."""
+    """The smallest number of frames per step that are close enough in time, within the window's limit."""
     allowed = [n for n in range(1, stride + 1) if stride % n == 0 and size * n <= max_frames]
     close = [n for n in allowed if stride / n / rate <= FRAME_GAP_SEC]
     return close[0] if close else allowed[-1]
@@ -295,7 +295,7 @@ def _frames_per_feature(stride: int, size: int, *, rate: float, max_frames: int)
 def _reasons(
     lengths: Lengths, *, stride: int, size: int, per_feature: int, levels: int, rate: float
 ) -> tuple[str, ...]:
-    """A line for each setting; `rate` is frames a second of the usual video."""
+    """One line per setting; `rate` is the frame rate of a typical video."""
     short_sec, long_sec = np.quantile(lengths.sec, (SHORTEST_QUANTILE, LONGEST_QUANTILE))
     step_sec = stride / rate
     steps_of_short = np.quantile(lengths.frames, SHORTEST_QUANTILE) / stride
@@ -309,7 +309,7 @@ def _reasons(
         f"data.feature_stride_frames={stride}: a step is {step_sec:.3g} s, where 95 % of the segments have at least "
         f"{short_sec:.2f} s, {steps_of_short:.1f} steps{advice}",
         f"data.frames_per_feature={per_feature}: the backbone sees {size * per_feature} frames (whole clips of "
-        f"{CLIP_FRAMES}), one every {step_sec / per_feature:.3g} s; memory and time go with their number",
+        f"{CLIP_FRAMES}), one every {step_sec / per_feature:.3g} s; memory and time grow with their number",
         f"head.arch, third number={levels - 1}: {levels} pyramid levels; each halves the rate and takes segments "
         "twice as long",
         f"head.regression_range: half-lengths in steps, doubling from {FIRST_RANGE_STEPS} on; the last level takes "
@@ -318,5 +318,5 @@ def _reasons(
 
 
 def _share(chosen: Any) -> float:
-    """Share of True; of nothing, 0."""
+    """Share of True values; 0 for an empty array."""
     return float(np.mean(chosen)) if np.size(chosen) else 0.0

@@ -1,8 +1,8 @@
-"""How long to train on so many videos: batch, repeats, epochs, warm-up, averaging and evaluations.
+"""Length of training for a number of videos: batch, repeats, epochs, warm-up, averaging and evaluations.
 
-The published trainings see a video the less often the more there are: 60 times each of THUMOS14's 200 training videos,
-35 times EPIC-Kitchens' 495, 20 times Charades' 7,985, 15 times ActivityNet's 10,024. A line through these is
-views ~ videos ** -0.36; a recipe is stretched along it from its own number of videos to the user's.
+The more videos, the less often the published trainings see each: 60 times each of THUMOS14's 200 training videos,
+35 times EPIC-Kitchens' 495, 20 times Charades' 7,985, 15 times ActivityNet's 10,024. A fit through these is
+views ~ videos ** -0.36; a recipe is scaled along it from its own number of videos to the user's.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from adatad_ds.config.schema import DataConfig, TrainConfig
 
 VIEWS_EXPONENT = -0.36
-EPOCH_STEPS, LEAST_EPOCHS = 50, 10  # what an epoch has at least, unless so few epochs were left
+EPOCH_STEPS, LEAST_EPOCHS = 50, 10  # minimum steps per epoch, unless fewer than the minimum of epochs would be left
 MOST_EVALUATIONS = 11
-EVALUATION_SHARE = 0.25  # of training's time that evaluations may take
+EVALUATION_SHARE = 0.25  # of the training time, for evaluations
 BACKWARD_COST = 3.0  # a training window's cost, in forward passes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLength:
-    """Settings of `train`, under the names that they have there, and what follows from them."""
+    """Settings of `train`, by their names there, and derived values."""
 
     global_batch: int
     repeats: int
@@ -38,11 +38,11 @@ class TrainingLength:
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Steps of the whole training."""
         return self.stop_epoch * self.epoch_steps
 
     def assignments(self) -> list[str]:
-        """What `--set` takes."""
+        """Assignments for `--set`."""
         names = ("global_batch", "repeats", "stop_epoch", "schedule_epochs", "warmup_epochs", "ema_decay")
         return [f"train.{name}={getattr(self, name)}" for name in (*names, "eval_from_epoch", "eval_every")]
 
@@ -56,15 +56,15 @@ def suggest_length(
     most_batch: int | None = None,
     effort: float = 1.0,
 ) -> TrainingLength:
-    """The length of a training.
+    """Suggest the length of a training.
 
     Args:
-        train: the recipe's.
-        recipe_videos: training videos that the recipe was made for; None: not known, it is taken to be made for these.
+        train: the recipe's settings.
+        recipe_videos: training videos that the recipe was made for; None: unknown, assumed to be `videos`.
         videos: training videos with actions, at least one.
-        test_windows: of all test videos.
-        most_batch: windows of a batch at most; None: the recipe's.
-        effort: share of the views that the training is given.
+        test_windows: windows of all test videos.
+        most_batch: maximum windows per batch; None: the recipe's.
+        effort: share of the views to train for.
     """
     recipe_videos = recipe_videos or videos
     recipe_views = train.stop_epoch * train.repeats
@@ -77,7 +77,7 @@ def suggest_length(
     epoch_steps = videos * repeats // batch
     steps, stretch = epochs * epoch_steps, epochs / train.stop_epoch
 
-    # the running average reaches back over the same share of all steps
+    # the running average covers the same share of all steps
     average_steps = 1 / (1 - train.ema_decay) / recipe_steps * steps
     decay = round(min(train.ema_decay, max(0.0, 1 - 1 / average_steps)), 5)
 
@@ -103,7 +103,7 @@ def suggest_length(
 
 
 def count_windows(videos_frames: Iterable[float], data: DataConfig) -> int:
-    """Windows that videos of so many file frames are tested by; see `windows.windows_for_testing`."""
+    """Number of test windows for videos of these numbers of file frames; see `windows.windows_for_testing`."""
     if data.sampling == "resize":
         return sum(1 for _ in videos_frames)
     assert data.feature_stride_frames is not None
@@ -113,16 +113,16 @@ def count_windows(videos_frames: Iterable[float], data: DataConfig) -> int:
 
 
 def _reasons(length: TrainingLength, views_of_recipe: str, *, videos: int, test_windows: int) -> tuple[str, ...]:
-    """A line for each setting."""
+    """One line per setting."""
     views, decay = length.repeats * length.stop_epoch, length.ema_decay
     average = f"averages about the last {1 / (1 - decay):.0f} of {length.steps} steps" if decay else "off"
     return (
-        f"train.global_batch={length.global_batch}: the recipe's, where there are as many training videos",
+        f"train.global_batch={length.global_batch}: the recipe's, if there are enough training videos",
         f"train.repeats={length.repeats}, train.stop_epoch={length.stop_epoch}: each of the {videos} training videos "
-        f"is seen {views} times ({views_of_recipe}; the fewer, the more often)",
+        f"is seen {views} times ({views_of_recipe}; fewer videos are seen more often)",
         f"train.schedule_epochs={length.schedule_epochs}, train.warmup_epochs={length.warmup_epochs}: the recipe's "
         "shares of the epochs",
         f"train.ema_decay={decay}: {average}",
         f"train.eval_from_epoch={length.eval_from_epoch}, train.eval_every={length.eval_every}: evaluations: "
-        f"{length.evaluations}, of {test_windows} test windows each, in a quarter of the training's time if they can",
+        f"{length.evaluations}, of {test_windows} test windows each, in a quarter of the training time if possible",
     )

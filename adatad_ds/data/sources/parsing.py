@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adatad_ds.errors import DataError, summarize_list
-from adatad_ds.system import json_text as json_text
+from adatad_ds.system import json_text
 
 TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")  # hours:minutes:seconds
 

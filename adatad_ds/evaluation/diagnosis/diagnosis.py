@@ -1,4 +1,4 @@
-"""What is wrong with detections: false positives by kind, missed segments, and what mending either would gain.
+"""Error analysis of detections: false positives by type, missed segments, and the mAP gained by fixing each.
 
 After DETAD (Alwassel, Caba Heilbron, Escorcia, Ghanem: Diagnosing Error in Temporal Action Detectors, ECCV 2018);
 docs/guides/errors.md says where this differs. N detections, G ground-truth segments, K classes, T thresholds.
@@ -28,15 +28,15 @@ from adatad_ds.evaluation.diagnosis.matching import (
 )
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections, interpolated_precision
 
-BANDS = 10  # the profile's: a class's G best detections, the next G, ...
-MIN_PRECISION = 0.05  # a segment found only where the class's precision is this or less counts as missed
-MISPLACED = (Kind.WRONG_LABEL, Kind.LOCALISATION, Kind.CONFUSION)  # of a segment that is there: can be put right
+BANDS = 10  # of the profile: a class's G best detections, the next G, ...
+MIN_PRECISION = 0.05  # a segment found only where the class's precision is at most this counts as missed
+MISPLACED = (Kind.WRONG_LABEL, Kind.LOCALISATION, Kind.CONFUSION)  # on an existing segment: can be corrected
 SIZES = ("XS", "S", "M", "L", "XL")
 
 
 @dataclass(frozen=True)
 class Bins:
-    """What is short and long: the last value of XS, S, M and L; where there is no L, the rest is L, else XL."""
+    """Upper edges of the sizes XS, S, M and L; the rest is XL, or L without an edge for L."""
 
     coverage: tuple[float, ...]
     length_sec: tuple[float, ...]
@@ -51,7 +51,7 @@ BINS: Mapping[str, Bins] = {  # DETAD's
 
 @dataclass(frozen=True)
 class MissedBin:
-    """Segments of one size: how many there are, and how many of these are missed."""
+    """Segments of one size: their number, and how many of them are missed."""
 
     characteristic: str
     size: str
@@ -62,14 +62,14 @@ class MissedBin:
 
 @dataclass(frozen=True)
 class Gain:
-    """What average mAP would gain, (T,) each; `removed` is None where there is nothing to remove.
+    """mAP gained by fixing one type of error, (T,) each.
 
     Attributes:
-        name: what is wrong.
-        detections: how many are, at the profile's threshold; for missed segments, how many of these.
-        removed: without these detections.
-        mended: with the label and segment that they should have; the second and later of a segment, and what is no
-            action at all, removed.
+        name: the type of error.
+        detections: number of such detections at the profile's threshold; for missed segments, their number.
+        removed: gain from removing these detections; None for missed segments.
+        mended: gain from correcting their labels and segments; duplicates on a segment, and detections without an
+            action, are removed.
     """
 
     name: str
@@ -80,18 +80,18 @@ class Gain:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """Results of `diagnose`.
 
     Attributes:
-        metrics: as `evaluate_detections` measures the detections.
+        metrics: metrics of the detections, from `evaluate_detections`.
         tiou: threshold of `kinds` and `missed`.
         min_precision: see MIN_PRECISION.
         truths: the ground truth.
-        detections: those of its videos and classes.
-        nearest: what each lies on.
+        detections: detections of its videos and classes.
+        nearest: nearest segment of each detection.
         kinds: (N,) Kind of each detection.
-        missed: (G,) segments not found.
-        gains: for each kind of false positive, all of them, and missed segments.
+        missed: (G,) whether a segment is missed.
+        gains: gain for each kind of false positive, for all of them, and for missed segments.
     """
 
     metrics: Metrics
@@ -105,7 +105,7 @@ class Diagnosis:
     gains: tuple[Gain, ...]
 
     def bands(self) -> np.ndarray:
-        """Which of its class's bands of G detections each falls into, 0 the best, (N,)."""
+        """Each detection's band within its class, 0 for the G best, (N,)."""
         first = np.searchsorted(self.detections.label, np.arange(len(self.metrics.classes)))
         rank = np.arange(len(self.kinds)) - first[self.detections.label]
         return rank // self.metrics.truths[self.detections.label]
@@ -126,8 +126,8 @@ class Diagnosis:
         return np.bincount(self.truths.label[self.missed], minlength=len(self.metrics.classes))
 
     def mistaken(self) -> list[tuple[str, str, int, int]]:
-        """Pairs of labels, the most common first: detected, annotated, how often among a class's G best and BANDS * G
-        best detections."""
+        """Pairs of confused labels, the most common first: detected, annotated, counts among the G best and the
+        BANDS * G best detections of a class."""
         names, bands = self.metrics.classes, self.bands()
         mixed = np.isin(self.kinds, (Kind.WRONG_LABEL, Kind.CONFUSION))
         first, all_of = (
@@ -143,7 +143,7 @@ class Diagnosis:
         return [(names[said], names[true], int(first[said, true]), int(all_of[said, true])) for said, true in pairs]
 
     def missed_by(self, bins: Bins) -> list[MissedBin]:
-        """Ground truth and missed segments by coverage, length and the video's number of instances."""
+        """Ground truth and missed segments by coverage, length and number of instances in the video."""
         rows = []
         for name, values, edges, unit, scale in (
             ("coverage", self.truths.coverage, bins.coverage, " %", 100),
@@ -160,7 +160,7 @@ class Diagnosis:
 
 
 def suitable_bins(truths: Truths) -> str:
-    """Which of BINS: ActivityNet's unless its XS would hold most segments."""
+    """Name of the bins in BINS to use: ActivityNet's, unless its XS would hold most segments."""
     return "thumos14" if np.median(truths.length_sec) <= BINS["activitynet"].length_sec[0] else "activitynet"
 
 
@@ -172,14 +172,14 @@ def diagnose(
     tiou: float = 0.5,
     min_precision: float = MIN_PRECISION,
 ) -> Diagnosis:
-    """Sort detections and ground truth by what is wrong with them.
+    """Classify detections and ground truth by error type.
 
     Args:
         results: video -> records with `segment` (start s, end s), `label`, `score`.
-        videos: every evaluated one, with its annotations.
-        average_tiou: thresholds that mAP, and what it gains, is averaged over.
-        tiou: the threshold that detections are sorted into kinds by.
-        min_precision: see MIN_PRECISION; 0 where any detection will do.
+        videos: all evaluated videos, with their annotations.
+        average_tiou: thresholds that mAP and its gains are averaged over.
+        tiou: threshold for the kinds of detections.
+        min_precision: see MIN_PRECISION; 0: any detection counts.
 
     Raises:
         DataError: there is no ground truth at all.
@@ -212,14 +212,14 @@ def diagnose(
 
 @dataclass(frozen=True)
 class _Mending:
-    """mAP after something was put right, every other detection staying what it is.
+    """mAP after fixing some errors, with all other detections unchanged.
 
     Attributes:
-        detections: all of them.
+        detections: all detections.
         truths: the ground truth.
-        nearest: what each detection lies on.
+        nearest: nearest segment of each detection.
         totals: segments of each class, (K,).
-        place: of each detection among those of all classes, the best first, (N,).
+        place: rank of each detection among those of all classes by decreasing score, (N,).
     """
 
     detections: Detections
@@ -229,12 +229,12 @@ class _Mending:
     place: np.ndarray
 
     def removal(self, kinds: np.ndarray, which: Sequence[Kind]) -> float:
-        """Without detections of these kinds."""
+        """mAP without detections of these kinds."""
         kept = ~np.isin(kinds, which)
         return self._mean_ap(self.detections.label[kept], kinds[kept] == Kind.TRUE_POSITIVE)
 
     def mending(self, kinds: np.ndarray, taken: np.ndarray, which: Sequence[Kind]) -> float:
-        """With the best of those that lie on a segment which none takes put right, and the others removed."""
+        """mAP with the best detection of these kinds on each unmatched segment corrected, and the others removed."""
         wrong = np.isin(kinds, which)
         free = np.ones(len(self.truths.label), dtype=bool)
         free[taken[taken >= 0]] = False
@@ -249,7 +249,7 @@ class _Mending:
         return self._mean_ap(label[order], correct[order])
 
     def finding(self, taken: np.ndarray, missed: np.ndarray) -> float:
-        """With the missed segments found exactly, each before all other detections of its class."""
+        """mAP with the missed segments found exactly, each ranked before all other detections of its class."""
         correct = np.concatenate([np.ones(missed.sum(), dtype=bool), (taken >= 0) & ~missed[taken]])
         label = np.concatenate([self.truths.label[missed], self.detections.label])
         order = np.argsort(label, kind="stable")
@@ -269,7 +269,7 @@ def _gains(
     *,
     tiou: float,
 ) -> tuple[Gain, ...]:
-    """Of each kind of false positive, all of them, and missed segments; `kinds`, `taken`, `missed` by threshold."""
+    """Gains for each kind of false positive, for all, and for missed segments; the mappings are by threshold."""
     false = [kind for kind in Kind if kind != Kind.TRUE_POSITIVE]
     wrong = {kind.title: [kind] for kind in false} | {"all false positives": false}
 
@@ -290,12 +290,12 @@ def _gains(
 
 
 def _ranges(edges: Sequence[float], unit: str, scale: float, *, whole: bool) -> list[str]:
-    """Bins in words: up to the first edge, from one edge to the next, beyond the last."""
+    """Bins as text: up to the first edge, from one edge to the next, above the last."""
     shown = [round(edge * scale, 6) for edge in edges]
     between = [f"{low + 1:g} to {high:g}" if whole else f"{low:g} to {high:g}{unit}" for low, high in pairwise(shown)]
     return [f"up to {shown[0]:g}{unit}" if not whole else f"{shown[0]:g}", *between, f"over {shown[-1]:g}{unit}"]
 
 
 def _crosstab(first: np.ndarray, second: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
-    """How often each pair occurs."""
+    """Count how often each pair occurs."""
     return np.bincount(first * shape[1] + second, minlength=shape[0] * shape[1]).reshape(shape)

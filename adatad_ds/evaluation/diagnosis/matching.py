@@ -1,4 +1,4 @@
-"""Detections and ground truth matched, and each detection's kind: true, or which of DETAD's errors.
+"""Match detections with ground truth, and classify each detection as correct or as one of DETAD's error types.
 
 N detections, G ground-truth segments, K classes.
 """
@@ -16,11 +16,11 @@ import numpy as np
 from adatad_ds.data.annotations import Video
 from adatad_ds.evaluation.metrics import greedy_matches, tiou_of_pairs
 
-LOW_TIOU = 0.1  # a detection that overlaps less than this is on background
+LOW_TIOU = 0.1  # a detection that overlaps less is on background
 
 
 class Kind(IntEnum):
-    """What a detection is at a tIoU threshold."""
+    """Type of a detection at a tIoU threshold."""
 
     TRUE_POSITIVE = 0
     DOUBLE_DETECTION = 1
@@ -31,14 +31,14 @@ class Kind(IntEnum):
 
     @property
     def title(self) -> str:
-        """As it is called in tables and pictures."""
+        """Name in tables and figures."""
         return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Truths:
-    """The ground truth: video and label as indices (G,), segments_sec (G, 2), coverage of the video (G,), annotated
-    actions of the video (G,)."""
+    """Ground truth: video and label indices (G,), segments_sec (G, 2), coverage of the video (G,), annotated actions
+    in the video (G,)."""
 
     video: np.ndarray
     label: np.ndarray
@@ -48,13 +48,13 @@ class Truths:
 
     @property
     def length_sec(self) -> np.ndarray:
-        """(G,); to a microsecond, for a length of 3 s to be that whatever its start."""
+        """(G,), rounded to a microsecond, so that 3 s is the same length at any start."""
         return (self.segments_sec[:, 1] - self.segments_sec[:, 0]).round(6)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections by class, the best first: video, label, scores, place in the file, (N,); segments_sec (N, 2)."""
+    """Detections by class and decreasing score: video, label, scores, place in the file (N,); segments_sec (N, 2)."""
 
     video: np.ndarray
     label: np.ndarray
@@ -63,7 +63,7 @@ class Detections:
     segments_sec: np.ndarray
 
     def places(self) -> np.ndarray:
-        """Of each among those of all classes, the best first, of equal scores the first of the file, (N,)."""
+        """Rank of each among all classes by decreasing score, ties in the order of the file, (N,)."""
         places = np.empty(len(self.scores), dtype=np.int64)
         places[np.lexsort((self.position, -self.scores))] = np.arange(len(places))
         return places
@@ -71,12 +71,12 @@ class Detections:
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each detection the segment of its video that it overlaps most, of any label, its own where equal (N,).
+    """For each detection, the segment that it overlaps most, of any label; on ties one of its own label. All (N,).
 
     Attributes:
         truth: index of that segment, -1 without overlap.
         overlap: their tIoU.
-        own: its label is the detection's.
+        own: whether the segment has the detection's label.
     """
 
     truth: np.ndarray
@@ -114,7 +114,7 @@ def read_detections(
         if record["label"] in index
     ]
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    order = np.lexsort((-table[:, 4], table[:, 1]))  # stable: of equal scores the first of the file, as in the metric
+    order = np.lexsort((-table[:, 4], table[:, 1]))  # stable: ties stay in the order of the file, as in the metric
     table = table[order]
     return Detections(
         video=table[:, 0].astype(np.int64),
@@ -128,7 +128,7 @@ def read_detections(
 def match(
     detections: Detections, truths: Truths, *, thresholds: Sequence[float]
 ) -> tuple[Nearest, dict[float, np.ndarray]]:
-    """Each detection's nearest segment; and for each threshold the segment that it takes, -1 for none, (N,)."""
+    """Each detection's nearest segment; and for each threshold its matched segment, -1 for none, (N,)."""
     count = len(detections.video)
     nearest = Nearest(truth=np.full(count, -1), overlap=np.zeros(count), own=np.zeros(count, dtype=bool))
     taken = {threshold: np.full(count, -1) for threshold in thresholds}
@@ -155,10 +155,10 @@ def match(
 
 
 def kinds_at(nearest: Nearest, taken: np.ndarray, threshold: float) -> np.ndarray:
-    """The table of docs/guides/errors.md, (N,)."""
-    enough, some = nearest.overlap >= threshold, nearest.overlap >= LOW_TIOU
+    """Kind of each detection by the table of docs/guides/errors.md, (N,)."""
+    enough, low = nearest.overlap >= threshold, nearest.overlap >= LOW_TIOU
     return np.select(
-        [taken >= 0, enough & nearest.own, enough, some & nearest.own, some],
+        [taken >= 0, enough & nearest.own, enough, low & nearest.own, low],
         [Kind.TRUE_POSITIVE, Kind.DOUBLE_DETECTION, Kind.WRONG_LABEL, Kind.LOCALISATION, Kind.CONFUSION],
         default=Kind.BACKGROUND,
     )
@@ -167,9 +167,10 @@ def kinds_at(nearest: Nearest, taken: np.ndarray, threshold: float) -> np.ndarra
 def missed_segments(
     detections: Detections, truths: Truths, taken: np.ndarray, totals: np.ndarray, min_precision: float
 ) -> np.ndarray:
-    """Segments without a true positive where their class's precision is above `min_precision`, (G,).
+    """Segments without a true positive at a class precision above `min_precision`, (G,).
 
-    Precision is DETAD's normalised one, as if every class had equally many segments: a rare class is not held to more.
+    Precision is normalised as in DETAD, as if every class had equally many segments, so that rare classes are not
+    judged more strictly.
     """
     missed = np.ones(len(truths.label), dtype=bool)
     typical = totals.mean()
@@ -182,6 +183,6 @@ def missed_segments(
 
 
 def by_class(label: np.ndarray, classes: int) -> list[slice]:
-    """Where each class's rows stand; `label` ascends."""
+    """Rows of each class; `label` is ascending."""
     bounds = np.searchsorted(label, np.arange(classes + 1))
     return [slice(start, end) for start, end in pairwise(bounds)]

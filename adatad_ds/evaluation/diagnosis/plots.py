@@ -1,4 +1,4 @@
-"""Pictures of an error analysis: profile, gains, missed segments, classes."""
+"""Figures of an error analysis: profile, gains, missed segments, classes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLORS = {
     Kind.CONFUSION: PURPLE,
     Kind.BACKGROUND: "#BBBBBB",
 }
-MOST_CLASSES = 24  # drawn: the worst and the best of more
+MOST_CLASSES = 24  # drawn; of more, the best and the worst
 
 
 def draw_profile(path: Path, diagnosis: Diagnosis) -> None:
-    """Shares of the kinds among each class's G best detections, the next G, ..."""
+    """Plot the shares of the kinds among each class's G best detections, the next G, and so on."""
     counts = diagnosis.profile()
     totals = counts.sum(axis=1)
     shares = 100 * counts / totals.clip(min=1)[:, None]
@@ -52,7 +52,7 @@ def draw_profile(path: Path, diagnosis: Diagnosis) -> None:
 
 
 def draw_gains(path: Path, diagnosis: Diagnosis) -> None:
-    """What average mAP gains without each kind of error, and with each put right."""
+    """Plot the gain in average mAP from removing, and from fixing, each type of error."""
     gains = diagnosis.gains
     lines = np.arange(len(gains))
     figure = PlainFigure(8.6, 4.6)
@@ -83,7 +83,7 @@ def draw_gains(path: Path, diagnosis: Diagnosis) -> None:
 
 
 def draw_missed(path: Path, diagnosis: Diagnosis, bins: Bins) -> None:
-    """Share of ground-truth segments missed, by size."""
+    """Plot the share of missed ground-truth segments by size."""
     rows = diagnosis.missed_by(bins)
     titles = {
         "coverage": "share of the video's duration",
@@ -110,14 +110,14 @@ def draw_missed(path: Path, diagnosis: Diagnosis, bins: Bins) -> None:
 
 
 def drawn_classes(diagnosis: Diagnosis) -> np.ndarray:
-    """Indices of the classes that `draw_classes` draws, by average AP, the best first."""
+    """Indices of the classes that `draw_classes` draws, by decreasing average AP."""
     order = np.argsort(-diagnosis.metrics.ap.mean(axis=0), kind="stable")
     half = MOST_CLASSES // 2
     return order if len(order) <= MOST_CLASSES else np.concatenate([order[:half], order[-half:]])
 
 
 def draw_classes(path: Path, diagnosis: Diagnosis) -> None:
-    """Classes by AP: what their G best detections are, and the share of segments missed."""
+    """Plot AP, kinds of the G best detections, and share of missed segments, by class."""
     metrics = diagnosis.metrics
     drawn = drawn_classes(diagnosis)
     counts = diagnosis.class_kinds()[drawn]

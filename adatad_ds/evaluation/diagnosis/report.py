@@ -1,4 +1,4 @@
-"""An error analysis as files: report.html (self-contained), report.md, a CSV of each table, and the pictures."""
+"""Report of an error analysis: report.html (self-contained), report.md, a CSV of each table, and the figures."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ th { white-space: nowrap; } th:first-child, td:first-child, td.text { text-align
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal keys; floats are shares of 1, shown in %.
+    """Rows with equal keys; floats are shares from 0 to 1, shown in %.
 
     Attributes:
-        name: the CSV's, without its ending.
-        rows: all of them, for the CSV.
-        columns: of the CSV.
-        shown: of these the report's.
-        most: rows in the report.
+        name: name of the CSV, without extension.
+        rows: all rows, for the CSV.
+        columns: columns of the CSV.
+        shown: those of the report.
+        most: maximum number of rows in the report.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Table:
     most: int | None = None
 
     def header(self) -> list[str]:
-        """The shown columns' names, with % where they hold shares."""
+        """Names of the shown columns, with % for shares."""
         shares = {key for row in self.rows for key, value in row.items() if isinstance(value, float)}
         return [f"{column} %" if column in shares else column for column in self.shown]
 
     def cells(self) -> list[list[str]]:
-        """The shown rows."""
+        """Cells of the shown rows, as text."""
         return [[_shown(row[column]) for column in self.shown] for row in self.rows[: self.most]]
 
 
@@ -73,7 +73,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Source:
-    """What was analysed, and what is to be known of it."""
+    """What was analysed, with notes for the reader."""
 
     detections: str
     annotations: str
@@ -85,14 +85,14 @@ class Source:
 def write_report(
     folder: Path, diagnosis: Diagnosis, *, source: Source, bins: str, report: Callable[[str], object]
 ) -> None:
-    """Write all files, replacing those of an earlier analysis: tables first, then pictures, then what shows them.
+    """Write all files, replacing those of an earlier analysis: tables first, then figures, then the reports.
 
     Args:
-        folder: where; it is made.
-        diagnosis: what was found.
-        source: for the head of the report.
-        bins: the name of the sizes, in BINS.
-        report: told of pictures that could not be drawn; the reports do without.
+        folder: output folder; created if needed.
+        diagnosis: results of the analysis.
+        source: shown at the top of the report.
+        bins: name of the size bins, in BINS.
+        report: called with a message for each figure that could not be drawn; the reports omit these.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sections = _sections(diagnosis, bins)
@@ -115,7 +115,7 @@ def write_report(
 
 
 def summary(diagnosis: Diagnosis) -> str:
-    """Average mAP and what it would gain, a line for each kind of error."""
+    """Average mAP, and its gain from fixing each type of error, one line each."""
     lines = [f"average mAP {100 * diagnosis.metrics.average_map:.2f} %", "", f"{'':22}{'count':>9}  removed   mended"]
     for gain in diagnosis.gains:
         removed = " " * 9 if gain.removed is None else f"{100 * gain.removed.mean():+9.2f}"
@@ -134,8 +134,8 @@ def _head(diagnosis: Diagnosis, source: Source) -> list[str]:
         f"{len(diagnosis.missed):,} segments of {len(metrics.classes):,} classes. Detections: {source.detections}; "
         f"annotations: {source.annotations}.",
         f"Average mAP {100 * metrics.average_map:.2f} % (mAP {by_tiou}).",
-        f"Of the kinds of false positive, {best.name} costs most: mended, average mAP would be "
-        f"{100 * best.mended.mean():.2f} points higher. {diagnosis.missed.sum():,} segments "
+        f"The costliest kind of false positive is {best.name}: fixing it would raise average mAP by "
+        f"{100 * best.mended.mean():.2f} points. {diagnosis.missed.sum():,} segments "
         f"({100 * diagnosis.missed.mean():.1f} %) are missed at tIoU {diagnosis.tiou:g}.",
     ]
 
@@ -143,33 +143,34 @@ def _head(diagnosis: Diagnosis, source: Source) -> list[str]:
 def _sections(diagnosis: Diagnosis, bins: str) -> list[Section]:
     tiou, low = f"{diagnosis.tiou:g}", f"{LOW_TIOU:g}"
     kinds = (
-        "Of the segments in its video, of any label, the one that a detection overlaps most decides. True positive: "
-        f"matched at tIoU {tiou} or more. Double detection: {tiou} or more with its own label, but taken already. "
-        f"Wrong label: {tiou} or more with another label. Localisation: {low} to {tiou}, own label. Confusion: {low} "
+        "A detection is judged by the segment of its video, of any label, that it overlaps most. True positive: "
+        f"matched at tIoU {tiou} or more. Double detection: {tiou} or more, own label, but already matched. "
+        f"Wrong label: {tiou} or more, another label. Localisation: {low} to {tiou}, own label. Confusion: {low} "
         f"to {tiou}, another label. Background: less than {low}. G is the number of a class's ground-truth segments; "
         "the first band holds each class's G best detections."
     )
     gains = (
-        "Percentage points of average mAP. Removed: without these detections, as in DETAD. Mended: with the right "
-        "segment and label, where no other detection has found that segment; else removed. Missed segments: found "
-        f"exactly, before all else. Counts are at tIoU {tiou}, gains averaged over the thresholds of average mAP."
+        "Percentage points of average mAP. Removed: without these detections, as in DETAD. Mended: corrected to the "
+        "right segment and label if no other detection has found that segment, else removed. Missed segments: found "
+        f"exactly, with the highest scores. Counts are at tIoU {tiou}, gains are averaged over the thresholds of "
+        "average mAP."
     )
     missed = (
-        f"Segments without a true positive at tIoU {tiou} among detections where their class's (normalised) precision "
-        f"is above {100 * diagnosis.min_precision:g} %. Sizes are DETAD's for "
+        f"Segments without a true positive at tIoU {tiou} where the (normalised) precision of their class is above "
+        f"{100 * diagnosis.min_precision:g} %. Sizes are DETAD's for "
         f"{'THUMOS14' if bins == 'thumos14' else 'ActivityNet'}."
     )
     mistaken = (
         f"Detections whose segment has another label (wrong label or confusion), among each class's G and {BANDS} G "
-        f"best; the {MOST_MISTAKEN} most common pairs, all in mistaken.csv."
+        f"best: the {MOST_MISTAKEN} most common pairs; mistaken.csv has all."
     )
     classes = (
-        f"Kinds are those of each class's G best detections at tIoU {tiou}; missed: of its segments. Of many classes, "
-        "the picture shows only the best and the worst."
+        f"Kinds of each class's G best detections at tIoU {tiou}, and its missed segments. Of many classes, the figure "
+        "shows only the best and the worst."
     )
     return [
         Section("False positives by kind", kinds, _profile_table(diagnosis), "profile.png"),
-        Section("What mending would gain", gains, _gains_table(diagnosis), "gains.png"),
+        Section("mAP gained by fixing each error type", gains, _gains_table(diagnosis), "gains.png"),
         Section("Missed segments", missed, _missed_table(diagnosis, bins), "missed.png"),
         Section("Labels mistaken for each other", mistaken, _mistaken_table(diagnosis)),
         Section("Classes", classes, _class_table(diagnosis), "classes.png"),
@@ -222,7 +223,7 @@ def _mistaken_table(diagnosis: Diagnosis) -> Table:
 
 
 def _class_table(diagnosis: Diagnosis) -> Table:
-    """All classes, the best first."""
+    """All classes, by decreasing average AP."""
     metrics = diagnosis.metrics
     aps = [f"AP@{tiou:g}" for tiou in metrics.tiou]
     kinds, missed = diagnosis.class_kinds().tolist(), diagnosis.class_missed().tolist()
@@ -258,7 +259,7 @@ def _markdown(head: Sequence[str], notes: Sequence[str], sections: Sequence[Sect
 
 
 def _unmarked(text: str) -> str:
-    """A text as Markdown shows it as it stands, on one line."""
+    """Escape a text for Markdown, on one line."""
     return re.sub(r"([\\`*_\[\]<>&$~|])", r"\\\1", " ".join(text.split()))
 
 

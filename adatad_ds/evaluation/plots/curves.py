@@ -1,4 +1,4 @@
-"""Pictures of metrics: precision against recall, and average precision class by class."""
+"""Figures of metrics: precision against recall, average precision by class, confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from adatad_ds.evaluation.metrics import RECALL_LEVELS, Metrics
 from adatad_ds.evaluation.plots.figures import PALETTE, PlainFigure, plain_axis, short_name
 
 MOST_CURVES = 6  # in one axis: thresholds, classes
-CLASS_TIOU = 0.5  # of single classes' curves, or the nearest threshold there is
+CLASS_TIOU = 0.5  # of single classes' curves, or the nearest threshold
 LINES = ("-", "--", "-.", ":")
 COLORS = tuple(color for color in PALETTE if color != "#F0E442")  # yellow lines are too faint on white
 UNDER_NUMBERS = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # so that no line runs through them
-MOST_AT_EITHER_END = 20  # classes: the best and the worst
+MOST_AT_EITHER_END = 20  # classes: so many of the best and of the worst
 MOST_CONFUSED = 20  # classes
-LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
+LEAST_ROWS = 8  # of the class axis, so that a single class gets no giant bar
 
 
 def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
-    """Precision against recall in %: mean of classes at a few thresholds, and the most annotated classes at one.
+    """Plot precision against recall in %: class means at a few thresholds, and the most annotated classes at one.
 
-    Precision is interpolated, as in AP: the best at this recall or more.
+    Precision is interpolated as in AP: the best at this recall or above.
     """
     count = len(metrics.classes)
     figure = PlainFigure(10 if count > 1 else 6, 5)
@@ -48,7 +48,7 @@ def precision_recall_figure(metrics: Metrics, *, title: str) -> Figure:
 
 
 def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
-    """AP of each class in %, the mean of all thresholds, the best class first; of many, the best and the worst."""
+    """Plot each class's AP in %, averaged over thresholds, in decreasing order; of many, the best and the worst."""
     average = 100 * metrics.ap.mean(axis=0)
     order = np.argsort(-average, kind="stable")
     cut = len(order) > 2 * MOST_AT_EITHER_END
@@ -85,7 +85,7 @@ def class_ap_figure(metrics: Metrics, *, title: str) -> Figure:
 
 
 def confusion_figure(recognition: Recognition, *, title: str) -> Figure:
-    """Shares of each class's videos in %, by the class that they are taken for; of many classes, the most mistaken."""
+    """Plot the confusion matrix in % of each class's videos; of many classes, the most often mistaken ones."""
     mistakes = recognition.confusion.sum(axis=1) - np.diag(recognition.confusion)
     cut = len(mistakes) > MOST_CONFUSED
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CONFUSED]) if cut else np.arange(len(mistakes))
@@ -102,8 +102,8 @@ def confusion_figure(recognition: Recognition, *, title: str) -> Figure:
         axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
     axis.set_xticks(range(len(shown)), names, rotation=90, fontsize=8)
     axis.set_yticks(range(len(shown)), names, fontsize=8)
-    axis.set_xlabel("taken for")
-    axis.set_ylabel("class")
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
     which = f", the {MOST_CONFUSED} most mistaken of {len(mistakes)} classes" if cut else ""
     figure.suptitle(f"{title}{which}", fontsize=11)
     return figure
@@ -141,9 +141,9 @@ def _curves(axis: Axes, precisions: Sequence[NDArray[np.float64]], labels: Seque
 
 
 def _legend(axis: Axes, title: str) -> None:
-    """Below the axis: good curves need its upper right, poor ones its lower left."""
+    """Add a legend below the axis: good curves need its upper right, poor ones its lower left."""
     axis.legend(
-        handles=list(axis.lines),  # named, since names that begin with _ are left out of those found
+        handles=list(axis.lines),  # given explicitly, since names that begin with _ are skipped by default
         title=title,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
@@ -156,5 +156,5 @@ def _legend(axis: Axes, title: str) -> None:
 
 
 def _spread(count: int) -> list[int]:
-    """At most `MOST_CURVES` of so many, first and last among them."""
+    """At most `MOST_CURVES` of `count` indices, evenly spread, with the first and the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, MOST_CURVES))})

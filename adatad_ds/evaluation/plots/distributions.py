@@ -1,4 +1,4 @@
-"""A picture of a data set: lengths of segments, instances of classes, durations of videos."""
+"""Figure of a dataset: segment lengths, instances per class, video durations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from adatad_ds.evaluation.plots.figures import PALETTE, PlainFigure, plain_axis, save_figure, short_name
 
 MOST_CLASSES = 30  # bars; the rest is counted
-LEAST_ROWS = 8  # of the axis of classes, so that one class alone gets no giant bar
+LEAST_ROWS = 8  # of the class axis, so that a single class gets no giant bar
 FEWEST_BINS, MOST_BINS = 8, 30
-MOST_SUBSETS = 4  # that stay apart in a histogram
+MOST_SUBSETS = 4  # distinguishable in a histogram
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SubsetShape:
-    """What is drawn of one subset.
+    """Data of one subset to draw.
 
     Attributes:
         segments_sec: lengths of its segments.
@@ -42,10 +42,10 @@ def draw_distributions(
 
     Args:
         path: the file.
-        subsets: by name; the first few are drawn.
-        limits_sec: segments' lengths at which the pyramid's next level takes over.
+        subsets: data by subset name; the first few are drawn.
+        limits_sec: segment lengths at which the next pyramid level takes over.
         window_sec: length of a window.
-        title: above all.
+        title: title of the figure.
     """
     shown = dict(list(subsets.items())[:MOST_SUBSETS])
     totals: dict[str, int] = {}
@@ -60,7 +60,7 @@ def draw_distributions(
     _histogram(lengths, {name: shape.segments_sec for name, shape in shown.items()})
     _mark_levels(lengths, limits_sec, window_sec)
     lengths.set(xlabel="length of a segment (s)", ylabel="segments")
-    lengths.set_title("Segments, and what each pyramid level takes", loc="left", fontsize=10, pad=16)
+    lengths.set_title("Segments, and the range of each pyramid level", loc="left", fontsize=10, pad=16)
     _histogram(durations, {name: shape.videos_sec for name, shape in shown.items()})
     durations.set(xlabel="duration of a video (s)", ylabel="videos")
     durations.set_title("Videos", loc="left", fontsize=10)
@@ -70,7 +70,7 @@ def draw_distributions(
 
 
 def _histogram(axis: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:
-    """Numbers of values by size, on a logarithmic axis."""
+    """Histogram on a logarithmic axis."""
     every = np.concatenate([*values.values(), np.empty(0)])
     low, high = (float(every.min()), float(every.max())) if len(every) else (1.0, 10.0)
     if high < 1.5 * low:  # all alike
@@ -95,7 +95,7 @@ def _histogram(axis: Axes, values: Mapping[str, NDArray[np.float64]]) -> None:
 
 
 def _mark_levels(axis: Axes, limits_sec: Sequence[float], window_sec: float) -> None:
-    """Lines where one level ends and the next begins, the levels' numbers between them, and the window's length."""
+    """Mark the levels' limits with lines, their numbers between them, and the window's length."""
     low, high = axis.get_xlim()
     high = max(high, window_sec * 1.15)
     low = min(low, limits_sec[0] / 2) if limits_sec else low
@@ -128,7 +128,7 @@ def _mark_levels(axis: Axes, limits_sec: Sequence[float], window_sec: float) -> 
 
 
 def _bars(axis: Axes, labels: Sequence[str], shown: Mapping[str, SubsetShape]) -> None:
-    """Instances of the most frequent classes, a bar for each subset."""
+    """Bars with the instances of the most frequent classes, one per subset."""
     drawn = labels[:MOST_CLASSES]
     height = 0.8 / max(len(shown), 1)
     for index, (name, shape) in enumerate(shown.items()):

@@ -1,4 +1,4 @@
-"""What all pictures share: looks of classes, text that is drawn as it stands, and that a failed one costs no result."""
+"""Shared by all figures: class styles, literal text, atomic saving, and drawing whose failure costs no result."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from matplotlib.text import Text
 
 from adatad_ds.evaluation.plots.fonts import families_for
 
-# Okabe and Ito's colours, told apart by the colour-blind too; hatched when there are more classes.
+# Okabe and Ito's colours, which the colour-blind can distinguish; hatched if there are more classes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "||||", "----", "++++")
-OTHER_COLOR = "#999999"  # of all classes that there is no look of their own for
+OTHER_COLOR = "#999999"  # of classes without their own look
 LONGEST_NAME = 28  # characters
 _DPI = 110
 _LIGHT = 0.55  # luma from which on marks are black
 
 
 class PlainFigure(Figure):
-    """A figure without markup: a label `$x_{$` is drawn as it is written, in whatever script there is a font for.
+    """A figure without markup: a label `$x_{$` is drawn literally, in any script with an installed font.
 
     Args:
         width: inches.
@@ -38,7 +38,7 @@ class PlainFigure(Figure):
         FigureCanvasAgg(self)
 
     def draw(self, renderer: Any) -> None:
-        """Draw, on no display."""
+        """Draw with literal text and fonts that have its characters."""
         texts = self.findobj(Text)
         families = families_for(text.get_text() for text in texts if isinstance(text, Text))
         for text in texts:
@@ -50,49 +50,49 @@ class PlainFigure(Figure):
 
 @dataclass(frozen=True)
 class Look:
-    """How a class is told apart: a colour, a hatch (matplotlib's) on it, and the hatch's own colour."""
+    """Style of a class: a colour, and matplotlib's hatch on it."""
 
     color: str
     hatch: str
 
     @property
     def ink(self) -> str:
-        """Black on light colours, white on dark ones."""
+        """Colour of the hatch: black on light colours, white on dark ones."""
         red, green, blue = to_rgb(self.color)
         return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT else "#FFFFFF"
 
 
 def class_looks(labels: Sequence[str], *, most: int = len(PALETTE) * len(HATCHES)) -> dict[str, Look]:
-    """A look of its own for each of the first `most` classes, no two alike; the others are grey."""
+    """A distinct look for each of the first `most` classes; the others are grey."""
     own = [Look(color, hatch) for hatch in HATCHES for color in PALETTE][:most]
     return {label: own[index] if index < len(own) else Look(OTHER_COLOR, "") for index, label in enumerate(labels)}
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; a reader sees the old one or the whole new one."""
+    """Write a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     try:
         figure.savefig(temporary, format="png")
         temporary.rename(path)
-    finally:  # of a failed or interrupted one
+    finally:  # left by a failed or interrupted save
         temporary.unlink(missing_ok=True)
 
 
 def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str], object]) -> bool:
-    """Draw; a picture that fails is reported, and costs nothing else.
+    """Draw a figure; a failure is only reported.
 
     Args:
-        what: the picture, for people.
+        what: the figure, for the message.
         draw: draws it.
-        report: told, as a warning, what went wrong.
+        report: called with a warning if drawing fails.
 
     Returns:
         Whether it was drawn.
     """
     try:
         draw()
-    except Exception as error:  # whatever it is: results matter more
+    except Exception as error:  # any error: results matter more
         lines = str(error).strip().splitlines()
         report(f"warning: {what} could not be drawn: {type(error).__name__}{f': {lines[0]}' if lines else ''}")
         return False
@@ -100,13 +100,13 @@ def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str]
 
 
 def short_name(label: str) -> str:
-    """A long name without its middle, on one line; ends tell classes apart more often."""
+    """A name on one line; the middle of a long one is left out, since its ends are more distinctive."""
     label, half = " ".join(label.split()), LONGEST_NAME // 2
     return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
 
 
 def plain_axis(axis: Axes) -> None:
-    """No frame at the top and the right, small numbers."""
+    """Remove the frame at the top and the right; make the numbers small."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.tick_params(labelsize=8)

@@ -1,4 +1,4 @@
-"""Fonts for names in any script: matplotlib's own, and where it lacks a character one of the machine's that has it."""
+"""Fonts for names in any script: matplotlib's own and, for characters that it lacks, those of the machine."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
 DEFAULT = "DejaVu Sans"  # comes with matplotlib
-_NO_SCRIPTS = ("Last Resort", "cm")  # boxes for everything; mathematical symbols at other characters' places
+_NO_SCRIPTS = ("Last Resort", "cm")  # boxes for everything; mathematical symbols at the code points of others
 
 
 def families_for(texts: Iterable[str]) -> list[str]:
-    """Font families by preference, so that each character is drawn in the first that has it.
+    """Font families in order of preference: each character is drawn in the first that has it.
 
-    Characters that no installed font has are left to matplotlib, which draws a box.
+    For characters that no installed font has, matplotlib draws a box.
     """
     return [family for family, _ in _fonts_for(frozenset("".join(texts)))]
 
 
 def file_for(text: str) -> str:
-    """The font file that has most of a text's characters; of equals, the default's."""
+    """The font file with most of a text's characters; on ties, the default's."""
     return max((path for _, path in _fonts_for(frozenset(text))), key=lambda path: len(_found(path, frozenset(text))))
 
 
 @lru_cache(maxsize=256)
 def _fonts_for(characters: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """Family and file of the default font and of those that add characters to it."""
+    """Family and file of the default font and of fonts that add characters."""
     fonts = [(DEFAULT, str(font_manager.findfont(DEFAULT)))]
     missing = frozenset(filter(str.isprintable, characters)) - _found(fonts[0][1], characters)
     candidates = font_manager.fontManager.ttflist if missing else []
@@ -41,7 +41,7 @@ def _fonts_for(characters: frozenset[str]) -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=1024)
 def _found(path: str, characters: frozenset[str]) -> frozenset[str]:
-    """Those of the characters that a font file has; none of a file that cannot be read."""
+    """The subset of the characters that a font file has; empty for an unreadable file."""
     if not characters:
         return characters
     try:

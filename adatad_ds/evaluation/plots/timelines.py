@@ -1,4 +1,4 @@
-"""Pictures of detections on a time axis."""
+"""Figures of detections on a time axis."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from adatad_ds.data.annotations import Video
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.plots.figures import OTHER_COLOR, Look, PlainFigure, class_looks, save_figure, short_name
 
-LONG_SEC = 120.0  # from here on the axis counts hours, minutes and seconds
-MOST_ROWS = 12  # of `draw_detections`, a class each
-MOST_LANES = 12  # rows of detections of full height; more share the height of so many
-MOST_CLASSES = 12  # told apart, unless more are annotated
+LONG_SEC = 120.0  # above, the axis shows hours, minutes and seconds
+MOST_ROWS = 12  # of `draw_detections`, one per class
+MOST_LANES = 12  # rows of detections at full height; more share that height
+MOST_CLASSES = 12  # with their own look, unless more are annotated
 LEGEND_WIDTH = 120  # characters
-FEWEST_SHOWN = 10  # detections of a video, if it has so many
+FEWEST_SHOWN = 10  # detections per video, if it has so many
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimelineVideo:
-    """One video of a picture.
+    """One video of a figure.
 
     Attributes:
         name: shown above it.
@@ -46,9 +46,9 @@ class TimelineVideo:
 def timeline_videos(
     results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video]
 ) -> list[TimelineVideo]:
-    """Videos with the surest of their detections: twice as many as annotated actions, but no fewer than ten.
+    """Videos with their best detections: twice as many as annotated actions, but at least ten.
 
-    No score is asked for, so that the first evaluations of a training show something, too.
+    There is no score threshold, so that the first evaluations of a training show something too.
     """
     return [
         TimelineVideo(
@@ -64,12 +64,12 @@ def timeline_videos(
 
 
 def draw_timeline(path: Path, *, videos: Sequence[TimelineVideo], title: str) -> None:
-    """Draw a PNG: for each video its ground truth, and below it the detections, the surer the darker."""
+    """Draw a PNG: each video's ground truth and, below it, the detections; a higher score is darker."""
     save_figure(timeline_figure(videos, title=title), path)
 
 
 def timeline_figure(videos: Sequence[TimelineVideo], *, title: str) -> Figure:
-    """As `draw_timeline`, not yet written."""
+    """The figure of `draw_timeline`."""
     looks = _looks(videos)
     truth_lanes = [_lanes([(start, end) for start, end, _ in video.ground_truth]) for video in videos]
     detection_lanes = [_lanes([record["segment"] for record in video.detections]) for video in videos]
@@ -102,14 +102,14 @@ def timeline_figure(videos: Sequence[TimelineVideo], *, title: str) -> Figure:
 def draw_detections(
     path: Path, *, name: str, duration_sec: float, detections: Sequence[Mapping[str, Any]], shown: ShownFrom
 ) -> None:
-    """Draw a PNG of one video's detections: a row a class, in it each one as wide as it lasts and as high as its score.
+    """Draw a PNG of one video's detections: one row per class, each detection as high as its score.
 
     Args:
         path: the file.
-        name: of the video.
-        duration_sec: its length.
+        name: name of the video.
+        duration_sec: length of the video.
         detections: records with `segment`, `label`, `score`.
-        shown: its score is a dashed line; detections below it are pale.
+        shown: its score is drawn as a dashed line; detections below it are pale.
     """
     best: dict[str, float] = {}
     for record in detections:
@@ -129,7 +129,7 @@ def draw_detections(
         axes[-1].xaxis.set_major_formatter(FuncFormatter(_hours))
     axes[-1].set_xlabel("time (h:min:s)" if long else "time (s)")
     figure.supylabel("score (0 to 1) by class", fontsize=10)
-    classes = f", the {MOST_ROWS} surest of {len(best)} classes" if len(best) > MOST_ROWS else ""
+    classes = f", the best {MOST_ROWS} of {len(best)} classes" if len(best) > MOST_ROWS else ""
     counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
     figure.suptitle(f"{name}: {counted}{classes}\n{shown.summary(detections)}, dashed line", fontsize=11)
     save_figure(figure, path)
@@ -138,7 +138,7 @@ def draw_detections(
 def _draw_class(
     axis: Axes, label: str, detections: Sequence[Mapping[str, Any]], *, look: Look, shown: ShownFrom
 ) -> None:
-    """One row; the surest are drawn last, over the others."""
+    """Draw one row; the highest scores are drawn last, on top."""
     for record in sorted(detections, key=lambda record: record["score"]):
         start, end = record["segment"]
         sure = shown.passes(record)
@@ -170,7 +170,7 @@ def _draw_class(
 
 
 def _tick_sec(duration_sec: float) -> float:
-    """Seconds between ticks, so that there are no more than a dozen."""
+    """Seconds between ticks, for at most a dozen ticks."""
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
     return next((step for step in steps if duration_sec <= 12 * step), 3600 * max(1, round(duration_sec / 3600 / 12)))
 
@@ -224,7 +224,7 @@ def _draw_video(
 
 
 def _looks(videos: Sequence[TimelineVideo]) -> dict[str, Look]:
-    """How each class looks: an annotated one whatever is detected; the most annotated get a colour of their own."""
+    """Look of each class: annotated classes first, whatever is detected, the most annotated with their own colours."""
     annotated = Counter(label for video in videos for _, _, label in video.ground_truth)
     detected = Counter(record["label"] for video in videos for record in video.detections)
     labels = sorted(annotated, key=lambda label: (-annotated[label], label))
@@ -233,7 +233,7 @@ def _looks(videos: Sequence[TimelineVideo]) -> dict[str, Look]:
 
 
 def _lanes(segments: Sequence[Sequence[float]]) -> list[int]:
-    """The first row for each segment in which it overlaps no earlier one of the sequence."""
+    """For each segment the first row in which it overlaps no earlier segment."""
     taken: list[list[Sequence[float]]] = []
     lanes = []
     for segment in segments:

@@ -1,6 +1,7 @@
-"""A copy of a video with its detections written over it: H.264 and AAC in MP4, which every browser plays.
+"""Annotated copy of a video: detections drawn over it, H.264 and AAC in MP4, which every browser plays.
 
-Below the picture a timeline of all shown detections, with a line at the moment; in its corner those of the moment.
+Below the picture is a timeline of all shown detections with a line at the current time; in its corner are the current
+detections.
 
 H x W pixels.
 """
@@ -25,8 +26,8 @@ from adatad_ds.evaluation.plots.fonts import file_for
 
 MOST_SHORT_SIDE = 720  # pixels; larger videos are scaled down
 LEAST_WIDTH = 320  # smaller ones are scaled up, so that labels fit
-MOST_LABELS = 4  # of the moment, the surest
-MOST_CLASSES = 7  # of a colour and a row of their own; one more would be black, as the ground is
+MOST_LABELS = 4  # shown at a time, those with the highest scores
+MOST_CLASSES = 7  # with their own colour and row; the next would be black like the background
 QUALITY = "23"  # x264's constant rate factor
 _COPIED_SOUND = ("aac", "mp3")
 _DARK, _LIGHT = (24, 24, 24), (240, 240, 240)
@@ -40,7 +41,7 @@ def write_annotated(
     *,
     detections: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the annotated copy; its clock is that of the source in a player.
+    """Write the annotated copy, with the source's clock in a player.
 
     Args:
         source: a video file.
@@ -67,7 +68,7 @@ def write_annotated(
         zero_sec = clock_zero_sec(container)
         sound = Sound(container, out, zero_sec=zero_sec)
         zero, interval = round(zero_sec / time_base), round(1 / info.fps / time_base)
-        latest: int | None = None  # the frame before's time
+        latest: int | None = None  # time of the previous frame
         for packet in chain(packets_of(container, [stream, *sound.streams]), (None,)):
             if packet is not None and packet.stream is not stream:
                 sound.write(packet)
@@ -75,7 +76,7 @@ def write_annotated(
             for frame in decoded_frames(stream, packet):
                 counted = 0 if latest is None else latest + interval
                 time = counted if frame.pts is None else frame.pts - zero
-                if latest is not None and time <= latest:  # encoders take rising times only
+                if latest is not None and time <= latest:  # encoders need increasing times
                     continue
                 latest = time
                 picture = upright(frame, (width, height))
@@ -87,13 +88,13 @@ def write_annotated(
 
 
 class Overlay:
-    """What is drawn over each picture.
+    """Drawing over the pictures.
 
     Args:
         detections: records.
-        width: of the picture.
-        height: of the picture.
-        duration_sec: of the video.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
+        duration_sec: length of the video.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Overlay:
         self._box: Picture = np.zeros((0, 0, 3), np.uint8)
 
     def over(self, picture: Picture, seconds: float) -> Picture:
-        """A picture (H, W, 3) with what happens at that time: (H + strip, W, 3)."""
+        """A picture (H, W, 3) with the detections at a time: (H + strip, W, 3)."""
         out = np.concatenate([picture, self._timeline])
         place = min(self._width - 2, max(0, int(seconds * self._per_sec)))
         out[self._height :, place : place + 2] = _LIGHT
@@ -129,7 +130,7 @@ class Overlay:
         return out
 
     def _draw_timeline(self, rows: Mapping[str, int]) -> Picture:
-        """All detections, a row a class, the surer the brighter: (strip, W, 3)."""
+        """All detections, one row per class; a higher score is brighter: (strip, W, 3)."""
         image = Image.new("RGB", (self._width, self.strip), _DARK)
         draw = ImageDraw.Draw(image)
         for record in reversed(self._detections):
@@ -142,7 +143,7 @@ class Overlay:
         return np.array(image)
 
     def _draw_labels(self, active: Sequence[int]) -> Picture:
-        """The surest of some detections as lines of text: (h, w, 3), empty without any."""
+        """The best of the active detections as lines of text: (h, w, 3), empty if none."""
         if not active:
             return np.zeros((0, 0, 3), np.uint8)
         shown = [self._detections[number] for number in active[:MOST_LABELS]]
@@ -161,12 +162,12 @@ class Overlay:
 
 
 class Sound:
-    """The sound of a file, copied where MP4 players know its codec, else encoded anew; nothing where there is none.
+    """A file's sound, if any: copied if MP4 players support its codec, else re-encoded.
 
     Args:
         container: the file.
         out: the copy.
-        zero_sec: time in the file that is 0 in the copy.
+        zero_sec: time in the file that becomes 0 in the copy.
     """
 
     def __init__(self, container: Any, out: Any, *, zero_sec: float) -> None:
@@ -182,7 +183,7 @@ class Sound:
             self._resampler = av.AudioResampler(format="fltp", layout="stereo", rate=rate)
 
     def write(self, packet: Any) -> None:
-        """Take a packet of the source."""
+        """Copy or re-encode a packet of the source."""
         if self._stream is not None and packet.dts is not None:
             shift = round(self._zero_sec / packet.time_base)
             packet.dts, packet.pts = packet.dts - shift, (packet.dts if packet.pts is None else packet.pts) - shift
@@ -196,7 +197,7 @@ class Sound:
                     self._out.mux(self._encoder.encode(resampled))
 
     def finish(self) -> None:
-        """Give out what the encoder holds back."""
+        """Flush the encoder."""
         if self._resampler is not None and self._encoder is not None:
             for resampled in self._resampler.resample(None):
                 self._out.mux(self._encoder.encode(resampled))
@@ -204,5 +205,5 @@ class Sound:
 
 
 def _mixed(color: str, *, share: float) -> tuple[int, ...]:
-    """A colour over the dark ground."""
+    """Blend a colour with the dark background."""
     return tuple(round(share * a + (1 - share) * b) for a, b in zip(ImageColor.getrgb(color), _DARK, strict=False))

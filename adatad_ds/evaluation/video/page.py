@@ -1,4 +1,4 @@
-"""One HTML page a video: the player, the detections on a time axis in step with it, filters by score and class."""
+"""One HTML page per video: a player, a synchronised timeline of detections, filters by score and class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.plots.figures import class_looks
 from adatad_ds.evaluation.video.subtitles import by_time
 
-# Container, as FFmpeg calls it: the codecs that Chromium, Firefox and Safari alike play in it, with their media type.
+# FFmpeg's name of the container: its media type, and the codecs that Chromium, Firefox and Safari all play in it.
 _PLAYED = {
     "mov,mp4,m4a,3gp,3g2,mj2": ("video/mp4", ("h264",)),
     "matroska,webm": ("video/webm", ("vp8", "vp9")),
@@ -25,10 +25,10 @@ _PIXELS = ("yuv420p", "yuvj420p")
 
 
 def plays_in_browsers(path: Path) -> bool:
-    """Whether every browser plays a file: H.264 in MP4, VP8 and VP9 in WebM, 8 bits, 4:2:0.
+    """Whether every browser plays a file: H.264 in MP4, VP8 or VP9 in WebM, 8 bits, 4:2:0.
 
     Raises:
-        VideoError: no video.
+        VideoError: not a video.
     """
     with opened(path, num_threads=1) as (container, stream):
         _, codecs = _PLAYED.get(container.format.name, ("", ()))
@@ -37,11 +37,11 @@ def plays_in_browsers(path: Path) -> bool:
 
 
 def video_address(path: Path, *, folder: Path, most_bytes: int) -> str:
-    """What a page in a folder plays: the file itself, in base64, where it is small; else its relative path."""
+    """The video's address for a page in `folder`: a base64 data URL if the file is small, else its relative path."""
     if path.stat().st_size <= most_bytes:
         kind = "video/webm" if path.suffix.lower() == ".webm" else "video/mp4"
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))  # a name may be no UTF-8
+    return quote(os.fsencode(os.path.relpath(path.resolve(), folder.resolve())))  # a name may not be UTF-8
 
 
 def write_page(
@@ -53,15 +53,15 @@ def write_page(
     detections: Sequence[Mapping[str, Any]],
     shown: ShownFrom,
 ) -> None:
-    """Write the page; it needs nothing from the network.
+    """Write the page, which needs no network access.
 
     Args:
-        path: the `.html`.
-        name: of the video, for people.
+        path: the `.html` file.
+        name: displayed name of the video.
         video: its address, see `video_address`.
         duration_sec: its length.
-        detections: records with `segment` in seconds, `label`, `score`; all of them.
-        shown: where the filter begins.
+        detections: all records with `segment` in seconds, `label`, `score`.
+        shown: initial score of the filter.
     """
     best: dict[str, float] = {}
     for record in detections:

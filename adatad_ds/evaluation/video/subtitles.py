@@ -1,4 +1,4 @@
-"""Detections of one video as subtitles, which players show over it, and as a table."""
+"""Write detections of one video as subtitles or as a table."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from adatad_ds.evaluation.tables import write_table
 
 COLUMNS: tuple[str, ...] = ("start_sec", "end_sec", "label", "score")
-# SubRip knows no escapes: <i>, {\an8} and \N mean something to players, and --> to parsers
+# SubRip has no escapes: players interpret <i>, {\an8} and \N, and parsers -->
 _SRT_SIGNS = str.maketrans("<>{}\\", "\u2039\u203a()\u2216")  # single angle quotes, set minus
-LEAST_MS = 1  # players refuse a subtitle that is over as it begins
+LEAST_MS = 1  # players reject subtitles of zero duration
 
 
 def write_csv(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
-    """A table with a header, by time; `detections` are records with `segment` in seconds, `label`, `score`."""
+    """Write a table with a header, sorted by time; records have `segment` in seconds, `label`, `score`."""
     cells = ((*record["segment"], record["label"], record["score"]) for record in by_time(detections))
     write_table(path, (dict(zip(COLUMNS, row, strict=True)) for row in cells), columns=COLUMNS)
 
 
 def write_vtt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
-    """WebVTT, one cue a detection: its label and score, as long as it lasts."""
+    """Write WebVTT, one cue per detection with its label and score."""
     cues = [f"{_times(record, decimal='.')}\n{_escaped(_text(record))}\n" for record in by_time(detections)]
     path.write_text("\n".join(["WEBVTT\n", *cues]), encoding="utf-8")
 
 
 def write_srt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
-    """SubRip, the same; signs that its players take for markup are replaced by similar ones."""
+    """Write SubRip, one cue per detection; characters that players take for markup are replaced by similar ones."""
     cues = [
         f"{number}\n{_times(record, decimal=',')}\n{_text(record).translate(_SRT_SIGNS)}\n"
         for number, record in enumerate(by_time(detections), start=1)
@@ -36,7 +36,7 @@ def write_srt(path: Path, detections: Sequence[Mapping[str, Any]]) -> None:
 
 
 def by_time(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Records by start, then end; of equals the surer first."""
+    """Records by start, then end, then decreasing score."""
     return sorted(detections, key=lambda record: (*record["segment"], -record["score"]))
 
 

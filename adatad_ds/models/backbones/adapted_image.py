@@ -1,11 +1,11 @@
 """AIM: a frozen image transformer as a video model (Yang et al., ICLR 2023, arXiv 2302.03024, section 3).
 
-B videos or windows, F frames of each, F / t clips of t frames, n of all clips at once, N tokens a frame, C channels,
+B videos or windows, F frames of each, F / t clips of t frames, n clips at once, N tokens per frame, C channels,
 T feature steps. Tokens are (n, t, N, C).
 
-Attention over time never leaves a clip, so clips have nothing to do with one another from their frames to their
-features. They run a few at a time through the whole transformer, and are recomputed so: what is kept for the backward
-pass are frames and features, and one piece's activations, however many frames a window has.
+Temporal attention never leaves a clip, so clips are independent from frames to features. They run through the whole
+transformer a few at a time, and are recomputed in the same way: memory holds frames, features and the activations of
+one chunk, however many frames a window has.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Bottleneck(nn.Module):
 
     Args:
         width: channels C.
-        ratio: of the inner channels to C.
-        skip: whether the input is added.
+        ratio: hidden channels relative to C.
+        skip: add the input.
     """
 
     def __init__(self, *, width: int, ratio: float, skip: bool) -> None:
@@ -57,19 +57,19 @@ class Bottleneck(nn.Module):
 
 
 class BlockAdapters(nn.Module):
-    """The adapters of one block, and how the frozen block is run with them.
+    """The adapters of one block, and the forward pass of the frozen block with them.
 
         z = z + keep * Adapter_T(MSA over the t frames of each position(LN1(z)))      with "temporal" only
         z = z + Adapter_S(MSA over the N tokens of each frame(LN1(z)))
         z = z + MLP(LN2(z)) + keep * s * Adapter_J(LN2(z))
 
-    Both attentions are the same frozen one. Without its adapter, the second and third lines are the image model's.
+    Both attentions are the same frozen one. Without adapters, the second and third lines are those of the image model.
 
     Args:
         width: channels C.
-        ratio: of an adapter's inner channels to C.
-        adapt: which adapters there are.
-        adapter_before_time: one more, with skip, before the attention over time.
+        ratio: an adapter's hidden channels relative to C.
+        adapt: adapters to create.
+        adapter_before_time: another one, with skip, before temporal attention.
         joint_scale: s.
     """
 
@@ -94,15 +94,15 @@ class BlockAdapters(nn.Module):
         self.joint = bottleneck("joint" in adapt, skip=False)
 
     def run(self, block: nn.Module, tokens: Tensor, keep: Tensor | None, *, rotary: Tensor | None = None) -> Tensor:
-        """Clips through the block: (n, t, N, C) to the same.
+        """Run clips through the block: (n, t, N, C) to the same.
 
-        Not this module's call, which ZeRO-3 would search for tensors and find a block.
+        Not `forward`, whose arguments ZeRO-3 searches for tensors: there it would find a block.
 
         Args:
-            block: the image transformer's.
-            tokens: of n clips.
+            block: a block of the image transformer.
+            tokens: (n, t, N, C).
             keep: drop-path factors of the temporal and the joint branch, (n, 2, N); None: both kept.
-            rotary: what rotates the patches of a frame; None: positions are added already.
+            rotary: rotary embedding of a frame's patches; None: positions are already added.
         """
         assert isinstance(block, Block | RotaryBlock)
         if keep is not None:
@@ -121,29 +121,29 @@ class BlockAdapters(nn.Module):
 
 
 class AIMTransformer(nn.Module):
-    """An image transformer over the frames of videos, adapted to time.
+    """An image transformer over video frames, adapted to time.
 
-    - `frozen`: the image model, frame by frame; only its final norm learns.
-    - `aim`: the adapters, the temporal embedding and the final norm learn.
-    - `full`: everything learns, with or without adapters.
+    - `frozen`: the image model, frame by frame; only its final norm is trainable.
+    - `aim`: the adapters, the temporal embedding and the final norm are trainable.
+    - `full`: everything is trainable, with or without adapters.
 
     Args:
-        vit: the image transformer; its parameters but the final norm are frozen here unless `tuning` is `full`.
-        clip_frames: t, over which attention over time goes.
+        vit: the image transformer; all its parameters except the final norm are frozen here unless `tuning` is `full`.
+        clip_frames: t, frames per temporal-attention clip.
         feature_steps: T, each the mean of F / T frames.
-        adapt: which adapters there are; attention over time and its embedding come with "temporal".
-        tuning: one of the three ways above.
+        adapt: adapters to create; temporal attention and its embedding come with "temporal".
+        tuning: one of the three above.
         adapter_before_time: the variant for strongly temporal data (see `BlockAdapters`).
-        adapter_ratio: of an adapter's inner channels to C.
-        joint_scale: factor of the joint adapters' output.
-        drop_path: rate at which token positions skip the last block's temporal and joint branch, falling linearly to 0
-            at the first block's; without those adapters there is nothing to drop.
-        activation_checkpointing: keep each piece's frames for the backward pass, and recompute the rest.
-        clips_per_chunk: clips that run through the transformer at once, at most; 0: all.
+        adapter_ratio: an adapter's hidden channels relative to C.
+        joint_scale: factor on the joint adapters' output.
+        drop_path: rate at which token positions skip the last block's temporal and joint branch, decreasing linearly to
+            0 at the first block; without those adapters nothing is dropped.
+        activation_checkpointing: keep each chunk's frames for the backward pass, and recompute the rest.
+        clips_per_chunk: maximum number of clips that run through the transformer at once; 0: all.
         window: this rank's share of a window in time.
 
     Raises:
-        ConfigError: a combination that makes no sense.
+        ConfigError: contradictory arguments.
     """
 
     def __init__(
@@ -197,14 +197,14 @@ class AIMTransformer(nn.Module):
         """Features of each video or window.
 
         Args:
-            frames: (B, F, H, W, 3) uint8, F a multiple of t; only this rank's clips, where a window is shared.
+            frames: (B, F, H, W, 3) uint8, F a multiple of t; only this rank's clips where ranks share a window.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
             (B, C, T) float32, of the whole window.
 
         Raises:
-            ValueError: F is no multiple of t, T does not divide the whole window's frames, or frames of another size.
+            ValueError: F is no multiple of t, T does not divide the window's frames, or frames have the wrong size.
         """
         features = self._window.gather_time(self.frame_features(frames, noise).float().transpose(1, 2))
         if features.shape[2] % self.feature_steps:
@@ -212,7 +212,7 @@ class AIMTransformer(nn.Module):
         return features.unflatten(2, (self.feature_steps, -1)).mean(dim=3)
 
     def frame_features(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
-        """As `forward`, of each frame here: (B, F, C) in the weights' type."""
+        """Features of each frame on this rank: (B, F, C) in the weights' type; arguments as for `forward`."""
         videos, count = frames.shape[:2]
         if count == 0 or count % self.clip_frames:
             raise ValueError(f"{count} frames are no multiple of the clips' {self.clip_frames}")
@@ -223,21 +223,21 @@ class AIMTransformer(nn.Module):
         return torch.cat(features).view(videos, count, self.width)
 
     def _edges(self, clips: int, *, most: int) -> list[int]:
-        """Where pieces begin and end: as many on every rank, of which one holds `most`, for ZeRO-3 gathers for each."""
+        """Edges of the chunks: the same number on every rank (one holds `most` clips), as ZeRO-3 gathers for each."""
         pieces = -(-most // self.clips_per_chunk) if self.clips_per_chunk else 1
         return [clips * piece // pieces for piece in range(pieces + 1)]
 
     def _piece(self, clips: Tensor, keep: Tensor | None) -> Tensor:
-        """Some clips, (n, t, H, W, 3), recomputed in the backward pass where that is wanted: (n, t, C).
+        """Run one chunk of clips, with recomputation if enabled: (n, t, H, W, 3) to (n, t, C).
 
-        Not the reentrant kind of checkpoint: it loses gradients silently where its inputs need none.
+        Checkpointing is non-reentrant: the reentrant kind silently loses gradients where its inputs need none.
         """
         if self.activation_checkpointing and self.tuning != "frozen" and torch.is_grad_enabled():
             return checkpoint(self._through, clips, keep, use_reentrant=False, preserve_rng_state=False)
         return self._through(clips, keep)
 
     def _through(self, clips: Tensor, keep: Tensor | None) -> Tensor:
-        """Clips through the whole transformer: (n, t, H, W, 3) and drop-path factors (n, depth, 2, N) to (n, t, C)."""
+        """Run clips through the transformer: (n, t, H, W, 3) and drop-path factors (n, depth, 2, N) to (n, t, C)."""
         tokens = self.vit(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
         if self.temporal_embedding is not None:
             tokens = tokens + self.temporal_embedding[:, :, None]
@@ -249,13 +249,13 @@ class AIMTransformer(nn.Module):
         return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
-        """(B * clips, depth, 2, N), drawn for the whole window, once a forward pass so that recomputation shares them.
+        """(B * clips, depth, 2, N), drawn for the whole window once per forward pass, shared by recomputation.
 
-        What is dropped is a token's position in all frames of a clip: drop path draws for the first axis, and in the
-        authors' CLIP model that is the tokens.
+        A token position is dropped in all frames of a clip: drop path draws along the first axis, which in the authors'
+        CLIP model is that of the tokens.
 
-        # differs: theirs drops a position in all clips of a GPU's batch alike; each clip draws its own here, so that
-        results do not depend on how the batch is split. (Their ImageNet model, batch first, drops frames.)
+        # differs: theirs drops a position in all clips of a GPU's batch; here each clip draws its own, so that
+        results do not depend on how the batch is split. (Their ImageNet model is batch-first and drops frames.)
         """
         if noise is None or self.drop_path == 0 or not self.adapt & {"temporal", "joint"}:
             return None
@@ -272,16 +272,16 @@ def _kept(branch: Tensor, keep: Tensor | None, which: int) -> Tensor:
 def _check(adapt: frozenset[str], *, tuning: str, adapter_before_time: bool, clip_frames: int, rate: float) -> None:
     unknown = sorted(adapt - set(ALL_ADAPTERS))
     if unknown:
-        raise ConfigError(f"there is no adapter {', '.join(unknown)}; there are {', '.join(ALL_ADAPTERS)}")
+        raise ConfigError(f"there is no adapter {', '.join(unknown)}; known: {', '.join(ALL_ADAPTERS)}")
     if tuning not in TUNINGS:
         raise ConfigError(f"an image transformer's backbone.tuning is one of {', '.join(TUNINGS)}, not {tuning}")
     if tuning == "aim" and not adapt:
-        raise ConfigError("tuning=aim wants at least one of backbone.aim_adapters; without, tuning=frozen or full")
+        raise ConfigError("tuning=aim needs at least one of backbone.aim_adapters; without any, use frozen or full")
     if tuning == "frozen" and adapt:
-        raise ConfigError(f"tuning=frozen has no adapters, but {', '.join(sorted(adapt))} were asked for")
+        raise ConfigError(f"tuning=frozen has no adapters, but aim_adapters asks for {', '.join(sorted(adapt))}")
     if adapter_before_time and "temporal" not in adapt:
-        raise ConfigError("the adapter before attention over time wants the temporal adapter too")
+        raise ConfigError("backbone.aim_before_time needs the temporal adapter")
     if clip_frames < 1:
         raise ConfigError(f"clips have at least 1 frame, not {clip_frames}")
     if not 0 <= rate < 1:
-        raise ConfigError(f"the drop-path rate lies in [0, 1), not at {rate}")
+        raise ConfigError(f"the drop-path rate must be in [0, 1), not {rate}")

@@ -1,7 +1,7 @@
-"""The adapted backbone: a window of frames in, one feature a step out.
+"""The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames a window, n = F / 16 clips a window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens a
-clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of the 8 tubelets of a clip.
+B windows, F frames per window, n = F / 16 clips per window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens
+per clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of a clip's 8 tubelets.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class AdaptedBackbone(nn.Module):
     """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
 
     - `frozen`: no gradient, no adapters.
-    - `full`: every weight learns, no adapters.
+    - `full`: every weight is trainable, no adapters.
     - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
 
-    Blocks run over a few clips at a time, because attention never leaves a clip: what one block needs in memory does
-    not grow with F. Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py
-    runs `tia` and `side`.
+    Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
+    Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py runs `tia` and
+    `side`.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
-        tuning: one of the four ways above.
+        tuning: one of the four above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
-        drop_path: stochastic depth rate of the last block, falling linearly to 0 at the first.
-        activation_checkpointing: keep one tensor an adapted block for the backward pass, and recompute the rest.
-        clips_per_chunk: clips that run through a block at once, at most (but one of each window); 0: all.
+        drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
+        activation_checkpointing: keep one tensor per adapted block for the backward pass, and recompute the rest.
+        clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all.
         window: this rank's share of a window in time.
-        storage: where what is kept for the backward pass waits.
+        storage: holds stored tensors until the backward pass.
         stopwatch: times the recomputed segments.
     """
 
@@ -94,7 +94,7 @@ class AdaptedBackbone(nn.Module):
         """Features of each window.
 
         Args:
-            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips, where a window is shared.
+            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips where ranks share a window.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
@@ -103,27 +103,27 @@ class AdaptedBackbone(nn.Module):
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, windows=windows, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        learns, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
-        if adapted and (self.activation_checkpointing or not learns):
+        with_grad, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
+        if adapted and (self.activation_checkpointing or not with_grad):
             run = self._run_segments
-        elif learns and self.tuning != "frozen":
+        elif with_grad and self.tuning != "frozen":
             run = self._run_whole
         else:
             run = self._run_clips
-        features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of the clips here
+        features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of this rank's clips
         features = self._window.gather_time(features)
         return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
 
     @torch.no_grad()
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Each span through all blocks, which have no adapters and pass on no gradient: (B, T', C)."""
+        """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
         every = range(self.vit.spec.depth)
         return torch.cat(
             [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
         )
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """`tia` or `side` with no more than one stored tensor an adapted block, see recompute.py: (B, T', C)."""
+        """Run `tia` or `side` with one stored tensor per adapted block (recompute.py): (B, T', C)."""
         clips = frames.shape[1] // CLIP_FRAMES
         execution = Execution(
             spans=spans,
@@ -140,14 +140,14 @@ class AdaptedBackbone(nn.Module):
         return run_segments((next(outputs) for outputs in leading), segments, execution)
 
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Each block over the whole window before the next, autograd doing the rest: (B, T', C)."""
+        """Run each block over the whole window before the next, under plain autograd: (B, T', C)."""
         if self.tuning == "full":
             tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
         else:
             with torch.no_grad():
                 outputs = list(zip(*self._leading(frames, spans, keep), strict=True))
             *taps, tokens = (torch.cat(parts, dim=1) for parts in outputs)
-            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: beside the transformer
+            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: none with `tia`
                 tokens = tokens + self._adapter(index, tap)
         if self.tuning == "tia":
             tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
@@ -161,9 +161,9 @@ class AdaptedBackbone(nn.Module):
         return pool(tokens)
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
-        """Span by span through the blocks that need no gradient: for `side` the adapted ones' outputs, then the last's.
+        """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
 
-        A block runs when its output is asked for.
+        Lazy: a block runs when its output is requested.
         """
         wanted = self.adapted_blocks if self.tuning == "side" else []
 
@@ -178,7 +178,7 @@ class AdaptedBackbone(nn.Module):
         return (outputs(*span) for span in spans)
 
     def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
-        """From each adapted block's output to the next one's; the last one's reaches the top."""
+        """Segments from each adapted block's output to the next one's, the last one up to the top."""
         segments = []
         for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
             blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
@@ -194,13 +194,13 @@ class AdaptedBackbone(nn.Module):
         return segments
 
     def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
-        """Frames of the tubelets `start` to `stop` to their tokens: (B, t, S, C)."""
+        """Tokens of the tubelets `start` to `stop`: (B, t, S, C)."""
         span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
         tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
         return tokens.view(len(frames), stop - start, self.vit.grid_side**2, tokens.shape[-1])
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
-        """Consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
+        """Run consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
         windows, steps, positions, width = tokens.shape
         clips = tokens.reshape(windows * steps // CLIP_TUBELETS, CLIP_TUBELETS * positions, width)
         if keep is not None:
@@ -210,28 +210,28 @@ class AdaptedBackbone(nn.Module):
         return clips.view(tokens.shape)
 
     def _adapter(self, index: int, tokens: Tensor) -> Tensor:
-        """What the adapter of block `index` adds to the whole window: (B, T', S, C) to the same."""
+        """Output of block `index`'s adapter over the whole window: (B, T', S, C) to the same."""
         adapter = self.adapters[str(index)]
         return adapter(*with_context(tokens, _reach(adapter), self._window))
 
     def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
-        """Run blocks, keeping only their input for the backward pass when checkpointing is on (`full`).
+        """Run blocks; with checkpointing, keep only their input for the backward pass (`full`).
 
-        Not the reentrant kind: it loses gradients silently where a block's input needs none.
+        Checkpointing is non-reentrant: the reentrant kind silently loses gradients where a block's input needs none.
         """
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._blocks, blocks, tokens, start, keep, use_reentrant=False, preserve_rng_state=False)
         return self._blocks(blocks, tokens, start, keep)
 
     def _spans(self, *, windows: int, clips: int) -> list[Span]:
-        """Pieces of time that run at once, in tubelets: as many on every rank, where ZeRO-3 may gather for each."""
+        """Spans of time that run at once, in tubelets: the same number on every rank, as ZeRO-3 may gather for each."""
         most = self._window.share(clips).most
         pieces = -(-most // max(1, self.clips_per_chunk // windows)) if self.clips_per_chunk else 1
         edges = [clips * piece // pieces * CLIP_TUBELETS for piece in range(pieces + 1)]
         return list(pairwise(edges))
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
-        """(B, n, depth, 2), drawn once a forward pass so that chunks, recomputation and ranks share them."""
+        """(B, n, depth, 2), drawn once per forward pass, so that chunks, recomputation and ranks share them."""
         if noise is None or self.drop_path == 0:
             return None
         depth = self.vit.spec.depth

@@ -1,8 +1,8 @@
-"""Image transformers as timm builds them, taken apart so that a video model can drive them block by block.
+"""timm's image transformers, taken apart so that a video model can run them block by block.
 
-Parameters keep the names of timm's VisionTransformer, also DINOv3's, which timm builds from other blocks.
+Parameters keep the names of timm's VisionTransformer, also for DINOv3, which timm builds from other blocks.
 
-n frames of H x W pixels, p patch side, N = prefix tokens (class token, registers) + (H // p) * (W // p) patches,
+n frames of H x W pixels, patch side p, N = prefix tokens (class token, registers) + (H // p) * (W // p) patches,
 C channels.
 """
 
@@ -21,16 +21,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from adatad_ds.errors import ConfigError
 
 GENERATED = "vit_tiny_generated"  # ours, for the quickstart's 64 px frames; tools/pretrain_image.py trains it
-MOST_SEQUENCES = 2**15  # that attention gets at once: CUDA's kernels have a grid axis of at most 65,535 for them
+MOST_SEQUENCES = 2**15  # per attention call: CUDA kernels put them on a grid axis of at most 65,535
 
 
 class RotaryAttention(nn.Module):
-    """Self-attention whose queries and keys of patches are rotated by their places (DINOv3, arXiv 2508.10104).
+    """Self-attention with rotary position embedding on the patches' queries and keys (DINOv3, arXiv 2508.10104).
 
     Args:
         width: C.
-        heads: of C / heads channels.
-        bias: of query, key and value; DINOv3's keys have one of zero.
+        heads: attention heads, each of C / heads channels.
+        bias: on query, key and value; DINOv3's keys have a bias of zero.
     """
 
     def __init__(self, *, width: int, heads: int, bias: bool) -> None:
@@ -43,9 +43,9 @@ class RotaryAttention(nn.Module):
         """(n, L, C) to the same.
 
         Args:
-            tokens: of n sequences.
-            rotary: sines and cosines (patches, 2 * C / heads) of the last tokens' places; None: of one place all, as
-                over time.
+            tokens: (n, L, C).
+            rotary: sines and cosines (patches, 2 * C / heads) for the last tokens; None: no rotation, as in temporal
+                attention.
         """
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
@@ -54,15 +54,15 @@ class RotaryAttention(nn.Module):
 
 
 def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
-    """Queries or keys (n, heads, L, c), the last tokens, which are patches, rotated."""
+    """Rotate the patches, the last tokens, of queries or keys (n, heads, L, c)."""
     prefix, patches = heads.split([heads.shape[2] - len(rotary), len(rotary)], dim=2)
     return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=True).to(heads.dtype)], dim=2)
 
 
 class RotaryBlock(nn.Module):
-    """The parts of a block of timm's DINOv3 under the names of its plain Block, each to be called by itself.
+    """A block of timm's DINOv3 as separate parts, under the names of timm's plain Block.
 
-    Layer scales are modules here, so that ZeRO-3 gathers them, and attention has one bias.
+    Layer scales are modules here, so that ZeRO-3 gathers them, and q, k and v share one bias parameter.
     """
 
     def __init__(self, block: EvaBlock) -> None:
@@ -78,17 +78,17 @@ class RotaryBlock(nn.Module):
 
 
 class ImageTransformer(nn.Module):
-    """The parts of a timm VisionTransformer; calling it embeds frames, the blocks are driven from outside.
+    """The parts of a timm VisionTransformer; `forward` embeds frames, the caller runs the blocks.
 
-    Owning the class token and the positions, rather than reaching into timm's module for them, lets ZeRO-3 gather
-    them when this module is called.
+    This module owns the class token and the positions itself, rather than reading timm's, so that ZeRO-3 gathers them
+    when it is called.
 
     Args:
-        vit: a plain vision transformer of timm, or its DINOv3, without classifier; it is taken apart and should not be
-            used again.
-        pixel_mean: RGB, of 0..255.
-        pixel_std: RGB, of 0..255.
-        antialias_positions: whether the position table is averaged where it is made smaller (`fit_image_weights`).
+        vit: timm's plain vision transformer, or its DINOv3, without classifier; it is taken apart and must not be used
+            afterwards.
+        pixel_mean: RGB, on the scale 0..255.
+        pixel_std: RGB, on the scale 0..255.
+        antialias_positions: downscale the position table with antialiasing (`fit_image_weights`).
 
     Attributes:
         width: C.
@@ -98,7 +98,7 @@ class ImageTransformer(nn.Module):
         tokens: N.
 
     Raises:
-        ConfigError: a transformer whose blocks, dropout or pooling cannot be driven this way.
+        ConfigError: unsupported blocks, dropout or pooling.
     """
 
     def __init__(
@@ -138,10 +138,10 @@ class ImageTransformer(nn.Module):
             self.register_buffer("rotary", _rotary_table(vit.rope, grid=self.grid), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames (n, H, W, 3), 0..255, to tokens (n, N, C) with their positions, not yet through `norm_pre`.
+        """Frames (n, H, W, 3), 0..255, to tokens (n, N, C) with positions, before `norm_pre`.
 
         Raises:
-            ValueError: frames of another size.
+            ValueError: frames of the wrong size.
         """
         if tuple(frames.shape[1:3]) != self.frame_size:
             raise ValueError(f"frames are {tuple(frames.shape[1:3])} pixels, the model takes {self.frame_size}")
@@ -156,9 +156,9 @@ class ImageTransformer(nn.Module):
         return tokens + self.pos_embed if self.pos_embed is not None and self.prefix_has_position else tokens
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """One feature a frame, (..., N, C) to (..., C): the class token, or the patches' mean, after the final norm."""
+        """One feature per frame, (..., N, C) to (..., C): class token or mean of the patches, after the final norm."""
         if self.pools_class_token:
-            class_token = tokens[..., 0, :].contiguous()  # the norm's backward pass is not to keep the other tokens
+            class_token = tokens[..., 0, :].contiguous()  # so that the norm's backward pass keeps no other token
             return self.fc_norm(self.norm(class_token))
         return self.fc_norm(self.norm(tokens[..., self.prefix_tokens :, :]).mean(dim=-2))
 
@@ -173,16 +173,16 @@ def build_image_transformer(
     """A plain vision transformer by its name in timm, with random weights.
 
     Args:
-        name: for example `vit_base_patch16_clip_quickgelu_224`. CLIP's own weights want the `quickgelu` models; those
-            without it in their names are for CLIP models that were trained with the ordinary GELU. A tag as in
-            `vit_base_patch16_224.dino` tells whose mean and standard deviation of pixels. `vit_tiny_generated` is
-            the quickstart's, which timm does not have.
+        name: for example `vit_base_patch16_clip_quickgelu_224`. CLIP's own weights need the `quickgelu` models; those
+            without it in their names are for CLIP models trained with the ordinary GELU. A tag, as in
+            `vit_base_patch16_224.dino`, selects the mean and standard deviation of pixels. `vit_tiny_generated` is the
+            quickstart's own model, which timm does not have.
         resolution: side in pixels of the frames.
-        pixel_mean: RGB, of 0..255; None: as timm knows it by the name.
-        pixel_std: likewise.
+        pixel_mean: RGB, on the scale 0..255; None: timm's for this name.
+        pixel_std: RGB, on the scale 0..255; None: timm's for this name.
 
     Raises:
-        ConfigError: no plain vision transformer of timm has that name, or the side is no multiple of its patch.
+        ConfigError: timm has no plain vision transformer of that name, or the side is no multiple of its patch.
     """
     if name == GENERATED:
         _check_resolution(name, resolution=resolution, patch=16)
@@ -210,7 +210,7 @@ def build_image_transformer(
     published = timm.get_pretrained_cfg(name)
     assert published is not None
     mean, std = (tuple(255.0 * value for value in values) for values in (published.mean, published.std))
-    # As their authors resize them: DINO, MAE and DINOv2 (without registers) weigh the nearest, the others average.
+    # As their authors resize them: DINO, MAE and DINOv2 (without registers) without antialiasing, the others with it.
     nearest = tag in ("dino", "mae") or ("dinov2" in architecture and "_reg" not in architecture)
     return ImageTransformer(
         vit=vit, pixel_mean=pixel_mean or mean, pixel_std=pixel_std or std, antialias_positions=not nearest
@@ -218,12 +218,12 @@ def build_image_transformer(
 
 
 def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) -> Tensor:
-    """A block's attention on normed tokens, (n, L, C) to the same, however many the sequences n are.
+    """A block's attention on normed tokens, (n, L, C) to the same, for any number n of sequences.
 
     Args:
-        block: of an image transformer.
-        tokens: of n sequences.
-        rotary: what rotates the patches of a frame (`ImageTransformer.rotary`); None: nothing.
+        block: a block of an image transformer.
+        tokens: (n, L, C).
+        rotary: rotary embedding of a frame's patches (`ImageTransformer.rotary`); None: no rotation.
     """
     assert isinstance(block, Block | RotaryBlock)
     places = () if rotary is None else (rotary,)
@@ -232,7 +232,7 @@ def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) ->
 
 
 def _rotary_table(rope: nn.Module | None, *, grid: tuple[int, int]) -> Tensor:
-    """Sines and cosines of the patches' places, (patches, 2 * C / heads); in memory also for a model without."""
+    """Sines and cosines of the patch positions, (patches, 2 * C / heads); real even if the model is on meta."""
     assert isinstance(rope, RotaryEmbeddingDinoV3)
     with torch.device("cpu"):
         table = RotaryEmbeddingDinoV3(rope.dim, temperature=rope.temperature, feat_shape=list(grid))
@@ -249,10 +249,10 @@ def _check(vit: TimmTransformer | Eva) -> None:
     odd = {type(block).__name__ for block in vit.blocks if type(block) is not plain}
     if odd:
         raise ConfigError(
-            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} will do"
+            f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} works"
         )
     if isinstance(vit, Eva) and not isinstance(vit.rope, RotaryEmbeddingDinoV3):
-        raise ConfigError("of timm's Eva models, only DINOv3's rotary positions will do")
+        raise ConfigError("of timm's Eva models, only those with DINOv3's rotary positions are supported")
     if vit.dynamic_img_size or not isinstance(vit.patch_embed, PatchEmbed):
         raise ConfigError("the image transformer must take frames of one size, cut into patches by timm's PatchEmbed")
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in vit.modules()) or any(
@@ -265,4 +265,4 @@ def _check(vit: TimmTransformer | Eva) -> None:
             "from the patches' mean: build it with global_pool='token' or 'avg'"
         )
     if not isinstance(vit.head, nn.Identity):
-        raise ConfigError("the image transformer has a classifier of images; build it with num_classes=0")
+        raise ConfigError("the image transformer has an image classifier; build it with num_classes=0")

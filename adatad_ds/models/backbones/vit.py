@@ -3,7 +3,7 @@
 VideoMAE (arXiv 2203.12602) and VideoMAE V2 (arXiv 2303.16727), as used by AdaTAD: no class token, no final norm,
 parameter names as in the original checkpoints.
 
-n clips, H x W pixels, p patch side, h x w = (H // p) x (W // p) patches, N = 8 * h * w tokens a clip, C channels.
+n clips, H x W pixels, patch side p, h x w = (H // p) x (W // p) patches, N = 8 * h * w tokens per clip, C channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, of 0..255
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, on the scale 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
 NORM_EPS = 1e-6
 
@@ -43,7 +43,7 @@ class ViTSpec:
     pretrained_side: int = 224
 
     def positions(self, resolution: int) -> int:
-        """S, the patches of a frame of that side in pixels."""
+        """S, patches of a frame with a side of `resolution` pixels."""
         return (resolution // self.patch) ** 2
 
 
@@ -60,11 +60,11 @@ VIT_SPECS: dict[str, ViTSpec] = {
 class VisionTransformer(nn.Module):
     """A stack of pre-norm blocks over the tubelets of each 16-frame clip; attention never leaves the clip.
 
-    The stack is driven from outside (see `backbone.py`): `embed` once, then each of `blocks`.
+    The caller runs it (see `adapted_video.py`): `embed` once, then each of `blocks`.
 
     Args:
         spec: shape of the model.
-        resolution: side in pixels of the frames it will see; the position table is resized to it.
+        resolution: side in pixels of the input frames; the position table is resized to it.
     """
 
     def __init__(self, *, spec: ViTSpec, resolution: int) -> None:
@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
         )
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Frames (n, 16, H, W, 3) uint8 to tokens (n, N, C), position added."""
+        """Frames (n, 16, H, W, 3) uint8 to tokens (n, N, C), with positions added."""
         tokens = self.patch_embed(frames)
         return tokens + self.pos_embed.to(tokens.dtype)
 
@@ -95,7 +95,7 @@ class PatchEmbed(nn.Module):
         self.proj = TubeletProjection(width=width, patch=patch)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(n, F, H, W, 3) uint8 to (n, N, C); pixels beyond the last whole patch are left out, as Conv3d does."""
+        """(n, F, H, W, 3) uint8 to (n, N, C); pixels beyond the last whole patch are dropped, as by Conv3d."""
         n, count, height, width, _ = frames.shape
         p = self.proj.patch
         h, w = height // p, width // p
@@ -148,10 +148,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention among a clip's tokens.
+    """Multi-head self-attention within a clip.
 
-    The published models have a bias on q and v only. Here one bias of 3C has zeros for k: the softmax ignores what
-    a bias on k adds, so it changes nothing (and its gradient is zero).
+    The published models have a bias on q and v only. Here a single bias of 3C has zeros for k: the softmax is invariant
+    to a bias on k, so it changes nothing (and its gradient is zero).
     """
 
     def __init__(self, *, width: int, heads: int) -> None:
@@ -191,7 +191,7 @@ class MLP(nn.Module):
 def position_table(*, spec: ViTSpec, grid_side: int) -> Tensor:
     """Fixed sine-cosine position table of a clip, (N, C) float32, resized to `grid_side` patches a side.
 
-    Defined over the pretrained grid; another grid gets a bicubic resize of each time step (align_corners false).
+    Defined on the pretrained grid; for another grid, each time step is resized bicubically (align_corners false).
     """
     steps, side = CLIP_FRAMES // TUBELET_FRAMES, spec.pretrained_side // spec.patch
     table = sinusoid(length=steps * side * side, width=spec.width)

@@ -1,7 +1,7 @@
-"""Where activations wait for the backward pass: on the device, in host memory, or on both by a byte budget.
+"""Storage of activations until the backward pass: on the device, in host memory, or in both under a byte budget.
 
-A stored tensor is written once and read span by span, so that of one in host memory only the spans at work are on the
-device. On a GPU copies run on a stream of their own, one span ahead of use, through page-locked memory.
+A stored tensor is written once and read span by span, so that only the current spans of one in host memory are on the
+device. On a GPU, copies run on their own stream, one span ahead of use, through page-locked memory.
 
 B windows, T tubelets, S positions, C channels.
 """
@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-Span = tuple[int, int]  # first tubelet, and the one after the last
+Span = tuple[int, int]  # first tubelet, and one past the last
 
 
 class Stored(Protocol):
-    """A tensor (B, T, S, C) that waits."""
+    """A stored tensor (B, T, S, C)."""
 
     @property
     def steps(self) -> int:
@@ -34,29 +34,29 @@ class Stored(Protocol):
         ...
 
     def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
-        """Each span in turn, (B, t, S, C) on the device; not to be written to."""
+        """Each span in turn, (B, t, S, C) on the device; read-only."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoragePolicy:
-    """Which stored tensors go to host memory: as DeepSpeed's `cpu_checkpointing`, with a budget.
+    """Which stored tensors go to host memory: like DeepSpeed's `cpu_checkpointing`, with a budget.
 
     Attributes:
-        offload: to host memory, as far as the budget is spent.
-        device_bytes: of stored tensors that stay on the device all the same: the last ones, which are needed first.
+        offload: store in host memory what exceeds `device_bytes`.
+        device_bytes: stored tensors kept on the device all the same: the last ones, which are needed first.
     """
 
     offload: bool = False
     device_bytes: int = 0
 
     def on_device(self, count: int, tensor_bytes: int) -> int:
-        """How many of `count` tensors of that size stay on the device."""
+        """How many of `count` tensors of `tensor_bytes` each stay on the device."""
         return min(count, self.device_bytes // tensor_bytes) if self.offload else count
 
 
 class Storage:
-    """Makes stored tensors, and keeps the host memory and the stream from step to step."""
+    """Allocates stored tensors; keeps the host buffers and the copy stream from step to step."""
 
     def __init__(self, policy: StoragePolicy) -> None:
         self.policy = policy
@@ -64,7 +64,7 @@ class Storage:
         self._stream: torch.cuda.Stream | None = None
 
     def reserve(self, count: int, shape: tuple[int, ...], *, like: Tensor) -> list[Stored]:
-        """Room for `count` tensors (B, T, S, C) of a type and device like another's; read in reverse order."""
+        """Allocate `count` tensors (B, T, S, C) with the type and device of `like`; they are read in reverse order."""
         elements = torch.Size(shape).numel()
         on_device = self.policy.on_device(count, elements * like.element_size())
         if on_device < count and like.device.type == "cuda" and self._stream is None:
@@ -73,12 +73,12 @@ class Storage:
         return [*host, *(DeviceTensor(like.new_empty(shape)) for _ in range(on_device))]
 
     def give_back(self, buffer: Tensor) -> None:
-        """A host buffer may be used again; copies are in the order of one stream, so at once."""
+        """Return a host buffer for reuse, at once: all copies are ordered on one stream."""
         self._free.setdefault((buffer.numel(), buffer.dtype), []).append(buffer)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """On the copying stream, after what the computing one has been given so far."""
+        """Run on the copy stream, after the work queued so far on the compute stream."""
         if self._stream is None:
             yield
             return
@@ -87,12 +87,12 @@ class Storage:
             yield
 
     def mark_used(self, tensor: Tensor, *, by_copies: bool) -> None:
-        """Memory of one stream's tensor is at work in the other one."""
+        """Tell the allocator that the other stream uses this tensor."""
         if self._stream is not None:
             tensor.record_stream(self._stream if by_copies else torch.cuda.current_stream(tensor.device))
 
     def copied(self) -> torch.Event | None:
-        """A point in the copying stream."""
+        """Event after the copies queued so far."""
         return None if self._stream is None else self._stream.record_event()  # pyright: ignore[reportReturnType]
 
     def _host_buffer(self, elements: int, like: Tensor) -> Tensor:
@@ -100,13 +100,13 @@ class Storage:
             return free.pop()
         buffer = torch.empty(elements, dtype=like.dtype)
         if like.device.type == "cuda" and not lock_pages(buffer, torch.cuda.cudart()):
-            with contextlib.suppress(RuntimeError):  # the error waits for the next launch, which would be taken to fail
+            with contextlib.suppress(RuntimeError):  # clear the error, which the next launch would report
                 torch.zeros(1, device=like.device)
         return buffer
 
 
 class DeviceTensor:
-    """Stored where it is computed."""
+    """A stored tensor on the device."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
@@ -121,13 +121,13 @@ class DeviceTensor:
         self._values[:, start : start + values.shape[1]] = values
 
     def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
-        """Each span in turn, a view."""
+        """Views of the spans, in turn."""
         for start, stop in spans:
             yield self._values[:, start:stop]
 
 
 class HostTensor:
-    """Stored in host memory, time first, so that any span is one piece; its buffer goes back when it is dropped."""
+    """A stored tensor in host memory, time first, so that a span is contiguous; deletion returns the buffer."""
 
     def __init__(self, buffer: Tensor, shape: tuple[int, ...], storage: Storage) -> None:
         windows, steps, *rest = shape
@@ -154,7 +154,7 @@ class HostTensor:
             self._storage.mark_used(values, by_copies=True)
 
     def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
-        """Each span in turn, on the device; the next one is on its way meanwhile."""
+        """Each span in turn, on the device, while the next one is being copied."""
         ahead = None
         for span in spans:
             coming = self._fetch(span)
@@ -178,23 +178,23 @@ class HostTensor:
 
 
 def lock_pages(buffer: Tensor, runtime: Any) -> bool:
-    """Page-lock in place: torch's own pinned memory comes in powers of two, up to twice of what is asked for.
+    """Page-lock a buffer in place: torch's pinned memory comes in powers of two, up to twice the requested size.
 
-    Where the system refuses (`ulimit -l`, a container's limit), the buffer stays as it is, which a warning says: copies
-    are slower and computation waits for them, but they are right. The lock ends with the buffer.
+    If the system refuses (`ulimit -l`, a container's limit), the buffer stays pageable, with a warning: copies are
+    slower and computation waits for them, but they are correct. The lock ends with the buffer.
 
     Args:
         buffer: in host memory.
         runtime: `torch.cuda.cudart()`.
 
     Returns:
-        Whether it is locked now.
+        Whether it is now locked.
     """
     storage = buffer.untyped_storage()
     status = runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0)
     if int(status) != 0:
         warnings.warn(
-            f"host memory could not be page-locked (CUDA error {int(status)}); "  # no size: told once for all buffers
+            f"host memory could not be page-locked (CUDA error {int(status)}); "  # no size: one warning for all buffers
             "copies of stored activations will be slow. Raise the limit (ulimit -l), or keep them on the device with "
             "cpu_checkpointing: false in the DeepSpeed config",
             stacklevel=2,

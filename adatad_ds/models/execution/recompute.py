@@ -1,14 +1,14 @@
-"""Adapted transformers with bounded memory: one stored tensor an adapted block, whatever lies in between.
+"""Adapted transformers with bounded memory: one stored tensor per adapted block.
 
 A segment leads from one adapted block's output y (before its adapter) to the next one's: z = y + adapter(y), then the
-frozen blocks up to and with the next adapted one. Only y is stored. Both passes go span by span over time, a few clips
-at a time: the adapter needs no more of its neighbours than its time convolution reaches, the blocks nothing. Backward
-recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. So besides the stored
-tensors there are one gradient and one span's graph, however long the window is.
+frozen blocks up to and including the next adapted one. Only y is stored. Both passes go span by span over time, a few
+clips at a time: the adapter needs no more context than its temporal convolution reaches, the blocks none. Backward
+recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. Memory thus holds the
+stored tensors, one gradient and one span's graph, however long the window is.
 
-`torch.utils.checkpoint` around a segment would hold the graphs of all its spans together in the backward pass.
+`torch.utils.checkpoint` around a segment would hold the graphs of all its spans at once in the backward pass.
 
-B windows, T tubelets here, S positions, C channels.
+B windows, T tubelets on this rank, S positions, C channels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from adatad_ds.models.execution.window_share import SlidingContext, TimeShard
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpan:
-    """What lies between two stored tensors.
+    """The segment between two stored tensors: an adapter and the frozen blocks after it.
 
     Attributes:
         block: the adapted block's index, for reports.
-        adapter: the module after it, called on a span with its context (see `adapters.py`).
-        reach: tubelets of context that it wants.
-        run: the frozen blocks that follow, on the span at a tubelet: (B, t, S, C), start to (B, t, S, C).
+        adapter: its adapter, called on a span with context (see `adapters.py`).
+        reach: tubelets of context that the adapter needs.
+        run: runs the frozen blocks that follow on the span at tubelet `start`: (B, t, S, C), start to (B, t, S, C).
     """
 
     block: int
@@ -51,16 +51,16 @@ class BlockSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How segments run here.
+    """How segments run on this rank.
 
     Attributes:
-        spans: of time, in order, from 0 to T; as many on all ranks, where ZeRO-3 gathers weights for each.
+        spans: spans of time, in order, from 0 to T; the same number on all ranks, as ZeRO-3 gathers weights for each.
         window: this rank's share of a window.
-        storage: where stored tensors wait.
+        storage: holds the stored tensors.
         stopwatch: times the segments.
-        shape: of the window's tokens here, (B, T, S, C).
-        whole: whether no other rank has a part of the window.
-        like: a tensor of the tokens' type and device.
+        shape: shape of this rank's tokens, (B, T, S, C).
+        whole: whether this rank holds the whole window.
+        like: a tensor with the tokens' type and device.
     """
 
     spans: Sequence[Span]
@@ -72,20 +72,20 @@ class Execution:
     like: Tensor
 
     def reserve(self, count: int) -> list[_Input]:
-        """Room for the inputs of so many segments, read in reverse order."""
+        """Allocate the inputs of `count` segments, read in reverse order."""
         return [_Input(stored) for stored in self.storage.reserve(count, self.shape, like=self.like)]
 
     def timed(self, segment: BlockSpan, name: str) -> AbstractContextManager[None]:
-        """Around one pass through a segment."""
+        """Time one pass through a segment."""
         return self.stopwatch.around(f"block_{segment.block}/{name}", self.like.device)
 
 
 def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
-    """The adapted transformer from the first adapted block's output to the top, averaged over positions (`tia`).
+    """Run the transformer from the first adapted block's output to the top, averaged over positions (`tia`).
 
     Args:
         first: that output, span by span, without a graph: (B, t, S, C).
-        segments: from each adapted block to the next, the last one to the top.
+        segments: segments from each adapted block to the next, the last one to the top.
         execution: how they run.
 
     Returns:
@@ -98,11 +98,11 @@ def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], executi
 
 
 def sum_adapters(first: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
-    """The transformer's output plus what adapters beside it add, averaged over positions (`side`).
+    """The transformer's output plus its side adapters' outputs, averaged over positions (`side`).
 
     Args:
-        first: span by span the adapted blocks' outputs and then the last block's, without a graph: each (B, t, S, C).
-        segments: the adapters; what they `run` is not used.
+        first: for each span, the adapted blocks' outputs and then the last block's, without a graph: (B, t, S, C) each.
+        segments: the adapters; their `run` is not used.
         execution: how they run.
 
     Returns:
@@ -114,7 +114,7 @@ def sum_adapters(first: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan
 
 
 def _anchor(execution: Execution) -> Tensor:
-    """An input that asks for the gradient which the output needs, since no other input does."""
+    """Dummy input that requires a gradient, so that autograd calls backward; no other input does."""
     return torch.zeros((), device=execution.like.device, requires_grad=torch.is_grad_enabled())
 
 
@@ -177,7 +177,7 @@ class _SideSum(torch.autograd.Function):
 
 
 def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
-    """`sum_adapters` without a backward pass: of a block's output, only what an adapter still reaches for waits."""
+    """`sum_adapters` without a backward pass: of each block's output, only the adapter's context is kept."""
     pooled, waiting = Pooled(execution), [SlidingContext(segment.reach) for segment in segments]
     for (start, stop), outputs in zip(execution.spans, first, strict=True):
         for segment, of_block in zip(segments, waiting, strict=True):
@@ -190,7 +190,7 @@ def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Bloc
 def _forward(
     first: Iterator[Tensor], segments: Sequence[BlockSpan], execution: Execution, inputs: Sequence[_Input]
 ) -> Tensor:
-    """All segments without a graph, (B, T, C) float32; each one's input is left in `inputs`."""
+    """Run all segments without a graph, (B, T, C) float32; each one's input stays in `inputs`."""
     for (start, _), tokens in zip(execution.spans, first, strict=True):
         inputs[0].stored.write(start, tokens)
     pooled = Pooled(execution)
@@ -204,10 +204,10 @@ def _forward(
 
 
 def _backward(segment: BlockSpan, here: _Input, gradient: Tensor, execution: Execution) -> None:
-    """From the gradient of a segment's output to that of its input, in place; adapters' gradients where they belong."""
+    """Turn the gradient of a segment's output into that of its input, in place; accumulate its adapter's gradients."""
     parameters = OnceAccumulated(segment.adapter)
     ends = here.ends(gradient)  # gradients of the neighbours' tubelets, before and after
-    overhang = gradient[:, :0]  # of what lies behind the span, from the spans done so far
+    overhang = gradient[:, :0]  # of the tubelets after a span, from the spans before
     for (start, stop), (tokens, context) in here.read(execution.spans, segment.reach):
         tokens = tokens.detach().requires_grad_()
         with torch.enable_grad():
@@ -226,7 +226,7 @@ def _backward(segment: BlockSpan, here: _Input, gradient: Tensor, execution: Exe
 
 
 def _add_before(end: Tensor, gradient: Tensor, start: int, values: Tensor) -> None:
-    """Add (B, l, S, C) to the l tubelets before `start`, some of which may be the rank before's."""
+    """Add (B, l, S, C) to the l tubelets before `start`, some of which may belong to the previous rank."""
     outside = max(0, values.shape[1] - start)
     gradient[:, start - values.shape[1] + outside : start] += values[:, outside:]
     end[:, end.shape[1] - outside :] += values[:, :outside]
@@ -246,7 +246,7 @@ class _Input:
         return self.stored.steps
 
     def meet_neighbours(self, reach: int, window: TimeShard) -> None:
-        """Exchange the ends. A collective."""
+        """Exchange the ends with the neighbours. A collective."""
         if reach:
             first, last = self.stored.read([(0, reach), (self.steps - reach, self.steps)])
             self._before, self._after = window.neighbours(first, last)
@@ -258,7 +258,7 @@ class _Input:
         return torch.zeros_like(self._before), torch.zeros_like(self._after)
 
     def read(self, spans: Sequence[Span], reach: int) -> Iterator[tuple[Span, tuple[Tensor, Span]]]:
-        """Each span, with its tokens in context, (B, before + t + after, S, C), and (before, after)."""
+        """Each span, its tokens with context, (B, before + t + after, S, C), and (before, after)."""
         inside = [(max(0, start - reach), min(self.steps, stop + reach)) for start, stop in spans]
         for (start, stop), (left, right), tokens in zip(spans, inside, self.stored.read(inside), strict=True):
             before, after = start - left, right - stop
@@ -270,31 +270,31 @@ class _Input:
 
 
 class Pooled:
-    """The mean over positions, (B, T, C) float32, of tokens that come span by span."""
+    """Mean over positions, (B, T, C) float32, of tokens that arrive span by span."""
 
     def __init__(self, execution: Execution) -> None:
         windows, steps, _, width = execution.shape
         self.values = torch.zeros(windows, steps, width, device=execution.like.device)
 
     def write(self, start: int, tokens: Tensor) -> None:
-        """Tokens (B, t, S, C) at tubelet `start`."""
+        """Set the span of tokens (B, t, S, C) at tubelet `start`."""
         self.values[:, start : start + tokens.shape[1]] = pool(tokens)
 
     def add(self, start: int, tokens: Tensor) -> None:
-        """More of them."""
+        """Add the mean of tokens (B, t, S, C) to the span at tubelet `start`."""
         self.values[:, start : start + tokens.shape[1]] += pool(tokens)
 
 
 def pool(tokens: Tensor) -> Tensor:
-    """(B, t, S, C) to (B, t, C) float32: the mean over positions."""
+    """Mean over positions: (B, t, S, C) to (B, t, C) float32."""
     return tokens.mean(dim=2, dtype=torch.float32)
 
 
 class OnceAccumulated:
-    """A module's gradients from several graphs, accumulated into its parameters once: ZeRO reduces at that moment.
+    """Sums a module's gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
 
     Args:
-        module: whose parameters they are.
+        module: owner of the parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -302,7 +302,7 @@ class OnceAccumulated:
         self._sums: list[Tensor] | None = None
 
     def differentiate(self, out: Tensor, gradient: Tensor, *inputs: Tensor, last: bool) -> Sequence[Tensor]:
-        """The inputs' gradients; the parameters get theirs, of all graphs so far, with the `last` one."""
+        """Gradients of the inputs; with the `last` graph, the parameters get theirs of all graphs."""
         if last:
             handles = [
                 parameter.register_hook(lambda own, total=total: (own.float() + total).to(own.dtype))
@@ -322,6 +322,6 @@ class OnceAccumulated:
 
 
 def _unpooled(gradient: Tensor, execution: Execution) -> Tensor:
-    """The gradient of tokens, (B, T, S, C) without memory of its own, from that of their mean, (B, T, C)."""
+    """Gradient of the tokens, (B, T, S, C) as an expanded view, from that of their mean, (B, T, C)."""
     share = gradient.to(execution.like.dtype) / execution.shape[2]
     return share[:, :, None].expand(execution.shape)

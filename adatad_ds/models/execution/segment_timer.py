@@ -1,4 +1,4 @@
-"""Where the time of recomputed segments goes."""
+"""Timing of recomputed segments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 class Stopwatch:
-    """What DeepSpeed's `profile` and `synchronize_checkpoint_boundary` ask for, at each segment.
+    """Implements DeepSpeed's `profile` and `synchronize_checkpoint_boundary` at each segment.
 
     Args:
         profile: time each segment, forward and backward.
-        synchronize: wait for the device at each segment's ends; timing does, too.
+        synchronize: synchronise the device before and after each segment; timing does so too.
     """
 
     def __init__(self, *, profile: bool = False, synchronize: bool = False) -> None:
@@ -24,7 +24,7 @@ class Stopwatch:
 
     @contextmanager
     def around(self, name: str, device: torch.device) -> Iterator[None]:
-        """One segment's pass."""
+        """Time one segment's pass."""
         self._wait(device)
         began = time.perf_counter()
         yield
@@ -33,7 +33,7 @@ class Stopwatch:
             self._passes.setdefault(name, []).append(time.perf_counter() - began)
 
     def take(self) -> dict[str, float]:
-        """Mean seconds of a pass, by segment, since last asked."""
+        """Mean seconds per pass of each segment, since the last call."""
         means = {name: sum(seconds) / len(seconds) for name, seconds in self._passes.items()}
         self._passes.clear()
         return means

@@ -1,9 +1,9 @@
-"""What a rank holds of a window in time: all of it, or consecutive clips while other ranks hold the rest.
+"""A rank's share of a window in time: all of it, or consecutive clips while other ranks hold the rest.
 
-The model asks for three things that reach beyond a clip; whoever builds it passes in who answers. Here is the answer
-of a rank alone; `temporal.SharedWindow` is that of a rank among several.
+`TimeShard` has the operations across clip borders; `WholeWindow` is the single-rank one, `SharedWindow` of
+distributed/mesh.py the one for several ranks.
 
-B windows, T tubelets here, S positions, C channels.
+B windows, T tubelets on this rank, S positions, C channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Share(NamedTuple):
-    """Clips of a window on this rank: the first one here, the whole window's, and the most that any rank holds."""
+    """Clips of a window: the first on this rank, the total, and the most that any rank holds."""
 
     first: int
     total: int
@@ -23,21 +23,22 @@ class Share(NamedTuple):
 
 
 class TimeShard(Protocol):
-    """A rank's share of the windows that it works on."""
+    """Operations across clip borders, on a rank's share of its windows."""
 
     def share(self, own: int) -> Share:
-        """Which clips are here, where `own` of them are."""
+        """This rank's share, which has `own` clips."""
         ...
 
     def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Give this rank's first and last r tubelets to its neighbours, each (B, r, S, C); what they give in return.
+        """Exchange this rank's first and last r tubelets, each (B, r, S, C), with its neighbours. A collective.
 
-        What comes before and after in the window, (B, r or 0, S, C): none beyond the window's ends. A collective.
+        Returns:
+            The tubelets before and after this share, (B, r or 0, S, C): none beyond the window's ends.
         """
         ...
 
     def neighbours_adjoint(self, before: Tensor, after: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Send gradients of what `neighbours` returned to where it came from; those of `first` and `last` here."""
+        """Send the gradients of `neighbours`' outputs back; returns those of this rank's `first` and `last`."""
         ...
 
     def gather_time(self, features: Tensor) -> Tensor:
@@ -46,22 +47,21 @@ class TimeShard(Protocol):
 
 
 class WholeWindow:
-    """All of it is here."""
+    """The single-rank shard: this rank holds the whole window."""
 
     def share(self, own: int) -> Share:
-        """All clips."""
         return Share(0, own, own)
 
     def neighbours(self, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """None there."""
+        """Empty tensors: there are no neighbours."""
         return first[:, :0], last[:, :0]
 
     def neighbours_adjoint(self, before: Tensor, after: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Nothing comes back."""
+        """Empty tensors: there are no neighbours."""
         return before[:, :0], after[:, :0]
 
     def gather_time(self, features: Tensor) -> Tensor:
-        """(B, C, T) as it is."""
+        """(B, C, T) unchanged."""
         return features
 
 
@@ -78,7 +78,7 @@ def with_context(tokens: Tensor, reach: int, window: TimeShard) -> tuple[Tensor,
 
 
 class SlidingContext:
-    """Tokens that come span by span, with up to `reach` tubelets of context; it keeps what is still reached for.
+    """Buffer that takes tokens span by span and returns them with up to `reach` tubelets of context.
 
     Args:
         reach: tubelets of context on both sides.
@@ -87,13 +87,13 @@ class SlidingContext:
     def __init__(self, reach: int) -> None:
         self._reach = reach
         self._kept: Tensor | None = None
-        self._first = self._done = 0  # tubelets: where `_kept` begins, and up to where all was given out
+        self._first = self._done = 0  # tubelets: the start of `_kept`, and the end of what was returned
 
     def push(self, values: Tensor, *, last: bool) -> tuple[int, Tensor, int, int]:
-        """Take the next span, (B, t, S, C), the window's last one if so; give out what has its context by now.
+        """Add the next span, (B, t, S, C), `last` if it ends the window; return the tokens whose context is complete.
 
         Returns:
-            Its tubelet, (B, before + t + after, S, C), before, after; t may be 0.
+            First tubelet, tokens (B, before + t + after, S, C), before, after; t may be 0.
         """
         tokens = values if self._kept is None else torch.cat([self._kept, values], dim=1)
         start, begins, ends = self._done, self._first, self._first + tokens.shape[1]
@@ -104,7 +104,7 @@ class SlidingContext:
 
 
 class _Neighbours(torch.autograd.Function):
-    """The neighbours' nearest tubelets; backward, gradients go back and are added to the ends."""
+    """The neighbours' nearest tubelets; backward sends their gradients back and adds what arrives to the ends."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, reach: int, window: TimeShard) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,14 @@ from adatad_ds.models.pyramid import MaskedConv
 
 
 class DetectionHead(nn.Module):
-    """Two towers of masked convolutions, shared by all levels, and a kernel-3 convolution on each.
+    """Two towers of masked convolutions, shared by all levels, each followed by a kernel-3 convolution.
 
     Args:
         width: channels C of the pyramid.
         num_classes: K.
-        levels: pyramid levels, each with a trained scale on its distances.
-        num_convs: convolutions a tower.
-        cls_prior: probability that an untrained model gives each class.
+        levels: pyramid levels, each with a trainable scale on its distances.
+        num_convs: convolutions per tower.
+        cls_prior: initial probability of each class.
     """
 
     def __init__(self, *, width: int, num_classes: int, levels: int, num_convs: int, cls_prior: float) -> None:
@@ -33,14 +33,14 @@ class DetectionHead(nn.Module):
         self.reg_head = nn.Conv1d(width, 2, kernel_size=3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
         self.cls_head.bias = nn.Parameter(torch.full((num_classes,), -math.log((1 - cls_prior) / cls_prior)))
-        # differs: published heads start around 0, where ReLU lets no gradient through for half of the outputs; a whole
-        # side can die there at higher learning rates. A stride on each side is where most answers lie.
+        # differs: published heads start around 0, where ReLU blocks the gradient of half the outputs; a whole side can
+        # die there at higher learning rates. Most distances are about one stride, so that is the initial value here.
         self.reg_head.bias = nn.Parameter(torch.ones(2))
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Levels (B, T_l, C) and masks (B, T_l) to class logits (B, P, K) and distances (B, P, 2), both float32.
 
-        Distances to start and end are in strides of their level, never negative.
+        Distances to start and end are in strides of their level and non-negative.
         """
         logits, distances = [], []
         for level, mask, scale in zip(levels, masks, self.scales, strict=True):
@@ -54,7 +54,7 @@ class DetectionHead(nn.Module):
 
 
 class Scale(nn.Module):
-    """A trained factor, 1 at the start."""
+    """Trainable factor, initially 1."""
 
     def __init__(self) -> None:
         super().__init__()

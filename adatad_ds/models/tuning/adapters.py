@@ -1,4 +1,4 @@
-"""Adapters: the few parameters that learn inside or beside the frozen transformer.
+"""Adapters: the few trainable parameters inside the frozen transformer, or next to it (side adapters).
 
 AdaTAD (arXiv 2311.17241), section 3.2. B windows, T tubelets of the whole window, S = h * w positions, C channels,
 r adapter ratio.
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 
 class TIA(nn.Module):
-    """Temporal-informative adapter: a bottleneck whose middle mixes time across the WHOLE window.
+    """Temporal-informative adapter: a bottleneck with a temporal convolution across the WHOLE window.
 
         xbar = GELU(W_down x + b);  xhat = xbar + W_mid DWConv(xbar);  out = gamma * (W_up xhat + b)
 
-    The time convolution passes through clip borders, with zeros beyond the window's two ends. W_up starts at zero,
+    The temporal convolution crosses clip borders; beyond the window's two ends there are zeros. W_up starts at zero,
     so the adapted model equals the pretrained one at the first step.
 
     Args:
         width: channels C of the tokens.
         ratio: hidden channels = int(width * ratio).
-        kernel: taps of the time convolution, odd.
+        kernel: taps of the temporal convolution, odd.
         dilation: tubelets between two taps.
     """
 
@@ -42,16 +42,16 @@ class TIA(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Tubelets to either side that a tubelet sees."""
+        """Receptive field to either side, in tubelets."""
         return self.dwconv.reach
 
     def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
-        """What the adapter adds to a span of the window.
+        """The adapter's output for a span of the window, to be added to its tokens.
 
         Args:
-            tokens: (B, before + T + after, S, C): the span, and its context to both sides.
-            before: tubelets of context before the span; fewer than `reach` where the window begins.
-            after: tubelets of context after it; fewer than `reach` where the window ends.
+            tokens: (B, before + T + after, S, C): the span with its context on both sides.
+            before: tubelets of context before the span; fewer than `reach` at the window's start.
+            after: tubelets of context after it; fewer than `reach` at the window's end.
 
         Returns:
             (B, T, S, C).
@@ -62,7 +62,7 @@ class TIA(nn.Module):
 
 
 class PlainAdapter(nn.Module):
-    """The ablation without time: out = gamma * (W_up GELU(W_down x + b) + b)."""
+    """The ablation without temporal convolution: out = gamma * (W_up GELU(W_down x + b) + b)."""
 
     reach = 0
 
@@ -75,15 +75,15 @@ class PlainAdapter(nn.Module):
         _init_bottleneck(self.down_proj, self.up_proj)
 
     def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
-        """What the adapter adds: (B, before + T + after, S, C) to (B, T, S, C); it looks at no context."""
+        """The adapter's output: (B, before + T + after, S, C) to (B, T, S, C); context is ignored."""
         own = tokens[:, before : tokens.shape[1] - after]
         return self.gamma * self.up_proj(F.gelu(self.down_proj(own)))
 
 
 class DepthwiseTimeConv(nn.Module):
-    """Per-channel convolution over time at each position, zero padding, channels last.
+    """Depthwise temporal convolution at each position, with zero padding, channels last.
 
-    A few shifted multiply-adds on the tokens where they lie; the published Conv1d needs two permuted copies.
+    A few shifted multiply-adds on the tokens in place of the published Conv1d, which needs two permuted copies.
     """
 
     def __init__(self, *, width: int, kernel: int, dilation: int) -> None:
@@ -95,7 +95,7 @@ class DepthwiseTimeConv(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(2.0 / kernel))
 
     def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
-        """(B, before + T + after, S, C) to (B, T, S, C); the missing context up to `reach` is zero."""
+        """(B, before + T + after, S, C) to (B, T, S, C); missing context up to `reach` is zero."""
         steps = tokens.shape[1] - before - after
         padded = F.pad(tokens, (0, 0, 0, 0, self.reach - before, self.reach - after))
         out = self.bias.expand(*tokens.shape[:1], steps, *tokens.shape[2:])
