@@ -206,7 +206,7 @@ def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def revision() -> dict[str, str | None]:
     """Commit of this code and uncommitted changes, from a snapshot's record or from git."""
-    noted = Path(__file__).resolve().parents[1] / REVISION_FILE
+    noted = Path(__file__).resolve().parents[2] / REVISION_FILE
     if noted.exists():
         return json.loads(noted.read_text(encoding="utf-8"))
     return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}

@@ -95,7 +95,7 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
         ConfigError: the hub does not give it.
     """
     path = Path(source).expanduser()
-    with_the_code = Path(__file__).resolve().parents[1] / path  # the quickstarts' weights, wherever one stands
+    with_the_code = Path(__file__).resolve().parents[2] / path  # the quickstarts' weights, wherever one stands
     for place in (path, with_the_code):
         if place.exists():
             return place

@@ -79,6 +79,6 @@ def write_page(
         ],
         "detections": by_time(detections),
     }
-    template = (files("adatad_ds.evaluation") / "player.html").read_text(encoding="utf-8")
+    template = (files("adatad_ds.evaluation.video") / "page.html").read_text(encoding="utf-8")
     text = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script
     path.write_text(template.replace("@DATA@", text), encoding="utf-8")
