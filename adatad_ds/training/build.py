@@ -10,6 +10,7 @@ import torch
 
 from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.data.loader import TrainBatches
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
@@ -26,7 +27,7 @@ from adatad_ds.tasks.detection import DetectionTask
 from adatad_ds.tasks.recognition import RecognitionTask
 from adatad_ds.training.guards import DamagedVideos, FailedVideos, SkippedSteps
 from adatad_ds.training.monitor import Monitor
-from adatad_ds.training.optim import average_warms_up
+from adatad_ds.training.optim import average_warms_up, parameter_groups
 from adatad_ds.training.preemption import StopRequest
 from adatad_ds.training.profiling import Profiler, parse_profile
 from adatad_ds.training.trainer import Progress, Trainer
@@ -127,8 +128,15 @@ def build_trainer(
         task.load_state_dict(state)
         progress = Progress(**state["progress"])
     steps = settings.stop_epoch * batches.steps_per_epoch
-    ema_warmup = average_warms_up(settings, steps=steps, trained=AVERAGE in trainable)
-    engine = Engine(model=model, config=config, ds_config=ds_config, world=world, ema_warmup=ema_warmup)
+    warmup = average_warms_up(settings, steps=steps, trained=AVERAGE in trainable)
+    engine = Engine(
+        model=model,
+        groups=parameter_groups(model, settings),
+        average=AverageDecay(settings.ema_decay, warmup=warmup),
+        train=settings,
+        ds_config=ds_config,
+        world=world,
+    )
     if trainable:
         source = str(checkpoint or config.backbone.weights)
         engine.load_trainable_state(trainable, source=source, partial=checkpoint is None)
@@ -157,7 +165,7 @@ def build_trainer(
         monitor.say("weights: also loaded adapters and head" + (f"; newly initialised: {names}" if new else ""))
         if CLASS_LOGITS in trainable[MASTER] and len(task.classes) > 1:
             monitor.say(describe_logits(task.classes))
-    if engine.ema_warmup:
+    if engine.average.warmup:
         monitor.say("the running average follows more closely at first (train.ema_warmup)")
     if checkpoint is not None:
         for path in store.newer_than(checkpoint):

@@ -59,15 +59,6 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:18} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
-def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
-    """How much of the running average stays in the `updates`-th update (from 1).
-
-    With a warm-up (1 + n) / (10 + n) until that reaches `decay`, as TensorFlow's ExponentialMovingAverage and torch_ema
-    have it; without, always `decay`, as AdaTAD's authors have it.
-    """
-    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
-
-
 def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
     """As it is set, or else where more than `INITIAL_SHARE` of the average would be initial weights after all steps.
 

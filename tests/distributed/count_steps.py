@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, deepspeed
 from adatad_ds.distributed.world import World
@@ -20,6 +21,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.training.guards import SkippedSteps
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
@@ -46,7 +48,14 @@ def make(world: World, *, ds_config: str, precision: Any, seed: int, width: int 
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
     resolved.setdefault("fp16", {}).update(initial_scale_power=8, hysteresis=1)
-    engine = Engine(model=detector, config=config, ds_config=resolved, world=world, ema_warmup=True)
+    engine = Engine(
+        model=detector,
+        groups=parameter_groups(detector, config.train),
+        average=AverageDecay(config.train.ema_decay, warmup=True),
+        train=config.train,
+        ds_config=resolved,
+        world=world,
+    )
     engine.set_learning_rate(100.0)
     return engine
 

@@ -13,6 +13,7 @@ from torch.autograd import DeviceType
 from adatad_ds.config.schema import Config
 from adatad_ds.data.window_dataset import Batch
 from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
@@ -21,6 +22,7 @@ from adatad_ds.models.detector import build_detector
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.tasks.objective import Objective
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone
 from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors
 
@@ -55,7 +57,14 @@ class WholeStep:
             host=partitioner(resolved),
         )
         self.model = model
-        self.engine = Engine(model=model, config=self.config, ds_config=resolved, world=world)
+        self.engine = Engine(
+            model=model,
+            groups=parameter_groups(model, self.config.train),
+            average=AverageDecay(self.config.train.ema_decay),
+            train=self.config.train,
+            ds_config=resolved,
+            world=world,
+        )
         self.engine.train()
         self.engine.set_learning_rate(1.0)
         self.objective = Objective(
