@@ -75,7 +75,8 @@ def test_the_error_is_heard_where_rank_0_is_the_last(tmp_path):
     """A launcher ends all ranks when the first one exits."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys, time; sys.path[0] = '.'; from adatad_ds.train import main; from adatad_ds.distributed.process import *;"
+        "import os, sys, time; sys.path[0] = '.'; from adatad_ds.train import main;"
+        "from adatad_ds.distributed.process import *;"
         "time.sleep(6 if os.environ['RANK'] == '0' else 0); run_process(main)"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -84,7 +84,8 @@ def test_the_failing_rank_is_heard(small_videos, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys; sys.path[0] = os.getcwd(); from adatad_ds.distributed.process import *; from adatad_ds.train import main\n"
+        "import os, sys; sys.path[0] = os.getcwd()\n"
+        "from adatad_ds.distributed.process import *; from adatad_ds.train import main\n"
         f"os.chdir('/' if os.environ['RANK'] == '1' else {str(small_videos)!r}); run_process(main)"
     )
     command = train_command(
