@@ -46,8 +46,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from adatad_ds.config import loading
 from adatad_ds.config.parsing import CLIP_FRAMES
-from adatad_ds.config.schema import Config, loading
+from adatad_ds.config.schema import Config
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.process import end_process
 from adatad_ds.distributed.world import World

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from adatad_ds.config.schema import Config, DataConfig, loading
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_named

@@ -21,8 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
+from adatad_ds.config import loading
 from adatad_ds.config.parsing import CLIP_FRAMES
-from adatad_ds.config.schema import Config, loading
+from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, loading
+from adatad_ds.config import loading
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig
 from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World

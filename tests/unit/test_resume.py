@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adatad_ds.config.schema import Config, loading
+from adatad_ds.config import loading
+from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
