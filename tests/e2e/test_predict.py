@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from adatad_ds import predict
-from adatad_ds.config.schema import loading
+from adatad_ds.config import loading
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.inference.trained_model import Trained, export
 from adatad_ds.models.detector import build_detector
