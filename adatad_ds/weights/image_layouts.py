@@ -132,6 +132,7 @@ class AIMWeights:
         trained: adapters, temporal embedding and classifier of a trained model, by our names; empty for an image
             transformer.
         left_out: keys without use here, by what they are.
+        loss_normalizer: None; only detectors have one.
     """
 
     source: str
@@ -139,6 +140,7 @@ class AIMWeights:
     vit: Tensors
     trained: Tensors = field(default_factory=dict)
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    loss_normalizer: float | None = None
 
     def report(self) -> str:
         """One line: what was found and what was left out."""

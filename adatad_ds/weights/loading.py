@@ -215,12 +215,11 @@ def published_state(weights: Weights | AIMWeights, model: Model, *, config: Conf
     """
     if not weights.trained:
         return {}
-    reset = config.recognition.reset_classifier if config.recognition else config.head.reset_classifier
-    state = {MASTER: trained_tensors(weights, model, reset_classifier=reset)}
+    state = {MASTER: trained_tensors(weights, model, reset_classifier=config.reset_classifier)}
     if config.train.ema_decay > 0:
         average = find_weights(config.backbone, model.backbone.vit, averaged=True)
         assert average is not None
-        state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset)
+        state[AVERAGE] = trained_tensors(average, model, reset_classifier=config.reset_classifier)
     return state
 
 
