@@ -26,8 +26,9 @@ from torch import Tensor
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.weights.files import open_tensors
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import WHERE_FROM, tensor_hash
-from adatad_ds.weights.video_layouts import ADATAD, AVERAGED_PREFIX, Weights, backbone_name, open_weights
+from adatad_ds.weights.video_layouts import ADATAD, AVERAGED_PREFIX, backbone_name, open_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

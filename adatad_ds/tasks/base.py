@@ -17,8 +17,7 @@ from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Model
 from adatad_ds.weights.files import Tensors
-from adatad_ds.weights.image_layouts import AIMWeights
-from adatad_ds.weights.video_layouts import Weights
+from adatad_ds.weights.layout import Weights
 
 HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
 
@@ -102,7 +101,7 @@ class Task(Protocol):
         """The model, on one rank's share of the work; pretrained weights are not yet loaded."""
         ...
 
-    def restore_published(self, weights: Weights | AIMWeights, model: Any) -> Mapping[str, Tensors]:
+    def restore_published(self, weights: Weights, model: Any) -> Mapping[str, Tensors]:
         """What recognised weights hold beside the transformer, by kind and name; empty where they hold no more.
 
         Raises:

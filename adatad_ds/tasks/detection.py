@@ -39,9 +39,8 @@ from adatad_ds.tasks.detection_pipeline import (
     measure,
 )
 from adatad_ds.weights.files import Tensors
-from adatad_ds.weights.image_layouts import AIMWeights
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import published_state
-from adatad_ds.weights.video_layouts import Weights
 
 CLASS_LOGITS = "head.cls_head.weight"
 PICTURE_VIDEOS = 4  # legible on one of TensorBoard's cards
@@ -107,7 +106,7 @@ class DetectionTask:
             stopwatch=stopwatch,
         )
 
-    def restore_published(self, weights: Weights | AIMWeights, model: Detector) -> dict[str, Tensors]:
+    def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
         """Adapters, pyramid and heads of a published detector, and its losses' normaliser; see `published_state`."""
         self.normalizer.value = weights.loss_normalizer or self.normalizer.value
         return published_state(weights, model, config=self._config)

@@ -31,9 +31,8 @@ from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Recogniser, build_recogniser
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.weights.files import Tensors
-from adatad_ds.weights.image_layouts import AIMWeights
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import published_state
-from adatad_ds.weights.video_layouts import Weights
 
 Logits = dict[str, NDArray[np.float32]]  # of each video's views, (V, K)
 
@@ -79,7 +78,7 @@ class RecognitionTask:
         """The recogniser."""
         return build_recogniser(self._config, num_classes=len(self.classes), storage=storage, stopwatch=stopwatch)
 
-    def restore_published(self, weights: Weights | AIMWeights, model: Recogniser) -> dict[str, Tensors]:
+    def restore_published(self, weights: Weights, model: Recogniser) -> dict[str, Tensors]:
         """Adapters and classifier of a published model; see `published_state`."""
         return published_state(weights, model, config=self._config)
 

@@ -37,7 +37,7 @@ from adatad_ds.training.profiling import Profiler, parse_profile
 from adatad_ds.training.trainer import Progress, Trainer
 from adatad_ds.training.update_stats import Updates
 from adatad_ds.weights.files import Tensors
-from adatad_ds.weights.image_layouts import AIMWeights
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import (
     WHERE_FROM,
     check_fingerprint,
@@ -47,7 +47,6 @@ from adatad_ds.weights.loading import (
     in_published_order,
 )
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
-from adatad_ds.weights.video_layouts import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +310,7 @@ def open_profiler(profile: str | None, *, run: RunFolder, world: World, report: 
     )
 
 
-def weights_reports(weights: Weights | AIMWeights | None, backbone: BackboneConfig) -> list[str]:
+def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[str]:
     """What is said of pretrained weights: what they are, and where they come from."""
     if weights is None:
         return []

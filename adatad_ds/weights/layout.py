@@ -66,7 +66,12 @@ class Weights:
 
 
 def find_layout(
-    tensors: Mapping[str, StoredTensor], layouts: Sequence[WeightLayout], *, kind: str, known: Sequence[str], source: str
+    tensors: Mapping[str, StoredTensor],
+    layouts: Sequence[WeightLayout],
+    *,
+    kind: str,
+    known: Sequence[str],
+    source: str,
 ) -> WeightLayout:
     """The first layout whose signature is among the keys.
 

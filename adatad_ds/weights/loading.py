@@ -20,9 +20,10 @@ from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.recogniser import Model, Recogniser
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
-from adatad_ds.weights.image_layouts import AIMWeights, fit_image_weights, open_aim_weights
+from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
-from adatad_ds.weights.video_layouts import BESIDE, Weights, describe, describe_spec, open_weights
+from adatad_ds.weights.video_layouts import BESIDE, fit_video_weights, open_weights
 
 if TYPE_CHECKING:
     from adatad_ds.models.backbones.image_vit import ImageTransformer
@@ -43,7 +44,7 @@ WHERE_FROM = {
 }
 
 
-def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights | AIMWeights:
+def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights:
     """Recognise the file that a config names; see `open_weights` and `open_aim_weights`."""
     assert backbone.weights is not None
     if backbone.is_image:
@@ -51,7 +52,7 @@ def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -
     return open_weights(backbone.weights, averaged=averaged)
 
 
-def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | AIMWeights | None:
+def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | None:
     """Recognise the weights that a config names, and see that they fit the transformer; None where it names none.
 
     Args:
@@ -69,19 +70,9 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
         raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
-    if isinstance(weights, AIMWeights):
-        assert not isinstance(vit, VisionTransformer)
-        return fit_image_weights(weights, vit)
-    assert isinstance(vit, VisionTransformer)
-    found, wanted = describe(weights.vit), describe_spec(vit.spec)
-    if found != wanted:
-        raise ConfigError(
-            f"the weights in {weights.source} are of another transformer: {found}, where backbone.name="
-            f"{backbone.name} has {wanted}"
-        )
-    shapes = {key: tuple(parameter.shape) for key, parameter in vit.named_parameters()}
-    check_fit(weights.vit, shapes, source=weights.source)
-    return weights
+    if isinstance(vit, VisionTransformer):
+        return fit_video_weights(weights, vit, backbone=backbone.name)
+    return fit_image_weights(weights, vit)
 
 
 def fill_backbone(
@@ -165,7 +156,7 @@ def check_fingerprint(
         )
 
 
-def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classifier: bool) -> Tensors:
+def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -> Tensors:
     """What a trained model has trainable, by our names, checked against a model.
 
     Args:
@@ -178,13 +169,13 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     tensors = dict(weights.trained)
-    if isinstance(weights, AIMWeights):
+    if isinstance(model.backbone, AdaptedBackbone):
+        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
+    else:
         if not isinstance(model, Recogniser):
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
             tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         _check_clip(tensors, model, source=weights.source)
-    elif isinstance(model.backbone, AdaptedBackbone):
-        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
     tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items() if f"{VIT}{key}" in shapes}
     classifier = [key for key in tensors if key.startswith(_CLASSIFIERS)]
     other_classes = [key for key in classifier if key in shapes and tensors[key].shape[0] != shapes[key][0]]
@@ -202,7 +193,7 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
     return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def published_state(weights: Weights | AIMWeights, model: Model, *, config: Config) -> dict[str, Tensors]:
+def published_state(weights: Weights, model: Model, *, config: Config) -> dict[str, Tensors]:
     """Adapters and head of a trained model: "master" its last weights, "average" their running average if there is one.
 
     Args:

@@ -20,11 +20,11 @@ from adatad_ds.weights.image_layouts import (
     CLIP,
     TIMM,
     TRANSFORMERS,
-    AIMWeights,
     fit_image_weights,
     open_aim_weights,
     recognise_aim,
 )
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import trained_tensors
 from tests.unit.test_aim import MEAN, STD, build, image_features, timm_vit, video
 
@@ -49,7 +49,7 @@ def stored(state: State) -> dict[str, StoredTensor]:
     return {name: StoredTensor(tuple(t.shape), lambda t=t: t) for name, t in state.items()}
 
 
-def fill(weights: AIMWeights, model: AIMTransformer) -> None:
+def fill(weights: Weights, model: AIMTransformer) -> None:
     fitted = fit_image_weights(weights, model.vit)
     whole = Recogniser(backbone=model, head=Classifier(width=48, num_classes=5, dropout=0.0))
     tensors = {f"backbone.vit.{name}": tensor for name, tensor in fitted.vit.items()}

@@ -14,7 +14,7 @@ from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
-from adatad_ds.recipes.catalog import catalog as recipes
+from adatad_ds.recipes import catalog as recipes
 from adatad_ds.weights.files import StoredTensor, Tensors
 from adatad_ds.weights.loading import (
     check_fingerprint,
