@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 
 from adatad_ds.data.annotations import Video, load_annotations, subset_names
 from adatad_ds.data.video_names import VideoNames
-from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.errors import DataError, UserError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
 from adatad_ds.evaluation.diagnosis.report import HTML_FILE, MARKDOWN_FILE, Source, summary, write_report
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_report(
             output, diagnosis, source=source, bins=arguments.bins or suitable_bins(diagnosis.truths), report=_warn
         )
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for note in source.notes:

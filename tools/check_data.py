@@ -35,7 +35,7 @@ from adatad_ds.data.inspection.survey import (
 )
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import EXTENSIONS, read_names
-from adatad_ds.errors import ConfigError, DataError, summarize_list
+from adatad_ds.errors import ConfigError, DataError, UserError, summarize_list
 from adatad_ds.evaluation.plots.figures import try_to_draw
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         problems = check(arguments)
-    except (ConfigError, DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
     return 1 if problems else 0

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.weights.files import open_tensors
 from adatad_ds.weights.layout import Weights
@@ -45,7 +45,7 @@ def main() -> int:
             raise ConfigError(f"--out must end in .safetensors; got {arguments.out}")
         weights = open_weights(arguments.source)
         convert(weights, out=arguments.out, dtype=DTYPES.get(arguments.dtype))
-    except (ConfigError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

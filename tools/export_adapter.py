@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.inference.trained_model import export, find_trained
 from adatad_ds.runs.folder import versions
 from adatad_ds.system.utf8 import use_utf8
@@ -31,7 +31,7 @@ def main() -> int:
             raise ConfigError(f"--out must end in .safetensors; got {arguments.out}")
         trained = find_trained(arguments.run, raw=arguments.raw)
         export(trained, arguments.out, extra={"versions": versions()})
-    except ConfigError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     size = arguments.out.stat().st_size / 1e6

@@ -20,7 +20,7 @@ from pathlib import Path
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.distributed.ds_config import read_ds_config
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import REVISION_FILE, revision
@@ -296,7 +296,7 @@ def _planned_gpu(cell: Cell, site: Site) -> str:
         if not site.gpu:
             raise ConfigError("sinfo names no type of the nodes' GPUs")
         return gpu_named(site.gpu)
-    except ConfigError as error:
+    except UserError as error:
         raise ConfigError(
             f"{cell.name}: how many nodes it takes depends on the GPU, and {error}. Set GPU in slurm/site.env to one "
             f"of {', '.join(GPUS)}; or NODES and TEMPORAL, which leave nothing to plan"

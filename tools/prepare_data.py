@@ -26,7 +26,7 @@ from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import VideoNames, read_names
-from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.errors import DataError, UserError, summarize_list
 from adatad_ds.system.utf8 import use_utf8
 from tools.dataset_facts import DATASETS, Counts, Dataset
 from tools.dataset_formats import SUBSETS, TESTING, Entry
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exclude_file=options.exclude_file,
             with_test=options.with_test,
         )
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         return 2
 

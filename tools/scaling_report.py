@@ -23,7 +23,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from adatad_ds.config.schema import Config
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure, try_to_draw
 from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.recogniser import build_model
@@ -85,7 +85,7 @@ def main() -> int:
                 break
             time.sleep(WATCH_SEC)
             print()
-    except ConfigError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write(arguments.grid, rows)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from adatad_ds.config.schema import Config
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
-from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.errors import ConfigError, DataError, UserError
 from adatad_ds.planning.gpus import GPUS
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
@@ -69,7 +69,7 @@ def main() -> int:
                 f"{'--name' if arguments.command == 'run' else 'GRID='}NAME makes another"
             )
         submit(made, chosen=range(len(made.cells)), dry_run=arguments.dry_run)
-    except (ConfigError, DataError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -126,7 +126,7 @@ class Trainer:
 
         Raises:
             DataError: too many videos could not be read.
-            ConfigError: the loss is not finite, or too many steps in a row had gradients that were not.
+            TrainingError: the loss is not finite, or too many steps in a row had gradients that were not.
         """
         task = self.task
         micro_batches, shares = task.step(self.engine, micro_batches)
@@ -192,7 +192,8 @@ class Trainer:
         """Write a checkpoint. A collective.
 
         Raises:
-            ConfigError: it cannot be written, or the run's folder is another training's by now.
+            WriteError: it cannot be written.
+            TrainingError: the run's folder is another training's by now.
         """
         began = time.perf_counter()
         self.world.on_main(self.lock.check)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weights.image_tensors import join_attention, positions_of_patches, without_key_bias
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out
@@ -146,13 +146,13 @@ def open_aim_weights(source: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ConfigError: unreadable, unsafe, or of no known layout.
+        CheckpointError: unreadable, unsafe, or of no known layout.
     """
     path = find_source(source)
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", name) for name in archive.namelist()):
-                raise ConfigError(
+                raise CheckpointError(
                     f"{path} is a TorchScript program, as OpenAI publishes CLIP; reading it would load its code. The "
                     "same weights are openai/clip-vit-base-patch16 and openai/clip-vit-large-patch14 on the Hugging "
                     "Face hub; or save its state_dict() where you trust it"
@@ -168,7 +168,7 @@ def recognise_aim(stored: Tensors, *, source: str) -> Weights:
         source: for messages.
 
     Raises:
-        ConfigError: it is none of the known ones.
+        CheckpointError: it is none of the known ones.
     """
     tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", key): tensor for key, tensor in stored.items()}
     layout = find_layout(
@@ -210,11 +210,11 @@ def fit_image_weights(weights: Weights, vit: ImageTransformer) -> Weights:
         vit: the transformer that they are for.
 
     Raises:
-        ConfigError: weights of another transformer or patch, or keys missing, unexpected or misshaped.
+        CheckpointError: weights of another transformer or patch, or keys missing, unexpected or misshaped.
     """
     found, wanted = weights.size, _describe_model(vit)
     if found != wanted:
-        raise ConfigError(
+        raise CheckpointError(
             f"the weights in {weights.source} are of another transformer: {found}; the model has {wanted}"
         )
     tensors = dict(weights.vit)
@@ -233,7 +233,7 @@ def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: s
     patches = stored.shape[-2] - prefix
     side = round(max(patches, 0) ** 0.5)
     if side * side != patches or side == 0:
-        raise ConfigError(
+        raise CheckpointError(
             f"the positions in {source} cannot be resized: {stored.shape[-2]} are not {prefix} and a square of patches"
         )
 

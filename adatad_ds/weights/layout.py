@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from adatad_ds.errors import ConfigError, summarize_list
+from adatad_ds.errors import CheckpointError, summarize_list
 from adatad_ds.weights.files import StoredTensor, Tensors
 
 Renames = tuple[tuple[str, str], ...]  # regular expressions and their replacements, applied in order
@@ -83,12 +83,12 @@ def find_layout(
         source: likewise.
 
     Raises:
-        ConfigError: it is none of them.
+        CheckpointError: it is none of them.
     """
     for layout in layouts:
         if any(re.fullmatch(layout.signature, key) for key in tensors):
             return layout
-    raise ConfigError(
+    raise CheckpointError(
         f"{source} is of no known layout: no patch embedding of {kind} transformer among its {len(tensors)} "
         f"tensors ({summarize_list(list(tensors), limit=5, separator=', ')}). Known: {', '.join(known)}"
     )

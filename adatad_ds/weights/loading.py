@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.data.annotations import load_annotations
-from adatad_ds.errors import ConfigError, summarize_list
+from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.recogniser import Model, Recogniser
@@ -61,7 +61,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         averaged: of a trained detector, take the running average rather than the last weights.
 
     Raises:
-        ConfigError: absent (the message says where to get them, and on what terms), unreadable, unsafe, of no known
+        CheckpointError: absent (the message says where to get them, and on what terms), unreadable, unsafe, of no known
             layout, of another member of the family, or with keys that are missing, unexpected or of another shape.
     """
     if backbone.weights is None:
@@ -69,7 +69,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
     try:
         weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
-        raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
+        raise CheckpointError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
     if isinstance(vit, VisionTransformer):
         return fit_video_weights(weights, vit, backbone=backbone.name)
     return fit_image_weights(weights, vit)
@@ -144,11 +144,11 @@ def check_fingerprint(
     """See that frozen weights are those under which adapters were trained.
 
     Raises:
-        ConfigError: they are not; a right adapter over a wrong backbone detects nothing.
+        CheckpointError: they are not; a right adapter over a wrong backbone detects nothing.
     """
     if found != wanted:
         different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        raise ConfigError(
+        raise CheckpointError(
             f"{trained} was trained over other frozen weights than those of backbone.weights={weights}: "
             f"{len(different)} of {len(wanted)} tensors differ ({summarize_list(different, limit=3, separator=', ')}). "
             "Give the weights that the "
@@ -165,7 +165,7 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
         reset_classifier: leave out the class logits' layer, which is for other classes.
 
     Raises:
-        ConfigError: keys that are missing, unexpected or of another shape.
+        CheckpointError: keys that are missing, unexpected or of another shape.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     tensors = dict(weights.trained)
@@ -182,7 +182,7 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
     if other_classes and not reset_classifier:
         theirs, ours = tensors[other_classes[0]].shape[0], shapes[other_classes[0]][0]
         section = "recognition" if isinstance(model, Recogniser) else "head"
-        raise ConfigError(
+        raise CheckpointError(
             f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
             f"--set {section}.reset_classifier=true starts the layer of class logits anew"
         )
@@ -202,7 +202,7 @@ def published_state(weights: Weights, model: Model, *, config: Config) -> dict[s
         config: of the run.
 
     Raises:
-        ConfigError: keys that are missing, unexpected or of another shape.
+        CheckpointError: keys that are missing, unexpected or of another shape.
     """
     if not weights.trained:
         return {}
@@ -264,7 +264,7 @@ def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
     embedding, backbone = tensors.get("backbone.temporal_embedding"), model.backbone
     assert not isinstance(backbone, AdaptedBackbone)
     if embedding is not None and embedding.shape[-2] != backbone.clip_frames:
-        raise ConfigError(
+        raise CheckpointError(
             f"{source} was trained on clips of {embedding.shape[-2]} frames, the model has {backbone.clip_frames}"
         )
 

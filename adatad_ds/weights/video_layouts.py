@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked
@@ -93,7 +93,7 @@ def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ConfigError: unreadable, unsafe, or of no known layout.
+        CheckpointError: unreadable, unsafe, or of no known layout.
     """
     entries = ("state_dict_ema", "state_dict") if averaged else ("state_dict", "model", "module")
     return recognise(open_tensors(source, entries=entries), source=str(source), averaged=averaged)
@@ -108,7 +108,7 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
         averaged: as for `open_weights`.
 
     Raises:
-        ConfigError: it is none of the known ones.
+        CheckpointError: it is none of the known ones.
     """
     average = {key.removeprefix(AVERAGED_PREFIX): t for key, t in stored.items() if key.startswith(AVERAGED_PREFIX)}
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(AVERAGED_PREFIX)}
@@ -138,11 +138,11 @@ def fit_video_weights(weights: Weights, vit: VisionTransformer, *, backbone: str
         backbone: its name, for the message.
 
     Raises:
-        ConfigError: weights of another member of the family, or keys missing, unexpected or misshaped.
+        CheckpointError: weights of another member of the family, or keys missing, unexpected or misshaped.
     """
     wanted = describe_spec(vit.spec)
     if weights.size != wanted:
-        raise ConfigError(
+        raise CheckpointError(
             f"the weights in {weights.source} are of another transformer: {weights.size}, where backbone.name="
             f"{backbone} has {wanted}"
         )

@@ -17,7 +17,7 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, deepspeed
 from adatad_ds.distributed.world import World
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, TrainingError
 from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.training.guards import SkippedSteps
@@ -100,7 +100,7 @@ def refusal(engine: Engine, state: State, **options: Any) -> str:
     before = state_of(engine)
     try:
         engine.load_trainable_state(stored(state), source="FILE", **options)
-    except ConfigError as error:
+    except CheckpointError as error:
         return str(error) if same(before, state_of(engine)) else "refused, but changed"
     return "taken"
 
@@ -119,7 +119,7 @@ def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
             counted.add(index, taken=taken[-1])
             if index == 1:
                 found["skipped changes nothing"] = same({MASTER: before[MASTER]}, {MASTER: state_of(engine)[MASTER]})
-    except ConfigError as error:
+    except TrainingError as error:
         found["error"] = str(error)
     found |= {"taken": taken, "said": said, "total": counted.total, "in a row": counted.in_a_row}
 
