@@ -7,12 +7,28 @@ from collections.abc import Sequence
 LISTED_FAULTS = 10  # of one error; the rest is counted
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """What a user can mend; the message says all that is to be known, and every command prints it alone."""
+
+
+class ConfigError(UserError):
     """What the user asked for cannot be run; the message says which key or file, and what would do."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Videos or annotations that cannot be used; the message says which, and what would do."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint, export or weights file that cannot be read, is damaged, or fits nothing; the message says why."""
+
+
+class TrainingError(UserError):
+    """A training that cannot go on: losses or gradients that are not finite, a run's folder that is another's now."""
+
+
+class WriteError(OSError):
+    """Files that cannot be written, as on a full disk; the message says which, what is left, and what to do."""
 
 
 def summarize_list(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:

@@ -30,7 +30,7 @@ from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.labelled_videos import read_class_names
 from adatad_ds.data.video_files import ANNOTATED, find_files, length_sec
 from adatad_ds.distributed.process import run_process
-from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.errors import UserError
 from adatad_ds.evaluation.detections_file import write_results
 from adatad_ds.evaluation.operating_point import SHOWN_SCORE, ShownFrom
 from adatad_ds.evaluation.plots.figures import try_to_draw
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         for message in absent:
             print(f"error: {message}", file=sys.stderr)
         failed = predict(detector, videos, wanted=wanted)
-    except (ConfigError, DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import adatad_ds
-from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.errors import UserError
 
 PROGRAM = "adatad-ds"
 ABOUT = "Temporal action detection with a frozen billion-parameter backbone, trained on DeepSpeed."
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
         run_process(lambda: module.main(rest, prog=prog))
     try:
         return module.main(rest, prog=prog)
-    except (ConfigError, DataError, OSError) as error:
+    except (UserError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")

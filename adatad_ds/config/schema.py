@@ -261,6 +261,11 @@ class Config:
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property
+    def reset_classifier(self) -> bool:
+        """Whether the layer of class logits is newly initialised where `backbone.weights` is a trained model."""
+        return (self.recognition or self.head).reset_classifier
+
+    @property
     def pyramid_steps(self) -> int:
         """Feature steps of the pyramid's input: the window's, plus padding."""
         return self.head.max_len or self.data.window_size

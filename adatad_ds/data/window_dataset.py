@@ -92,6 +92,26 @@ class Batch:
         """A copy in page-locked memory, which travels to a GPU asynchronously; called by the DataLoader."""
         return replace(self, frames=self.frames.pin_memory(), valid=self.valid.pin_memory())
 
+    def blank_unreadable(self, errors: Sequence[Sequence[str | None]]) -> Batch:
+        """Blank the samples that some rank could not read, where several hold other frames of the same windows.
+
+        Args:
+            errors: of each rank, its batch's `errors`. A rank alone has replaced unreadable samples: nothing changes.
+        """
+        if len(errors) == 1:
+            return self
+        found = [next(filter(None, each), None) for each in zip(*errors, strict=True)]
+        unread = torch.tensor([error is not None for error in found])
+        if not unread.any():
+            return self
+        return replace(
+            self,
+            errors=found,
+            valid=self.valid & ~unread[:, None],
+            segments=[s[:0] if bad else s for s, bad in zip(self.segments, unread.tolist(), strict=True)],
+            labels=[s[:0] if bad else s for s, bad in zip(self.labels, unread.tolist(), strict=True)],
+        )
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put samples together."""

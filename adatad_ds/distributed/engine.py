@@ -12,17 +12,18 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.config.schema import Config
+from adatad_ds.config.schema import TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
-from adatad_ds.training.optim import average_decay, parameter_groups
 from adatad_ds.weights.files import StoredTensor, check_fit
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, rounded
 
@@ -73,32 +74,40 @@ class Engine:
 
     Args:
         model: on the CPU, or in part where `partitioner` put it; what learns has `requires_grad`.
-        config: the run's config.
+        groups: the optimizer's, of all parameters that are trainable: "params", "name", "base_lr", "lr" and
+            "weight_decay" of each.
+        average: how the running average of the masters follows them.
+        train: the compute type.
         ds_config: as `resolve_ds_config` returns it.
         world: the ranks.
-        ema_warmup: whether the running average follows more closely at first.
 
     Raises:
         ConfigError: nothing learns, or the device cannot compute in the wanted precision.
     """
 
     def __init__(
-        self, *, model: nn.Module, config: Config, ds_config: dict[str, Any], world: World, ema_warmup: bool = False
+        self,
+        *,
+        model: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        average: AverageDecay,
+        train: TrainConfig,
+        ds_config: dict[str, Any],
+        world: World,
     ) -> None:
         self.ds_config = ds_config
         self.stage: int = ds_config["zero_optimization"]["stage"]
         self.accumulation: int = ds_config["gradient_accumulation_steps"]
-        self.ema_decay, self.ema_warmup = config.train.ema_decay, ema_warmup
+        self.average = average
         self._world = world
-        self._check_precision(config.train.precision)
-        groups = parameter_groups(model, config.train)
+        self._check_precision(train.precision)
         if not groups:
             raise ConfigError("nothing in this model learns")
-        cast_and_move_rest(model, dtype=config.train.dtype, device=world.device)
+        cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         with _quick_optimizer_checks():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
-                optimizer=torch.optim.AdamW(groups),
+                optimizer=torch.optim.AdamW(list(groups)),
                 config=ds_config,
                 dist_init_required=False,
             )
@@ -129,8 +138,8 @@ class Engine:
         """
         at_boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        if at_boundary and self.ema_decay > 0:
-            decay = average_decay(self._steps_taken, decay=self.ema_decay, warmup=self.ema_warmup)
+        if at_boundary and self.average.decay > 0:
+            decay = self.average.after(self._steps_taken)
             for flat in self._flat_masters():
                 self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - decay)
 
@@ -199,7 +208,7 @@ class Engine:
         return {
             "steps": self._steps_taken,
             "loss_scale": {name: getattr(scaler, name) for name in LOSS_SCALE} if scaler.dynamic else {},
-            "ema_warmup": self.ema_warmup,
+            "ema_warmup": self.average.warmup,
         }
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
@@ -208,7 +217,7 @@ class Engine:
             self._adam.state[flat]["step"].fill_(float(state["steps"]))
         if self._zero.loss_scaler.dynamic:
             vars(self._zero.loss_scaler).update(state["loss_scale"])
-        self.ema_warmup = state["ema_warmup"]
+        self.average = replace(self.average, warmup=state["ema_warmup"])
 
     def round_trainable_state(self) -> None:
         """Round masters, moments and average as compact checkpoints do, so that a resume goes on with the same bits."""
@@ -223,7 +232,7 @@ class Engine:
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Compute with the running average inside, with the trained weights again after. A collective."""
-        if self.ema_decay == 0:
+        if self.average.decay == 0:
             yield
             return
         self._write_weights(lambda p: to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
@@ -261,7 +270,7 @@ class Engine:
         return int(self._adam.state[self._flat_masters()[0]]["step"])
 
     def _state_keys(self) -> tuple[str, ...]:
-        return (*MOMENTS, AVERAGE) if self.ema_decay > 0 else MOMENTS
+        return (*MOMENTS, AVERAGE) if self.average.decay > 0 else MOMENTS
 
     def _flat_masters(self) -> list[Tensor]:
         """This rank's flat fp32 partitions, which are what Adam updates."""
@@ -277,7 +286,7 @@ class Engine:
         """
         for flat in self._flat_masters():
             self._adam.state[flat] = {"step": torch.zeros(()), **{key: torch.zeros_like(flat) for key in MOMENTS}}
-            if self.ema_decay > 0:
+            if self.average.decay > 0:
                 self._adam.state[flat][AVERAGE] = flat.detach().clone()
         if self.stage != 3:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_masters(), strict=True):
@@ -316,13 +325,11 @@ class Engine:
 
     def _check_precision(self, precision: str) -> None:
         accelerator: Any = deepspeed.get_accelerator()
-        if precision == "fp16" and not accelerator.is_fp16_supported():
+        supported = {"fp16": accelerator.is_fp16_supported(), "bf16": accelerator.is_bf16_supported(), "fp32": True}
+        if not supported[precision]:
+            other = "bf16" if precision == "fp16" else "fp16"
             raise ConfigError(
-                f"{accelerator.device_name()} here cannot train in fp16; --set train.precision=bf16 or fp32"
-            )
-        if precision == "bf16" and not accelerator.is_bf16_supported():
-            raise ConfigError(
-                f"{accelerator.device_name()} here cannot train in bf16; --set train.precision=fp16 or fp32"
+                f"{accelerator.device_name()} here cannot train in {precision}; --set train.precision={other} or fp32"
             )
 
 

@@ -10,18 +10,18 @@ B windows, T tubelets on this rank, S positions, C channels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
-from adatad_ds.data.window_dataset import Batch
 from adatad_ds.distributed.world import RankGroup, World
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.window_share import Share, TimeShard, WholeWindow
+
+T = TypeVar("T")
 
 
 class Mesh:
@@ -74,21 +74,9 @@ class Mesh:
         """Sums over all data ranks of values that are equal within each temporal group. A collective."""
         return [value / self.temporal for value in self.world.sum(*values)]
 
-    def blank_unreadable(self, batch: Batch) -> Batch:
-        """Blank the samples that some rank of the group could not read, on all of them. A collective."""
-        if self._group is None:
-            return batch
-        errors = [next(filter(None, each), None) for each in zip(*self._group.gather(batch.errors), strict=True)]
-        unread = torch.tensor([error is not None for error in errors])
-        if not unread.any():
-            return batch
-        return replace(
-            batch,
-            errors=errors,
-            valid=batch.valid & ~unread[:, None],
-            segments=[s[:0] if bad else s for s, bad in zip(batch.segments, unread.tolist(), strict=True)],
-            labels=[s[:0] if bad else s for s, bad in zip(batch.labels, unread.tolist(), strict=True)],
-        )
+    def gather_over_time(self, item: T) -> list[T]:
+        """The picklable objects of the ranks that share this rank's windows, in the order of time. A collective."""
+        return [item] if self._group is None else self._group.gather(item)
 
 
 class SharedWindow:

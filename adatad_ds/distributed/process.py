@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from adatad_ds.distributed.world import RankError, World, in_words
-from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.errors import UserError, WriteError
 from adatad_ds.system.console import keep_output, say_error
 from adatad_ds.system.launch import launched_rank, launched_ranks, remove_torchrun_folder
 
@@ -46,7 +46,7 @@ def report_error(error: Exception, world: World | None = None) -> int:
     if cause is not None and not is_users(cause):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
     # Once joined, all ranks raise errors of settings and data together: those that only one can meet are agreed on.
-    of_all = isinstance(error, RankError) or (world is not None and isinstance(error, ConfigError | DataError))
+    of_all = isinstance(error, RankError) or (world is not None and isinstance(error, UserError))
     message = in_words(error) if of_all or launched_ranks() == 1 else f"rank {launched_rank()}: {in_words(error)}"
     if world is None:
         say_error(message)
@@ -58,8 +58,8 @@ def report_error(error: Exception, world: World | None = None) -> int:
 def is_users(error: BaseException) -> bool:
     """Whether one line explains an error: settings, data, files that cannot be read or written."""
     if isinstance(error, OSError):
-        return error.filename is not None or error.errno in _NO_ROOM
-    return isinstance(error, ConfigError | DataError | RankError)
+        return isinstance(error, WriteError) or error.filename is not None or error.errno in _NO_ROOM
+    return isinstance(error, UserError | RankError)
 
 
 def end_process(code: int) -> NoReturn:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.hangs import HangWatch
-from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.errors import ConfigError, UserError, WriteError
 from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 
 T = TypeVar("T")
@@ -288,7 +288,7 @@ def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) 
 def in_words(error: BaseException) -> str:
     """An error in a line; of those that are no user's, with their kind."""
     text = str(error)
-    return text if isinstance(error, ConfigError | DataError | RankError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError | WriteError | RankError) else f"{type(error).__name__}: {text}"
 
 
 def _together(told: list[str | None]) -> str:

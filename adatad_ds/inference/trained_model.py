@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.recogniser import Model, build_model
 from adatad_ds.recipes.catalog import find_recipe
@@ -104,7 +104,7 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
     config = loading.override(found.config, overrides)
     config = replace(config, backbone=replace(config.backbone, weights=str(path)))
     if not open_backbone_weights(config.backbone).trained:
-        raise ConfigError(f"{path} holds a transformer alone, without a trained model")
+        raise CheckpointError(f"{path} holds a transformer alone, without a trained model")
     return Trained(
         name=path.name,
         source=path,
@@ -250,5 +250,5 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {error}") from error
     return content if isinstance(content, Mapping) else {}

@@ -13,7 +13,6 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.inspection.training_length import TrainingLength, count_windows, suggest_length
 from adatad_ds.data.sources.facts import DATASETS
 from adatad_ds.data.sources.formats import TRAINING
-from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.planning.step_time import fp32_is_faster, step_seconds, time_window
@@ -109,7 +108,7 @@ def cost(training: Training, data: UserData, *, device: torch.device, cores: int
     ]
     try:
         times = time_window(config, num_classes=data.classes, device=device)
-    except (ConfigError, DataError) as error:
+    except UserError as error:
         return [*lines, f"  time on this machine: not estimated: {error}"]
     on_gpu = device.type == "cuda"
     step_sec, _ = step_seconds(times, windows=windows, config=config, cores=cores, on_gpu=on_gpu)

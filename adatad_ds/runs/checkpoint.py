@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, WriteError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.system.atomic import TEMPORARY, flush, write_text
 from adatad_ds.weights.files import StoredTensor, Tensors, first_line, open_tensors
@@ -73,7 +73,7 @@ class CheckpointStore:
             One line for each checkpoint that could not be removed; the next save tries again.
 
         Raises:
-            ConfigError: it cannot be written; earlier checkpoints are untouched.
+            WriteError: it cannot be written; earlier checkpoints are untouched.
         """
         final = self.folder / _name(step)
         temporary = self.folder / f"{TEMPORARY}{step:08d}"
@@ -99,7 +99,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             newest = self.latest()
             held = f"the newest complete one is {newest.name}" if newest else "there is no earlier one"
-            raise ConfigError(
+            raise WriteError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {first_line(error)}; {held}. "
                 "Free some space, then continue with --resume auto"
             ) from error
@@ -140,12 +140,12 @@ class CheckpointStore:
         """This rank's path of the checkpoint that rank 0 has chosen.
 
         Raises:
-            ConfigError: it is missing, incomplete, or a different one.
+            CheckpointError: it is missing, incomplete, or a different one.
         """
         path = self.folder / chosen.name
         if not is_whole(path) or _checksum(path / STATE_FILE) != chosen.checksum:
             found = "is a different one" if is_whole(path) else "is missing or incomplete"
-            raise ConfigError(
+            raise CheckpointError(
                 f"the checkpoint {path} that rank 0 resumes from {found} on {os.uname().nodename}; all nodes must see "
                 "the same folder (--run-dir)"
             )
@@ -190,11 +190,11 @@ def find_checkpoint(path: Path) -> Path:
     store = CheckpointStore(folder=path / "checkpoints", keep=1)
     found = path if (path / STATE_FILE).is_file() else store.best()
     if found is not None and not is_whole(found):
-        raise ConfigError(
+        raise CheckpointError(
             f"the checkpoint {found} is incomplete: a file is missing or damaged. Give the folder of another one"
         )
     if (found := found or store.latest()) is None:
-        raise ConfigError(f"there is no complete checkpoint in {path}")
+        raise CheckpointError(f"there is no complete checkpoint in {path}")
     return found
 
 
@@ -202,13 +202,13 @@ def open_checkpoint(path: Path) -> tuple[TrainableState, dict[str, Any]]:
     """Open a complete checkpoint: its full fp32 tensors by kind and name, read lazily, and the run's state.
 
     Raises:
-        ConfigError: it has been removed.
+        CheckpointError: it has been removed.
     """
     try:
         state = read_state(path)
         trainable = {Path(name).stem: open_tensors(path / name) for name in state["files"]}
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is gone: a running training removes old checkpoints; try again") from error
+        raise CheckpointError(f"{path} is gone: a running training removes old checkpoints; try again") from error
     return (_decoded(trainable) if state["compact"] else trainable), state
 
 

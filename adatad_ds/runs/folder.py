@@ -17,7 +17,7 @@ import torch
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import gpu_count
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.runs.checkpoint import CheckpointStore, Chosen
 from adatad_ds.runs.resume import setting_changes
 from adatad_ds.system.atomic import write_text
@@ -50,7 +50,8 @@ class RunFolder:
         """The checkpoint to resume from, or None for a new run. Call on one rank; the others `confirm` it.
 
         Raises:
-            ConfigError: the folder holds another run, or the same one and `resume` is off, or no complete checkpoint.
+            ConfigError: the folder holds another run, or the same one and `resume` is off.
+            CheckpointError: none of its checkpoints is complete.
         """
         saved = store.all()
         if saved and not resume:
@@ -67,7 +68,7 @@ class RunFolder:
             )
         chosen = store.choose()
         if saved and chosen is None:
-            raise ConfigError(
+            raise CheckpointError(
                 f"none of the {len(saved)} checkpoints in {store.folder} is complete: files are missing or damaged. "
                 "Restore one to resume, or start a new run with --run-dir"
             )
@@ -116,12 +117,12 @@ class RunFolder:
         """The run's config and class names.
 
         Raises:
-            ConfigError: this is no run's folder.
+            CheckpointError: this is no run's folder.
         """
         try:
             classes = tuple(json.loads((self.path / CLASSES_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path} is no run's folder: {error}") from error
+            raise CheckpointError(f"{self.path} is no run's folder: {error}") from error
         return loading.load(self.path / CONFIG_FILE), classes
 
     def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:

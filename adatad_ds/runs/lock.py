@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, TrainingError, WriteError
 
 LOCK_FILE = "lock"
 BEAT_SEC = 10.0  # between heartbeats
@@ -76,7 +76,8 @@ class RunLock:
             Description of the holder of a stale lock that was taken over; None: there was none.
 
         Raises:
-            ConfigError: another process trains here, or the folder cannot be written to.
+            ConfigError: another process trains here.
+            WriteError: the folder cannot be written to.
         """
         stale = None
         try:
@@ -95,7 +96,7 @@ class RunLock:
                 if (held := self._read()) != own:
                     raise self._in_use(held)
         except OSError as error:
-            raise ConfigError(
+            raise WriteError(
                 f"cannot write to the run's folder {self._path.parent}: {error.strerror or error}; choose another with "
                 "--run-dir"
             ) from error
@@ -107,10 +108,10 @@ class RunLock:
         """Check that the lock is still held; call it before writing to the run's folder.
 
         Raises:
-            ConfigError: it was removed or taken over, e.g. while this process was suspended.
+            TrainingError: it was removed or taken over, e.g. while this process was suspended.
         """
         if self._own is not None and (held := self._read()) != self._own:
-            raise ConfigError(
+            raise TrainingError(
                 f"{self._path.parent} is no longer this training's: its lock is "
                 f"{f'held by {held}' if held else 'gone'}. Nothing more is written there; what was saved is intact"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Model
+from adatad_ds.weights.files import Tensors
+from adatad_ds.weights.layout import Weights
 
 HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
 
@@ -39,6 +41,27 @@ class Evaluation:
     save: Callable[[Path], None]
     pictures: Mapping[str, Callable[[str], Figure]]
     operating_point: OperatingPoint | None = None
+
+
+class StepEngine(Protocol):
+    """What a step needs of the engine: gradients become the mean over ranks and micro batches."""
+
+    @property
+    def accumulation(self) -> int:
+        """Micro batches a step."""
+        ...
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The model's forward pass."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate one micro batch."""
+        ...
+
+    def step(self) -> None:
+        """After each micro batch; the last one of a step updates the weights."""
+        ...
 
 
 class Task(Protocol):
@@ -71,23 +94,32 @@ class Task(Protocol):
 
     @property
     def loss_names(self) -> Sequence[str]:
-        """Of what `losses` returns."""
+        """Names of the losses, in order."""
         ...
 
     def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Model:
         """The model, on one rank's share of the work; pretrained weights are not yet loaded."""
         ...
 
-    def begin_step(self, micro_batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The micro batches as all ranks agree on them, and the targets of each. A collective."""
+    def restore_published(self, weights: Weights, model: Any) -> Mapping[str, Tensors]:
+        """What recognised weights hold beside the transformer, by kind and name; empty where they hold no more.
+
+        Raises:
+            ConfigError: weights that do not fit the model.
+        """
         ...
 
-    def losses(self, forward: Callable[..., Any], batch: Any, targets: Any) -> Tensor:
-        """A micro batch's share of each loss; the shares of a global batch, summed, are its loss."""
+    def describe_published(self, restored: Container[str]) -> Sequence[str]:
+        """Lines for the user about restored parameters, by their names."""
         ...
 
-    def to_backward(self, share: Tensor) -> Tensor:
-        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed."""
+    def step(self, engine: StepEngine, micro_batches: Sequence[Any]) -> tuple[Sequence[Any], Tensor]:
+        """One optimizer step on a global batch. A collective.
+
+        Returns:
+            The micro batches as all ranks agree on them, and this rank's share of each loss, in the order of
+            `loss_names`; the shares of a global batch, summed, are its loss.
+        """
         ...
 
     def sum_over_samples(self, *values: float | Tensor) -> list[float]:

@@ -1,30 +1,35 @@
-"""Detection as a task: windows of videos, ActionFormer's losses, mean average precision."""
+"""Detection as a task: windows of videos, ActionFormer's losses, mean average precision.
+
+P points of all pyramid levels, K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Self
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.profiler import record_function
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.window_dataset import Batch, WindowDataset
-from adatad_ds.detection.losses import LossNormalizer
-from adatad_ds.detection.points import Targets
+from adatad_ds.detection.losses import LossNormalizer, detection_losses
+from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.plots.curves import class_ap_figure, precision_recall_figure
 from adatad_ds.evaluation.plots.timelines import timeline_figure, timeline_videos
-from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.detector import Detector, Predictions, build_detector, detector_points, valid_points
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.tasks.base import Evaluation, data_fingerprint
+from adatad_ds.recipes.class_order import describe_logits
+from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.tasks.detection_pipeline import (
     Results,
     damaged_videos,
@@ -33,32 +38,32 @@ from adatad_ds.tasks.detection_pipeline import (
     finish,
     measure,
 )
-from adatad_ds.tasks.objective import Objective
+from adatad_ds.weights.files import Tensors
+from adatad_ds.weights.layout import Weights
+from adatad_ds.weights.loading import published_state
 
+CLASS_LOGITS = "head.cls_head.weight"
 PICTURE_VIDEOS = 4  # legible on one of TensorBoard's cards
 
 
 class DetectionTask:
-    """A `task.Task`.
+    """A `base.Task`.
 
     Args:
         config: of the run.
         mesh: the ranks.
-        accumulation: micro batches a step.
+        train_data: windows to train on.
+        test_data: windows to evaluate on.
 
     Raises:
-        ConfigError: settings that contradict each other.
-        DataError: no usable videos or annotations.
+        DataError: external class scores that do not fit.
     """
 
     loss_names = ("classification", "regression")
 
-    def __init__(self, *, config: Config, mesh: Mesh, accumulation: int) -> None:
+    def __init__(self, *, config: Config, mesh: Mesh, train_data: WindowDataset, test_data: WindowDataset) -> None:
         self._config, self._mesh = config, mesh
-        frames = mesh.frames if mesh.temporal > 1 else None
-        train = config.train
-        self.train_data = WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames)
-        self.test_data = WindowDataset.for_testing(config.data, frames=frames)
+        self.train_data, self.test_data = train_data, test_data
         self.classes = self.train_data.classes
         self.reports = tuple(f"data: {line}" for line in (*self.train_data.reports, *self.test_data.reports))
         self.data_fingerprint = data_fingerprint(
@@ -73,12 +78,22 @@ class DetectionTask:
         self.normalizer = LossNormalizer(
             initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum
         )
-        self._objective = Objective(
+        self._points = detector_points(config, device=mesh.world.device)
+
+    @classmethod
+    def open(cls, config: Config, *, mesh: Mesh) -> Self:
+        """The task over a config's videos.
+
+        Raises:
+            ConfigError: settings that contradict each other.
+            DataError: no usable videos or annotations.
+        """
+        frames, train = mesh.frames if mesh.temporal > 1 else None, config.train
+        return cls(
             config=config,
-            num_classes=len(self.classes),
-            normalizer=self.normalizer,
-            accumulation=accumulation,
             mesh=mesh,
+            train_data=WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames),
+            test_data=WindowDataset.for_testing(config.data, frames=frames),
         )
 
     def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Detector:
@@ -91,20 +106,66 @@ class DetectionTask:
             stopwatch=stopwatch,
         )
 
-    def begin_step(self, micro_batches: Sequence[Batch]) -> tuple[list[Batch], list[Targets]]:
-        """Blank what some rank of a group could not read; assign targets; update the normaliser. A collective."""
-        agreed = [self._mesh.blank_unreadable(batch) for batch in micro_batches]
-        return agreed, self._objective.begin_step(agreed)
+    def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
+        """Adapters, pyramid and heads of a published detector, and its losses' normaliser; see `published_state`."""
+        self.normalizer.value = weights.loss_normalizer or self.normalizer.value
+        return published_state(weights, model, config=self._config)
 
-    def losses(self, forward: Callable[..., Any], batch: Batch, targets: Targets) -> Tensor:
-        """Shares of classification and regression."""
-        device = self._mesh.world.device
-        predictions = forward(batch.frames.to(device, non_blocking=True), batch.valid.to(device), batch.seeds)
-        return torch.stack(self._objective.losses(predictions, targets))
+    def describe_published(self, restored: Container[str]) -> list[str]:
+        """Which class each of the published class logits is, where they were restored."""
+        return [describe_logits(self.classes)] if CLASS_LOGITS in restored and len(self.classes) > 1 else []
 
-    def to_backward(self, share: Tensor) -> Tensor:
-        """See `Objective.to_backward`."""
-        return self._objective.to_backward(share)
+    def step(self, engine: StepEngine, micro_batches: Sequence[Batch]) -> tuple[list[Batch], Tensor]:
+        """One optimizer step: targets, forward, losses, backward. A collective.
+
+        The loss is (classification + weight * regression) / normaliser, summed over the global batch, the same however
+        that is split over ranks and micro batches. The normaliser is a running mean of the positives of whole global
+        batches (ActionFormer, section 3.4), so they are counted before the first forward pass.
+        """
+        mesh, device = self._mesh, self._mesh.world.device
+        batches = [batch.blank_unreadable(mesh.gather_over_time(batch.errors)) for batch in micro_batches]
+        targets = [self._targets(batch) for batch in batches]
+        positives = torch.stack([target.positive.sum() for target in targets]).sum()
+        normalizer = self.normalizer.update(mesh.sum_over_windows(positives)[0])
+        sums = torch.zeros(len(self.loss_names), device=device)
+        for batch, wanted in zip(batches, targets, strict=True):
+            with record_function("forward"):
+                predictions = engine(batch.frames.to(device, non_blocking=True), batch.valid.to(device), batch.seeds)
+                shares = self._losses(predictions, wanted) / normalizer
+            with record_function("backward"):
+                # Cancel the engine's averaging over ranks and micro batches, so that shares add up. Ranks of a temporal
+                # group have the same share, which counts once.
+                engine.backward(shares.sum() * (mesh.data_ranks * engine.accumulation))
+            with record_function("step"):
+                engine.step()
+            sums += shares.detach()
+        return batches, sums
+
+    def _targets(self, batch: Batch) -> Targets:
+        """What every pyramid point of a micro batch is to predict."""
+        device, head = self._mesh.world.device, self._config.head
+        return assign_targets(
+            points=self._points,
+            valid=valid_points(batch.valid.to(device), self._config),
+            segments=[segments.to(device) for segments in batch.segments],
+            labels=[labels.to(device) for labels in batch.labels],
+            num_classes=len(self.classes),
+            center_radius=head.center_radius,
+            filter_similar_gt=head.filter_similar_gt,
+        )
+
+    def _losses(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """Classification and weighted regression of a micro batch, (2,), summed over its points."""
+        head = self._config.head
+        classification, regression = detection_losses(
+            class_logits=predictions.class_logits,
+            distances=predictions.distances,
+            points=self._points,
+            valid=predictions.valid,
+            targets=targets,
+            label_smoothing=head.label_smoothing,
+        )
+        return torch.stack([classification, head.reg_loss_weight * regression])
 
     def sum_over_samples(self, *values: float | Tensor) -> list[float]:
         """Sums over windows, those that a temporal group shares once. A collective."""

@@ -53,7 +53,8 @@ def find_candidates(
     durations: dict[str, float] = {}
     damage: dict[str, Damage | None] = {}
     failed: set[str] = set()
-    for batch in map(mesh.blank_unreadable, world.together(batches)):
+    for own_batch in world.together(batches):
+        batch = own_batch.blank_unreadable(mesh.gather_over_time(own_batch.errors))
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()

@@ -5,15 +5,16 @@ B videos, V views of a video (clips x crops), T frames of a view, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.augmentation.mixing import mix
@@ -21,7 +22,6 @@ from adatad_ds.data.clip_dataset import ClipBatch, ClipDataset
 from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.video_names import VideoNames, read_names
-from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
@@ -29,32 +29,31 @@ from adatad_ds.evaluation.plots.curves import confusion_figure
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Recogniser, build_recogniser
-from adatad_ds.tasks.base import Evaluation, data_fingerprint
+from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
+from adatad_ds.weights.files import Tensors
+from adatad_ds.weights.layout import Weights
+from adatad_ds.weights.loading import published_state
 
 Logits = dict[str, NDArray[np.float32]]  # of each video's views, (V, K)
 
 
 class RecognitionTask:
-    """A `task.Task`.
+    """A `base.Task`.
 
     Args:
         config: of the run, with a section `recognition`.
-        mesh: the ranks.
-        accumulation: micro batches a step.
-
-    Raises:
-        DataError: no usable videos or lists.
+        world: the ranks.
+        train_data: clips to train on.
+        test_data: clips to evaluate on, of the same classes.
     """
 
     loss_names = ("cross_entropy",)
 
-    def __init__(self, *, config: Config, mesh: Mesh, accumulation: int) -> None:
+    def __init__(self, *, config: Config, world: World, train_data: ClipDataset, test_data: ClipDataset) -> None:
         assert config.recognition is not None
-        self._config, self._world, self._settings = config, mesh.world, config.recognition
-        self._accumulation = accumulation
-        self.train_data = open_clips(config, training=True)
-        self.classes = self.train_data.classes
-        self.test_data = open_clips(config, training=False, classes=self.classes)
+        self._config, self._world, self._settings = config, world, config.recognition
+        self.train_data, self.test_data = train_data, test_data
+        self.classes = train_data.classes
         self.reports = tuple(
             f"data: {len(data.videos)} videos of {len(data.classes)} classes to {what}"
             for what, data in (("learn from", self.train_data), ("test on", self.test_data))
@@ -63,48 +62,75 @@ class RecognitionTask:
         self.data_fingerprint = data_fingerprint(
             ((video.name, video.label) for video in self.train_data.videos), classes=self.classes
         )
-        self._samples = 1.0  # of the global batch of this step that have a label
+
+    @classmethod
+    def open(cls, config: Config, *, world: World) -> Self:
+        """The task over a config's videos.
+
+        Raises:
+            DataError: no usable videos or lists.
+        """
+        train_data = open_clips(config, training=True)
+        test_data = open_clips(config, training=False, classes=train_data.classes)
+        return cls(config=config, world=world, train_data=train_data, test_data=test_data)
 
     def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:
         """The recogniser."""
         return build_recogniser(self._config, num_classes=len(self.classes), storage=storage, stopwatch=stopwatch)
 
-    def begin_step(self, micro_batches: Sequence[ClipBatch]) -> tuple[list[ClipBatch], list[Tensor]]:
-        """Labels of each micro batch, and how many samples of the step have one. A collective."""
-        labels = [batch.labels for batch in micro_batches]
-        self._samples = max(1.0, self._world.sum(sum(int((each >= 0).sum()) for each in labels))[0])
-        return list(micro_batches), labels
+    def restore_published(self, weights: Weights, model: Recogniser) -> dict[str, Tensors]:
+        """Adapters and classifier of a published model; see `published_state`."""
+        return published_state(weights, model, config=self._config)
 
-    def losses(self, forward: Callable[..., Any], batch: ClipBatch, targets: Tensor) -> Tensor:
-        """This micro batch's share of the mean cross entropy.
+    def describe_published(self, restored: Container[str]) -> list[str]:
+        """No lines: a recogniser's classes are named by its lists."""
+        return []
+
+    def step(self, engine: StepEngine, micro_batches: Sequence[ClipBatch]) -> tuple[list[ClipBatch], Tensor]:
+        """One optimizer step: labels, forward, loss, backward. A collective.
+
+        The loss is the cross entropy's mean over the samples of the global batch that have a label.
+        """
+        world, batches = self._world, list(micro_batches)
+        labelled = max(1.0, world.sum(sum(int((batch.labels >= 0).sum()) for batch in batches))[0])
+        sums = torch.zeros(len(self.loss_names), device=world.device)
+        for batch in batches:
+            with record_function("forward"):
+                frames, targets = self._mixed(batch)
+                logits = engine(frames.to(world.device, non_blocking=True), batch.seeds)[:, 0]
+                share = F.cross_entropy(logits, targets.to(world.device), reduction="sum")[None] / labelled
+            with record_function("backward"):
+                # Cancel the engine's averaging over ranks and micro batches, so that shares add up.
+                engine.backward(share.sum() * (world.size * engine.accumulation))
+            with record_function("step"):
+                engine.step()
+            sums += share.detach()
+        return batches, sums
+
+    def _mixed(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """A micro batch's frames and smoothed targets (B, K), blended by mixup or CutMix; zeros without a label.
 
         # differs: mixup and CutMix blend the samples of one rank's micro batch, so that with them results depend on
         # how the global batch is split.
         """
-        device, settings = self._world.device, self._settings
+        settings, classes = self._settings, len(self.classes)
         frames, soft = mix(
             batch.frames,
-            targets,
-            classes=len(self.classes),
+            batch.labels,
+            classes=classes,
             mixup_alpha=settings.mixup_alpha,
             cutmix_alpha=settings.cutmix_alpha,
             seed=int(batch.seeds[0]),
         )
-        logits = forward(frames.to(device, non_blocking=True), batch.seeds)[:, 0]
         known = soft.sum(dim=1, keepdim=True)
-        soft = (1 - settings.label_smoothing) * soft + settings.label_smoothing / len(self.classes) * known
-        return F.cross_entropy(logits, soft.to(device), reduction="sum")[None] / self._samples
-
-    def to_backward(self, share: Tensor) -> Tensor:
-        """Undo the mean over ranks and micro batches that the engine takes, so that shares are summed."""
-        return share * (self._world.size * self._accumulation)
+        return frames, (1 - settings.label_smoothing) * soft + settings.label_smoothing / classes * known
 
     def sum_over_samples(self, *values: float | Tensor) -> list[float]:
         """Sums over all ranks. A collective."""
         return self._world.sum(*values)
 
     def scalars(self) -> dict[str, float]:
-        """None."""
+        """No extra scalars."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

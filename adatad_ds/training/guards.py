@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.distributed.world import World
-from adatad_ds.errors import ConfigError, DataError, summarize_list
+from adatad_ds.errors import DataError, TrainingError, summarize_list
 
 
 class FailedVideos:
@@ -77,11 +77,11 @@ def check_finite(*, step: int, losses: Mapping[str, float]) -> None:
     """Stop if training has diverged; the losses are the same on all ranks.
 
     Raises:
-        ConfigError: a loss is NaN or infinite.
+        TrainingError: a loss is NaN or infinite.
     """
     if not math.isfinite(sum(losses.values())):
         parts = ", ".join(f"{name} {value}" for name, value in losses.items())
-        raise ConfigError(
+        raise TrainingError(
             f"the loss of step {step} is not finite ({parts}); lower train.lr_head and train.lr_adapter, or use "
             "--set train.precision=bf16 or fp32"
         )
@@ -125,7 +125,7 @@ class SkippedSteps:
         """Record whether a step was taken, the same on all ranks. A collective if it was not.
 
         Raises:
-            ConfigError: too many steps were skipped in a row.
+            TrainingError: too many steps were skipped in a row.
         """
         if taken:
             self.in_a_row = 0
@@ -138,7 +138,7 @@ class SkippedSteps:
         examples = summarize_list(names, limit=4, separator=", ")
         where = f" ({len(names)} of {len(self._parameters)} tensors: {examples})" if names else ""
         if self.in_a_row >= self._most:
-            raise ConfigError(
+            raise TrainingError(
                 f"{self.in_a_row} steps in a row were skipped, up to step {step}: gradients have no finite norm"
                 f"{where}, though the loss is finite. Lower train.lr_head and train.lr_adapter, or use --set "
                 f"train.precision=bf16 or fp32; train.max_skipped_steps={self._most} sets how many are too many"

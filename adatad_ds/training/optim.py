@@ -59,15 +59,6 @@ def parameter_table(model: nn.Module) -> str:
     return "\n".join(f"{kind:20} {count / 1e6:9.2f} M parameters" for kind, count in counts.items())
 
 
-def average_decay(updates: int, *, decay: float, warmup: bool) -> float:
-    """Decay of the running average in the `updates`-th update (from 1).
-
-    With warm-up, (1 + n) / (10 + n) until that reaches `decay`, as in TensorFlow's ExponentialMovingAverage and
-    torch_ema; without, always `decay`, as by AdaTAD's authors.
-    """
-    return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
-
-
 def average_warms_up(train: TrainConfig, *, steps: int, trained: bool = False) -> bool:
     """Whether the running average warms up: as set, else if initial weights would keep more than `INITIAL_SHARE` of it.
 

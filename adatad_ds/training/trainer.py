@@ -126,22 +126,13 @@ class Trainer:
 
         Raises:
             DataError: too many videos could not be read.
-            ConfigError: the loss is not finite, or too many steps in a row had gradients that were not.
+            TrainingError: the loss is not finite, or too many steps in a row had gradients that were not.
         """
         task = self.task
-        sums = torch.zeros(len(task.loss_names), device=self.world.device)
-        micro_batches, targets = task.begin_step(micro_batches)
-        for batch, wanted in zip(micro_batches, targets, strict=True):
-            with record_function("forward"):
-                shares = task.losses(self.engine, batch, wanted)
-            with record_function("backward"):
-                self.engine.backward(task.to_backward(shares.sum()))
-            with record_function("step"):
-                self.engine.step()
-            sums += shares.detach()
+        micro_batches, shares = task.step(self.engine, micro_batches)
         errors = [error for batch in micro_batches for error in batch.errors if error is not None]
         damage = self.damaged_videos.untold(found for batch in micro_batches for found in batch.damage)
-        *totals, failed, damaged, stops = task.sum_over_samples(*sums, len(errors), len(damage), self.stop.asked)
+        *totals, failed, damaged, stops = task.sum_over_samples(*shares, len(errors), len(damage), self.stop.asked)
         if failed:
             self.failed_videos.add(errors)
         if damaged:
@@ -201,7 +192,8 @@ class Trainer:
         """Write a checkpoint. A collective.
 
         Raises:
-            ConfigError: it cannot be written, or the run's folder is another training's by now.
+            WriteError: it cannot be written.
+            TrainingError: the run's folder is another training's by now.
         """
         began = time.perf_counter()
         self.world.on_main(self.lock.check)

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 
 SAFETENSORS = ".safetensors"
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -60,7 +60,7 @@ def open_tensors(source: str | Path, *, entries: tuple[str, ...] = ()) -> Tensor
         entries: which dict of a pickle holds the tensors, the first one present; else the pickle itself.
 
     Raises:
-        ConfigError: absent, unreadable, unsafe, or without tensors.
+        CheckpointError: absent, unreadable, unsafe, or without tensors.
     """
     path = find_source(source)
     if path.is_dir():
@@ -68,7 +68,7 @@ def open_tensors(source: str | Path, *, entries: tuple[str, ...] = ()) -> Tensor
     _refuse_lookalikes(path)
     tensors = _open_safetensors(path) if path.suffix == SAFETENSORS else _open_pickle(path, entries)
     if not tensors:
-        raise ConfigError(f"{path} holds no tensors")
+        raise CheckpointError(f"{path} holds no tensors")
     return tensors
 
 
@@ -76,7 +76,7 @@ def is_to_download(source: str | Path) -> bool:
     """Whether a source is a name on the Hugging Face hub that is not in its cache yet."""
     try:
         find_source(source, download=False)
-    except ConfigError:
+    except CheckpointError:
         return True
     except FileNotFoundError:
         return False
@@ -92,7 +92,7 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ConfigError: the hub does not give it.
+        CheckpointError: the hub does not give it.
     """
     path = Path(source).expanduser()
     with_the_code = Path(__file__).resolve().parents[2] / path  # the quickstarts' weights, wherever one stands
@@ -109,7 +109,7 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
         if download and not list(Path(folder).glob("*" + SAFETENSORS)):
             folder = snapshot_download(str(source), allow_patterns=["config.json", "pytorch_model.bin"])
     except Exception as error:  # the hub's errors and those of the libraries below it are many
-        raise ConfigError(
+        raise CheckpointError(
             f"there is neither a file {path} nor can {source} be had from the Hugging Face hub: {first_line(error)}. "
             "Without network, download it elsewhere and give the folder's path"
         ) from error
@@ -122,15 +122,15 @@ def _open_folder(folder: Path, entries: tuple[str, ...]) -> Tensors:
         try:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"the index of shards {index} is damaged: {first_line(error)}") from error
+            raise CheckpointError(f"the index of shards {index} is damaged: {first_line(error)}") from error
         absent = [name for name in files if not (folder / name).is_file()]
         if absent:
-            raise ConfigError(f"{folder} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:4])}")
+            raise CheckpointError(f"{folder} lacks {len(absent)} of {len(files)} shards: {', '.join(absent[:4])}")
     else:
         files = [name for name in _FOLDER_FILES if (folder / name).is_file()][:1]
         files = files or sorted(path.name for path in folder.glob("*" + SAFETENSORS))
     if not files:
-        raise ConfigError(f"the folder {folder} holds no {' and no '.join(_FOLDER_FILES)}")
+        raise CheckpointError(f"the folder {folder} holds no {' and no '.join(_FOLDER_FILES)}")
     tensors: Tensors = {}
     for name in files:
         tensors |= open_tensors(folder / name, entries=entries)
@@ -142,7 +142,7 @@ def _open_safetensors(path: Path) -> Tensors:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ConfigError(
+        raise CheckpointError(
             f"cannot read {path}: {first_line(error)}. It is cut short or damaged; fetch it again "
             f"(it has {path.stat().st_size} bytes here)"
         ) from error
@@ -153,7 +153,7 @@ def _open_safetensors(path: Path) -> Tensors:
                 with safe_open(path, framework="pt") as file:  # open no longer than this: mapped pages count as memory
                     return file.get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise ConfigError(
+                raise CheckpointError(
                     f"cannot read {path}: {first_line(error)}. It changed after it was opened (a training that goes on "
                     "removes old checkpoints); try again"
                 ) from error
@@ -169,11 +169,11 @@ def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:
     except Exception as error:  # a malformed pickle may raise nearly anything
         foreign = re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", str(error))
         if foreign:
-            raise ConfigError(
+            raise CheckpointError(
                 f"{path} is refused: it asks for {foreign[1]} besides tensors, and reading that could run code "
                 "from the file. Ask its authors for the tensors alone, or save those where you trust it"
             ) from error
-        raise ConfigError(
+        raise CheckpointError(
             f"cannot read {path}: {first_line(error)}. It is cut short, damaged or no PyTorch file; fetch it again "
             f"(it has {path.stat().st_size} bytes here)"
         ) from error
@@ -182,7 +182,7 @@ def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:
             content = content[name]
             break
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} holds a {type(content).__name__} where names and tensors belong")
+        raise CheckpointError(f"{path} holds a {type(content).__name__} where names and tensors belong")
 
     def reader(tensor: Tensor) -> Callable[[], Tensor]:
         return lambda: tensor
@@ -205,15 +205,15 @@ def _refuse_lookalikes(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(256)
     if not start:
-        raise ConfigError(f"{path} is empty; fetch it again")
+        raise CheckpointError(f"{path} is empty; fetch it again")
     if start.startswith(b"version https://git-lfs"):
-        raise ConfigError(
+        raise CheckpointError(
             f"{path} is only a pointer of Git LFS, not the weights; run `git lfs pull` in its clone, or download the "
             "file itself"
         )
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ConfigError(
+        raise CheckpointError(
             f"{path} is a web page, not weights: the download answered with a page (a login, a confirmation, an "
             "error). Open the address in a browser, and save the file itself"
         )
@@ -223,7 +223,7 @@ def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[in
     """See that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
 
     Raises:
-        ConfigError: listing every difference.
+        CheckpointError: listing every difference.
     """
     misshaped = [
         f"{key} is {tensors[key].shape}, the model wants {shapes[key]}"
@@ -240,7 +240,7 @@ def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[in
         if keys
     ]
     if problems:
-        raise ConfigError(f"the weights in {source} do not fit this model. " + ". ".join(problems))
+        raise CheckpointError(f"the weights in {source} do not fit this model. " + ". ".join(problems))
 
 
 def first_line(error: Exception) -> str:

@@ -16,29 +16,22 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from adatad_ds.errors import ConfigError, summarize_list
+from adatad_ds.errors import CheckpointError
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weights.image_tensors import join_attention, positions_of_patches, without_key_bias
+from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out
 
 if TYPE_CHECKING:
     from adatad_ds.models.backbones.image_vit import ImageTransformer
 
 TIMM, TRANSFORMERS, CLIP, AIM = "timm", "transformers", "CLIP", "AIM"
 DINOV2, DINOV3 = "DINOv2 of transformers", "DINOv3 of transformers"
-_SIGNATURES = {  # a key that tells, its wrappers taken off; the first that is there counts
-    AIM: r"(backbone\.)?temporal_embedding",
-    CLIP: r"(visual\.)?conv1\.weight",
-    TRANSFORMERS: r"(vision_model\.)?embeddings\.patch_embedding\.weight",
-    DINOV2: r"(dinov2(_with_registers)?\.)?encoder\.layer\.0\.layer_scale1\.lambda1",
-    DINOV3: r"(model\.)?layer\.0\.layer_scale1\.lambda1",
-    TIMM: r"(visual\.trunk\.)?patch_embed\.proj\.weight",
-}
 _CLIP_RENAMES = (
     (r"^conv1\.", "patch_embed.proj."),
     (r"^class_embedding$", "cls_token"),
@@ -59,54 +52,78 @@ _DINO_RENAMES = (
     (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
 )
-_RENAMES = {  # to timm's names
-    TIMM: (
-        (r"^visual\.trunk\.", ""),
-        (r"^(register|storage)_tokens$", "reg_token"),  # DINOv2 and DINOv3 themselves, to the gated MLPs
-        (r"\.mlp\.w12\.", ".mlp.fc1."),
-        (r"\.mlp\.w1\.", ".mlp.fc1_g."),
-        (r"\.mlp\.w2\.", ".mlp.fc1_x."),
-        (r"\.mlp\.w3\.", ".mlp.fc2."),
-        (r"\.gamma_([12])$", r".ls\1.gamma"),  # timm's DINOv3
-        (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
+_LAYOUTS = (  # in the order in which they are tried; names become timm's
+    WeightLayout(
+        name=AIM,
+        signature=r"(backbone\.)?temporal_embedding",
+        renames=((r"^backbone\.", ""), *_CLIP_RENAMES),
     ),
-    DINOV2: (
-        (r"^dinov2(_with_registers)?\.", ""),
-        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-        (r"^embeddings\.position_embeddings$", "pos_embed"),
-        (r"^encoder\.layer\.", "blocks."),
-        (r"^layernorm\.", "norm."),
-        *_DINO_RENAMES,
-        (r"\.attention\.attention\.query\.", ".attn.q."),
-        (r"\.attention\.attention\.key\.", ".attn.k."),
-        (r"\.attention\.attention\.value\.", ".attn.v."),
-        (r"\.attention\.output\.dense\.", ".attn.proj."),
-        (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-        (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    WeightLayout(
+        name=CLIP,
+        signature=r"(visual\.)?conv1\.weight",
+        renames=((r"^visual\.", ""), *_CLIP_RENAMES),
     ),
-    DINOV3: (
-        (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
-        (r"^(model\.)?layer\.", "blocks."),
-        *_DINO_RENAMES,
-        (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
-        (r"\.mlp\.up_proj\.", ".mlp.up."),
-        (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    WeightLayout(
+        name=TRANSFORMERS,
+        signature=r"(vision_model\.)?embeddings\.patch_embedding\.weight",
+        renames=(
+            (r"^vision_model\.", ""),
+            (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+            (r"^embeddings\.class_embedding$", "cls_token"),
+            (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+            (r"^pre_layrnorm\.", "norm_pre."),  # so spelt there
+            (r"^post_layernorm\.", "norm."),
+            (r"^encoder\.layers\.", "blocks."),
+            (r"\.layer_norm([12])\.", r".norm\1."),
+            (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+            (r"\.self_attn\.out_proj\.", ".attn.proj."),
+        ),
     ),
-    CLIP: ((r"^visual\.", ""), *_CLIP_RENAMES),
-    AIM: ((r"^backbone\.", ""), *_CLIP_RENAMES),
-    TRANSFORMERS: (
-        (r"^vision_model\.", ""),
-        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-        (r"^embeddings\.class_embedding$", "cls_token"),
-        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-        (r"^pre_layrnorm\.", "norm_pre."),  # so spelt there
-        (r"^post_layernorm\.", "norm."),
-        (r"^encoder\.layers\.", "blocks."),
-        (r"\.layer_norm([12])\.", r".norm\1."),
-        (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    WeightLayout(
+        name=DINOV2,
+        signature=r"(dinov2(_with_registers)?\.)?encoder\.layer\.0\.layer_scale1\.lambda1",
+        renames=(
+            (r"^dinov2(_with_registers)?\.", ""),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"^layernorm\.", "norm."),
+            *_DINO_RENAMES,
+            (r"\.attention\.attention\.query\.", ".attn.q."),
+            (r"\.attention\.attention\.key\.", ".attn.k."),
+            (r"\.attention\.attention\.value\.", ".attn.v."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+            (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+        ),
     ),
-}
+    WeightLayout(
+        name=DINOV3,
+        signature=r"(model\.)?layer\.0\.layer_scale1\.lambda1",
+        renames=(
+            (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+            (r"^(model\.)?layer\.", "blocks."),
+            *_DINO_RENAMES,
+            (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+            (r"\.mlp\.up_proj\.", ".mlp.up."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        ),
+    ),
+    WeightLayout(
+        name=TIMM,
+        signature=r"(visual\.trunk\.)?patch_embed\.proj\.weight",
+        renames=(
+            (r"^visual\.trunk\.", ""),
+            (r"^(register|storage)_tokens$", "reg_token"),  # DINOv2 and DINOv3 themselves, to the gated MLPs
+            (r"\.mlp\.w12\.", ".mlp.fc1."),
+            (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+            (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+            (r"\.mlp\.w3\.", ".mlp.fc2."),
+            (r"\.gamma_([12])$", r".ls\1.gamma"),  # timm's DINOv3
+            (r"\.attn\.([qv])_bias$", r".attn.\1.bias"),
+        ),
+    ),
+)
 _LEFT_OUT = {  # by the file's names
     "text model": r"(text_model\.|token_embedding\.|ln_final\.|text\.)",
     "projection to the text's space": r"((text|visual)_projection(\.weight)?|(visual\.)?proj|logit_(scale|bias))$",
@@ -121,35 +138,7 @@ _CLASSIFIER = r"cls_head\.fc_cls\.(weight|bias)"
 _TEMPORAL = "temporal_embedding"
 
 
-@dataclass(frozen=True, kw_only=True)
-class AIMWeights:
-    """A file of weights, recognised but not read.
-
-    Attributes:
-        source: path or hub name.
-        layout: one of those at the head of this module.
-        vit: the image transformer's tensors, by timm's names.
-        trained: adapters, temporal embedding and classifier of a trained model, by our names; empty for an image
-            transformer.
-        left_out: keys without use here, by what they are.
-    """
-
-    source: str
-    layout: str
-    vit: Tensors
-    trained: Tensors = field(default_factory=dict)
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def report(self) -> str:
-        """One line: what was found and what was left out."""
-        left = "; ".join(
-            f"{what} ({len(keys)}: {summarize_list(keys, limit=2, separator=', ')})"
-            for what, keys in self.left_out.items()
-        )
-        return f"{self.source}: {self.layout}, {_describe(self.vit)}" + (f"; left out: {left}" if left else "")
-
-
-def open_aim_weights(source: str | Path) -> AIMWeights:
+def open_aim_weights(source: str | Path) -> Weights:
     """Recognise a file of weights.
 
     Args:
@@ -157,13 +146,13 @@ def open_aim_weights(source: str | Path) -> AIMWeights:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ConfigError: unreadable, unsafe, or of no known layout.
+        CheckpointError: unreadable, unsafe, or of no known layout.
     """
     path = find_source(source)
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(re.fullmatch(r"[^/]+/(constants\.pkl|code/.*)", name) for name in archive.namelist()):
-                raise ConfigError(
+                raise CheckpointError(
                     f"{path} is a TorchScript program, as OpenAI publishes CLIP; reading it would load its code. The "
                     "same weights are openai/clip-vit-base-patch16 and openai/clip-vit-large-patch14 on the Hugging "
                     "Face hub; or save its state_dict() where you trust it"
@@ -171,7 +160,7 @@ def open_aim_weights(source: str | Path) -> AIMWeights:
     return recognise_aim(open_tensors(path, entries=("state_dict", "model", "module")), source=str(source))
 
 
-def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
+def recognise_aim(stored: Tensors, *, source: str) -> Weights:
     """Recognise a layout by its keys, and bring it under our names.
 
     Args:
@@ -179,40 +168,34 @@ def recognise_aim(stored: Tensors, *, source: str) -> AIMWeights:
         source: for messages.
 
     Raises:
-        ConfigError: it is none of the known ones.
+        CheckpointError: it is none of the known ones.
     """
     tensors = {re.sub(r"^((module|_orig_mod)\.)+", "", key): tensor for key, tensor in stored.items()}
-    layout = next((name for name, key in _SIGNATURES.items() if any(re.fullmatch(key, k) for k in tensors)), None)
-    if layout is None:
-        raise ConfigError(
-            f"{source} is of no known layout: no patch embedding of an image transformer among its {len(tensors)} "
-            f"tensors ({summarize_list(list(tensors), limit=5, separator=', ')}). Known: "
-            f"{', '.join((TIMM, TRANSFORMERS, DINOV2, DINOV3, CLIP, AIM))}"
-        )
+    layout = find_layout(
+        tensors,
+        _LAYOUTS,
+        kind="an image",
+        known=(TIMM, TRANSFORMERS, DINOV2, DINOV3, CLIP, AIM),
+        source=source,
+    )
+    classifier, others = _split_classifier(tensors)
     unused = dict(_LEFT_OUT)
     if any(key.startswith("visual.") for key in tensors):
         unused["text model"] += f"|{_TEXT_BESIDE_VISUAL}"
-    left_out = {what: tuple(key for key in tensors if re.match(keys, key)) for what, keys in unused.items()}
-    gone = {key for keys in left_out.values() for key in keys}
-    image, trained = {}, {}
-    for key, tensor in tensors.items():
-        in_head = re.fullmatch(_CLASSIFIER, key)
-        if in_head:
-            trained[f"head.classifier.{in_head[1]}"] = tensor
-        elif key not in gone:
-            name = _rename(key, layout)
-            ours = _adapter_name(name)
-            (image if ours is None else trained)[ours or name] = tensor
-    return AIMWeights(
+    kept, left_out = leave_out(others, unused)
+    image, adapters = _split_adapters({layout.rename(key): tensor for key, tensor in kept.items()})
+    vit = _completed(image, layout=layout.name, keys=tensors)
+    return Weights(
         source=source,
-        layout=layout,
-        vit=_completed(image, layout=layout, keys=tensors),
-        trained=trained,
-        left_out={what: keys for what, keys in left_out.items() if keys},
+        layout=layout.name,
+        size=_describe(vit),
+        vit=vit,
+        trained=adapters | classifier,
+        left_out=left_out,
     )
 
 
-def fit_image_weights(weights: AIMWeights, vit: ImageTransformer) -> AIMWeights:
+def fit_image_weights(weights: Weights, vit: ImageTransformer) -> Weights:
     """The same weights, seen to fit a transformer.
 
     Positions of another resolution are resized bicubically, and where there are fewer averaged or not, as the
@@ -227,11 +210,11 @@ def fit_image_weights(weights: AIMWeights, vit: ImageTransformer) -> AIMWeights:
         vit: the transformer that they are for.
 
     Raises:
-        ConfigError: weights of another transformer or patch, or keys missing, unexpected or misshaped.
+        CheckpointError: weights of another transformer or patch, or keys missing, unexpected or misshaped.
     """
-    found, wanted = _describe(weights.vit), _describe_model(vit)
+    found, wanted = weights.size, _describe_model(vit)
     if found != wanted:
-        raise ConfigError(
+        raise CheckpointError(
             f"the weights in {weights.source} are of another transformer: {found}; the model has {wanted}"
         )
     tensors = dict(weights.vit)
@@ -250,7 +233,7 @@ def _fitting_positions(stored: StoredTensor, vit: ImageTransformer, *, source: s
     patches = stored.shape[-2] - prefix
     side = round(max(patches, 0) ** 0.5)
     if side * side != patches or side == 0:
-        raise ConfigError(
+        raise CheckpointError(
             f"the positions in {source} cannot be resized: {stored.shape[-2]} are not {prefix} and a square of patches"
         )
 
@@ -290,12 +273,31 @@ def _describe_model(vit: ImageTransformer) -> str:
     return _describe({name: StoredTensor(tuple(p.shape), p.detach) for name, p in vit.named_parameters()})
 
 
-def _adapter_name(name: str) -> str | None:
-    """Our name of what AIM adds to an image transformer; None for the transformer's own."""
-    if name == _TEMPORAL:
-        return f"backbone.{name}"
-    adapter = re.fullmatch(rf"blocks\.(\d+)\.({'|'.join(_ADAPTERS)})\.D_fc([12])\.(weight|bias)", name)
-    return f"backbone.adapters.{adapter[1]}.{_ADAPTERS[adapter[2]]}.fc{adapter[3]}.{adapter[4]}" if adapter else None
+def _split_classifier(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """A recogniser's classifier under our names, and the other tensors."""
+    classifier, others = {}, {}
+    for key, tensor in tensors.items():
+        in_head = re.fullmatch(_CLASSIFIER, key)
+        if in_head:
+            classifier[f"head.classifier.{in_head[1]}"] = tensor
+        else:
+            others[key] = tensor
+    return classifier, others
+
+
+def _split_adapters(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """The image transformer's own tensors, and under our names what AIM adds to it."""
+    image, added = {}, {}
+    for name, tensor in tensors.items():
+        adapter = re.fullmatch(rf"blocks\.(\d+)\.({'|'.join(_ADAPTERS)})\.D_fc([12])\.(weight|bias)", name)
+        if adapter:
+            block, kind, layer, part = adapter.groups()
+            added[f"backbone.adapters.{block}.{_ADAPTERS[kind]}.fc{layer}.{part}"] = tensor
+        elif name == _TEMPORAL:
+            added[f"backbone.{name}"] = tensor
+        else:
+            image[name] = tensor
+    return image, added
 
 
 def _completed(tensors: Tensors, *, layout: str, keys: Iterable[str]) -> Tensors:
@@ -317,9 +319,3 @@ def _completed(tensors: Tensors, *, layout: str, keys: Iterable[str]) -> Tensors
     if own_position:  # DINOv2's: the class token has a position, registers have none; timm's have none of both
         joined["cls_token"], joined["pos_embed"] = positions_of_patches(joined["cls_token"], joined["pos_embed"])
     return joined
-
-
-def _rename(key: str, layout: str) -> str:
-    for pattern, replacement in _RENAMES[layout]:
-        key = re.sub(pattern, replacement, key)
-    return key

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from adatad_ds.weights.files import StoredTensor, Tensors
+from adatad_ds.weights.layout import stacked
 
 
 def join_attention(joined: dict[str, StoredTensor]) -> Tensors:
@@ -22,11 +23,6 @@ def join_attention(joined: dict[str, StoredTensor]) -> Tensors:
             for part in "qkv":
                 joined.pop(f"{stem}.{part}.bias", None)
     return joined
-
-
-def stacked(parts: list[StoredTensor]) -> StoredTensor:
-    rows = sum(part.shape[0] for part in parts)
-    return StoredTensor((rows, *parts[0].shape[1:]), lambda: torch.cat([part.read() for part in parts]))
 
 
 def without_key_bias(bias: StoredTensor) -> StoredTensor:

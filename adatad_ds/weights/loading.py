@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.data.annotations import load_annotations
-from adatad_ds.errors import ConfigError, summarize_list
+from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.recogniser import Model, Recogniser
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
-from adatad_ds.weights.image_layouts import AIMWeights, fit_image_weights, open_aim_weights
+from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
-from adatad_ds.weights.video_layouts import BESIDE, Weights, describe, describe_spec, open_weights
+from adatad_ds.weights.video_layouts import BESIDE, fit_video_weights, open_weights
 
 if TYPE_CHECKING:
     from adatad_ds.models.backbones.image_vit import ImageTransformer
@@ -43,7 +44,7 @@ WHERE_FROM = {
 }
 
 
-def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights | AIMWeights:
+def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights:
     """Recognise the file that a config names; see `open_weights` and `open_aim_weights`."""
     assert backbone.weights is not None
     if backbone.is_image:
@@ -51,7 +52,7 @@ def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -
     return open_weights(backbone.weights, averaged=averaged)
 
 
-def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | AIMWeights | None:
+def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | None:
     """Recognise the weights that a config names, and see that they fit the transformer; None where it names none.
 
     Args:
@@ -60,7 +61,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         averaged: of a trained detector, take the running average rather than the last weights.
 
     Raises:
-        ConfigError: absent (the message says where to get them, and on what terms), unreadable, unsafe, of no known
+        CheckpointError: absent (the message says where to get them, and on what terms), unreadable, unsafe, of no known
             layout, of another member of the family, or with keys that are missing, unexpected or of another shape.
     """
     if backbone.weights is None:
@@ -68,20 +69,10 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
     try:
         weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
-        raise ConfigError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
-    if isinstance(weights, AIMWeights):
-        assert not isinstance(vit, VisionTransformer)
-        return fit_image_weights(weights, vit)
-    assert isinstance(vit, VisionTransformer)
-    found, wanted = describe(weights.vit), describe_spec(vit.spec)
-    if found != wanted:
-        raise ConfigError(
-            f"the weights in {weights.source} are of another transformer: {found}, where backbone.name="
-            f"{backbone.name} has {wanted}"
-        )
-    shapes = {key: tuple(parameter.shape) for key, parameter in vit.named_parameters()}
-    check_fit(weights.vit, shapes, source=weights.source)
-    return weights
+        raise CheckpointError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
+    if isinstance(vit, VisionTransformer):
+        return fit_video_weights(weights, vit, backbone=backbone.name)
+    return fit_image_weights(weights, vit)
 
 
 def fill_backbone(
@@ -153,11 +144,11 @@ def check_fingerprint(
     """See that frozen weights are those under which adapters were trained.
 
     Raises:
-        ConfigError: they are not; a right adapter over a wrong backbone detects nothing.
+        CheckpointError: they are not; a right adapter over a wrong backbone detects nothing.
     """
     if found != wanted:
         different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        raise ConfigError(
+        raise CheckpointError(
             f"{trained} was trained over other frozen weights than those of backbone.weights={weights}: "
             f"{len(different)} of {len(wanted)} tensors differ ({summarize_list(different, limit=3, separator=', ')}). "
             "Give the weights that the "
@@ -165,7 +156,7 @@ def check_fingerprint(
         )
 
 
-def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classifier: bool) -> Tensors:
+def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -> Tensors:
     """What a trained model has trainable, by our names, checked against a model.
 
     Args:
@@ -174,24 +165,24 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
         reset_classifier: leave out the class logits' layer, which is for other classes.
 
     Raises:
-        ConfigError: keys that are missing, unexpected or of another shape.
+        CheckpointError: keys that are missing, unexpected or of another shape.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     tensors = dict(weights.trained)
-    if isinstance(weights, AIMWeights):
+    if isinstance(model.backbone, AdaptedBackbone):
+        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
+    else:
         if not isinstance(model, Recogniser):
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
             tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
         _check_clip(tensors, model, source=weights.source)
-    elif isinstance(model.backbone, AdaptedBackbone):
-        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
     tensors |= {f"{VIT}{key}": tensor for key, tensor in weights.vit.items() if f"{VIT}{key}" in shapes}
     classifier = [key for key in tensors if key.startswith(_CLASSIFIERS)]
     other_classes = [key for key in classifier if key in shapes and tensors[key].shape[0] != shapes[key][0]]
     if other_classes and not reset_classifier:
         theirs, ours = tensors[other_classes[0]].shape[0], shapes[other_classes[0]][0]
         section = "recognition" if isinstance(model, Recogniser) else "head"
-        raise ConfigError(
+        raise CheckpointError(
             f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
             f"--set {section}.reset_classifier=true starts the layer of class logits anew"
         )
@@ -202,7 +193,7 @@ def trained_tensors(weights: Weights | AIMWeights, model: Model, *, reset_classi
     return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def published_state(weights: Weights | AIMWeights, model: Model, *, config: Config) -> dict[str, Tensors]:
+def published_state(weights: Weights, model: Model, *, config: Config) -> dict[str, Tensors]:
     """Adapters and head of a trained model: "master" its last weights, "average" their running average if there is one.
 
     Args:
@@ -211,16 +202,15 @@ def published_state(weights: Weights | AIMWeights, model: Model, *, config: Conf
         config: of the run.
 
     Raises:
-        ConfigError: keys that are missing, unexpected or of another shape.
+        CheckpointError: keys that are missing, unexpected or of another shape.
     """
     if not weights.trained:
         return {}
-    reset = config.recognition.reset_classifier if config.recognition else config.head.reset_classifier
-    state = {MASTER: trained_tensors(weights, model, reset_classifier=reset)}
+    state = {MASTER: trained_tensors(weights, model, reset_classifier=config.reset_classifier)}
     if config.train.ema_decay > 0:
         average = find_weights(config.backbone, model.backbone.vit, averaged=True)
         assert average is not None
-        state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset)
+        state[AVERAGE] = trained_tensors(average, model, reset_classifier=config.reset_classifier)
     return state
 
 
@@ -274,7 +264,7 @@ def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
     embedding, backbone = tensors.get("backbone.temporal_embedding"), model.backbone
     assert not isinstance(backbone, AdaptedBackbone)
     if embedding is not None and embedding.shape[-2] != backbone.clip_frames:
-        raise ConfigError(
+        raise CheckpointError(
             f"{source} was trained on clips of {embedding.shape[-2]} frames, the model has {backbone.clip_frames}"
         )
 

@@ -12,45 +12,56 @@ here but names and shapes. See docs/guides/weights.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from adatad_ds.errors import ConfigError, summarize_list
-from adatad_ds.models.backbones.vit import VIT_SPECS, ViTSpec
-from adatad_ds.weights.files import StoredTensor, Tensors, open_tensors
+from adatad_ds.errors import CheckpointError
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
+from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked
 
 VIDEOMAE, TRANSFORMERS, MMACTION, ADATAD = "VideoMAE", "transformers", "mmaction2", "AdaTAD detector"
-_SIGNATURES = {  # a key that tells, its wrappers taken off
-    ADATAD: r"backbone\.model\.backbone\.patch_embed\.projection\.weight",
-    TRANSFORMERS: r"(videomae\.)?embeddings\.patch_embeddings\.projection\.weight",
-    MMACTION: r"(backbone\.)?patch_embed\.projection\.weight",
-    VIDEOMAE: r"((backbone|encoder)\.)?patch_embed\.proj\.weight",
-}
-_RENAMES = {  # to the names of the VideoMAE authors, which are ours
-    ADATAD: (
-        (r"^patch_embed\.projection\.", "patch_embed.proj."),
-        (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),
-        (r"\.mlp\.layers\.1\.", ".mlp.fc2."),
+_MMACTION_RENAMES = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.layers\.1\.", ".mlp.fc2."),
+)
+_LAYOUTS = (  # in the order in which they are tried; names become those of the VideoMAE authors, which are ours
+    WeightLayout(
+        name=ADATAD,
+        signature=r"backbone\.model\.backbone\.patch_embed\.projection\.weight",
+        renames=_MMACTION_RENAMES,
     ),
-    TRANSFORMERS: (
-        (r"^videomae\.", ""),
-        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-        (r"^encoder\.layer\.", "blocks."),
-        (r"\.layernorm_before\.", ".norm1."),
-        (r"\.layernorm_after\.", ".norm2."),
-        (r"\.attention\.attention\.([qv])_bias$", r".attn.\1_bias"),
-        (r"\.attention\.attention\.([qv])(uery|alue)\.bias$", r".attn.\1_bias"),
-        (r"\.attention\.attention\.(query|key|value)\.weight$", r".attn.\1.weight"),
-        (r"\.attention\.output\.dense\.", ".attn.proj."),
-        (r"\.intermediate\.dense\.", ".mlp.fc1."),
-        (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    WeightLayout(
+        name=TRANSFORMERS,
+        signature=r"(videomae\.)?embeddings\.patch_embeddings\.projection\.weight",
+        renames=(
+            (r"^videomae\.", ""),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.attention\.attention\.([qv])_bias$", r".attn.\1_bias"),
+            (r"\.attention\.attention\.([qv])(uery|alue)\.bias$", r".attn.\1_bias"),
+            (r"\.attention\.attention\.(query|key|value)\.weight$", r".attn.\1.weight"),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        ),
     ),
-    VIDEOMAE: ((r"^(backbone|encoder)\.", ""),),
-}
-_RENAMES[MMACTION] = ((r"^backbone\.", ""), *_RENAMES[ADATAD])
+    WeightLayout(
+        name=MMACTION,
+        signature=r"(backbone\.)?patch_embed\.projection\.weight",
+        renames=((r"^backbone\.", ""), *_MMACTION_RENAMES),
+    ),
+    WeightLayout(
+        name=VIDEOMAE,
+        signature=r"((backbone|encoder)\.)?patch_embed\.proj\.weight",
+        renames=((r"^(backbone|encoder)\.", ""),),
+    ),
+)
 _HEAD_RENAMES = (  # a published detector's names -> ours
     (r"^neck\.fpn_norms\.", "pyramid.norms."),
     (r"^projection\.", "pyramid."),
@@ -71,36 +82,6 @@ _LEFT_OUT = {  # of a transformer, under our names: unused by a detector, or com
 _NORMALIZER = "rpn_head.loss_normalizer"
 BESIDE = "backbone.adapters.position_"  # adapters beside the backbone are numbered, not named by their block
 AVERAGED_PREFIX = "average/"  # in a converted detector: those of the running average that differ
-MOST_LISTED = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A file of pretrained weights, recognised but not read.
-
-    Attributes:
-        source: path or hub name.
-        layout: one of those at the head of this module.
-        vit: the video transformer's tensors, by our names.
-        trained: adapters, pyramid and heads of a trained detector; empty for a transformer alone.
-        left_out: keys without use here, by what they are.
-        loss_normalizer: the running mean of positives of a trained detector.
-    """
-
-    source: str
-    layout: str
-    vit: Tensors
-    trained: Tensors = field(default_factory=dict)
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    loss_normalizer: float | None = None
-
-    def report(self) -> str:
-        """One line: what was found and what was left out."""
-        left = "; ".join(
-            f"{what} ({len(keys)}: {summarize_list(keys, limit=2, separator=', ')})"
-            for what, keys in self.left_out.items()
-        )
-        return f"{self.source}: {self.layout}, {describe(self.vit)}" + (f"; left out: {left}" if left else "")
 
 
 def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
@@ -112,7 +93,7 @@ def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
 
     Raises:
         FileNotFoundError: nothing is there.
-        ConfigError: unreadable, unsafe, or of no known layout.
+        CheckpointError: unreadable, unsafe, or of no known layout.
     """
     entries = ("state_dict_ema", "state_dict") if averaged else ("state_dict", "model", "module")
     return recognise(open_tensors(source, entries=entries), source=str(source), averaged=averaged)
@@ -127,28 +108,46 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
         averaged: as for `open_weights`.
 
     Raises:
-        ConfigError: it is none of the known ones.
+        CheckpointError: it is none of the known ones.
     """
     average = {key.removeprefix(AVERAGED_PREFIX): t for key, t in stored.items() if key.startswith(AVERAGED_PREFIX)}
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(AVERAGED_PREFIX)}
     tensors = {_strip(key): tensor for key, tensor in (stored | average if averaged else stored).items()}
-    layout = next((name for name, key in _SIGNATURES.items() if any(re.fullmatch(key, k) for k in tensors)), None)
-    if layout is None:
-        raise ConfigError(
-            f"{source} is of no known layout: no patch embedding of a video transformer among its {len(tensors)} "
-            f"tensors ({summarize_list(list(tensors), limit=5, separator=', ')}). Known: {', '.join(_SIGNATURES)}"
-        )
+    layout = find_layout(tensors, _LAYOUTS, kind="a video", known=[layout.name for layout in _LAYOUTS], source=source)
     normalizer = tensors.pop(_NORMALIZER, None)
-    vit, trained = _split_detector(tensors) if layout == ADATAD else (tensors, {})
-    vit, left_out = _leave_out({_rename(key, _RENAMES[layout]): tensor for key, tensor in vit.items()})
+    vit, trained = _split_detector(tensors) if layout.name == ADATAD else (tensors, {})
+    vit, left_out = leave_out({layout.rename(key): tensor for key, tensor in vit.items()}, _LEFT_OUT)
+    vit = _join_attention(vit)
     return Weights(
         source=source,
-        layout=layout,
-        vit=_join_attention(vit),
+        layout=layout.name,
+        size=describe(vit),
+        vit=vit,
         trained=trained,
         left_out=left_out,
         loss_normalizer=None if normalizer is None else float(normalizer.read()),
     )
+
+
+def fit_video_weights(weights: Weights, vit: VisionTransformer, *, backbone: str) -> Weights:
+    """The same weights, seen to fit a transformer.
+
+    Args:
+        weights: recognised.
+        vit: the transformer that they are for.
+        backbone: its name, for the message.
+
+    Raises:
+        CheckpointError: weights of another member of the family, or keys missing, unexpected or misshaped.
+    """
+    wanted = describe_spec(vit.spec)
+    if weights.size != wanted:
+        raise CheckpointError(
+            f"the weights in {weights.source} are of another transformer: {weights.size}, where backbone.name="
+            f"{backbone} has {wanted}"
+        )
+    check_fit(weights.vit, {key: tuple(p.shape) for key, p in vit.named_parameters()}, source=weights.source)
+    return weights
 
 
 def describe(vit: Mapping[str, StoredTensor]) -> str:
@@ -189,16 +188,8 @@ def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:
         elif inner != key:
             vit[inner] = tensor
         elif not key.startswith("backbone.model.data_preprocessor."):
-            trained[_rename(key, _HEAD_RENAMES)] = tensor
+            trained[rename(key, _HEAD_RENAMES)] = tensor
     return vit, trained
-
-
-def _leave_out(tensors: Tensors) -> tuple[Tensors, dict[str, tuple[str, ...]]]:
-    """Part what a detector uses from what it does not."""
-    left = {what: tuple(key for key in tensors if re.match(keys, key)) for what, keys in _LEFT_OUT.items()}
-    gone = {key for keys in left.values() for key in keys}
-    kept = {key: tensor for key, tensor in tensors.items() if key not in gone}
-    return kept, {what: keys for what, keys in left.items() if keys}
 
 
 def _join_attention(tensors: Tensors) -> Tensors:
@@ -207,26 +198,15 @@ def _join_attention(tensors: Tensors) -> Tensors:
     for key in tensors:
         stem = key.removesuffix("query.weight")
         if stem != key and {f"{stem}key.weight", f"{stem}value.weight"} <= tensors.keys():
-            joined[f"{stem}qkv.weight"] = _joined(
+            joined[f"{stem}qkv.weight"] = stacked(
                 [joined.pop(f"{stem}{part}.weight") for part in ("query", "key", "value")]
             )
         stem = key.removesuffix("q_bias")
         if stem != key and f"{stem}v_bias" in tensors:
             query, value = joined.pop(f"{stem}q_bias"), joined.pop(f"{stem}v_bias")
             none = StoredTensor(query.shape, lambda query=query: torch.zeros_like(query.read()))
-            joined[f"{stem}qkv.bias"] = _joined([query, none, value])
+            joined[f"{stem}qkv.bias"] = stacked([query, none, value])
     return joined
-
-
-def _joined(parts: list[StoredTensor]) -> StoredTensor:
-    rows = sum(part.shape[0] for part in parts)
-    return StoredTensor((rows, *parts[0].shape[1:]), lambda: torch.cat([part.read() for part in parts]))
-
-
-def _rename(key: str, rules: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def _strip(key: str) -> str:

@@ -14,9 +14,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from adatad_ds.config.schema import Config, TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
+from adatad_ds.training.optim import parameter_groups
 
 BUCKET = 123_456  # numbers; no other tensor has so many
 
@@ -42,7 +44,15 @@ def step(world: World, precision: Any, ds_config: dict[str, Any]) -> None:
     """Host a small model and train it for a step."""
     config = Config(train=TrainConfig(precision=precision, global_batch=1))
     resolved = resolve_ds_config(ds_config, config=config, ranks=1, cuda=False)
-    engine = Engine(model=nn.Linear(8, 8), config=config, ds_config=resolved, world=world)
+    model = nn.Linear(8, 8)
+    engine = Engine(
+        model=model,
+        groups=parameter_groups(model, config.train),
+        average=AverageDecay(config.train.ema_decay),
+        train=config.train,
+        ds_config=resolved,
+        world=world,
+    )
     engine.backward(engine(torch.ones(1, 8, dtype=config.train.dtype)).float().sum())
     engine.step()
     engine.close()

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
 from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone, find_weights
 
 DEPTH, WIDTH = 4, 256
@@ -52,7 +54,14 @@ def main() -> None:
         read=world.is_main,
         host=partitioner(resolved),
     )
-    engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
+    engine = Engine(
+        model=detector,
+        groups=parameter_groups(detector, config.train),
+        average=AverageDecay(config.train.ema_decay),
+        train=config.train,
+        ds_config=resolved,
+        world=world,
+    )
     del detector
     frames = torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8)
     predictions = engine(frames, torch.ones(1, 32, dtype=torch.bool))

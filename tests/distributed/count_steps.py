@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, deepspeed
 from adatad_ds.distributed.world import World
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, TrainingError
 from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.training.guards import SkippedSteps
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
@@ -46,7 +48,14 @@ def make(world: World, *, ds_config: str, precision: Any, seed: int, width: int 
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
     resolved.setdefault("fp16", {}).update(initial_scale_power=8, hysteresis=1)
-    engine = Engine(model=detector, config=config, ds_config=resolved, world=world, ema_warmup=True)
+    engine = Engine(
+        model=detector,
+        groups=parameter_groups(detector, config.train),
+        average=AverageDecay(config.train.ema_decay, warmup=True),
+        train=config.train,
+        ds_config=resolved,
+        world=world,
+    )
     engine.set_learning_rate(100.0)
     return engine
 
@@ -91,7 +100,7 @@ def refusal(engine: Engine, state: State, **options: Any) -> str:
     before = state_of(engine)
     try:
         engine.load_trainable_state(stored(state), source="FILE", **options)
-    except ConfigError as error:
+    except CheckpointError as error:
         return str(error) if same(before, state_of(engine)) else "refused, but changed"
     return "taken"
 
@@ -110,7 +119,7 @@ def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
             counted.add(index, taken=taken[-1])
             if index == 1:
                 found["skipped changes nothing"] = same({MASTER: before[MASTER]}, {MASTER: state_of(engine)[MASTER]})
-    except ConfigError as error:
+    except TrainingError as error:
         found["error"] = str(error)
     found |= {"taken": taken, "said": said, "total": counted.total, "in a row": counted.in_a_row}
 

@@ -11,11 +11,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
 from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import build_detector
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.training.update_stats import Updates
 from adatad_ds.weights.trainable_state import MASTER
 
@@ -39,7 +41,14 @@ def main() -> None:
     resolved = resolve_ds_config(
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
-    engine = Engine(model=detector, config=config, ds_config=resolved, world=world)
+    engine = Engine(
+        model=detector,
+        groups=parameter_groups(detector, config.train),
+        average=AverageDecay(config.train.ema_decay),
+        train=config.train,
+        ds_config=resolved,
+        world=world,
+    )
     updates = Updates(parts=engine.trainable_parts, total=world.sum)
     before = {name: tensors[MASTER] for name, tensors in engine.trainable_state()}
     engine.set_learning_rate(1.0)

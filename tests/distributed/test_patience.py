@@ -20,10 +20,12 @@ distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=4)
 
 from pathlib import Path
 from adatad_ds.config.loading import override
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.models.detector import build_detector
 from adatad_ds.distributed.world import World
+from adatad_ds.training.optim import parameter_groups
 from tools.gpu_parts.inputs import random_batch
 from tools.gpu_parts.steps import Setting, config_of
 
@@ -32,7 +34,15 @@ config = override(config_of(Setting("quickstart", 64, 32, "zero3")), ["backbone.
 ds_config = resolve_ds_config(read_ds_config(Path("ds_configs/zero3.json")), config=config, ranks=2, cuda=False)
 for name in ("max_live_parameters", "max_reuse_distance", "param_persistence_threshold"):
     ds_config["zero_optimization"][f"stage3_{name}"] = 0
-engine = Engine(model=build_detector(config, num_classes=3), config=config, ds_config=ds_config, world=world)
+model = build_detector(config, num_classes=3)
+engine = Engine(
+    model=model,
+    groups=parameter_groups(model, config.train),
+    average=AverageDecay(config.train.ema_decay),
+    train=config.train,
+    ds_config=ds_config,
+    world=world,
+)
 engine.train(False)
 batch = random_batch(config, windows=1)
 with torch.no_grad():

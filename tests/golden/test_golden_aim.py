@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import ImageTransformer
 from adatad_ds.weights.files import StoredTensor
-from adatad_ds.weights.image_layouts import AIM, AIMWeights, recognise_aim
+from adatad_ds.weights.image_layouts import AIM, recognise_aim
+from adatad_ds.weights.layout import Weights
 from tests.golden.reference import GOLDEN, needs_golden
 
 VALUES = {"rtol": 1e-4, "atol": 1e-5}
@@ -36,7 +37,7 @@ def by_name(kind: str) -> dict[str, StoredTensor]:
     return {f"vit.{name}": value for name, value in found.vit.items()} | trained
 
 
-def by_our_names(kind: str) -> AIMWeights:
+def by_our_names(kind: str) -> Weights:
     """The reference's parameters, or their gradients."""
     tensors = {
         name.removeprefix(f"{kind}/"): StoredTensor(value.shape, partial(torch.from_numpy, value))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import build_image_transformer
 from adatad_ds.models.recogniser import Classifier, Recogniser
@@ -20,11 +20,11 @@ from adatad_ds.weights.image_layouts import (
     CLIP,
     TIMM,
     TRANSFORMERS,
-    AIMWeights,
     fit_image_weights,
     open_aim_weights,
     recognise_aim,
 )
+from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import trained_tensors
 from tests.unit.test_aim import MEAN, STD, build, image_features, timm_vit, video
 
@@ -49,7 +49,7 @@ def stored(state: State) -> dict[str, StoredTensor]:
     return {name: StoredTensor(tuple(t.shape), lambda t=t: t) for name, t in state.items()}
 
 
-def fill(weights: AIMWeights, model: AIMTransformer) -> None:
+def fill(weights: Weights, model: AIMTransformer) -> None:
     fitted = fit_image_weights(weights, model.vit)
     whole = Recogniser(backbone=model, head=Classifier(width=48, num_classes=5, dropout=0.0))
     tensors = {f"backbone.vit.{name}": tensor for name, tensor in fitted.vit.items()}
@@ -188,11 +188,11 @@ def test_trained_models_of_the_authors(from_clip, adapter_before_time, tmp_path)
 
 def test_a_trained_model_wants_the_same_adapters_and_clips():
     state = published(build(), from_clip=True)
-    with pytest.raises(ConfigError, match=r"unexpected: backbone\.adapters\.0\.joint\.fc1\.bias"):
+    with pytest.raises(CheckpointError, match=r"unexpected: backbone\.adapters\.0\.joint\.fc1\.bias"):
         load(state, build(adapt=("temporal", "spatial")), layout=AIM)
-    with pytest.raises(ConfigError, match=r"missing: backbone\.adapters\.0\.temporal_in\.fc1\.bias"):
+    with pytest.raises(CheckpointError, match=r"missing: backbone\.adapters\.0\.temporal_in\.fc1\.bias"):
         load(state, build(adapter_before_time=True), layout=AIM)
-    with pytest.raises(ConfigError, match="trained on clips of 4 frames, the model has 8"):
+    with pytest.raises(CheckpointError, match="trained on clips of 4 frames, the model has 8"):
         load(state, build(clip_frames=8), layout=AIM)
 
 
@@ -207,7 +207,7 @@ def test_positions_of_another_resolution():
     assert ours.frame_features(video(side=96)).shape == (2, 8, 48)
 
     state = theirs.state_dict() | {"pos_embed": torch.zeros(1, 16, 48)}
-    with pytest.raises(ConfigError, match="16 are not 1 and a square of patches"):
+    with pytest.raises(CheckpointError, match="16 are not 1 and a square of patches"):
         load(state, ours, layout=TIMM)
 
 
@@ -219,34 +219,34 @@ def test_another_transformer():
         ({"pre_norm": False}, "without a norm before them"),
         ({"class_token": False, "global_pool": "avg"}, "without class token"),
     ):
-        with pytest.raises(ConfigError, match=f"of another transformer: .*{words}.*; the model has 3 blocks"):
+        with pytest.raises(CheckpointError, match=f"of another transformer: .*{words}.*; the model has 3 blocks"):
             load(timm_vit(**changes).state_dict(), build(), layout=TIMM)
 
 
 def test_missing_odd_and_misshapen_keys():
     state = timm_vit().state_dict()
     short = {name: tensor for name, tensor in state.items() if name not in ("blocks.1.attn.qkv.bias", "pos_embed")}
-    with pytest.raises(ConfigError, match=r"2 missing: blocks\.1\.attn\.qkv\.bias, pos_embed"):
+    with pytest.raises(CheckpointError, match=r"2 missing: blocks\.1\.attn\.qkv\.bias, pos_embed"):
         load(short, build(), layout=TIMM)
-    with pytest.raises(ConfigError, match=r"1 unexpected: blocks\.0\.ls1\.gamma"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: blocks\.0\.ls1\.gamma"):
         load(state | {"blocks.0.ls1.gamma": torch.ones(48)}, build(), layout=TIMM)
-    with pytest.raises(ConfigError, match=r"1 of another shape: norm\.weight is \(47,\), the model wants \(48,\)"):
+    with pytest.raises(CheckpointError, match=r"1 of another shape: norm\.weight is \(47,\), the model wants \(48,\)"):
         load(state | {"norm.weight": torch.ones(47)}, build(), layout=TIMM)
     unknown = {"features.0.weight": torch.zeros(3)}
     with pytest.raises(
-        ConfigError, match=r"here is of no known layout.*features\.0\.weight.*timm, transformers, DINOv2 of"
+        CheckpointError, match=r"here is of no known layout.*features\.0\.weight.*timm, transformers, DINOv2 of"
     ):
         load(unknown, build(), layout=TIMM)
     before = build()
     values = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-    with pytest.raises(ConfigError):
+    with pytest.raises(CheckpointError):
         load({**published(build(), from_clip=True), "backbone.odd": torch.ones(1, 2)}, before, layout=AIM)
     assert all(torch.equal(values[name], tensor) for name, tensor in before.state_dict().items())
 
 
 def test_a_torchscript_program_is_refused(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ConfigError, match=r"TorchScript program, as OpenAI publishes CLIP.*clip-vit-base-patch16"):
+    with pytest.raises(CheckpointError, match=r"TorchScript program, as OpenAI publishes CLIP.*clip-vit-base-patch16"):
         open_aim_weights(tmp_path / "ViT-B-16.pt")
 
 

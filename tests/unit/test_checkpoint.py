@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, rounded
 
@@ -84,7 +84,7 @@ def test_the_newest_whole_one_is_found_and_damage_is_told(tmp_path):
         file.truncate(50)
     assert store.latest() == tmp_path / "step_00000004"
     assert store.newer_than(store.latest()) == [tmp_path / "step_00000006"]
-    with pytest.raises(ConfigError, match="is incomplete"):
+    with pytest.raises(CheckpointError, match="is incomplete"):
         find_checkpoint(tmp_path / "step_00000006")
     (tmp_path / "step_00000004" / "state.json").write_text("{")
     assert store.latest() == tmp_path / "step_00000002"
@@ -164,7 +164,7 @@ def test_a_damaged_best_is_not_replaced_in_silence(tmp_path):
     store.mark_best(step=2)
     assert find_checkpoint(tmp_path).name == "step_00000002"
     (tmp_path / "checkpoints/step_00000002/master.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"step_00000002 is incomplete.*another one"):
+    with pytest.raises(CheckpointError, match=r"step_00000002 is incomplete.*another one"):
         find_checkpoint(tmp_path)
 
 
@@ -209,10 +209,10 @@ def test_all_ranks_see_the_chosen_one(tmp_path):
     assert chosen is not None
     assert stores[1].confirm(chosen) == tmp_path / "node1/step_00000002"
     stores[1].save(step=2, trainable=trainable(), compact=False, state={"note": "of another run"})
-    with pytest.raises(ConfigError, match="that rank 0 resumes from is a different one"):
+    with pytest.raises(CheckpointError, match="that rank 0 resumes from is a different one"):
         stores[1].confirm(chosen)
     shutil.rmtree(tmp_path / "node1")
-    with pytest.raises(ConfigError, match=r"is missing or incomplete on .*--run-dir"):
+    with pytest.raises(CheckpointError, match=r"is missing or incomplete on .*--run-dir"):
         stores[1].confirm(chosen)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
 from adatad_ds.models.factory import build_backbone
@@ -186,9 +186,9 @@ def test_dinov3_under_its_own_names():
 
 def test_registers_that_are_not_there():
     with_registers, without = dinov2(registers=True).state_dict(), dinov2().state_dict()
-    with pytest.raises(ConfigError, match=r"class token, no registers; the model has .* class token, 4 registers"):
+    with pytest.raises(CheckpointError, match=r"class token, no registers; the model has .* class token, 4 registers"):
         filled(image_of(timm_dinov2(side=70, registers=True)), without, layout=DINOV2)
-    with pytest.raises(ConfigError, match=r"class token, 4 registers; the model has .* class token, no registers"):
+    with pytest.raises(CheckpointError, match=r"class token, 4 registers; the model has .* class token, no registers"):
         filled(image_of(timm_dinov2(side=70)), with_registers, layout=DINOV2)
 
 

@@ -93,13 +93,23 @@ import sys
 from pathlib import Path
 from torch import nn
 from adatad_ds.config.schema import Config
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
+from adatad_ds.training.optim import parameter_groups
 
 world, config = World.join(), Config()
 ds_config = resolve_ds_config(read_ds_config(Path("ds_configs/zero1.json")), config=config, ranks=1, cuda=False)
-Engine(model=nn.Linear(2, 2), config=config, ds_config=ds_config, world=world)
+model = nn.Linear(2, 2)
+Engine(
+    model=model,
+    groups=parameter_groups(model, config.train),
+    average=AverageDecay(config.train.ema_decay),
+    train=config.train,
+    ds_config=ds_config,
+    world=world,
+)
 print("torch._inductor.lowering" in sys.modules)
 """
     done = subprocess.run(

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from adatad_ds.config.schema import TrainConfig
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.recipes.catalog import all_recipes
-from adatad_ds.training.optim import INITIAL_SHARE, average_decay, average_warms_up, schedule
+from adatad_ds.training.optim import INITIAL_SHARE, average_warms_up, schedule
 
 # Training videos as data/sources/facts.py has them; fewer of ActivityNet's 10 024, as some are gone from YouTube, and
 # a low guess for Ego4D-MQ (2488 clips with the test's in version 1).
@@ -57,15 +58,15 @@ def test_the_rates_of_the_published_schedule():
 
 
 def test_the_average_follows_more_closely_at_first():
-    assert [average_decay(n, decay=0.999, warmup=True) for n in (1, 8, 90)] == [2 / 11, 9 / 18, 91 / 100]
-    assert average_decay(10**5, decay=0.999, warmup=True) == 0.999
-    assert average_decay(1, decay=0.999, warmup=False) == 0.999
+    assert [AverageDecay(0.999, warmup=True).after(n) for n in (1, 8, 90)] == [2 / 11, 9 / 18, 91 / 100]
+    assert AverageDecay(0.999, warmup=True).after(10**5) == 0.999
+    assert AverageDecay(0.999).after(1) == 0.999
 
 
 def initial_share(steps: int, *, warmup: bool) -> float:
     share = 1.0
     for update in range(1, steps + 1):
-        share *= average_decay(update, decay=0.999, warmup=warmup)
+        share *= AverageDecay(0.999, warmup=warmup).after(update)
     return share
 
 

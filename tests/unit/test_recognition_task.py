@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from adatad_ds.config import loading
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig
 from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
-from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.recogniser import Classifier, build_recogniser
@@ -45,8 +44,22 @@ def config_of(root, **changes) -> Config:
     return Config(data=data, backbone=backbone, recognition=replace(settings, **changes))
 
 
-def task_of(config: Config, *, accumulation: int = 1) -> RecognitionTask:
-    return RecognitionTask(config=config, mesh=Mesh(world=ALONE, config=config), accumulation=accumulation)
+class Logits:
+    """An engine whose model gives logits that are known already."""
+
+    def __init__(self, *logits: torch.Tensor) -> None:
+        self.accumulation = len(logits)
+        self.losses: list[torch.Tensor] = []
+        self._logits = iter(logits)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return next(self._logits)[:, None]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.losses.append(loss)
+
+    def step(self) -> None:
+        pass
 
 
 def batch_of(labels: list[int], frames: torch.Tensor) -> ClipBatch:
@@ -65,19 +78,17 @@ def batch_of(labels: list[int], frames: torch.Tensor) -> ClipBatch:
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 def test_shares_of_micro_batches_add_up_to_the_mean_cross_entropy(folders, label_smoothing):
-    task = task_of(config_of(folders, label_smoothing=label_smoothing), accumulation=3)
+    task = RecognitionTask.open(config_of(folders, label_smoothing=label_smoothing), world=ALONE)
     labels = [0, 2, IGNORED, 1, IGNORED, IGNORED]  # the last micro batch has no label at all
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     frames = torch.zeros(6, 1, 4, 32, 32, 3, dtype=torch.uint8)
     batches = [batch_of(labels[i : i + 2], frames[i : i + 2]) for i in (0, 2, 4)]
-    agreed, targets = task.begin_step(batches)
-    parts = iter(logits.split(2))
-    shares = [
-        task.losses(lambda frames, seeds: next(parts)[:, None], *each) for each in zip(agreed, targets, strict=True)
-    ]
+    engine = Logits(*logits.split(2))
+    agreed, sums = task.step(engine, batches)
     expected = F.cross_entropy(logits, torch.tensor(labels), label_smoothing=label_smoothing)
-    torch.testing.assert_close(sum(shares)[0], expected)
-    assert task.to_backward(shares[0]) == 3 * shares[0]
+    assert agreed == batches
+    torch.testing.assert_close(sums[0], expected)
+    torch.testing.assert_close(sum(engine.losses), 3 * expected)  # of which the engine takes the mean
 
 
 def test_the_classifier_drops_by_sample():
@@ -130,7 +141,8 @@ def test_data_comes_as_the_config_says(folders, tmp_path):
     listing = tmp_path / "train.txt"
     listing.write_text("train/bend/0.mp4 bend\ntrain/climb/0.mp4 climb\n")
     config = config_of(folders, train_list=str(listing), test_clips=2, test_crops=3)
-    task = task_of(replace(config, recognition=replace(config.recognition, test_list=str(listing))))
+    listed = replace(config.recognition, test_list=str(listing))
+    task = RecognitionTask.open(replace(config, recognition=listed), world=ALONE)
     assert task.classes == ("bend", "climb")
     assert task.test_data.views == 6
     excluded = replace(config, data=replace(config.data, exclude=("train/bend/0.mp4",)))
@@ -149,7 +161,7 @@ def test_what_cannot_be_read(folders, tmp_path):
     (tmp_path / "train.txt").write_text("train/bend/0.mp4 bend\n")
     config = config_of(folders, train_list=str(tmp_path / "train.txt"))
     with pytest.raises(DataError, match="folders of unknown classes: ascend"):
-        task_of(config)  # the test set has classes that nothing is learnt of
+        RecognitionTask.open(config, world=ALONE)  # the test set has classes that nothing is learnt of
     (folders / "test" / "dance").mkdir(exist_ok=True)
     try:
         with pytest.raises(DataError, match=r"no video .* of 1 classes: dance"):

@@ -10,7 +10,7 @@ import pytest
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
 from adatad_ds.runs.resume import MAY_CHANGE, check_same_data, setting_changes
@@ -113,7 +113,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
     run = RunFolder(tmp_path)
     save(run.checkpoints(keep=2), 4)
     (tmp_path / "checkpoints/step_00000004/master.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"none of the 1 checkpoints in .* is complete"):
+    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* is complete"):
         start(run, DETECTION, resume=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, TrainingError, WriteError
 from adatad_ds.runs.lock import LOCK_FILE, RunLock
 
 
@@ -93,7 +93,7 @@ def test_another_machine_is_believed_as_long_as_it_gives_signs_of_life(tmp_path)
         beating.join()
     second = RunLock(tmp_path, watch_sec=0.3)
     assert "process 12 on node7" in str(second.take())
-    with pytest.raises(ConfigError, match="no longer this training's: its lock is held by process"):
+    with pytest.raises(TrainingError, match="no longer this training's: its lock is held by process"):
         first.check()
     second.check()
     first.release()  # takes nothing from the second
@@ -110,7 +110,7 @@ def test_a_holder_renews_it_and_misses_it(tmp_path):
     while path.stat().st_mtime_ns == 0:
         assert time.monotonic() < deadline
     path.unlink()
-    with pytest.raises(ConfigError, match="its lock is gone"):
+    with pytest.raises(TrainingError, match="its lock is gone"):
         lock.check()
     lock.release()
 
@@ -147,5 +147,5 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(ConfigError, match=r"cannot write to the run's folder .*run: .*--run-dir"):
+    with pytest.raises(WriteError, match=r"cannot write to the run's folder .*run: .*--run-dir"):
         RunLock(tmp_path / "run").take()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.weights.files import open_tensors
 from tests.distributed.launch import REPOSITORY, environment
 
@@ -51,7 +51,7 @@ def damaged(path, kind: str):
 )
 def test_what_downloads_leave_behind(kind, said, tmp_path):
     path = damaged(tmp_path / "weights.pth", kind)
-    with pytest.raises(ConfigError, match=said) as raised:
+    with pytest.raises(CheckpointError, match=said) as raised:
         open_tensors(path)
     assert str(path) in str(raised.value)
 
@@ -59,7 +59,7 @@ def test_what_downloads_leave_behind(kind, said, tmp_path):
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"model": {"a": torch.zeros(2)}, "hook": RunsCode()}, path)
-    with pytest.raises(ConfigError, match=r"refused: it asks for posix\.system"):
+    with pytest.raises(CheckpointError, match=r"refused: it asks for posix\.system"):
         open_tensors(path, entries=("model",))
     assert not os.path.exists("/tmp/adatad_ds_was_here")
 
@@ -81,18 +81,18 @@ def test_shards_in_a_folder(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert {name: tensor.shape for name, tensor in open_tensors(tmp_path).items()} == {"a": (2,), "b": (3,)}
     (tmp_path / places["b"]).unlink()
-    with pytest.raises(ConfigError, match="lacks 1 of 2 shards"):
+    with pytest.raises(CheckpointError, match="lacks 1 of 2 shards"):
         open_tensors(tmp_path)
 
 
 def test_an_empty_folder_and_a_file_without_tensors(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         open_tensors(tmp_path)
     torch.save({"epoch": 1}, tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="holds no tensors"):
         open_tensors(tmp_path / "x.pth")
     torch.save([1, 2], tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="holds a list"):
         open_tensors(tmp_path / "x.pth")
 
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 
 from adatad_ds.config.schema import BackboneConfig
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import build_detector
 from adatad_ds.recipes.catalog import find_recipe
@@ -206,16 +206,16 @@ def meta_vit(name: str) -> VisionTransformer:
 
 def test_what_does_not_fit_is_said(tmp_path):
     backbone = BackboneConfig(name="videomae_s", weights=str(tiny_file(tmp_path)))
-    with pytest.raises(ConfigError, match=r"6 blocks of width 192 .*=videomae_s has 12 blocks of width 384"):
+    with pytest.raises(CheckpointError, match=r"6 blocks of width 192 .*=videomae_s has 12 blocks of width 384"):
         find_weights(backbone, meta_vit("videomae_s"))
     extra = tiny_file(tmp_path, cls_token=torch.zeros(1, 1, 192), **{"blocks.0.attn.scale": torch.zeros(3)})
-    with pytest.raises(ConfigError, match=r"2 unexpected: blocks\.0\.attn\.scale, cls_token"):
+    with pytest.raises(CheckpointError, match=r"2 unexpected: blocks\.0\.attn\.scale, cls_token"):
         find_weights(replace(backbone, name="tiny", weights=str(extra)), meta_vit("tiny"))
     misshaped = tiny_file(tmp_path, **{"blocks.1.norm1.bias": torch.zeros(7)})
-    with pytest.raises(ConfigError, match=r"blocks\.1\.norm1\.bias is \(7,\), the model wants \(192,\)"):
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.norm1\.bias is \(7,\), the model wants \(192,\)"):
         find_weights(replace(backbone, name="tiny", weights=str(misshaped)), meta_vit("tiny"))
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(ConfigError, match=r"of no known layout.*conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"of no known layout.*conv1\.weight"):
         open_weights(tmp_path / "resnet.safetensors")
 
 
@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 def test_a_missing_file_says_where_to_get_it_and_on_what_terms(name, said):
     config = find_recipe(f"thumos14_{name}").config
     config = replace(config, backbone=replace(config.backbone, weights="/nowhere/w.safetensors"))
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(CheckpointError) as raised:
         find_weights(config.backbone, meta_vit(name))
     for words in ("/nowhere/w.safetensors", *said):
         assert words in str(raised.value)
@@ -248,7 +248,7 @@ def test_filling_and_fingerprint(tmp_path):
     fill_backbone(in_fp32, tensors, dtype=torch.float32, read=True, host=lambda module: None)
     assert fingerprint(in_fp32) == fingerprint(vit) == hashes == {n: tensor_hash(t.read()) for n, t in tensors.items()}
     other = hashes | {"blocks.2.mlp.fc1.weight": "0"}
-    with pytest.raises(ConfigError, match=r"1 of 74 tensors differ \(blocks\.2\.mlp\.fc1\.weight\)"):
+    with pytest.raises(CheckpointError, match=r"1 of 74 tensors differ \(blocks\.2\.mlp\.fc1\.weight\)"):
         check_fingerprint(other, hashes, trained="a run", weights=path)
 
 
@@ -295,7 +295,7 @@ def test_published_detectors_at_full_size(name):
 
     with torch.device("meta"):
         other = build_detector(config, num_classes=7)
-    with pytest.raises(ConfigError, match=r"trained for 20 classes, the data have 7.*reset_classifier"):
+    with pytest.raises(CheckpointError, match=r"trained for 20 classes, the data have 7.*reset_classifier"):
         trained_tensors(weights, other, reset_classifier=False)
     for model in (other, detector):  # the same number of classes need not be the same classes
         kept = trained_tensors(weights, model, reset_classifier=True)

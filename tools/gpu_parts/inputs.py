@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.config.schema import Config
-from adatad_ds.data.window_dataset import Batch
+from adatad_ds.data.annotations import AnnotationSet
+from adatad_ds.data.window_dataset import Batch, WindowDataset
+from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.distributed.world import World
+from adatad_ds.tasks.detection import DetectionTask
 from adatad_ds.weights.files import StoredTensor
 
 CLASSES = 20
@@ -29,6 +33,13 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, is_scale: bool) -> Tenso
     if len(shape) == 1:
         return torch.full(shape, float(is_scale), dtype=dtype)
     return torch.empty(shape).normal_(std=0.02, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
+
+
+def task_without_videos(config: Config, *, world: World) -> DetectionTask:
+    """Detection of `CLASSES` classes, for steps on batches of one's own."""
+    nothing = AnnotationSet(videos=(), classes=tuple(f"class {index}" for index in range(CLASSES)))
+    data = WindowDataset(config=config.data, annotations=nothing, paths={}, training=True)
+    return DetectionTask(config=config, mesh=Mesh(world=world, config=config), train_data=data, test_data=data)
 
 
 def random_batch(config: Config, *, windows: int, pin: bool = False) -> Batch:

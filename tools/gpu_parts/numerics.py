@@ -10,14 +10,11 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import Config
-from adatad_ds.detection.losses import LossNormalizer
-from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.detector import Detector, Predictions, build_detector
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.tasks.objective import Objective
 from adatad_ds.weights.loading import fill_backbone, find_weights
-from tools.gpu_parts.inputs import CLASSES, random_batch
+from tools.gpu_parts.inputs import CLASSES, random_batch, task_without_videos
 from tools.gpu_parts.record import Recorder
 
 # Relative to the largest number of its kind: fp32 without TF32, as the golden numerics are compared; bf16 has 8 bits.
@@ -49,21 +46,35 @@ def run(record: Recorder, device: torch.device) -> None:
                 record.difference(what, _difference(actual[kind], expected[kind]), most=most)
 
 
+class Autograd:
+    """An engine of one micro batch a step that leaves its gradients."""
+
+    accumulation = 1
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def __call__(self, *inputs: Tensor) -> Predictions:
+        """The forward pass."""
+        return self._detector(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the parameters."""
+        loss.backward()
+
+    def step(self) -> None:
+        """The weights stay as they are."""
+
+
 def compute(config: Config, device: torch.device, *, precision: Literal["fp32", "bf16"]) -> dict[str, list[Tensor]]:
     """First losses, features, and all gradients, on the CPU in fp32."""
     config = replace(config, train=replace(config.train, precision=precision))
     detector = _detector(config).to(device, config.train.dtype)
     world = World(rank=0, size=1, device=device)
-    normalizer = LossNormalizer(initial=config.head.loss_normalizer, momentum=config.head.loss_normalizer_momentum)
-    mesh = Mesh(world=world, config=config)
-    objective = Objective(config=config, num_classes=CLASSES, normalizer=normalizer, accumulation=1, mesh=mesh)
     batch = random_batch(config, windows=1)
-    frames, valid = batch.frames.to(device), batch.valid.to(device)
     with torch.no_grad():
-        features = detector.backbone(frames)
-    (targets,) = objective.begin_step([batch])
-    losses = objective.losses(detector(frames, valid, batch.seeds), targets)
-    (losses[0] + losses[1]).backward()
+        features = detector.backbone(batch.frames.to(device))
+    _, losses = task_without_videos(config, world=world).step(Autograd(detector), [batch])
     gradients = [p.grad for p in detector.parameters() if p.grad is not None]
     numbers = {"loss": list(losses), "features": [features], "gradients": gradients}
     return {kind: [each.detach().float().cpu() for each in tensors] for kind, tensors in numbers.items()}

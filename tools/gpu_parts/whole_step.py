@@ -12,17 +12,16 @@ from torch.autograd import DeviceType
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.window_dataset import Batch
-from adatad_ds.detection.losses import LossNormalizer
+from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
-from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.models.detector import build_detector
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.factory import adapted_blocks
-from adatad_ds.tasks.objective import Objective
+from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone
-from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors
+from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors, task_without_videos
 
 SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
@@ -39,7 +38,7 @@ class WholeStep:
 
     def __init__(self, config: Config, *, ds_config: dict[str, Any], world: World) -> None:
         on_gpu = world.device.type == "cuda"
-        self.config, self._device = replace(config, backbone=replace(config.backbone, weights="random")), world.device
+        self.config = replace(config, backbone=replace(config.backbone, weights="random"))
         resolved = resolve_ds_config(ds_config, config=self.config, ranks=world.size, cuda=on_gpu)
         policy, stopwatch = activation_policy(
             resolved, config=self.config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
@@ -55,32 +54,24 @@ class WholeStep:
             host=partitioner(resolved),
         )
         self.model = model
-        self.engine = Engine(model=model, config=self.config, ds_config=resolved, world=world)
+        self.engine = Engine(
+            model=model,
+            groups=parameter_groups(model, self.config.train),
+            average=AverageDecay(self.config.train.ema_decay),
+            train=self.config.train,
+            ds_config=resolved,
+            world=world,
+        )
         self.engine.train()
         self.engine.set_learning_rate(1.0)
-        self.objective = Objective(
-            config=self.config,
-            num_classes=CLASSES,
-            normalizer=LossNormalizer(initial=100, momentum=0.9),
-            accumulation=self.engine.accumulation,
-            mesh=Mesh(world=world, config=self.config),
-        )
+        self.task = task_without_videos(self.config, world=world)
         windows = resolved["train_micro_batch_size_per_gpu"]
         self.batches = [random_batch(self.config, windows=windows, pin=on_gpu)] * self.engine.accumulation
 
     def __call__(self, batches: Sequence[Batch] | None = None) -> Tensor:
         """Take a step, as `Trainer.step` does; its loss."""
-        batches = batches or self.batches
-        total = torch.zeros((), device=self._device)
-        for batch, targets in zip(batches, self.objective.begin_step(batches), strict=True):
-            frames = batch.frames.to(self._device, non_blocking=True)
-            predictions = self.engine(frames, batch.valid.to(self._device), batch.seeds)
-            share = sum(self.objective.losses(predictions, targets))
-            assert isinstance(share, Tensor)
-            self.engine.backward(self.objective.to_backward(share))
-            self.engine.step()
-            total += share.detach()
-        return total
+        _, losses = self.task.step(self.engine, batches or self.batches)
+        return losses.sum()
 
     def close(self) -> None:
         """Let go of the engine and its memory."""
