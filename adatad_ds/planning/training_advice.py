@@ -13,6 +13,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.inspection.training_length import TrainingLength, count_windows, suggest_length
 from adatad_ds.data.sources.facts import DATASETS
 from adatad_ds.data.sources.formats import TRAINING
+from adatad_ds.errors import UserError
 from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.planning.step_time import fp32_is_faster, step_seconds, time_window
