@@ -235,7 +235,7 @@ def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
             try:
                 tensors, state = open_checkpoint(find_checkpoint(tmp_path))
                 values = {float(tensor["w"].read().unique()) for tensor in tensors.values()}
-            except ConfigError as error:  # removed between two looks; but some checkpoint is always there
+            except CheckpointError as error:  # removed between two looks; but some checkpoint is always there
                 if read and "removes old checkpoints" not in str(error) and "is not whole" not in str(error):
                     wrong.append(error)
                 continue
