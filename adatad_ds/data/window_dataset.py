@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, load_annotations
 from adatad_ds.data.augmentation.transforms import augment, center_crop
+from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.video import VideoError, probe
@@ -39,95 +40,6 @@ REPLACEMENTS = 20  # videos tried in place of an unreadable one
 PROBING_THREADS = 4
 
 SampleKey = tuple[int, int]  # epoch, sample id
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One window, ready for the model.
-
-    Attributes:
-        frames: (F, S, S, 3) uint8.
-        valid: feature steps (T,) that are not padding.
-        segments_grid: actions (G, 2) float32 in feature steps.
-        labels: class indices (G,) int64.
-        grid: seconds of the feature steps.
-        video: name of the video that the frames are from.
-        sample_id: which sample, -1 for padding.
-        seed: 63 random bits for what the model draws.
-        error: why the video that belongs here could not be read.
-        damage: what is missing in the file that the frames are from.
-        padding: only there to give all ranks the same number of windows.
-    """
-
-    frames: Tensor
-    valid: Tensor
-    segments_grid: Tensor
-    labels: Tensor
-    grid: TimeGrid
-    video: str
-    sample_id: int
-    seed: int
-    error: str | None = None
-    damage: Damage | None = None
-    padding: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """B samples: frames (B, F, S, S, 3) uint8, valid (B, T) bool, seeds (B,) int64; the rest in lists of length B."""
-
-    frames: Tensor
-    valid: Tensor
-    segments: list[Tensor]
-    labels: list[Tensor]
-    grids: list[TimeGrid]
-    videos: list[str]
-    sample_ids: list[int]
-    seeds: Tensor
-    errors: list[str | None]
-    damage: list[Damage | None]
-    padding: list[bool]
-
-    def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, which travels to a GPU asynchronously; called by the DataLoader."""
-        return replace(self, frames=self.frames.pin_memory(), valid=self.valid.pin_memory())
-
-    def blank_unreadable(self, errors: Sequence[Sequence[str | None]]) -> Batch:
-        """Blank the samples that some rank could not read, where several hold other frames of the same windows.
-
-        Args:
-            errors: of each rank, its batch's `errors`. A rank alone has replaced unreadable samples: nothing changes.
-        """
-        if len(errors) == 1:
-            return self
-        found = [next(filter(None, each), None) for each in zip(*errors, strict=True)]
-        unread = torch.tensor([error is not None for error in found])
-        if not unread.any():
-            return self
-        return replace(
-            self,
-            errors=found,
-            valid=self.valid & ~unread[:, None],
-            segments=[s[:0] if bad else s for s, bad in zip(self.segments, unread.tolist(), strict=True)],
-            labels=[s[:0] if bad else s for s, bad in zip(self.labels, unread.tolist(), strict=True)],
-        )
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together."""
-    return Batch(
-        frames=torch.stack([sample.frames for sample in samples]),
-        valid=torch.stack([sample.valid for sample in samples]),
-        segments=[sample.segments_grid for sample in samples],
-        labels=[sample.labels for sample in samples],
-        grids=[sample.grid for sample in samples],
-        videos=[sample.video for sample in samples],
-        sample_ids=[sample.sample_id for sample in samples],
-        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
-        errors=[sample.error for sample in samples],
-        damage=[sample.damage for sample in samples],
-        padding=[sample.padding for sample in samples],
-    )
 
 
 class WindowDataset(Dataset[Sample]):

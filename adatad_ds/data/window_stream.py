@@ -23,9 +23,9 @@ from torch import Tensor
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.augmentation.transforms import center_crop
+from adatad_ds.data.batch import Batch, Sample, collate
 from adatad_ds.data.decoding.frames import stream_frames
 from adatad_ds.data.decoding.video import probe
-from adatad_ds.data.window_dataset import Batch, Sample, collate
 from adatad_ds.data.windows import VideoWindow, file_frames, find_timing, windows_for_testing
 
 DECODING_THREADS = 4

@@ -16,8 +16,9 @@ from torch.profiler import record_function
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
+from adatad_ds.data.batch import Batch
 from adatad_ds.data.loader import make_test_loader
-from adatad_ds.data.window_dataset import Batch, WindowDataset
+from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.detection.losses import LossNormalizer, detection_losses
 from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
@@ -81,7 +82,7 @@ class DetectionTask:
         self._points = detector_points(config, device=mesh.world.device)
 
     @classmethod
-    def open(cls, config: Config, *, mesh: Mesh) -> Self:
+    def from_config(cls, config: Config, *, mesh: Mesh) -> Self:
         """The task over a config's videos.
 
         Raises:

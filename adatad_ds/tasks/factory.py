@@ -17,5 +17,5 @@ def open_task(config: Config, *, mesh: Mesh) -> Task:
         DataError: no usable videos, annotations or lists.
     """
     if config.recognition is None:
-        return DetectionTask.open(config, mesh=mesh)
-    return RecognitionTask.open(config, world=mesh.world)
+        return DetectionTask.from_config(config, mesh=mesh)
+    return RecognitionTask.from_config(config, world=mesh.world)

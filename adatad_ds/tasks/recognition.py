@@ -64,7 +64,7 @@ class RecognitionTask:
         )
 
     @classmethod
-    def open(cls, config: Config, *, world: World) -> Self:
+    def from_config(cls, config: Config, *, world: World) -> Self:
         """The task over a config's videos.
 
         Raises:

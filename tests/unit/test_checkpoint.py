@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.errors import CheckpointError, ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, rounded
 
@@ -235,7 +235,7 @@ def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
             try:
                 tensors, state = open_checkpoint(find_checkpoint(tmp_path))
                 values = {float(tensor["w"].read().unique()) for tensor in tensors.values()}
-            except ConfigError as error:  # removed between two looks; but some checkpoint is always there
+            except CheckpointError as error:  # removed between two looks; but some checkpoint is always there
                 if read and "removes old checkpoints" not in str(error) and "is incomplete" not in str(error):
                     wrong.append(error)
                 continue

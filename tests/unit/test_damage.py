@@ -12,11 +12,12 @@ import torch
 
 from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.data.annotations import Action, Video
+from adatad_ds.data.batch import collate
 from adatad_ds.data.decoding.damage import Damage, gaps, merged
 from adatad_ds.data.decoding.frames import find_lost, read_frames
 from adatad_ds.data.decoding.video import VideoError, frames_at, probe
 from adatad_ds.data.inspection.scan import scan
-from adatad_ds.data.window_dataset import WindowDataset, collate
+from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.data.windows import find_timing, resize_window
 from adatad_ds.distributed.mesh import Mesh

@@ -17,9 +17,10 @@ import torch
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data import loader
+from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding import frames
 from adatad_ds.data.loader import LOOK_AFTER_WORKERS_SEC, TrainBatches, make_test_loader, make_train_loader
-from adatad_ds.data.window_dataset import Sample, WindowDataset, collate
+from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError, DataError
 from tests.unit.videos import frame_numbers, write_video
 

@@ -5,13 +5,30 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tests.distributed.launch import environment
 
 PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
-LAYERS = ("models", "detection", "data", "evaluation")  # libraries: nothing from the outside world
 ENTRIES = ("train", "evaluate", "predict")
+FLOORS = (
+    ("errors", "__init__"),
+    ("system",),
+    ("config",),
+    ("detection",),
+    ("recipes", "models", "data"),
+    ("weights", "evaluation"),
+    ("distributed",),
+    ("tasks", "planning"),
+    ("runs",),
+    ("training", "inference"),
+    (*ENTRIES, "cluster"),
+    ("cli",),
+    ("__main__",),
+)
+LIBRARIES = ("models", "detection", "data", "evaluation")
+MOST_MODULES = 12  # of a folder; cli has one per command
 
 
 def imports(path: Path) -> set[str]:
@@ -22,6 +39,10 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def room_of(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
 
 
 def imported_by() -> dict[Path, set[str]]:
@@ -36,47 +57,58 @@ def offenders(module: str, allowed: set[str]) -> list[str]:
     ]
 
 
-def test_deepspeed_only_in_engine():
+def test_rooms_import_downwards_alone():
+    """From the lowest floor up; a room imports itself and the floors below, not its neighbours."""
+    floor_of = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    upwards = [
+        f"{path}: {name}"
+        for path, names in imported_by().items()
+        for name in names
+        if name.startswith("adatad_ds.")
+        and (other := name.split(".")[1]) != (room := room_of(path))
+        and other in floor_of
+        and floor_of[other] >= floor_of[room]
+    ]
+    assert not upwards
+
+
+def test_every_room_has_its_floor():
+    assert {room_of(path) for path in imported_by()} == {room for rooms in FLOORS for room in rooms}
+
+
+def test_each_outside_world_has_one_door():
     assert offenders("deepspeed", {"distributed/engine.py"}) == []
-
-
-def test_torch_distributed_only_in_world():
     assert offenders("torch.distributed", {"distributed/world.py"}) == []
+    assert offenders("torch.utils.tensorboard", {"training/monitor.py", "cluster/report.py"}) == []
 
 
-def test_nothing_imports_the_entries():
-    for entry in ENTRIES:
-        assert offenders(f"adatad_ds.{entry}", set()) == []
+def test_nothing_imports_tools_or_tests():
+    assert offenders("tools", set()) == []
+    assert offenders("tests", set()) == []
 
 
-def test_libraries_do_not_look_outside():
-    outside = {
-        "adatad_ds.distributed.world",
-        "adatad_ds.distributed.engine",
-        "adatad_ds.training.monitor",
-        "adatad_ds.runs.checkpoint",
-        "os.environ",
-    }
-    for path, names in imported_by().items():
-        if path.parts[0] in LAYERS:
-            assert not {name for name in names if name in outside or name.startswith("adatad_ds.distributed.engine")}, (
-                path
-            )
+def test_libraries_do_not_read_the_environment():
+    for path in imported_by():
+        if room_of(path) in LIBRARIES:
             assert "environ" not in path_text(path), path
+
+
+def test_detection_needs_torch_and_numpy_alone():
+    allowed = {"torch", "numpy", "adatad_ds"} | sys.stdlib_module_names
+    for path, names in imported_by().items():
+        if room_of(path) == "detection":
+            assert {name.split(".")[0] for name in names} <= allowed, path
+
+
+def test_no_folder_is_crowded():
+    folders = Counter(path.parent for path in imported_by() if path.name != "__init__.py")
+    assert not {
+        str(folder): count for folder, count in folders.items() if count > MOST_MODULES and str(folder) != "cli"
+    }
 
 
 def path_text(path: Path) -> str:
     return (PACKAGE / path).read_text()
-
-
-def test_detection_and_models_know_nothing_of_data_and_evaluation():
-    for path, names in imported_by().items():
-        if path.parts[0] in ("models", "detection"):
-            assert not {n for n in names if n.startswith(("adatad_ds.data", "adatad_ds.evaluation"))}, path
-        if path.parts[0] == "data":
-            assert not {n for n in names if n.startswith(("adatad_ds.models", "adatad_ds.evaluation"))}, path
-        if path.parts[0] == "detection":
-            assert not {n for n in names if n.startswith("adatad_ds.models")}, path
 
 
 def test_what_takes_seconds_to_import_waits_until_it_is_needed():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import AnnotationSet
-from adatad_ds.data.window_dataset import Batch, WindowDataset
+from adatad_ds.data.batch import Batch
+from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.tasks.detection import DetectionTask

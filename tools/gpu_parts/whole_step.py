@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from adatad_ds.config.schema import Config
-from adatad_ds.data.window_dataset import Batch
+from adatad_ds.data.batch import Batch
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
