@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.errors import CheckpointError, ConfigError
+from adatad_ds.errors import CheckpointError
 from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, rounded
 
