@@ -78,7 +78,7 @@ def batch_of(labels: list[int], frames: torch.Tensor) -> ClipBatch:
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 def test_shares_of_micro_batches_add_up_to_the_mean_cross_entropy(folders, label_smoothing):
-    task = RecognitionTask.open(config_of(folders, label_smoothing=label_smoothing), world=ALONE)
+    task = RecognitionTask.from_config(config_of(folders, label_smoothing=label_smoothing), world=ALONE)
     labels = [0, 2, IGNORED, 1, IGNORED, IGNORED]  # the last micro batch has no label at all
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     frames = torch.zeros(6, 1, 4, 32, 32, 3, dtype=torch.uint8)
@@ -142,7 +142,7 @@ def test_data_comes_as_the_config_says(folders, tmp_path):
     listing.write_text("train/bend/0.mp4 bend\ntrain/climb/0.mp4 climb\n")
     config = config_of(folders, train_list=str(listing), test_clips=2, test_crops=3)
     listed = replace(config.recognition, test_list=str(listing))
-    task = RecognitionTask.open(replace(config, recognition=listed), world=ALONE)
+    task = RecognitionTask.from_config(replace(config, recognition=listed), world=ALONE)
     assert task.classes == ("bend", "climb")
     assert task.test_data.views == 6
     excluded = replace(config, data=replace(config.data, exclude=("train/bend/0.mp4",)))
@@ -161,7 +161,7 @@ def test_what_cannot_be_read(folders, tmp_path):
     (tmp_path / "train.txt").write_text("train/bend/0.mp4 bend\n")
     config = config_of(folders, train_list=str(tmp_path / "train.txt"))
     with pytest.raises(DataError, match="folders of unknown classes: ascend"):
-        RecognitionTask.open(config, world=ALONE)  # the test set has classes that nothing is learnt of
+        RecognitionTask.from_config(config, world=ALONE)  # the test set has classes that nothing is learnt of
     (folders / "test" / "dance").mkdir(exist_ok=True)
     try:
         with pytest.raises(DataError, match=r"no video .* of 1 classes: dance"):
