@@ -214,7 +214,7 @@ def _command(name: str, out: Path, *, miniature: bool) -> tuple[str, ...]:
 
 def _has_gpu() -> bool:
     """Asked of another process: this one is to hold no memory on the device."""
-    code = "import sys; from adatad_ds.launch import gpu_count; sys.exit(not gpu_count())"
+    code = "import sys; from adatad_ds.system.launch import gpu_count; sys.exit(not gpu_count())"
     root = Path(__file__).resolve().parents[1]
     return subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 

@@ -42,8 +42,8 @@ def read_guarded(path: Path, indices: list[int], *, backend: str, seconds: float
     """Read in another process, since a dead-locked decoder cannot be interrupted."""
     code = (
         "import sys, numpy as np\n"
-        "from adatad_ds.data.frames import read_frames\n"
-        "from adatad_ds.data.video import VideoError\n"
+        "from adatad_ds.data.decoding.frames import read_frames\n"
+        "from adatad_ds.data.decoding.video import VideoError\n"
         "from tests.unit.videos import frame_numbers\n"
         "try:\n"
         f"    frames = read_frames(sys.argv[1], np.array({indices}), short_side=96, scaling='antialias', "

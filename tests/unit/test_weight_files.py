@@ -105,7 +105,7 @@ def test_a_name_on_the_hub_is_taken_from_its_cache(tmp_path):
     (cached / "refs" / "main").write_text("0123abcd")
     save_file({"videomae.a": torch.ones(2)}, snapshot / "model.safetensors")
     (snapshot / "config.json").write_text("{}")
-    program = "import sys; from adatad_ds.weight_files import open_tensors; print(*open_tensors(sys.argv[1]))"
+    program = "import sys; from adatad_ds.weights.files import open_tensors; print(*open_tensors(sys.argv[1]))"
 
     def names(source: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
