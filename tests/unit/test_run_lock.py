@@ -147,5 +147,5 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(WriteError, match=r"cannot write to the run's folder .*run: .*--run-dir"):
+    with pytest.raises(WriteError, match=r"cannot write to --run-dir .*run: .*choose"):
         RunLock(tmp_path / "run").take()
