@@ -97,8 +97,8 @@ class RunLock:
                     raise self._in_use(held)
         except OSError as error:
             raise WriteError(
-                f"cannot write to --run-dir {self._path.parent}: {error.strerror or error}; choose a folder that can be "
-                "made and written to"
+                f"cannot write to --run-dir {self._path.parent}: {error.strerror or error}; choose a folder that can "
+                "be made and written to"
             ) from error
         self._own = own
         self._beating.start()

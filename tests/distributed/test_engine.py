@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import finish
+from tests.support.launch import REPOSITORY, finish
 
-SCRIPT = Path(__file__).with_name("count_steps.py")
+SCRIPT = REPOSITORY / "tests/support/count_steps.py"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import finish, losses, train_command
+from tests.support.launch import finish, losses, train_command
 
 STEPS = 6  # three epochs of two global batches
 LAYOUTS = {

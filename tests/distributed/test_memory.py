@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.distributed.launch import finish
+from tests.support.launch import finish
 
 TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is mostly backbone
 
@@ -18,7 +18,7 @@ TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is 
 def test_bytes_of_each_kind(ds_config, precision, tmp_path):
     ranks, size = 2, {"bf16": 2, "fp32": 4}[precision]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    finish([*command, "tests/distributed/count_bytes.py", ds_config, precision, str(tmp_path)])
+    finish([*command, "tests/support/count_bytes.py", ds_config, precision, str(tmp_path)])
     counts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json"))]
     assert len(counts) == ranks
     frozen, trainable = counts[0]["frozen"], counts[0]["trainable"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import REPOSITORY, finish, start, train_command
+from tests.support.launch import REPOSITORY, finish, start, train_command
 
 SETTINGS = {
     "ranks": 1,
@@ -22,7 +22,13 @@ SETTINGS = {
 
 def on_nodes(folder: Path, script: str, *arguments: str) -> list[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [*launch, str(Path(__file__).with_name("count_nodes.py")), str(folder), str(REPOSITORY / script), *arguments]
+    return [
+        *launch,
+        str(REPOSITORY / "tests/support/count_nodes.py"),
+        str(folder),
+        str(REPOSITORY / script),
+        *arguments,
+    ]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import finish
+from tests.support.launch import finish
 
 # Two ranks evaluate; weights are gathered for each forward pass. DeepSpeed's clone of the world's group, and any other
 # that is made without a time, waits for 4 s: gathering must not be in one of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.distributed.launch import run_ranks
+from tests.support.launch import run_ranks
 
 ERRORS = """
 import json

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from adatad_ds.runs.checkpoint import CheckpointStore
-from tests.distributed.launch import finish, losses, start_until, train_command
+from tests.support.launch import finish, losses, start_until, train_command
 
 SETTINGS = {
     "data__workers": 1,

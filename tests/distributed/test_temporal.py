@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.launch import finish, losses, start, start_until, train_command
+from tests.support.launch import finish, losses, start, start_until, train_command
 
 LEARNING = {
     "train__lr_head": 1e-3,

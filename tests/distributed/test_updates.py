@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from tests.distributed.launch import finish
+from tests.support.launch import finish
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ds_config", ["zero1", "zero2", "zero3", "zero3_offload"])
 def test_in_parts_as_whole(ds_config, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finish([*launch, "tests/distributed/count_updates.py", ds_config, str(tmp_path)])
+    finish([*launch, "tests/support/count_updates.py", ds_config, str(tmp_path)])
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     for key in ("updates", "gammas"):
         assert first[key] == second[key]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from adatad_ds.runs.checkpoint import find_checkpoint
 from adatad_ds.runs.folder import RunFolder
-from tests.distributed.launch import finish, losses, recognition_command, start, train_command
-from tests.e2e.test_bad_input import fails
+from tests.support.launch import finish, losses, recognition_command, start, train_command
+from tests.support.refusals import fails
 
 LEARNING = {
     "backbone__drop_path": 0.3,

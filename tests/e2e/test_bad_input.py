@@ -9,19 +9,10 @@ import sys
 
 import pytest
 
-from tests.distributed.launch import REPOSITORY, finish, losses, start, train_command
+from tests.support.launch import finish, losses, start, train_command
+from tests.support.refusals import fails
 
 LAYOUT = {"ranks": 2, "ds_config": "zero3", "launcher": "torchrun"}
-
-
-def fails(command: list[str], *said: str) -> None:
-    done = start(command)
-    assert done.returncode != 0
-    ours = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(ours) == 1, done.stderr[-3000:]
-    for words in said:
-        assert words in ours[0], ours[0]
-    assert f'File "{REPOSITORY}/adatad_ds' not in done.stderr, "a traceback from inside"
 
 
 @pytest.mark.slow

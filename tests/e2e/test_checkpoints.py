@@ -9,7 +9,7 @@ import time
 import pytest
 
 from adatad_ds.runs.checkpoint import CheckpointStore
-from tests.distributed.launch import REPOSITORY, environment, finish, losses, start, train_command
+from tests.support.launch import REPOSITORY, environment, finish, losses, start, train_command
 
 SETTINGS = {
     "ranks": 1,

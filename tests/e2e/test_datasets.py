@@ -14,7 +14,7 @@ import pytest
 
 from adatad_ds.cli.commands import main
 from adatad_ds.recipes.catalog import find_recipe
-from tests.distributed.launch import finish, losses
+from tests.support.launch import finish, losses
 
 TINY = {
     "backbone.name": "tiny",

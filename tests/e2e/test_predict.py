@@ -27,10 +27,11 @@ from adatad_ds.models.detector import build_detector
 from adatad_ds.predict import load_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor
-from tests.distributed.launch import REPOSITORY, SMALL, environment, finish
-from tests.unit.test_subtitles import cues
-from tests.unit.test_weight_layouts import published
-from tests.unit.videos import cut, write_late, write_video
+from tests.support.browser import loaded
+from tests.support.cues import cues
+from tests.support.launch import REPOSITORY, SMALL, environment, finish
+from tests.support.published import published
+from tests.support.videos import cut, write_late, write_video
 
 CLASSES = ("blink", "grow", "left", "right", "up")
 FRAMES = 90
@@ -296,16 +297,6 @@ def page(predicted) -> Path:
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed")
     return predicted
-
-
-def loaded(page: Path, fragment: str = "") -> str:
-    """The page as Chromium has it a second after it was opened."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=1000", "--dump-dom", f"{page.resolve().as_uri()}{fragment}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "cannot be played" not in line]
-    assert not errors, errors
-    return done.stdout
 
 
 def visible_rows(dom: str) -> int:

@@ -8,7 +8,7 @@ import shutil
 import psutil
 import pytest
 
-from tests.distributed.launch import finish, losses, start, start_until, train_command
+from tests.support.launch import finish, losses, start, start_until, train_command
 
 SETTINGS = {
     "ranks": 1,

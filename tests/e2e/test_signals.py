@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.launch import TIMEOUT_SEC, finish, losses, start, start_until, train_command
+from tests.support.launch import TIMEOUT_SEC, finish, losses, start, start_until, train_command
 
 LONG = {"data__workers": 1, "train__schedule_epochs": 50, "train__stop_epoch": 50, "train__eval_from_epoch": 100}
 ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}

@@ -16,8 +16,8 @@ from adatad_ds.evaluation.candidates_file import read_raw
 from adatad_ds.inference.trained_model import find_trained, load_model
 from adatad_ds.runs.checkpoint import read_operating_point
 from adatad_ds.runs.folder import RunFolder
-from tests.distributed.launch import finish, start, train_command
-from tests.unit.test_weight_layouts import published
+from tests.support.launch import finish, start, train_command
+from tests.support.published import published
 
 SETTINGS = {"ranks": 1, "ds_config": "zero2", "launcher": "python", "train__ema_decay": 0.5}
 OUTPUT = "output.txt"  # what the training printed

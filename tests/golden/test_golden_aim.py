@@ -16,7 +16,7 @@ from adatad_ds.models.backbones.image_vit import ImageTransformer
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.image_layouts import AIM, recognise_aim
 from adatad_ds.weights.layout import Weights
-from tests.golden.reference import GOLDEN, needs_golden
+from tests.support.golden import GOLDEN, needs_golden
 
 VALUES = {"rtol": 1e-4, "atol": 1e-5}
 GRADIENTS = {"rtol": 1e-3, "atol": 1e-5}

@@ -16,7 +16,7 @@ from adatad_ds.detection.suppression import suppress
 from adatad_ds.detection.timegrid import TimeGrid
 from adatad_ds.evaluation.detections_file import read_results, to_records
 from adatad_ds.evaluation.metrics import evaluate_detections
-from tests.golden.reference import GOLDEN, needs_golden
+from tests.support.golden import GOLDEN, needs_golden
 
 pytestmark = needs_golden
 

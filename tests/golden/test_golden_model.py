@@ -19,8 +19,8 @@ from adatad_ds.models.backbones.vit import ViTSpec
 from adatad_ds.models.detector import Detector, build_detector, detector_points
 from adatad_ds.weights.loading import fill_backbone, find_weights, trained_tensors
 from adatad_ds.weights.video_layouts import ADATAD, open_weights
-from tests.distributed.launch import finish
-from tests.golden.reference import GOLDEN, needs_golden, published_name
+from tests.support.golden import GOLDEN, needs_golden, published_name
+from tests.support.launch import finish
 
 CASES = ("tia", "side")
 VALUES = {"rtol": 1e-4, "atol": 1e-5}

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import REPOSITORY, SMALL, losses
+from tests.support.launch import REPOSITORY, SMALL, losses
 
 CLUSTER = REPOSITORY / "tests/slurm/cluster.sh"
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip")

@@ -7,14 +7,13 @@ import re
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import build_image_transformer
 from adatad_ds.models.recogniser import Classifier, Recogniser
-from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.image_layouts import (
     AIM,
     CLIP,
@@ -26,9 +25,9 @@ from adatad_ds.weights.image_layouts import (
 )
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import trained_tensors
-from tests.unit.test_aim import MEAN, STD, build, image_features, timm_vit, video
+from tests.support.image_models import build, image_features, timm_vit, video
+from tests.support.transformers_models import State, stored, transformers_features
 
-State = dict[str, Tensor]
 TO_CLIP = (  # our names -> OpenAI's, for the round trip
     (r"^patch_embed\.proj\.", "conv1."),
     (r"^cls_token$", "class_embedding"),
@@ -43,10 +42,6 @@ TO_CLIP = (  # our names -> OpenAI's, for the round trip
     (r"\.fc2\.", ".c_proj."),
 )
 PUBLISHED_ADAPTERS = {"temporal": "T_Adapter", "spatial": "S_Adapter", "joint": "MLP_Adapter"}
-
-
-def stored(state: State) -> dict[str, StoredTensor]:
-    return {name: StoredTensor(tuple(t.shape), lambda t=t: t) for name, t in state.items()}
 
 
 def fill(weights: Weights, model: AIMTransformer) -> None:
@@ -97,12 +92,6 @@ def published(model: AIMTransformer, *, from_clip: bool) -> State:
 def clip_vision(**changes) -> CLIPVisionConfig:
     sizes = {"hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3}
     return CLIPVisionConfig(**(sizes | {"image_size": 32, "patch_size": 16, "initializer_factor": 5.0} | changes))
-
-
-def transformers_features(model: nn.Module, frames: Tensor) -> Tensor:
-    pixels = (frames.flatten(0, 1).float() - torch.tensor(MEAN)) / torch.tensor(STD)
-    with torch.no_grad():
-        return model(pixel_values=pixels.permute(0, 3, 1, 2)).pooler_output.unflatten(0, frames.shape[:2])
 
 
 @pytest.mark.parametrize("adapt", [(), ALL_ADAPTERS])

@@ -40,8 +40,8 @@ from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
 from adatad_ds.recipes.catalog import find_recipe
-from tests.distributed.launch import environment
-from tests.unit.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
+from tests.support.launch import environment
+from tests.support.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, FPS = 60, 10

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import REPOSITORY, environment
+from tests.support.launch import REPOSITORY, environment
 from tools.check_gpu import PARTS, Part, check
 from tools.gpu_parts.record import AS_EXPECTED, BETTER, FAILED, WORSE, Recorder, read_rows
 

@@ -17,27 +17,7 @@ import torch
 from adatad_ds.errors import CheckpointError
 from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, rounded
-
-
-def trainable() -> dict[str, dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    master = torch.randn(5, 7, generator=generator)
-    squares = torch.rand(5, 7, generator=generator) ** 20
-    average = master + 1e-3 * torch.randn(5, 7, generator=generator)
-    return {
-        MASTER: {"w": master},
-        "exp_avg": {"w": 1e-6 * master},
-        "exp_avg_sq": {"w": squares},
-        AVERAGE: {"w": average},
-    }
-
-
-def save(store: CheckpointStore, step: int, *, compact: bool = False) -> list[str]:
-    state = trainable()
-    if compact:
-        master = state[MASTER]["w"]
-        state = {kind: {"w": encode(kind, tensors["w"], master)} for kind, tensors in state.items()}
-    return store.save(step=step, trainable=state, compact=compact, state={"note": step})
+from tests.support.checkpoints import save, trainable
 
 
 @pytest.mark.parametrize("compact", [False, True])

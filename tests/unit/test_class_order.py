@@ -15,7 +15,7 @@ from adatad_ds.models.detector import build_detector
 from adatad_ds.recipes.catalog import all_recipes, find_recipe
 from adatad_ds.recipes.class_order import PUBLISHED_ORDERS, ClassOrder, describe_logits
 from adatad_ds.weights.loading import in_published_order
-from tests.unit.test_weight_layouts import published
+from tests.support.published import published
 
 THUMOS14 = Path(__file__).resolve().parents[2].parent / "shared/data/thumos14.json"
 LABELS = ("throw", "take", "open")  # EPIC's verbs 13, 0 and 3

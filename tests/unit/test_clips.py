@@ -23,7 +23,7 @@ from adatad_ds.data.generated.clips import CLASSES, TWINS, generator, make_clip
 from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.errors import DataError
-from tests.unit.videos import frame_numbers, write_video
+from tests.support.videos import frame_numbers, write_video
 
 center_crop = partial(transforms.center_crop, scaling="antialias")
 square_crops = partial(transforms.square_crops, scaling="antialias")

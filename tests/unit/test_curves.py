@@ -23,7 +23,7 @@ from adatad_ds.evaluation.plots.curves import (
 from adatad_ds.evaluation.plots.figures import OTHER_COLOR, PALETTE
 from adatad_ds.evaluation.plots.timelines import TimelineVideo, timeline_figure, timeline_videos
 from adatad_ds.training.monitor import Monitor
-from tests.unit.test_evaluation import cases, record
+from tests.support.detections import cases, record
 
 
 def metrics_of(aps: list[float], *, tiou: tuple[float, ...] = (0.5,)) -> Metrics:

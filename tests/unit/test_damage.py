@@ -27,7 +27,7 @@ from adatad_ds.evaluation.detections_file import read_results, write_results
 from adatad_ds.models.detector import Predictions, detector_points
 from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates
 from adatad_ds.training.guards import DamagedVideos
-from tests.unit.videos import (
+from tests.support.videos import (
     blank,
     cut,
     frame_numbers,

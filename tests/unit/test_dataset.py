@@ -22,7 +22,7 @@ from adatad_ds.data.decoding import frames
 from adatad_ds.data.loader import LOOK_AFTER_WORKERS_SEC, TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError, DataError
-from tests.unit.videos import frame_numbers, write_video
+from tests.support.videos import frame_numbers, write_video
 
 read_frames = partial(frames.read_frames, scaling="antialias")
 

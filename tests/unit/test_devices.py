@@ -12,7 +12,7 @@ import torch
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.activation_store import lock_pages
 from adatad_ds.system.launch import gpu_count, local_device
-from tests.distributed.launch import REPOSITORY, environment
+from tests.support.launch import REPOSITORY, environment
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
 

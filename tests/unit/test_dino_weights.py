@@ -29,8 +29,8 @@ from adatad_ds.planning.image_backbones import image_flop
 from adatad_ds.weights.files import Tensors, open_tensors
 from adatad_ds.weights.image_layouts import DINOV2, DINOV3, TIMM, fit_image_weights, open_aim_weights, recognise_aim
 from adatad_ds.weights.loading import fill_backbone
-from tests.unit.test_aim import MEAN, STD, gradients, video
-from tests.unit.test_aim_weights import stored, transformers_features
+from tests.support.image_models import MEAN, STD, gradients, video
+from tests.support.transformers_models import stored, transformers_features
 
 SIZES = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
 

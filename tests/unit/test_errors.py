@@ -26,8 +26,8 @@ from adatad_ds.evaluation.diagnosis.inputs import METRICS_FILE, diagnose_files
 from adatad_ds.evaluation.diagnosis.matching import Kind
 from adatad_ds.evaluation.diagnosis.plots import MOST_CLASSES, draw_classes, draw_gains, draw_missed, draw_profile
 from adatad_ds.evaluation.metrics import evaluate_detections
-from tests.unit import oracles
-from tests.unit.test_evaluation import cases, record
+from tests.support import oracles
+from tests.support.detections import cases, record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")

@@ -7,18 +7,14 @@ import time
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import read_results, write_results
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.plots.timelines import MOST_LANES, TimelineVideo, draw_timeline
 from adatad_ds.evaluation.tables import write_table
-from tests.unit import oracles
-
-
-def record(start: float, end: float, score: float, label: str = "a") -> dict:
-    return {"segment": [start, end], "label": label, "score": score}
+from tests.support import oracles
+from tests.support.detections import cases, record
 
 
 def test_ap_by_hand():
@@ -30,37 +26,6 @@ def test_ap_by_hand():
     assert metrics.ap[1].tolist() == pytest.approx([0.5, 1.0])
     assert metrics.to_dict()["mAP@0.5"] == pytest.approx((1 / 2 + 1 / 3 + 1) / 2)
     assert "91.67" in metrics.table()
-
-
-TIMES = st.integers(0, 12).map(lambda tick: tick / 2)  # coarse: equal overlaps and duplicates are common
-LABELS = ("a", "b", "never annotated")
-
-
-@st.composite
-def segments(draw: st.DrawFn) -> tuple[float, float]:
-    start = draw(TIMES)
-    return start, start + draw(st.sampled_from((0.0, 0.5, 1.0, 1.0, 2.0, 3.0, 6.0)))
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> tuple[dict, dict]:
-    """Results and ground truth: of few scores, with videos and classes missing on either side."""
-    truth = {
-        video: [(*draw(segments()), draw(st.sampled_from("ab"))) for _ in range(draw(st.integers(0, 5)))]
-        for video in ("v", "w", "x")
-    }
-    truth["x"].append((3.0, 6.0, "b"))
-    scores = st.sampled_from((0.1, 0.5, 0.5, 0.9))
-    results = {
-        video: [
-            record(*draw(segments()), draw(scores), draw(st.sampled_from(LABELS)))
-            for _ in range(draw(st.integers(0, 9)))
-        ]
-        for video in ("x", "v", "unknown video")
-    }
-    if draw(st.booleans()):
-        results["v"] += results["v"]
-    return results, truth
 
 
 @settings(max_examples=150, deadline=None)

@@ -25,7 +25,7 @@ from adatad_ds.evaluation.plots.curves import class_ap_figure, confusion_figure,
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
 from adatad_ds.evaluation.plots.figures import HATCHES, OTHER_COLOR, PALETTE, PlainFigure, class_looks, try_to_draw
 from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_detections, draw_timeline
-from tests.unit.test_evaluation import record
+from tests.support.detections import record
 
 LABEL = "$run_{x^ $"  # no formula that matplotlib could set
 NAME = "_$a_{ \\frac $"  # and one that legends would leave out

@@ -17,8 +17,8 @@ import torch
 from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD
-from tests.unit.test_scaling import of_four_neighbours
-from tests.unit.videos import write_textured
+from tests.support.scaling import of_four_neighbours
+from tests.support.videos import write_textured
 
 WIDTH, HEIGHT, SIDE, SHORT_SIDE = 150, 112, 40, 46
 

@@ -13,7 +13,7 @@ from adatad_ds.cluster.site import gpu_types_in, read_site
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_here, gpu_named
 from adatad_ds.planning.layouts import planned_gpu
-from tests.unit.test_grid import SITE
+from tests.support.site import SITE
 
 GIB = 2**30 / 1e9
 

@@ -10,22 +10,14 @@ import pytest
 
 from adatad_ds.cluster.cells import Overrides, read_cells, resolution_settings, window_settings
 from adatad_ds.cluster.grid import Cell, Grid
-from adatad_ds.cluster.site import Site, gpus_in
+from adatad_ds.cluster.site import gpus_in
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import find_recipe
+from tests.support.site import SITE
 
 THUMOS = find_recipe("thumos14_videomae_b").config
-SITE = Site(
-    gpus_per_node=8,
-    ranks_per_node=8,
-    cpus_per_rank=8,
-    gpu="A100-80",
-    ds_config="ds_configs/zero3.json",
-    options=(),
-    cells_at_once=None,
-)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from adatad_ds.distributed.hangs import waiting_place
-from tests.distributed.launch import REPOSITORY, environment
+from tests.support.launch import REPOSITORY, environment
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.distributed.launch import environment
+from tests.support.launch import environment
 
 PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
+TESTS = PACKAGE.parent / "tests"
 ENTRIES = ("train", "evaluate", "predict")
 FLOORS = (
     ("errors", "__init__"),
@@ -85,6 +86,14 @@ def test_each_outside_world_has_one_door():
 def test_nothing_imports_tools_or_tests():
     assert offenders("tools", set()) == []
     assert offenders("tests", set()) == []
+
+
+def test_tests_share_through_support_alone():
+    """No test imports a test, and no tool either."""
+    for path in (*TESTS.rglob("*.py"), *(PACKAGE.parent / "tools").rglob("*.py")):
+        shared = {name for name in imports(path) if name.startswith("tests.")}
+        own = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        assert not {name for name in shared if not name.startswith(("tests.support", own))}, path
 
 
 def test_libraries_do_not_read_the_environment():

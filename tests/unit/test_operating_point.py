@@ -13,7 +13,7 @@ from adatad_ds.runs.checkpoint import (
     read_operating_point,
     write_operating_point,
 )
-from tests.unit.test_evaluation import record
+from tests.support.detections import record
 
 POINT = OperatingPoint(score=0.125, f1=0.5, precision=0.75, recall=0.375, tiou=0.5)
 

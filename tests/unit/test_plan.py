@@ -27,8 +27,8 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.detector import build_detector
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.train import main
-from tests.distributed.count_bucket import BUCKET
-from tests.distributed.launch import environment
+from tests.support.count_bucket import BUCKET
+from tests.support.launch import environment
 from tools.bench.step import cpu_allocator_peak
 
 CONFIG = Config(
@@ -73,7 +73,7 @@ def test_unknown_products_are_not_passed_over():
 def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
     """Whole, however little learns. In a process of its own: it joins a process group, as every run does."""
     done = subprocess.run(
-        [sys.executable, "tests/distributed/count_bucket.py"],
+        [sys.executable, "tests/support/count_bucket.py"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.video.page import write_page
-from tests.e2e.test_predict import loaded
+from tests.support.browser import loaded
 
 POINT = OperatingPoint(score=0.04, f1=0.453, precision=0.5, recall=0.4, tiou=0.5)
 

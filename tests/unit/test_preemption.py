@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.launch import REPOSITORY, environment, heed_interrupts
+from tests.support.launch import REPOSITORY, environment, heed_interrupts
 
 SCRIPT = """
 import os, sys, threading, time

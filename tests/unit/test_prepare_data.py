@@ -17,7 +17,7 @@ from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.sources.facts import DATASETS, Counts
 from adatad_ds.data.sources.formats import SUBSETS, TRAINING, VALIDATION
 from adatad_ds.data.sources.preparation import count_table
-from tests.unit.videos import write_video
+from tests.support.videos import write_video
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/reference/datasets.md"
 THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"

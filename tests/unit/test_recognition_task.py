@@ -18,7 +18,7 @@ from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.tasks.recognition import RecognitionTask, open_clips
 from adatad_ds.training.optim import parameter_groups
-from tests.unit.videos import write_video
+from tests.support.videos import write_video
 
 CLASSES = ("ascend", "bend", "climb")
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

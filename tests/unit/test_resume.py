@@ -15,7 +15,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
 from adatad_ds.runs.resume import MAY_CHANGE, check_same_data, setting_changes
 from adatad_ds.tasks.base import data_fingerprint
-from tests.unit.test_checkpoint import save
+from tests.support.checkpoints import save
 
 DETECTION, RECOGNITION = find_recipe("thumos14_videomae_s").config, find_recipe("quickstart_aim").config
 

@@ -23,7 +23,7 @@ from adatad_ds.data.video_files import find_files, length_sec
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import gather_rows, lone_video, stream_batches, windows_of_file
 from adatad_ds.errors import DataError
-from tests.unit.videos import cut, frame_numbers, scramble_packet, write_video
+from tests.support.videos import cut, frame_numbers, scramble_packet, write_video
 
 stream_frames = partial(frames.stream_frames, scaling="antialias")
 

@@ -13,7 +13,7 @@ from adatad_ds.cli.commands import main
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import write_results
 from adatad_ds.evaluation.submissions import ActionPairing, ego4d_submission, epic_submission, read_class_ids
-from tests.unit.oracles import suppress, tiou
+from tests.support.oracles import suppress, tiou
 
 LEVELS = {"sls_pt": 2, "sls_tl": 3, "sls_td": 3}
 

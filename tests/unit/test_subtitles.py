@@ -12,6 +12,7 @@ import pytest
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.plots.timelines import draw_detections
 from adatad_ds.evaluation.video.subtitles import clock, write_csv, write_srt, write_vtt
+from tests.support.cues import cues
 
 DETECTIONS = [
     {"segment": [3600.5, 3725.25], "label": "jump", "score": 0.9123},
@@ -19,23 +20,6 @@ DETECTIONS = [
     {"segment": [1.2, 2.5], "label": "跳", "score": 0.456},
     {"segment": [7.0, 7.0], "label": "blink", "score": 0.4},
 ]
-TIME = r"(\d\d+):(\d\d):(\d\d)[.,](\d{3})"
-
-
-def seconds(hours: str, minutes: str, whole: str, milliseconds: str) -> float:
-    return 3600 * int(hours) + 60 * int(minutes) + int(whole) + int(milliseconds) / 1000
-
-
-def cues(text: str) -> list[tuple[float, float, str]]:
-    """Start, end and text of each cue; a cue ends at an empty line."""
-    found = []
-    for block in text.strip().split("\n\n"):
-        lines = [line for line in block.split("\n") if line != "WEBVTT" and not line.isdecimal()]
-        if lines:
-            times = re.fullmatch(f"{TIME} --> {TIME}", lines[0])
-            assert times, lines
-            found.append((seconds(*times.groups()[:4]), seconds(*times.groups()[4:]), "\n".join(lines[1:])))
-    return found
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
-from tests.unit.oracles import suppress as suppress_by_loops
+from tests.support.oracles import suppress as suppress_by_loops
 
 SETTINGS = {
     "method": "gaussian",

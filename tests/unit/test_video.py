@@ -15,7 +15,7 @@ from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import VideoError, frames_at, probe
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.errors import DataError
-from tests.unit.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
+from tests.support.videos import cut, frame_numbers, numbered_frame, overstate_frames, scramble_packet, write_video
 
 read_frames = partial(frames.read_frames, scaling="antialias")
 
@@ -44,7 +44,7 @@ def read_guarded(path: Path, indices: list[int], *, backend: str, seconds: float
         "import sys, numpy as np\n"
         "from adatad_ds.data.decoding.frames import read_frames\n"
         "from adatad_ds.data.decoding.video import VideoError\n"
-        "from tests.unit.videos import frame_numbers\n"
+        "from tests.support.videos import frame_numbers\n"
         "try:\n"
         f"    frames = read_frames(sys.argv[1], np.array({indices}), short_side=96, scaling='antialias', "
         f"backend={backend!r})\n"

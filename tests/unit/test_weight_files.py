@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from adatad_ds.errors import CheckpointError
 from adatad_ds.weights.files import open_tensors
-from tests.distributed.launch import REPOSITORY, environment
+from tests.support.launch import REPOSITORY, environment
 
 
 class RunsCode:

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.distributed.launch import REPOSITORY, environment
+from tests.support.launch import REPOSITORY, environment
 
 SCRIPT = """
 import signal, sys, time

@@ -26,7 +26,7 @@ from adatad_ds.detection.decoding import Candidates
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.system.utf8 import use_utf8
-from tests.unit import oracles
+from tests.support import oracles
 
 CLASSES, VIDEOS, DETECTIONS, ACTIONS = 20, 213, 400_000, 3_200
 TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)

@@ -62,4 +62,4 @@ def augmenters():
 if __name__ == "__main__":
     image = picture()
     made = {name: augmenter.augment_image(image) for name, augmenter in augmenters()}
-    np.savez_compressed(Path(__file__).with_name("imgaug.npz"), image=image, **made)
+    np.savez_compressed(Path(__file__).parents[1] / "unit/imgaug.npz", image=image, **made)
