@@ -428,7 +428,7 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     assert "is a recognition model" in line
     assert "no key 'sigmaa'" in fails(capsys, good, "--checkpoint", checkpoint, "--set", "test.sigmaa=1", *out)
     assert "GPUs here" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "cuda:99", *out)
-    assert "--device warp is none" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)
+    assert "--device warp: invalid device" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)
     (tmp_path / "taken").write_text("a file")
     assert "taken" in fails(capsys, good, "--checkpoint", checkpoint, "-o", tmp_path / "taken")
 
