@@ -102,5 +102,5 @@ def test_a_rank_that_waits_too_long_says_where_and_ends(tmp_path):
     assert second.strip().endswith("moved")
     assert "error: rank 0 has waited" in first
     assert "(train.hang_timeout_sec) for the other ranks in all_reduce (distributed_c10d.py:" in first
-    assert "called by sum (parallel.py:" in first
+    assert "called by sum (world.py:" in first
     assert first.count("most recent call first") >= 2  # the stacks of all threads
