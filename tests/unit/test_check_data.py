@@ -479,8 +479,8 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     check = ["-m", "adatad_ds", "check-data", *data, "--out", str(tmp_path / "out"), "--recipe", "quickstart"]
     first, second = run(*check), run(*check)
     assert (first.returncode, second.returncode) == (0, 0), first.stdout + first.stderr
-    assert "5 videos, 0 of them known" in first.stdout
-    assert "5 videos, 5 of them known" in second.stdout
+    assert "5 videos, 0 of them cached" in first.stdout
+    assert "5 videos, 5 of them cached" in second.stdout
     assert "no problems found" in second.stdout
     assert "recipe quickstart, on the training segments" in second.stdout
     found = [[line for line in done.stdout.splitlines()[1:] if "time on" not in line] for done in (first, second)]
