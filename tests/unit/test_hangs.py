@@ -33,7 +33,7 @@ SCRIPT = """
 import sys, time
 from adatad_ds.distributed.hangs import HangWatch
 
-watch = HangWatch(timeout_sec=12)
+watch = HangWatch(timeout_sec=20)
 
 
 code = "def wait(seconds): print('waiting', flush=True); time.sleep(seconds)"
