@@ -3,7 +3,8 @@
 The lock is a file that only one process can create (O_EXCL), which works on every file system, also without `flock`.
 It names its holder, who updates the file's time every few seconds (a heartbeat). A holder on this machine is checked
 by its process. One on another machine is watched for a while: if the file's time does not change, the holder is gone.
-No two clocks are compared, so they need not agree.
+No two clocks are compared, so they need not agree. A stale lock is not removed and created again, which two processes
+could do one after the other: it is outranked by `lock.1`, that by `lock.2`, and so on. The highest one counts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -23,7 +25,6 @@ from adatad_ds.errors import ConfigError, TrainingError, WriteError
 LOCK_FILE = "lock"
 BEAT_SEC = 10.0  # between heartbeats
 WATCH_SEC = 60.0  # without a heartbeat, after which a holder on another machine counts as gone
-SETTLE_SEC = 1.0  # after which one of several processes that take over a stale lock has won
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,8 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, *, beat_sec: float = BEAT_SEC, watch_sec: float = WATCH_SEC) -> None:
-        self._path = folder / LOCK_FILE
+        self._folder = folder
+        self._path = folder / LOCK_FILE  # this process' own, once taken
         self._beat_sec, self._watch_sec = beat_sec, watch_sec
         self._own: Holder | None = None
         self._ended = threading.Event()
@@ -81,23 +83,26 @@ class RunLock:
         """
         stale = None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             own = _this_process()
-            if not self._create(own):
-                left = self._read()
-                if self._lives(left):
+            highest = self._highest()
+            if highest is not None:
+                left = _read(highest)
+                if self._lives(left, highest):
                     raise self._in_use(left)
                 stale = str(left or "a process that is gone")
-                if self._read() == left:
-                    self._path.unlink(missing_ok=True)
-                if not self._create(own):
-                    raise self._in_use(self._read())
-                time.sleep(SETTLE_SEC)  # another may have found the same stale lock
-                if (held := self._read()) != own:
-                    raise self._in_use(held)
+            self._path = self._folder / _name(0 if highest is None else _rank(highest) + 1)
+            if not _create(self._path, own):
+                raise self._in_use(_read(self._path))
+            if (held := self._held()) != own:  # another one took it over, before or since
+                self._path.unlink(missing_ok=True)
+                raise self._in_use(held)
+            for path in self._files():
+                if _rank(path) < _rank(self._path):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise WriteError(
-                f"cannot write to --run-dir {self._path.parent}: {error.strerror or error}; choose a folder that can "
+                f"cannot write to --run-dir {self._folder}: {error.strerror or error}; choose a folder that can "
                 "be made and written to"
             ) from error
         self._own = own
@@ -110,9 +115,9 @@ class RunLock:
         Raises:
             TrainingError: it was removed or taken over, e.g. while this process was suspended.
         """
-        if self._own is not None and (held := self._read()) != self._own:
+        if self._own is not None and (held := self._held()) != self._own:
             raise TrainingError(
-                f"{self._path.parent} is no longer this training's: its lock is "
+                f"{self._folder} is no longer this training's: its lock is "
                 f"{f'held by {held}' if held else 'gone'}. Nothing more is written there; what was saved is intact"
             )
 
@@ -123,55 +128,81 @@ class RunLock:
         self._ended.set()
         self._beating.join()
         with suppress(OSError):
-            if self._read() == self._own:
+            if _read(self._path) == self._own:
                 self._path.unlink()
         self._own = None
 
-    def _create(self, own: Holder) -> bool:
-        """Create the lock's file; False if it exists."""
-        try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(own), file)
-        return True
+    def _files(self) -> list[Path]:
+        """The locks that lie in the folder, in order."""
+        paths = (
+            path for path in self._folder.glob(f"{LOCK_FILE}*") if re.fullmatch(rf"{LOCK_FILE}(\.\d+)?", path.name)
+        )
+        return sorted(paths, key=_rank)
 
-    def _read(self) -> Holder | None:
-        """The holder; None without a lock, or if a crash truncated its file."""
-        try:
-            return Holder(**json.loads(self._path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+    def _highest(self) -> Path | None:
+        return max(self._files(), key=_rank, default=None)
 
-    def _lives(self, holder: Holder | None) -> bool:
-        """Whether a holder is still running."""
+    def _held(self) -> Holder | None:
+        """The holder of the lock that counts; None without one, or if a crash truncated its file."""
+        highest = self._highest()
+        return None if highest is None else _read(highest)
+
+    def _lives(self, holder: Holder | None, path: Path) -> bool:
+        """Whether the holder that `path` names is still running."""
         if holder is not None and holder.machine == _machine():
             return _runs(holder.process, holder.started)
-        before, deadline = self._renewed(), time.monotonic() + self._watch_sec
+        before, deadline = _renewed(path), time.monotonic() + self._watch_sec
         while time.monotonic() < deadline:
-            if self._renewed() != before:
+            if _renewed(path) != before:
                 return True
             time.sleep(min(1.0, self._watch_sec / 10))
         return False
 
-    def _renewed(self) -> int | None:
-        """Time of the last heartbeat; opens the file, since network file systems refresh its time only then."""
-        with suppress(FileNotFoundError), self._path.open("rb") as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-        return None
-
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_sec):
             with suppress(OSError):  # the server may be back at the next one
-                if self._read() == self._own:
+                if _read(self._path) == self._own:
                     os.utime(self._path)
 
     def _in_use(self, holder: Holder | None) -> ConfigError:
         return ConfigError(
-            f"another training runs in {self._path.parent}: {holder or 'its lock is being renewed'}. Wait until it "
+            f"another training runs in {self._folder}: {holder or 'its lock is being renewed'}. Wait until it "
             "ends, or choose another folder with --run-dir"
         )
+
+
+def _name(rank: int) -> str:
+    return f"{LOCK_FILE}.{rank}" if rank else LOCK_FILE
+
+
+def _rank(path: Path) -> int:
+    return int(path.suffix[1:] or 0)
+
+
+def _create(path: Path, own: Holder) -> bool:
+    """Create a lock's file; False if it exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(own), file)
+    return True
+
+
+def _read(path: Path) -> Holder | None:
+    """The holder that a file names; None without the file, or if a crash truncated it."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _renewed(path: Path) -> int | None:
+    """Time of the last heartbeat; opens the file, since network file systems refresh its time only then."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime_ns
+    return None
 
 
 def _this_process() -> Holder:

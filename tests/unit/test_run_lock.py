@@ -145,6 +145,33 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     got[0].release()
 
 
+def test_one_that_looked_before_another_took_over_is_refused(tmp_path, monkeypatch):
+    """However long it took to look: the other one may have removed the stale lock, or be gone already."""
+    with another_process(tmp_path):
+        pass
+    first, second, third = RunLock(tmp_path), RunLock(tmp_path), RunLock(tmp_path)
+    looked = RunLock._lives
+
+    def slow(lock, *args):
+        lives = looked(lock, *args)
+        if lock is second:
+            first.take()
+        return lives
+
+    monkeypatch.setattr(RunLock, "_lives", slow)
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} on "):
+        second.take()
+    monkeypatch.undo()
+    first.check()
+    seen = iter([None])  # the third one looked before the first lock was there
+    monkeypatch.setattr(third, "_highest", lambda: next(seen, RunLock._highest(third)))
+    with pytest.raises(ConfigError, match=f"process {os.getpid()} on "):
+        third.take()
+    first.check()
+    first.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(WriteError, match=r"cannot write to --run-dir .*run: .*choose"):
