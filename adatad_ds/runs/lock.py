@@ -87,10 +87,9 @@ class RunLock:
             own = _this_process()
             highest = self._highest()
             if highest is not None:
-                left = _read(highest)
-                if self._lives(left, highest):
-                    raise self._in_use(left)
-                stale = str(left or "a process that is gone")
+                if self._lives(highest):
+                    raise self._in_use(_read(highest))
+                stale = str(_read(highest) or "a process that is gone")
             self._path = self._folder / _name(0 if highest is None else _rank(highest) + 1)
             if not _create(self._path, own):
                 raise self._in_use(_read(self._path))
@@ -147,16 +146,20 @@ class RunLock:
         highest = self._highest()
         return None if highest is None else _read(highest)
 
-    def _lives(self, holder: Holder | None, path: Path) -> bool:
-        """Whether the holder that `path` names is still running."""
-        if holder is not None and holder.machine == _machine():
-            return _runs(holder.process, holder.started)
+    def _lives(self, path: Path) -> bool:
+        """Whether the holder that `path` names, perhaps only in a moment, is still running."""
         before, deadline = _renewed(path), time.monotonic() + self._watch_sec
-        while time.monotonic() < deadline:
-            if _renewed(path) != before:
-                return True
+        while True:
+            holder = _read(path)
+            if holder is not None and holder.machine == _machine():
+                return _runs(holder.process, holder.started)
+            if (renewed := _renewed(path)) != before:
+                return renewed is not None
+            if before is None:
+                return False
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(min(1.0, self._watch_sec / 10))
-        return False
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_sec):

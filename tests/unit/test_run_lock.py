@@ -152,8 +152,8 @@ def test_one_that_looked_before_another_took_over_is_refused(tmp_path, monkeypat
     first, second, third = RunLock(tmp_path), RunLock(tmp_path), RunLock(tmp_path)
     looked = RunLock._lives
 
-    def slow(lock, *args):
-        lives = looked(lock, *args)
+    def slow(lock, path):
+        lives = looked(lock, path)
         if lock is second:
             first.take()
         return lives
