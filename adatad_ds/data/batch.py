@@ -12,38 +12,25 @@ import torch
 from torch import Tensor
 
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.video_dataset import VideoSample
 from adatad_ds.detection.timegrid import TimeGrid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One window, ready for the model.
+class Sample(VideoSample):
+    """One window; `frames` is (F, S, S, 3) uint8.
 
     Attributes:
-        frames: (F, S, S, 3) uint8.
-        valid: feature steps (T,) that are not padding.
+        valid: feature steps (T,) bool that are not padding.
         segments_grid: actions (G, 2) float32 in feature steps.
         labels: class indices (G,) int64.
-        grid: seconds of the feature steps.
-        video: name of the video that the frames are from.
-        sample_id: which sample, -1 for padding.
-        seed: 63 random bits for what the model draws.
-        error: why the video that belongs here could not be read.
-        damage: what is missing in the file that the frames are from.
-        padding: only there to give all ranks the same number of windows.
+        grid: converts between seconds and feature steps.
     """
 
-    frames: Tensor
     valid: Tensor
     segments_grid: Tensor
     labels: Tensor
     grid: TimeGrid
-    video: str
-    sample_id: int
-    seed: int
-    error: str | None = None
-    damage: Damage | None = None
-    padding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from adatad_ds.config.schema import Augmentation, Scaling
 from adatad_ds.data.augmentation.transforms import augment, square_crops
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.decoding.frames import Backend, read_frames
-from adatad_ds.data.decoding.video import VideoError, probe
-from adatad_ds.data.labelled_videos import VideoList
-from adatad_ds.data.window_dataset import REPLACEMENTS, SampleKey
+from adatad_ds.data.decoding.frames import Backend, Frames, read_with_damage
+from adatad_ds.data.decoding.video import probe
+from adatad_ds.data.labelled_videos import LabelledVideo, VideoList
+from adatad_ds.data.video_dataset import VideoDataset, VideoSample
 
 IGNORED = -100  # the label of blank samples: what torch's cross_entropy leaves out
 
@@ -88,28 +87,14 @@ def fixed_clips(num_frames: int, *, frames: int, sampling: ClipSampling, stride:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClipSample:
-    """One video's clips, ready for the model.
+class ClipSample(VideoSample):
+    """One video's clips; `frames` is (V, T, S, S, 3) uint8, view c * crops + k being crop k of clip c.
 
     Attributes:
-        frames: (V, T, S, S, 3) uint8; view c * crops + k is crop k of clip c.
-        label: class index; `IGNORED` of padding, and where no video could be read in training.
-        video: name of the video that the frames are from.
-        sample_id: which sample, -1 for padding.
-        seed: 63 random bits for what the model draws.
-        error: why the video that belongs here could not be read.
-        damage: what is missing in the file that the frames are from.
-        padding: only there to give all ranks the same number of videos.
+        label: class index; `IGNORED` for padding, and where no video could be read in training.
     """
 
-    frames: Tensor
     label: int
-    video: str
-    sample_id: int
-    seed: int
-    error: str | None = None
-    damage: Damage | None = None
-    padding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,7 +129,7 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
     )
 
 
-class ClipDataset(Dataset[ClipSample]):
+class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
     """Clips of labelled videos, addressed as `dataset[epoch, sample_id]`.
 
     In training, sample `i` is a random, augmented clip of video `i % videos`; an unreadable video is replaced. In
@@ -195,9 +180,9 @@ class ClipDataset(Dataset[ClipSample]):
                 raise ValueError(f"{name}={count} must be at least 1")
         if crops not in (1, 3):
             raise ValueError(f"crops={crops} must be 1 or 3")
-        self.videos, self.classes = videos.videos, videos.classes
+        super().__init__(videos=videos.videos, training=training, seed=seed, repeats=repeats)
+        self.classes = videos.classes
         self.views = 1 if training else clips * crops
-        self._training, self._seed, self._repeats = training, seed, repeats
         self._frames, self._stride, self._clips = frames, stride, clips
         self._sampling: ClipSampling = sampling
         self._crops: Crops = crops
@@ -206,74 +191,40 @@ class ClipDataset(Dataset[ClipSample]):
         self._resolution, self._short_side = resolution, short_side_before_crop if training else resolution
         self._augment = tuple(augment)
 
-    def __len__(self) -> int:
-        return len(self.videos) * (self._repeats if self._training else 1)
+    def _random(self, index: int, rng: np.random.Generator) -> ClipSample:
+        video = self.videos[index]
+        num_frames = probe(video.path).num_frames
+        wanted = random_clip(num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng)
+        read, damage = self._read(video, wanted)
+        frames = augment(read, resolution=self._resolution, scaling=self._scaling, kinds=self._augment, rng=rng)
+        return ClipSample(frames=frames[None], label=video.label, video=video.name, damage=damage)
 
-    def __getitem__(self, key: SampleKey | None) -> ClipSample:
-        if key is None:
-            return replace(self._blank(video="", label=IGNORED, sample_id=-1, seed=0), padding=True)
-        epoch, sample_id = key
-        rng = np.random.default_rng([self._seed, epoch, sample_id])
-        model_seed = int(rng.integers(2**63))
-        if self._training:
-            return self._training_sample(sample_id, model_seed, rng)
-        return self._test_sample(sample_id, model_seed)
-
-    def _training_sample(self, sample_id: int, model_seed: int, rng: np.random.Generator) -> ClipSample:
-        index, error = sample_id % len(self.videos), None
-        for _ in range(1 + REPLACEMENTS):
-            video = self.videos[index]
-            try:
-                num_frames = probe(video.path).num_frames
-                wanted = random_clip(
-                    num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng
-                )
-                read, damage = self._read(index, wanted)
-            except VideoError as caught:
-                error = error or str(caught)
-                index = int(rng.integers(len(self.videos)))
-                continue
-            frames = augment(read, resolution=self._resolution, scaling=self._scaling, kinds=self._augment, rng=rng)
-            return ClipSample(
-                frames=frames[None],
-                label=video.label,
-                video=video.name,
-                sample_id=sample_id,
-                seed=model_seed,
-                error=error,
-                damage=damage,
-            )
-        blank = self._blank(video=self.videos[index].name, label=IGNORED, sample_id=sample_id, seed=model_seed)
-        return replace(blank, error=error)
-
-    def _test_sample(self, sample_id: int, model_seed: int) -> ClipSample:
+    def _fixed(self, sample_id: int) -> ClipSample:
         video = self.videos[sample_id]
-        blank = self._blank(video=video.name, label=video.label, sample_id=sample_id, seed=model_seed)
-        try:
-            num_frames = probe(video.path).num_frames
-            wanted = fixed_clips(
-                num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, clips=self._clips
-            )
-            read, damage = self._read(sample_id, wanted.reshape(-1))
-        except VideoError as caught:
-            return replace(blank, error=str(caught))
+        num_frames = probe(video.path).num_frames
+        wanted = fixed_clips(
+            num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, clips=self._clips
+        )
+        read, damage = self._read(video, wanted.reshape(-1))
         crops = square_crops(
             read, resolution=self._resolution, scaling=self._scaling, crops=self._crops
         )  # (crops, clips * T, S, S, 3)
         views = crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1)
-        return replace(blank, frames=views, damage=damage)
+        return ClipSample(frames=views, label=video.label, video=video.name, damage=damage)
 
-    def _read(self, index: int, wanted: Indices) -> tuple[NDArray[np.uint8], Damage]:
-        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file; and its damage."""
-        distinct, inverse = np.unique(wanted, return_inverse=True)
-        path, lost = self.videos[index].path, set[int]()
-        frames = read_frames(
-            path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader, lost=lost
-        )
-        return frames[inverse], probe(path).damage.with_lost(lost)
-
-    def _blank(self, *, video: str, label: int, sample_id: int, seed: int) -> ClipSample:
-        """Black frames."""
+    def _blank(self, index: int | None) -> ClipSample:
+        """Black frames; a test video keeps its label."""
         shape = (self.views, self._frames, self._resolution, self._resolution, 3)
         frames = torch.zeros(shape, dtype=torch.uint8)
-        return ClipSample(frames=frames, label=label, video=video, sample_id=sample_id, seed=seed)
+        if index is None:
+            return ClipSample(frames=frames, label=IGNORED, video="")
+        video = self.videos[index]
+        return ClipSample(frames=frames, label=IGNORED if self._training else video.label, video=video.name)
+
+    def _read(self, video: LabelledVideo, wanted: Indices) -> tuple[Frames, Damage]:
+        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file; and its damage."""
+        distinct, inverse = np.unique(wanted, return_inverse=True)
+        frames, damage = read_with_damage(
+            video.path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader
+        )
+        return frames[inverse], damage

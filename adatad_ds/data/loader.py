@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.augmentation.transforms import BY_TORCHVISION
-from adatad_ds.data.window_dataset import SampleKey
+from adatad_ds.data.video_dataset import SampleKey
 from adatad_ds.data.worker_process import WorkerContext, start_worker
 from adatad_ds.errors import ConfigError, DataError
 

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.annotations import AnnotationSet, load_annotations
+from adatad_ds.data.annotations import AnnotationSet, Video, load_annotations
 from adatad_ds.data.augmentation.transforms import augment, center_crop
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.decoding.frames import read_frames
-from adatad_ds.data.decoding.video import VideoError, probe
+from adatad_ds.data.decoding.frames import Frames, read_with_damage
+from adatad_ds.data.decoding.video import VideoError
+from adatad_ds.data.video_dataset import REPLACEMENTS, VideoDataset
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.windows import (
     Timing,
     VideoWindow,
+    WindowSource,
     file_frames,
     find_timing,
     random_trunc_window,
@@ -36,13 +37,10 @@ from adatad_ds.detection.timegrid import TimeGrid
 from adatad_ds.errors import DataError, summarize_list
 
 ANY_ACTION = "action"  # the only class of a class-agnostic detector
-REPLACEMENTS = 20  # videos tried in place of an unreadable one
 PROBING_THREADS = 4
 
-SampleKey = tuple[int, int]  # epoch, sample id
 
-
-class WindowDataset(Dataset[Sample]):
+class WindowDataset(VideoDataset[Video, Sample]):
     """Windows of annotated videos, addressed as `dataset[epoch, sample_id]`.
 
     In training, sample `i` is a random, augmented window of video `i % videos`; in testing, the fixed window `i`.
@@ -74,13 +72,17 @@ class WindowDataset(Dataset[Sample]):
         reports: Sequence[str] = (),
         frames: slice | None = None,
     ) -> None:
-        self.videos = annotations.videos
+        super().__init__(
+            videos=annotations.videos,
+            training=training,
+            seed=seed,
+            repeats=repeats,
+            replacements=REPLACEMENTS if frames is None else 0,
+        )
         self.classes = (ANY_ACTION,) if config.class_agnostic else annotations.classes
         self.reports = list(reports)
-        self._config, self._paths, self._training = config, dict(paths), training
-        self._seed, self._repeats = seed, repeats
+        self._config, self._paths = config, dict(paths)
         self._frames = frames or slice(None)
-        self._replacements = REPLACEMENTS if frames is None else 0
         self._label_ids = {
             label: 0 if config.class_agnostic else index for index, label in enumerate(annotations.classes)
         }
@@ -132,49 +134,28 @@ class WindowDataset(Dataset[Sample]):
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
 
     def __len__(self) -> int:
-        if self._windows is not None:
-            return len(self._windows)
-        return len(self.videos) * (self._repeats if self._training else 1)
+        return super().__len__() if self._windows is None else len(self._windows)
 
-    def __getitem__(self, key: SampleKey | None) -> Sample:
-        if key is None:
-            return replace(self._blank(video="", sample_id=-1, seed=0), padding=True)
-        epoch, sample_id = key
-        rng = np.random.default_rng([self._seed, epoch, sample_id])
-        model_seed = int(rng.integers(2**63))
-        if self._training:
-            return self._training_sample(sample_id, model_seed, rng)
-        return self._test_sample(sample_id, model_seed)
+    def _random(self, index: int, rng: np.random.Generator) -> Sample:
+        config, source = self._config, self._source(index)
+        window = resize_window(source) if config.sampling == "resize" else random_trunc_window(source, rng=rng)
+        read, damage = self._read(window, short_side=config.short_side_before_crop)
+        frames = augment(read, resolution=config.resolution, scaling=config.scaling, kinds=config.augment, rng=rng)
+        return self._sample(window, frames, damage)
 
-    def _training_sample(self, sample_id: int, model_seed: int, rng: np.random.Generator) -> Sample:
-        config, error = self._config, None
-        index = sample_id % len(self.videos)
-        for _ in range(1 + self._replacements):
-            try:
-                window = self._random_window(index, rng)
-                frames, damage = self._read(window, short_side=config.short_side_before_crop)
-            except VideoError as caught:
-                error = error or str(caught)
-                index = int(rng.integers(len(self.videos)))
-                continue
-            side, scaling = config.resolution, config.scaling
-            frames = augment(frames, resolution=side, scaling=scaling, kinds=config.augment, rng=rng)
-            return replace(self._sample(window, frames, sample_id, model_seed), error=error, damage=damage)
-        return replace(self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed), error=error)
+    def _fixed(self, sample_id: int) -> Sample:
+        config, window = self._config, self._fixed_window(sample_id)
+        read, damage = self._read(window, short_side=config.resolution)
+        frames = center_crop(read, resolution=config.resolution, scaling=config.scaling)
+        return self._sample(window, frames, damage)
 
-    def _test_sample(self, sample_id: int, model_seed: int) -> Sample:
-        index = sample_id if self._windows is None else self._windows[sample_id].video_index
-        try:
-            window = self._resized(index) if self._windows is None else self._windows[sample_id]
-            side = self._config.resolution
-            frames, damage = self._read(window, short_side=side)
-        except VideoError as caught:
-            blank = self._blank(video=self.videos[index].name, sample_id=sample_id, seed=model_seed)
-            return replace(blank, error=str(caught))
-        frames = center_crop(frames, resolution=side, scaling=self._config.scaling)
-        return replace(self._sample(window, frames, sample_id, model_seed), damage=damage)
+    def _video_of(self, sample_id: int) -> int:
+        return sample_id if self._windows is None else self._windows[sample_id].video_index
 
-    def _sample(self, window: VideoWindow, frames: Tensor, sample_id: int, seed: int) -> Sample:
+    def _fixed_window(self, sample_id: int) -> VideoWindow:
+        return resize_window(self._source(sample_id)) if self._windows is None else self._windows[sample_id]
+
+    def _sample(self, window: VideoWindow, frames: Tensor, damage: Damage) -> Sample:
         return Sample(
             frames=frames,
             valid=torch.arange(self._config.window_size) < window.valid_steps,
@@ -182,11 +163,10 @@ class WindowDataset(Dataset[Sample]):
             labels=torch.from_numpy(window.labels),
             grid=window.grid,
             video=self.videos[window.video_index].name,
-            sample_id=sample_id,
-            seed=seed,
+            damage=damage,
         )
 
-    def _blank(self, *, video: str, sample_id: int, seed: int) -> Sample:
+    def _blank(self, index: int | None) -> Sample:
         """Black frames, no valid step, no action."""
         config, count = self._config, len(range(self._config.window_frames)[self._frames])
         return Sample(
@@ -195,68 +175,40 @@ class WindowDataset(Dataset[Sample]):
             segments_grid=torch.zeros((0, 2)),
             labels=torch.zeros(0, dtype=torch.int64),
             grid=TimeGrid(origin_sec=0.0, step_sec=1.0, duration_sec=0.0),
-            video=video,
-            sample_id=sample_id,
-            seed=seed,
-        )
-
-    def _random_window(self, index: int, rng: np.random.Generator) -> VideoWindow:
-        if self._config.sampling == "resize":
-            return self._resized(index)
-        return random_trunc_window(
-            self.videos[index],
-            timing=self._timing(index),
-            config=self._config,
-            label_ids=self._label_ids,
-            rng=rng,
-            video_index=index,
-        )
-
-    def _resized(self, index: int) -> VideoWindow:
-        return resize_window(
-            self.videos[index],
-            timing=self._timing(index),
-            config=self._config,
-            label_ids=self._label_ids,
-            video_index=index,
+            video="" if index is None else self.videos[index].name,
         )
 
     def _all_windows(self) -> list[VideoWindow]:
-        """Sliding windows of all videos; an unreadable one keeps a window, which will carry the error."""
+        """Sliding windows of all videos; an unreadable video keeps one window, whose sample carries the error."""
 
-        def timing(index: int) -> Timing:
+        def source(index: int) -> WindowSource:
             try:
-                return self._timing(index)
+                return self._source(index)
             except VideoError:
-                return Timing(num_frames=1, fps=1.0)
+                return self._source(index, timing=Timing(num_frames=1, fps=1.0))
 
         with ThreadPoolExecutor(PROBING_THREADS) as pool:
-            timings = list(pool.map(timing, range(len(self.videos))))
-        return [
-            window
-            for index, found in enumerate(timings)
-            for window in windows_for_testing(
-                self.videos[index],
-                timing=found,
-                config=self._config,
-                label_ids=self._label_ids,
-                video_index=index,
-            )
-        ]
+            sources = list(pool.map(source, range(len(self.videos))))
+        return [window for source in sources for window in windows_for_testing(source)]
+
+    def _source(self, index: int, timing: Timing | None = None) -> WindowSource:
+        return WindowSource(
+            video=self.videos[index],
+            video_index=index,
+            timing=timing or self._timing(index),
+            config=self._config,
+            label_ids=self._label_ids,
+        )
 
     def _timing(self, index: int) -> Timing:
         video = self.videos[index]
         return find_timing(video, self._paths[video.name], self._config)
 
-    def _read(self, window: VideoWindow, *, short_side: int) -> tuple[np.ndarray, Damage]:
-        self._timing(window.video_index)  # refuses what cannot be used
+    def _read(self, window: VideoWindow, *, short_side: int) -> tuple[Frames, Damage]:
+        self._timing(window.video_index)  # rejects unusable files
         path, config = self._paths[self.videos[window.video_index].name], self._config
         indices = file_frames(window, path, config)[self._frames]
-        lost: set[int] = set()
-        frames = read_frames(
-            path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader, lost=lost
-        )
-        return frames, probe(path).damage.with_lost(lost)
+        return read_with_damage(path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader)
 
 
 def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: bool) -> tuple[AnnotationSet, list[str]]:

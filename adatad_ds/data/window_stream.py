@@ -26,7 +26,7 @@ from adatad_ds.data.augmentation.transforms import center_crop
 from adatad_ds.data.batch import Batch, Sample, collate
 from adatad_ds.data.decoding.frames import stream_frames
 from adatad_ds.data.decoding.video import probe
-from adatad_ds.data.windows import VideoWindow, file_frames, find_timing, windows_for_testing
+from adatad_ds.data.windows import VideoWindow, WindowSource, file_frames, find_timing, windows_for_testing
 
 DECODING_THREADS = 4
 
@@ -49,7 +49,7 @@ def windows_of_file(video: Video, path: Path, config: DataConfig) -> list[VideoW
         VideoError: not a decodable video.
     """
     timing = find_timing(video, path, config)
-    return windows_for_testing(video, timing=timing, config=config, label_ids={}, video_index=0)
+    return windows_for_testing(WindowSource(video=video, video_index=0, timing=timing, config=config, label_ids={}))
 
 
 def stream_batches(

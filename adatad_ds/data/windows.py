@@ -37,6 +37,30 @@ class Timing:
     start_sec: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WindowSource:
+    """A video and what its windows depend on.
+
+    Attributes:
+        video: its duration and actions.
+        video_index: which video, in the caller's list; copied into the windows.
+        timing: of its frames.
+        config: window length, strides, thresholds.
+        label_ids: class index of every label.
+    """
+
+    video: Video
+    video_index: int
+    timing: Timing
+    config: DataConfig
+    label_ids: Mapping[str, int]
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the whole video."""
+        return -(-self.timing.num_frames // self.config.frame_stride)
+
+
 @dataclass(frozen=True, eq=False)
 class VideoWindow:
     """One window of a video.
@@ -44,9 +68,9 @@ class VideoWindow:
     Attributes:
         video_index: which video, in the caller's list.
         frame_indices: file frames (F,) int64, padded by repeating the last; counted at `data.fixed_fps` if that is set.
-        frame_sec: when those are shown (F,), for files whose frames are not evenly spaced.
+        frame_sec: display times of these frames (F,), for files whose frames are not evenly spaced.
         valid_steps: feature steps that see at least one frame that is not padding.
-        grid: seconds of the feature steps.
+        grid: converts between seconds and feature steps.
         segments_grid: actions (G, 2) float32 in feature steps.
         labels: class indices (G,) int64.
     """
@@ -60,110 +84,54 @@ class VideoWindow:
     labels: NDArray[np.int64]
 
 
-def random_trunc_window(
-    video: Video,
-    *,
-    timing: Timing,
-    config: DataConfig,
-    label_ids: Mapping[str, int],
-    rng: np.random.Generator,
-    video_index: int,
-) -> VideoWindow:
+def random_trunc_window(source: WindowSource, *, rng: np.random.Generator) -> VideoWindow:
     """A random window that holds an action if one can be found, as the published training draws it.
 
     Videos shorter than a window are cropped to a random share (`crop_ratio`) and padded. Actions count when at least
     `trunc_thresh` of them lies inside, and are clipped to the window. Without any, the window has no positives.
-
-    Args:
-        video: its actions.
-        timing: of its frames.
-        config: window length, strides, thresholds.
-        label_ids: class index of every label.
-        rng: the only source of randomness.
-        video_index: copied into the result.
     """
-    slots = _slots(timing.num_frames, config)
+    config, slots = source.config, source.num_slots
     length = min(slots, config.window_frames)
     if slots <= config.window_frames and config.crop_ratio is not None:
         shortest, longest = sorted(min(max(round(ratio * slots), 1), slots) for ratio in config.crop_ratio)
         length = int(rng.integers(shortest, longest, endpoint=True))
     starts = rng.integers(0, slots - length, size=TRIES, endpoint=True)
-    whole = _grid(video, start_slot=0, timing=timing, config=config)
-    segments_slot, _ = _actions(video, whole, label_ids)
+    segments_slot, _ = _actions(source, _grid(source, start_slot=0))
     segments_slot *= config.frames_per_feature
     share = _inside(segments_slot, starts[:, None], starts[:, None] + length)  # (tries, G)
     with_action = np.flatnonzero((share >= config.trunc_thresh).any(axis=1))
     start = int(starts[with_action[0] if len(with_action) else -1])
-    return _cut(
-        video,
-        start_slot=start,
-        length=length,
-        timing=timing,
-        config=config,
-        label_ids=label_ids,
-        video_index=video_index,
-    )
+    return _cut(source, start_slot=start, length=length)
 
 
-def windows_for_testing(
-    video: Video,
-    *,
-    timing: Timing,
-    config: DataConfig,
-    label_ids: Mapping[str, int],
-    video_index: int,
-) -> list[VideoWindow]:
-    """All windows of a video in testing, by rising time: sliding ones, or the whole video; arguments as above."""
-    if config.sampling == "resize":
-        return [resize_window(video, timing=timing, config=config, label_ids=label_ids, video_index=video_index)]
-    return sliding_windows(video, timing=timing, config=config, label_ids=label_ids, video_index=video_index)
+def windows_for_testing(source: WindowSource) -> list[VideoWindow]:
+    """All test windows of a video in temporal order: sliding windows, or the whole video."""
+    return [resize_window(source)] if source.config.sampling == "resize" else sliding_windows(source)
 
 
-def sliding_windows(
-    video: Video,
-    *,
-    timing: Timing,
-    config: DataConfig,
-    label_ids: Mapping[str, int],
-    video_index: int,
-) -> list[VideoWindow]:
-    """Overlapping windows over the whole video, the last one ending at its end; arguments as above."""
-    steps = -(-timing.num_frames // (config.frame_stride * config.frames_per_feature))
+def sliding_windows(source: WindowSource) -> list[VideoWindow]:
+    """Overlapping windows over the whole video; the last one ends where the video ends."""
+    config = source.config
+    steps = -(-source.timing.num_frames // (config.frame_stride * config.frames_per_feature))
     hop = max(1, int(config.window_size * (1 - config.test_window_overlap)))
     last = max(0, steps - config.window_size)
     # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
-    starts = [*range(0, last, hop), last]
-    slots = _slots(timing.num_frames, config)
-    windows = []
-    for start_step in starts:
-        start_slot = start_step * config.frames_per_feature
-        windows.append(
-            _cut(
-                video,
-                start_slot=start_slot,
-                length=min(config.window_frames, slots - start_slot),
-                timing=timing,
-                config=config,
-                label_ids=label_ids,
-                video_index=video_index,
-            )
-        )
-    return windows
+    starts = [step * config.frames_per_feature for step in (*range(0, last, hop), last)]
+    return [
+        _cut(source, start_slot=start, length=min(config.window_frames, source.num_slots - start)) for start in starts
+    ]
 
 
-def resize_window(
-    video: Video, *, timing: Timing, config: DataConfig, label_ids: Mapping[str, int], video_index: int
-) -> VideoWindow:
-    """The whole video as one window: frames at the centres of F equal parts, T steps from the first to the end."""
+def resize_window(source: WindowSource) -> VideoWindow:
+    """The whole video as one window: frames at the centres of F equal parts, T equal feature steps."""
+    config, timing, duration_sec = source.config, source.timing, source.video.duration_sec
     part_frames = timing.num_frames / config.window_frames
     centres = (np.arange(config.window_frames) + 0.5) * part_frames - 0.5
-    shown_sec = video.duration_sec - timing.start_sec
-    grid = TimeGrid(
-        origin_sec=timing.start_sec, step_sec=shown_sec / config.window_size, duration_sec=video.duration_sec
-    )
-    segments_grid, labels = _actions(video, grid, label_ids)
+    shown_sec = duration_sec - timing.start_sec
+    grid = TimeGrid(origin_sec=timing.start_sec, step_sec=shown_sec / config.window_size, duration_sec=duration_sec)
+    segments_grid, labels = _actions(source, grid)
     return VideoWindow(
-        video_index=video_index,
+        video_index=source.video_index,
         frame_indices=np.clip(np.rint(centres), 0, timing.num_frames - 1).astype(np.int64),
         frame_sec=timing.start_sec + centres * shown_sec / timing.num_frames,
         valid_steps=config.window_size,
@@ -227,25 +195,17 @@ def file_frames(window: VideoWindow, path: Path, config: DataConfig) -> NDArray[
     return window.frame_indices
 
 
-def _cut(
-    video: Video,
-    *,
-    start_slot: int,
-    length: int,
-    timing: Timing,
-    config: DataConfig,
-    label_ids: Mapping[str, int],
-    video_index: int,
-) -> VideoWindow:
+def _cut(source: WindowSource, *, start_slot: int, length: int) -> VideoWindow:
     """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside."""
+    config, timing = source.config, source.timing
     slots = np.minimum(start_slot + np.arange(config.window_frames), start_slot + length - 1)
-    grid = _grid(video, start_slot=start_slot, timing=timing, config=config)
-    segments_grid, labels = _actions(video, grid, label_ids)
+    grid = _grid(source, start_slot=start_slot)
+    segments_grid, labels = _actions(source, grid)
     end_grid = length / config.frames_per_feature
     kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
     frame_indices = np.minimum(slots * config.frame_stride, timing.num_frames - 1).astype(np.int64)
     return VideoWindow(
-        video_index=video_index,
+        video_index=source.video_index,
         frame_indices=frame_indices,
         frame_sec=timing.start_sec + frame_indices / timing.fps,
         # differs: a last step that is only partly real counts (the reference rounds down): its frames would be lost.
@@ -256,27 +216,23 @@ def _cut(
     )
 
 
-def _slots(num_frames: int, config: DataConfig) -> int:
-    return -(-num_frames // config.frame_stride)
-
-
-def _grid(video: Video, *, start_slot: int, timing: Timing, config: DataConfig) -> TimeGrid:
+def _grid(source: WindowSource, *, start_slot: int) -> TimeGrid:
     """sec = start + (grid * feature stride + first file frame + offset) / fps, for actions and detections alike."""
+    config, timing = source.config, source.timing
     feature_stride_frames = config.frame_stride * config.frames_per_feature
     return TimeGrid(
         origin_sec=timing.start_sec + (start_slot * config.frame_stride + config.offset_frames) / timing.fps,
         step_sec=feature_stride_frames / timing.fps,
-        duration_sec=video.duration_sec,
+        duration_sec=source.video.duration_sec,
     )
 
 
-def _actions(
-    video: Video, grid: TimeGrid, label_ids: Mapping[str, int]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _actions(source: WindowSource, grid: TimeGrid) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """All actions on a grid (G, 2), not clipped, and their labels (G,)."""
+    actions = source.video.actions
     # differs: the reference rounds ground truth down to whole frames first; times stay exact here.
-    seconds = np.array([(a.start_sec, a.end_sec) for a in video.actions], dtype=np.float64).reshape(-1, 2)
-    return grid.to_grid(seconds), np.array([label_ids[a.label] for a in video.actions], dtype=np.int64)
+    seconds = np.array([(a.start_sec, a.end_sec) for a in actions], dtype=np.float64).reshape(-1, 2)
+    return grid.to_grid(seconds), np.array([source.label_ids[a.label] for a in actions], dtype=np.int64)
 
 
 def _inside(

@@ -19,7 +19,7 @@ from adatad_ds.data.decoding.video import VideoError, frames_at, probe
 from adatad_ds.data.inspection.scan import scan
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
-from adatad_ds.data.windows import find_timing, resize_window
+from adatad_ds.data.windows import WindowSource, find_timing, resize_window
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.evaluation.candidates_file import RawDetections, read_raw, write_raw
@@ -258,7 +258,7 @@ def test_training_sees_what_a_player_shows(tmp_path: Path, changes: dict, fields
     segment = [{"segment": [5.0, 7.0], "label": "run"}]
     config = annotate(tmp_path, "late.mp4", duration=9.0, annotations=segment, **fields)
     data = WindowDataset.for_testing(replace(config, window_size=64, resolution=96, **changes))
-    sample, window = data[0, 0], (data._windows or [data._resized(0)])[0]
+    sample, window = data[0, 0], data._fixed_window(0)
     frames, _ = data._read(window, short_side=96)
     ((start, end),) = sample.segments_grid.tolist()
     numbers = frame_numbers(frames)[[round(start), round(end)]]
@@ -304,7 +304,9 @@ def test_a_reencoded_file_is_refused_only_where_its_rate_matters(tmp_path: Path)
             find_timing(video, path, BASE)
         resize = replace(BASE, sampling="resize", feature_stride_frames=None)
         timing = find_timing(video, path, resize)
-        window = resize_window(video, timing=timing, config=resize, label_ids={"run": 0}, video_index=0)
+        window = resize_window(
+            WindowSource(video=video, video_index=0, timing=timing, config=resize, label_ids={"run": 0})
+        )
         assert window.frame_indices[-1] == 96  # the centre of the last of 16 parts: all of the file is seen
         np.testing.assert_allclose(window.segments_grid, [[8, 16]])
         assert find_timing(video, path, replace(BASE, fixed_fps=5.0)).num_frames == 50

@@ -365,8 +365,7 @@ def test_collate_keeps_everything(config: DataConfig):
 def numbers_shown(data: WindowDataset, sample_id: int) -> tuple[np.ndarray, Sample]:
     """The number that each frame of a test window carries, and the window; the crop shows the middle of a frame."""
     sample = data[0, sample_id]
-    window = data._windows[sample_id] if data._windows is not None else data._resized(sample_id)
-    frames, _ = data._read(window, short_side=48)
+    frames, _ = data._read(data._fixed_window(sample_id), short_side=48)
     return frame_numbers(frames, width=88), sample
 
 

@@ -14,7 +14,7 @@ from adatad_ds.config.loading import override
 from adatad_ds.config.schema import Config, DataConfig, TrainConfig
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.inspection.training_length import count_windows, suggest_length
-from adatad_ds.data.windows import Timing, windows_for_testing
+from adatad_ds.data.windows import Timing, WindowSource, windows_for_testing
 from adatad_ds.planning.step_time import WindowTime, step_seconds
 from adatad_ds.planning.training_advice import UserData, small_machine, suggest_training
 from adatad_ds.recipes.catalog import all_recipes, find_recipe
@@ -90,7 +90,7 @@ def test_test_windows_are_counted_as_they_are_cut(frames: int, sampling: str):
     data = DataConfig(window_size=64, feature_stride_frames=4, sampling=sampling)  # type: ignore[arg-type]
     video = Video("v", "validation", frames / 25, frames, None, ())
     timing = Timing(num_frames=frames, fps=25.0)
-    cut = windows_for_testing(video, timing=timing, config=data, label_ids={}, video_index=0)
+    cut = windows_for_testing(WindowSource(video=video, video_index=0, timing=timing, config=data, label_ids={}))
     assert abs(count_windows([frames], data) - len(cut)) <= (sampling != "resize")  # a hop more, where it ends just so
     assert count_windows([frames, frames], data) == 2 * count_windows([frames], data)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Action, Video
-from adatad_ds.data.windows import Timing, random_trunc_window, resize_window, sliding_windows
+from adatad_ds.data.windows import Timing, WindowSource, random_trunc_window, resize_window, sliding_windows
 from adatad_ds.detection.timegrid import TimeGrid
 
 LABELS = {"run": 0, "jump": 1}
@@ -23,17 +23,17 @@ def video(*actions: tuple[float, float, str], duration_sec: float = 40.0) -> Vid
     return Video("v", "training", duration_sec, None, None, tuple(Action(*action) for action in actions))
 
 
+def cut_from(film: Video, cfg: DataConfig, *, num_frames: int, fps: float, video_index: int = 3) -> WindowSource:
+    timing = Timing(num_frames=num_frames, fps=fps)
+    return WindowSource(video=film, video_index=video_index, timing=timing, config=cfg, label_ids=LABELS)
+
+
 def draw(film: Video, cfg: DataConfig, *, num_frames: int, fps: float, seed: int = 0):
-    rng = np.random.default_rng(seed)
-    return random_trunc_window(
-        film, timing=Timing(num_frames=num_frames, fps=fps), config=cfg, label_ids=LABELS, rng=rng, video_index=3
-    )
+    return random_trunc_window(cut_from(film, cfg, num_frames=num_frames, fps=fps), rng=np.random.default_rng(seed))
 
 
 def slide(film: Video, cfg: DataConfig, *, num_frames: int, fps: float):
-    return sliding_windows(
-        film, timing=Timing(num_frames=num_frames, fps=fps), config=cfg, label_ids=LABELS, video_index=3
-    )
+    return sliding_windows(cut_from(film, cfg, num_frames=num_frames, fps=fps))
 
 
 @settings(max_examples=300, deadline=None)
@@ -152,13 +152,8 @@ def test_windows_without_positives(actions):
 
 def test_resize_samples_centres():
     cfg = config(sampling="resize", feature_stride_frames=None)
-    window = resize_window(
-        video((10.0, 30.0, "jump"), (35.0, 40.0, "run")),
-        timing=Timing(num_frames=160, fps=4.0),
-        config=cfg,
-        label_ids=LABELS,
-        video_index=1,
-    )
+    film = video((10.0, 30.0, "jump"), (35.0, 40.0, "run"))
+    window = resize_window(cut_from(film, cfg, num_frames=160, fps=4.0, video_index=1))
     assert window.frame_indices.tolist() == [round(10 * k + 4.5) for k in range(16)]
     assert window.valid_steps == 16
     np.testing.assert_allclose(window.segments_grid, [[4, 12], [14, 16]])
@@ -169,9 +164,7 @@ def test_resize_samples_centres():
 @given(num_frames=st.integers(1, 100))
 def test_resize_of_any_length(num_frames: int):
     cfg = config(sampling="resize", feature_stride_frames=None, frames_per_feature=2)
-    window = resize_window(
-        video(), timing=Timing(num_frames=num_frames, fps=2.5), config=cfg, label_ids=LABELS, video_index=0
-    )
+    window = resize_window(cut_from(video(), cfg, num_frames=num_frames, fps=2.5))
     assert window.frame_indices.shape == (32,)
     assert (np.diff(window.frame_indices) >= 0).all()
     assert 0 <= window.frame_indices[0] <= window.frame_indices[-1] <= num_frames - 1

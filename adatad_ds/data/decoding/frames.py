@@ -15,6 +15,7 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
+from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.scaling import scale, scaled_size
 from adatad_ds.data.decoding.video import (
     Index,
@@ -51,6 +52,15 @@ def read_frames(
     for row, frame in enumerate(frames):
         out[row] = frame
     return out
+
+
+def read_with_damage(
+    path: str | Path, indices: NDArray[np.int64], *, short_side: int, scaling: Scaling, backend: Backend
+) -> tuple[Frames, Damage]:
+    """Chosen frames (n, h, w, 3) as by `read_frames`, and what is missing in the file, lost frames among them."""
+    lost: set[int] = set()
+    frames = read_frames(path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=lost)
+    return frames, probe(path).damage.with_lost(lost)
 
 
 def stream_frames(

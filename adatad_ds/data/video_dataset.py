@@ -1,0 +1,125 @@
+"""Shared by all datasets: a sample depends on (seed, epoch, sample id) alone, and an unreadable video stops nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.video import VideoError
+
+REPLACEMENTS = 20  # videos tried in place of an unreadable one
+
+SampleKey = tuple[int, int]  # epoch, sample id
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoSample:
+    """Frames of one video, ready for the model.
+
+    Attributes:
+        frames: uint8, RGB last.
+        video: name of the video that the frames are from.
+        sample_id: index of the sample, -1 for padding.
+        seed: 63 random bits for the model's own randomness.
+        error: why the video that belongs here could not be read.
+        damage: what is missing in the file that the frames are from.
+        padding: only there to give all ranks the same number of samples.
+    """
+
+    frames: Tensor
+    video: str
+    sample_id: int = -1
+    seed: int = 0
+    error: str | None = None
+    damage: Damage | None = None
+    padding: bool = False
+
+
+VideoT = TypeVar("VideoT")
+SampleT = TypeVar("SampleT", bound=VideoSample)
+
+
+class VideoDataset(Dataset[SampleT], ABC, Generic[VideoT, SampleT]):
+    """Samples of videos, addressed as `dataset[epoch, sample_id]`; `dataset[None]` is a padding sample.
+
+    In training, sample `i` is a random sample of video `i % videos`; if that is unreadable, of another random video. In
+    testing, it is the fixed sample `i`. Where nothing can be read, the sample is blank and carries the error.
+
+    Args:
+        videos: all videos.
+        training: random samples, or the fixed ones.
+        seed: seed of everything random.
+        repeats: samples of each video per training epoch.
+        replacements: how many other videos are tried in place of an unreadable one in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        videos: Sequence[VideoT],
+        training: bool,
+        seed: int,
+        repeats: int,
+        replacements: int = REPLACEMENTS,
+    ) -> None:
+        self.videos = videos
+        self._training, self._seed, self._repeats, self._replacements = training, seed, repeats, replacements
+
+    def __len__(self) -> int:
+        return len(self.videos) * (self._repeats if self._training else 1)
+
+    def __getitem__(self, key: SampleKey | None) -> SampleT:
+        if key is None:
+            return replace(self._blank(None), padding=True)
+        epoch, sample_id = key
+        rng = np.random.default_rng([self._seed, epoch, sample_id])
+        seed = int(rng.integers(2**63))
+        sample = self._training_sample(sample_id, rng) if self._training else self._test_sample(sample_id)
+        return replace(sample, sample_id=sample_id, seed=seed)
+
+    def _training_sample(self, sample_id: int, rng: np.random.Generator) -> SampleT:
+        index, error = sample_id % len(self.videos), None
+        for _ in range(1 + self._replacements):
+            try:
+                return replace(self._random(index, rng), error=error)
+            except VideoError as caught:
+                error = error or str(caught)
+                index = int(rng.integers(len(self.videos)))
+        return replace(self._blank(index), error=error)
+
+    def _test_sample(self, sample_id: int) -> SampleT:
+        try:
+            return self._fixed(sample_id)
+        except VideoError as caught:
+            return replace(self._blank(self._video_of(sample_id)), error=str(caught))
+
+    def _video_of(self, sample_id: int) -> int:
+        """Index of a test sample's video."""
+        return sample_id
+
+    @abstractmethod
+    def _random(self, index: int, rng: np.random.Generator) -> SampleT:
+        """A random, augmented sample of video `index`.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+
+    @abstractmethod
+    def _fixed(self, sample_id: int) -> SampleT:
+        """A test sample.
+
+        Raises:
+            VideoError: its video cannot be read.
+        """
+
+    @abstractmethod
+    def _blank(self, index: int | None) -> SampleT:
+        """A sample with black frames in the place of video `index`; None: of no video, for padding."""
