@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone, without installing
 
+from adatad_ds.system.atomic import write_text
 from adatad_ds.system.utf8 import use_utf8
 from tools.gpu_parts.record import FAILED, Recorder, Row, read_rows
 
@@ -130,7 +131,7 @@ def check(parts: Sequence[Part], folder: Path, *, heading: str | None = None, at
                 Recorder(rows_path, part=part.name, miniature=heading is not None).row(
                     "the part itself", problem, expected="a good end", verdict=FAILED
                 )
-            _write(folder / REPORT_FILE, report(parts, read_rows(rows_path), seconds=seconds, heading=heading))
+            write_text(folder / REPORT_FILE, report(parts, read_rows(rows_path), seconds=seconds, heading=heading))
             sys.stdout.flush()
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -199,12 +200,6 @@ def counts(rows: Sequence[Row]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
 
 
 def _command(name: str, out: Path, *, miniature: bool) -> tuple[str, ...]:

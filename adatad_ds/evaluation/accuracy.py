@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.atomic import write_text
 
 PREDICTIONS_FILE = "predictions.json"
 TOP = 5  # the k of top-k accuracy, next to top-1
@@ -177,6 +178,4 @@ def write_predictions(
         best = np.argsort(-probable, kind="stable")[:TOP]
         predicted = [{"label": classes[int(index)], "score": round(float(probable[index]), 4)} for index in best]
         results[name] = {"label": classes[label], "predictions": predicted}
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps({"results": results} | ({"damaged": damaged} if damaged else {})), encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, json.dumps({"results": results} | ({"damaged": damaged} if damaged else {})))

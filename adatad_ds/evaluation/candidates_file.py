@@ -17,6 +17,7 @@ import torch
 
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.errors import DataError
+from adatad_ds.system.atomic import replacing
 
 FORMAT = "adatad_ds candidates 1"
 
@@ -56,8 +57,7 @@ def write_raw(path: Path, raw: RawDetections) -> None:
     parts = [video.candidates for video in raw.videos.values()]
     about = {"format": FORMAT, "name": raw.name, "config": raw.config, "classes": raw.classes}
     about["damaged"] = {name: video.damage for name, video in raw.videos.items() if video.damage}
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             about=np.array(json.dumps(about)),
@@ -68,7 +68,6 @@ def write_raw(path: Path, raw: RawDetections) -> None:
             scores=np.concatenate([np.zeros(0, np.float32), *(part.scores.numpy() for part in parts)]),
             labels=np.concatenate([np.zeros(0, np.uint16), *(part.labels.numpy().astype(np.uint16) for part in parts)]),
         )
-    temporary.rename(path)
 
 
 def read_raw(path: Path) -> RawDetections:

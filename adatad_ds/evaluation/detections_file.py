@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatad_ds.errors import DataError
+from adatad_ds.system.atomic import write_text
 from adatad_ds.system.json_text import read_json
 
 if TYPE_CHECKING:  # reading results needs no PyTorch
@@ -39,9 +40,7 @@ def write_results(
         damaged: what is missing in damaged files, by video; written under "damaged" if there are any.
     """
     tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(tree), encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, json.dumps(tree))
 
 
 def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:

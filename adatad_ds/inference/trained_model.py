@@ -24,6 +24,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
 from adatad_ds.runs.folder import RunFolder
+from adatad_ds.system.atomic import write_text
 from adatad_ds.weights.files import SAFETENSORS, Tensors, check_fit, open_tensors
 from adatad_ds.weights.loading import (
     check_fingerprint,
@@ -241,9 +242,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
 
 
 def _write_description(path: Path, description: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, json.dumps(description, indent=1) + "\n")
 
 
 def _read_description(path: Path) -> Mapping[str, Any]:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".writing_"  # prefix of names under which something is being written
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file under a temporary name, flush it to disk, then rename it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path in the same folder to write to; at the end of the block it is flushed to disk and renamed to `path`.
+
+    If the block ends in an error, or is interrupted, `path` is left as it was and the unfinished file is removed.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    flush(temporary)
-    temporary.rename(path)
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.rename(path)
+    finally:  # of a complete file, nothing is left here
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:

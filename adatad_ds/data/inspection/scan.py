@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from adatad_ds.data.decoding.frames import find_lost
 from adatad_ds.data.decoding.video import VideoError, index_of
+from adatad_ds.system.atomic import write_text
 
 CACHE_VERSION = 2
 SAVE_EVERY = 200  # files
@@ -85,9 +86,7 @@ class Cache:
 
     def save(self) -> None:
         """Write the cache atomically."""
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps({"version": CACHE_VERSION, "files": self._files}), encoding="utf-8")
-        part.replace(self._path)
+        write_text(self._path, json.dumps({"version": CACHE_VERSION, "files": self._files}))
 
 
 def scan_all(paths: Sequence[Path], *, workers: int, cache: Cache) -> dict[Path, Scan]:

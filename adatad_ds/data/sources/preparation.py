@@ -20,6 +20,7 @@ from adatad_ds.data.sources.formats import SUBSETS, TESTING, Entry
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.atomic import write_text
 
 LISTED_MISSING = 10
 PROBING_THREADS = 4
@@ -169,9 +170,7 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], repo
         timing = {"duration": entry.duration_sec} | frames
         database[entry.name] = {"subset": entry.subset} | timing | {"annotations": actions}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(json.dumps({"database": database}), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, json.dumps({"database": database}))
     report(f"{out}: {len(entries)} videos, {sum(len(entry.actions) for entry in entries)} instances")
     names = out.with_suffix(".excluded.txt")
     names.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from adatad_ds.evaluation.plots.fonts import families_for
+from adatad_ds.system.atomic import replacing
 
 # Okabe and Ito's colours, which the colour-blind can distinguish; hatched if there are more classes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
@@ -71,12 +72,8 @@ def class_looks(labels: Sequence[str], *, most: int = len(PALETTE) * len(HATCHES
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-        temporary.rename(path)
-    finally:  # left by a failed or interrupted save
-        temporary.unlink(missing_ok=True)
 
 
 def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str], object]) -> bool:
