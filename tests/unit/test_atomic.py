@@ -21,9 +21,14 @@ def test_a_file_is_replaced(tmp_path: Path):
 def test_an_unfinished_file_changes_nothing(tmp_path: Path, kind: type[BaseException]):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(kind), replacing(path) as temporary:
-        temporary.write_text("half", encoding="utf-8")
-        raise kind
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            raise kind
+
+    with pytest.raises(kind):
+        write_half()
     assert path.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
