@@ -145,8 +145,8 @@ def _read_database(path: Path) -> Mapping[str, Any]:
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
     if twice := [name for name in database if (stem := without_extension(name)) != name and stem in database]:
         raise DataError(
-            f"{path} cannot be used: {summarize_list([repr(name) for name in twice], separator=', ')} stands there "
-            "also without its extension; merge the entries"
+            f"{path} cannot be used: {summarize_list([repr(name) for name in twice], separator=', ')} is also "
+            "listed without its extension; merge the entries"
         )
     return database
 
@@ -182,7 +182,7 @@ def _beyond(chosen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if beyond <= MOST_BEYOND * len(starts):
         return []
     in_ms = sum(start / 1000 < duration for start, duration in starts) > MOST_BEYOND * len(starts)
-    meant = "; were milliseconds meant, divide them by 1000" if in_ms else ""
+    meant = "; if they are in milliseconds, divide them by 1000" if in_ms else ""
     return [f"{beyond} of {len(starts)} actions begin beyond the end of their video: times must be in seconds{meant}"]
 
 

@@ -1,4 +1,4 @@
-"""A window as a sample, and samples as a batch: what passes from the data to the model.
+"""A window as a sample, and samples collated into a batch for the model.
 
 B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 """
@@ -50,14 +50,15 @@ class Batch:
     padding: list[bool]
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, which travels to a GPU asynchronously; called by the DataLoader."""
+        """A copy in page-locked memory, for asynchronous transfer to a GPU; called by the DataLoader."""
         return replace(self, frames=self.frames.pin_memory(), valid=self.valid.pin_memory())
 
     def blank_unreadable(self, errors: Sequence[Sequence[str | None]]) -> Batch:
-        """Blank the samples that some rank could not read, where several hold other frames of the same windows.
+        """Blank the samples that some rank could not read, if several ranks hold different frames of the same windows.
 
         Args:
-            errors: of each rank, its batch's `errors`. A rank alone has replaced unreadable samples: nothing changes.
+            errors: the `errors` of each rank's batch. A single rank has already replaced unreadable samples, and its
+                batch is returned unchanged.
         """
         if len(errors) == 1:
             return self
@@ -75,7 +76,7 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples together."""
+    """Collate samples into a batch."""
     return Batch(
         frames=torch.stack([sample.frames for sample in samples]),
         valid=torch.stack([sample.valid for sample in samples]),

@@ -1,4 +1,4 @@
-"""Clips of labelled videos as samples and batches; every sample is a function of (seed, epoch, sample id) alone.
+"""Clips of labelled videos as samples and batches.
 
 B batch, V views of a video (1 in training; clips x crops in testing), T frames of a clip, S pixels of a side,
 n frames of a file.
@@ -23,27 +23,27 @@ from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.labelled_videos import LabelledVideo, VideoList
 from adatad_ds.data.video_dataset import VideoDataset, VideoSample
 
-IGNORED = -100  # the label of blank samples: what torch's cross_entropy leaves out
+IGNORED = -100  # label of blank samples, ignored by torch's cross_entropy
 
 ClipSampling = Literal["uniform", "dense"]
 Crops = Literal[1, 3]
 Indices = NDArray[np.int64]
 
 
-# ---- which frames ----------------------------------------------------------------------------------------------------
+# ---- frame sampling --------------------------------------------------------------------------------------------------
 
 
 def uniform_parts(num_frames: int, *, frames: int) -> tuple[Indices, Indices]:
     """First and last frame (T,) of T equal parts of a video; neighbours share a frame, short videos repeat some.
 
-    As AIM's authors have it from SlowFast: frame 0 to the last is what is divided.
+    As in SlowFast, and so in AIM, the range from frame 0 to the last frame is divided.
     """
     edges = np.round((num_frames - 1) / frames * np.arange(frames + 1)).astype(np.int64)
     return edges[:-1], edges[1:]
 
 
 def dense_clip(num_frames: int, *, frames: int, stride: int, start: int) -> Indices:
-    """T frames `stride` apart from `start` on; a video that ends before begins again, as in mmaction and so in AIM.
+    """T frames, `stride` apart, from `start` on; past its end, a video starts over, as in mmaction and so in AIM.
 
     Returns:
         (T,) frames of the file.
@@ -52,9 +52,9 @@ def dense_clip(num_frames: int, *, frames: int, stride: int, start: int) -> Indi
 
 
 def last_start(num_frames: int, *, frames: int, stride: int) -> int:
-    """The latest start of a dense clip, as in mmaction and so in AIM: T * stride frames from it on; 0 where fewer are.
+    """The latest start of a random dense clip: T * stride frames before the video's end, or 0 in shorter videos.
 
-    The clip itself would fit `stride - 1` frames later still.
+    As in mmaction, and so in AIM; the clip itself would still fit `stride - 1` frames later.
     """
     return max(0, num_frames - frames * stride)
 
@@ -73,7 +73,7 @@ def fixed_clips(num_frames: int, *, frames: int, sampling: ClipSampling, stride:
     """The fixed clips (clips, T) of a test video.
 
     Uniform: clip j takes the centre of the j-th of `clips` equal pieces of each part, one clip the parts' centres.
-    Dense: clip j starts at the centre of the j-th of `clips` equal pieces of the possible starts; at 0 where none is.
+    Dense: clip j starts at the centre of the j-th of `clips` equal pieces of the possible starts; at 0 if none exists.
     """
     centres = (np.arange(clips) + 0.5) / clips
     if sampling == "uniform":
@@ -111,12 +111,12 @@ class ClipBatch:
     padding: list[bool]
 
     def pin_memory(self) -> ClipBatch:
-        """A copy in page-locked memory, which travels to a GPU asynchronously; called by the DataLoader."""
+        """A copy in page-locked memory, for asynchronous transfer to a GPU; called by the DataLoader."""
         return replace(self, frames=self.frames.pin_memory(), labels=self.labels.pin_memory())
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
-    """Put samples together."""
+    """Collate samples into a batch."""
     return ClipBatch(
         frames=torch.stack([sample.frames for sample in samples]),
         labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
@@ -130,28 +130,27 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
 
 
 class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
-    """Clips of labelled videos, addressed as `dataset[epoch, sample_id]`.
-
-    In training, sample `i` is a random, augmented clip of video `i % videos`; an unreadable video is replaced. In
-    testing, it is the fixed views of video `i`, black where that is unreadable. `dataset[None]` is a padding sample.
+    """Clips of labelled videos: a random, augmented clip of each in training, its fixed views in testing.
 
     Args:
-        videos: what is read, and the class names.
+        videos: the labelled videos, and the class names.
         training: random clips, or the fixed views.
         frames: T.
         sampling: "uniform" over the whole video, or "dense" with a stride.
         stride: frames of the file between two frames of a dense clip.
         resolution: S.
         short_side_before_crop: decoded short side in training; testing decodes at `resolution`.
-        augment: of training clips; leave "flip" out where left and right tell classes apart (Something-Something).
-        clips: of a test video.
-        crops: of a test clip: the centre square, or the squares at both ends of the longer side and the centre.
-        reader: which decoder.
-        seed: of everything random.
-        repeats: samples of a video in an epoch of training.
+        scaling: interpolation.
+        augment: augmentations of training clips; without "flip" where classes differ by left and right
+            (Something-Something).
+        clips: clips per test video.
+        crops: crops per test clip: 1, the centre square; 3, also the squares at both ends of the longer side.
+        reader: decoder.
+        seed: seed of everything random.
+        repeats: samples of each video per training epoch.
 
     Raises:
-        ValueError: a count below 1, or another number of crops.
+        ValueError: a count below 1, or a number of crops other than 1 and 3.
     """
 
     collate = staticmethod(collate_clips)

@@ -189,7 +189,7 @@ def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     if missing:
         raise DataError(
             f"{list_file}: {len(missing)} of {len(names)} videos are not in {str(root)!r}: "
-            f"{summarize_list(missing, separator=', ')}. Add the files, or take these lines out of a copy of the list"
+            f"{summarize_list(missing, separator=', ')}. Add the files, or remove these lines from a copy of the list"
         )
     return [path for path in found if path is not None]
 

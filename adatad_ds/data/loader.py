@@ -192,8 +192,8 @@ class BatchLoader(Generic[BatchT]):
         config = self._config
         return (
             f"reading videos failed after {waited_sec:.0f} s: {cause}. A decoding process died, or took longer "
-            f"than data.worker_timeout_sec={config.worker_timeout_sec}. It may lack memory, of which /dev/shm must "
-            f"hold data.prefetch={config.prefetch} batches for each of data.workers={config.workers}: lower these, "
+            f"than data.worker_timeout_sec={config.worker_timeout_sec}. It may lack memory: /dev/shm must hold "
+            f"data.prefetch={config.prefetch} batches for each of data.workers={config.workers}. Lower these, "
             "enlarge /dev/shm (docker --shm-size), raise the time for slow storage, or find a broken file with "
             "--set data.workers=0"
         )

@@ -16,7 +16,7 @@ ANNOTATED = ".annotated.mp4"  # suffix of the annotated copies that predict.py w
 
 
 def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
-    """Find the file of every video; see `present_videos`.
+    """Find the file of every video, by the rules of `present_videos`.
 
     Raises:
         DataError: missing folder or files.
@@ -27,8 +27,8 @@ def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
         raise DataError(
             f"data.videos: {len(missing)} of {len(names)} annotated videos are not in {str(folder)!r}: "
             f"{summarize_list(missing, separator=', ')}. Add the files (NAME{EXTENSIONS[0]}, ...), or leave them out "
-            f"with --set 'data.exclude={missing[:2]!r}' and so on, or by a list, --set "
-            "data.exclude_file=FILE"
+            f"with --set 'data.exclude={missing[:2]!r}' and so on, or list them with "
+            "--set data.exclude_file=FILE"
         )
     return found
 

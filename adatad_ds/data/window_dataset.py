@@ -1,4 +1,4 @@
-"""Windows of videos as samples and batches; every sample is a function of (seed, epoch, sample id) alone.
+"""Windows of annotated videos as samples.
 
 B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 """
@@ -41,21 +41,18 @@ PROBING_THREADS = 4
 
 
 class WindowDataset(VideoDataset[Video, Sample]):
-    """Windows of annotated videos, addressed as `dataset[epoch, sample_id]`.
-
-    In training, sample `i` is a random, augmented window of video `i % videos`; in testing, the fixed window `i`.
-    `dataset[None]` is a padding sample.
+    """Windows of annotated videos: a random, augmented window of each in training, all fixed windows in testing.
 
     Args:
         config: how windows are cut, read and augmented.
-        annotations: the videos and class names.
-        paths: file of every video.
+        annotations: videos and class names.
+        paths: file of each video, by name.
         training: random windows, or all windows.
-        seed: of everything random.
-        repeats: samples of a video in an epoch.
-        reports: lines about what was mended or left out, for the user.
-        frames: which of a window's frames are read; None: all. A sample that fails is then blank, not replaced: those
-            who read its other frames would not know.
+        seed: seed of everything random.
+        repeats: samples of each video per training epoch.
+        reports: lines for the user about what was repaired or left out.
+        frames: which frames of a window are read; None: all. With a part of them, an unreadable video is not replaced,
+            since the ranks that read the other frames would not know: its sample is blank.
     """
 
     collate = staticmethod(collate)
@@ -86,7 +83,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
         self._label_ids = {
             label: 0 if config.class_agnostic else index for index, label in enumerate(annotations.classes)
         }
-        # Windows of random or resized videos are made as they are asked for: no need to open thousands of files now.
+        # Random windows and resized videos are cut on demand, so that thousands of files need not be opened now.
         self._windows: list[VideoWindow] | None = None
         if not training and config.sampling == "random_trunc":
             self._windows = self._all_windows()
@@ -98,13 +95,15 @@ class WindowDataset(VideoDataset[Video, Sample]):
         """Random windows of the training subset's videos that hold actions.
 
         Raises:
-            DataError: annotations or files that cannot be used.
+            DataError: unusable annotations or files.
         """
         annotations, reports = _load(config, subset=config.train_subset, classes=config.classes, train=True)
         with_actions = tuple(video for video in annotations.videos if video.actions)
         without = [video.name for video in annotations.videos if not video.actions]
         if not with_actions:
-            raise DataError(f"{config.annotations}: no video of subset {config.train_subset!r} has an action to learn")
+            raise DataError(
+                f"{config.annotations}: no video of subset {config.train_subset!r} has an action to train on"
+            )
         if without:
             names = summarize_list(without, limit=3, separator=", ")
             reports.append(f"{len(without)} videos of {config.train_subset!r} without actions left out ({names})")
@@ -123,10 +122,10 @@ class WindowDataset(VideoDataset[Video, Sample]):
     def for_testing(
         cls, config: DataConfig, *, classes: Sequence[str] = (), frames: slice | None = None
     ) -> WindowDataset:
-        """All windows of the test subset's videos; `classes` are those of the training where it is known.
+        """All windows of the test subset's videos; `classes` are those of the training, if known.
 
         Raises:
-            DataError: annotations or files that cannot be used.
+            DataError: unusable annotations or files.
         """
         known = config.classes if config.class_agnostic else classes or config.classes
         annotations, reports = _load(config, subset=config.test_subset, classes=known, train=False)

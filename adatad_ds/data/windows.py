@@ -1,7 +1,9 @@
 """Which frames of a video make up a window, and where its actions lie on the window's feature grid.
 
 F frames of a window, T feature steps (F = T * frames_per_feature), G actions of a window. A window's frames are
-`stride` file frames apart; they are counted in "slots": slot k is file frame k * stride. Seconds are a player's.
+`stride` file frames apart; they are counted in "slots": slot k is file frame k * stride.
+
+All seconds are on a player's clock.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.video import VideoError, VideoInfo, frames_at, probe
 from adatad_ds.detection.timegrid import TimeGrid
 
-TRIES = 200  # random windows looked at until one holds an action
-TOLERANCE = 0.05  # between a file and its annotation
+TRIES = 200  # random windows to try until one contains an action
+TOLERANCE = 0.05  # relative, between a file and its annotation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How a video's frames lie in time, as its windows are cut.
+    """Number and times of a video's frames, by which its windows are cut.
 
     Attributes:
-        num_frames: of the video.
-        fps: frames a second.
-        start_sec: when the first one is shown.
+        num_frames: number of frames.
+        fps: frames per second.
+        start_sec: when the first frame is shown.
     """
 
     num_frames: int
@@ -142,10 +144,10 @@ def resize_window(source: WindowSource) -> VideoWindow:
 
 
 def find_timing(video: Video, path: Path, config: DataConfig) -> Timing:
-    """How a video's windows are cut: by its annotation where that tells, as its times fit it, else by its file.
+    """A video's timing: from its annotation if that gives it, since the actions refer to it; else from its file.
 
     Raises:
-        VideoError: the file cannot be decoded, or its frames are not those of the annotation, and their rate matters.
+        VideoError: the file cannot be decoded, or its frame rate matters and contradicts the annotation.
     """
     info = probe(path)
     shown_sec = max(video.duration_sec - info.start_sec, 1 / info.fps)
@@ -153,20 +155,20 @@ def find_timing(video: Video, path: Path, config: DataConfig) -> Timing:
         num_frames = max(1, round(shown_sec * config.fixed_fps))
         return Timing(num_frames=num_frames, fps=config.fixed_fps, start_sec=info.start_sec)
     own_frames = info.num_frames if info.even else round((info.duration_sec - info.start_sec) * info.fps)
-    if config.sampling == "resize":  # which frames these are, the file knows, at whatever rate it was encoded
+    if config.sampling == "resize":  # the file's own frames count, whatever rate it was encoded at
         cut_short = info.duration_sec < (1 - TOLERANCE) * video.duration_sec
         num_frames = round(shown_sec * info.fps) if cut_short else own_frames
         return Timing(num_frames=num_frames, fps=info.fps, start_sec=info.start_sec)
     _check_rate(video, path, info)
     if video.num_frames is None:
         return Timing(num_frames=own_frames, fps=video.fps or info.fps, start_sec=info.start_sec)
-    # A duration with a late start in it, or without, tells no rate.
+    # After a late start, the annotated duration gives no rate: it may or may not include the time before.
     fps = info.fps if info.start_sec else video.num_frames / video.duration_sec
     return Timing(num_frames=video.num_frames, fps=fps, start_sec=info.start_sec)
 
 
 def _check_rate(video: Video, path: Path, info: VideoInfo) -> None:
-    """Refuse a file that was re-encoded at another frame rate than its annotation's: windows would last another time.
+    """Reject a file re-encoded at a frame rate other than its annotation's: its windows would have the wrong length.
 
     A file that was only cut short keeps its rate, and passes.
     """
@@ -178,17 +180,17 @@ def _check_rate(video: Video, path: Path, info: VideoInfo) -> None:
         return
     if abs(info.fps / fps - 1) > TOLERANCE and abs(info.num_frames / num_frames - 1) > TOLERANCE:
         raise VideoError(
-            f"{path}: {info.num_frames} frames at {info.fps:.3g} a second, but its annotation means "
-            f"{num_frames:.0f} at {fps:.3g}; if it was re-encoded, take its frame count and fps out of the "
+            f"{path}: {info.num_frames} frames at {info.fps:.3g} a second, but its annotation implies "
+            f"{num_frames:.0f} at {fps:.3g}; if it was re-encoded, remove its frame count and fps from the "
             "annotation file"
         )
 
 
 def file_frames(window: VideoWindow, path: Path, config: DataConfig) -> NDArray[np.int64]:
-    """The frames (F,) of a file that show a window; looked up by their times where counting would mislead.
+    """The frames (F,) of a file that show a window; looked up by their times where counting would be wrong.
 
     Raises:
-        VideoError: no video that can be decoded.
+        VideoError: not a decodable video.
     """
     if config.fixed_fps is not None or not probe(path).even:
         return frames_at(path, window.frame_sec)

@@ -373,7 +373,7 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
         "note: files whose frames are read by their own times (1)\n  uneven: variable frame rate",
         "training: 1 annotation dropped: end <= start (good #1)",
         "note: classes that cannot be measured (1)\n  jump: no instance in validation",
-        "PROBLEM: classes without a segment to learn from (1)\n  run: no instance in training",
+        "PROBLEM: classes without a segment to train on (1)\n  run: no instance in training",
         "each of the 4 training videos is seen",
         "steps an epoch",
         "for a small machine (settings_small.txt)",

@@ -189,7 +189,7 @@ def test_videos_without_actions_are_left_out(config: DataConfig, tmp_path: Path)
     for name in "ad":
         tree["database"][name]["annotations"] = []
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match="has an action to learn"):
+    with pytest.raises(DataError, match="has an action to train on"):
         WindowDataset.for_training(changed(config, annotations=str(path)), seed=0)
 
 

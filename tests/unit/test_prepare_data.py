@@ -147,7 +147,7 @@ def test_ambiguous_is_left_out_of_a_json_too(tmp_path: Path, capsys: pytest.Capt
     written = database(tmp_path / "out.json")["video_validation_0000011"]
     assert written["annotations"] == [{"segment": [0.1, 1.2], "label": "Diving"}]
     printed = capsys.readouterr().out
-    assert "left out: 1 of Ambiguous, parts that the owners do not evaluate" in printed
+    assert "left out: actions labelled Ambiguous, which the owners do not evaluate: 1" in printed
     assert printed.count("differs by -19\n") == 3  # one class, in each subset and together
 
 
@@ -207,7 +207,7 @@ def test_activitynets_form(
     }
     printed = capsys.readouterr().out
     assert "left out: videos of subset 'testing': 1\n" in printed
-    assert "the trainer will say of validation: 1 annotation clipped: end beyond the video's duration (b #0)" in printed
+    assert "for validation: 1 annotation clipped: end beyond the video's duration (b #0)" in printed
 
 
 @pytest.mark.parametrize(("dataset", "labels"), [("epic_verb", ("open", "take")), ("epic_noun", ("cupboard", "plate"))])
@@ -258,7 +258,7 @@ def test_epics_test_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert [(one.name, one.actions) for one in videos] == [("P01_12", ())]
     write(folder, {"EPIC_100_test_timestamps.csv": "video_id\nP99_01\n"})
     assert run("epic_verb", folder, out=out, options=["--with-test"]) == 2
-    assert "does not tell the durations of P99_01" in capsys.readouterr().err
+    assert "gives no duration for P99_01" in capsys.readouterr().err
     assert run("thumos14", write(tmp_path / "t", THUMOS_TEXTS), out=out, options=["--with-test"]) == 2
     assert "--with-test: THUMOS14 has no challenge" in capsys.readouterr().err
 
@@ -395,12 +395,12 @@ def test_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
             {"Charades_v1_test.csv": "id,actions,length\nA,\n"},
             "line 2: the line ends before column 'length'",
         ),
-        ("charades", {"Charades_v1_test.csv": "id,actions,length\n46GP8,,9\n"}, "the files name videos twice: 46GP8"),
+        ("charades", {"Charades_v1_test.csv": "id,actions,length\n46GP8,,9\n"}, "the files list videos twice: 46GP8"),
         ("epic_verb", {"EPIC_100_video_info.csv": "video_id,fps\n"}, "info.csv, line 1: there is no column 'duration'"),
         (
             "epic_verb",
             {"EPIC_100_train.csv": EPIC_COLUMNS + "x,P01_01,1.5,00:00:03.37,open,3,3,[]\n"},
-            "train.csv, line 2, column 'start_timestamp': '1.5', expected a time as 00:00:01.089",
+            "train.csv, line 2, column 'start_timestamp': '1.5', expected a time like 00:00:01.089",
         ),
         (
             "epic_verb",

@@ -91,7 +91,7 @@ def test_files_are_found_whichever_way_they_are_named(tmp_path: Path):
 
 def test_a_video_that_stands_twice_by_its_extension_is_refused(tmp_path: Path):
     path = annotate(tmp_path / "a.json", **{"clip": entry(), "clip.MP4": entry("validation"), "other.mp4": entry()})
-    with pytest.raises(DataError, match=r"'clip.MP4' stands there also without its extension"):
+    with pytest.raises(DataError, match=r"'clip.MP4' is also listed without its extension"):
         load_annotations(path, subset="training")
 
 

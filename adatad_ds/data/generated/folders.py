@@ -1,6 +1,6 @@
-"""Whole generated data sets in a folder: untrimmed videos with their annotations, or short clips in folders by class.
+"""Folders of generated data: untrimmed videos with their annotations, or short clips in one folder per class.
 
-A folder that has been completed with the same counts and seed is left as it is.
+A folder that is complete, with the same counts and seed, is left as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPLETE_FILE = "complete.json"  # written last: the counts and the seed
 
 @dataclass(frozen=True)
 class VideoJob:
-    """One video to make."""
+    """One video to generate."""
 
     purpose: Purpose
     seed: int
@@ -31,13 +31,13 @@ class VideoJob:
 
     @property
     def name(self) -> str:
-        """The video's name, and its file's."""
+        """Name of the video, and of its file without the suffix."""
         return f"{self.purpose}_{self.index:04d}"
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip and its twin to make."""
+    """One clip and its twin to generate."""
 
     subset: str
     seed: int
@@ -47,17 +47,17 @@ class ClipJob:
 
 
 def generate_videos(out: Path, *, train: int = 160, test: int = 32, seed: int = 1, workers: int = 2) -> str:
-    """Make OUT/videos/NAME.mp4 and OUT/annotations.json, unless they are there already.
+    """Generate OUT/videos/NAME.mp4 and OUT/annotations.json, unless they already exist.
 
     Args:
-        out: the folder.
+        out: folder of the data set.
         train: training videos.
         test: test videos.
-        seed: another seed, another data set.
-        workers: processes.
+        seed: seed of the data set.
+        workers: number of processes.
 
     Returns:
-        What is there now, for the user.
+        A summary for the user.
     """
     wanted = {"train": train, "test": test, "seed": seed}
     if _is_complete(out, wanted):
@@ -76,17 +76,17 @@ def generate_videos(out: Path, *, train: int = 160, test: int = 32, seed: int = 
 
 
 def generate_clips(out: Path, *, train: int = 60, test: int = 15, seed: int = 1, workers: int = 2) -> str:
-    """Make OUT/train/CLASS/*.mp4 and OUT/test/CLASS/*.mp4, unless they are there already.
+    """Generate OUT/train/CLASS/*.mp4 and OUT/test/CLASS/*.mp4, unless they already exist.
 
     Args:
-        out: the folder.
-        train: training clips of a class.
-        test: test clips of a class.
-        seed: another seed, another data set.
-        workers: processes.
+        out: folder of the data set.
+        train: training clips per class.
+        test: test clips per class.
+        seed: seed of the data set.
+        workers: number of processes.
 
     Returns:
-        What is there now, for the user.
+        A summary for the user.
     """
     counts = {"train": train, "test": test}
     wanted = {**counts, "seed": seed}
@@ -112,7 +112,7 @@ def generate_clips(out: Path, *, train: int = 60, test: int = 15, seed: int = 1,
 
 
 def _is_complete(out: Path, wanted: Mapping[str, int]) -> bool:
-    """Whether this very data set is there; if not, the folder is marked as incomplete."""
+    """Whether this data set is complete; if not, the folder is marked as incomplete."""
     marker = out / COMPLETE_FILE
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
         return True
@@ -121,14 +121,14 @@ def _is_complete(out: Path, wanted: Mapping[str, int]) -> bool:
 
 
 def _make_video(job: VideoJob) -> tuple[str, dict[str, object]]:
-    """Draw and encode one video; its name and annotation."""
+    """Render and encode one video; returns its name and annotation."""
     video = videos.make_video(videos.generator(job.purpose, job.seed, job.index))
     videos.write_video(video, job.folder / f"{job.name}.mp4")
     return job.name, videos.annotation(video, subset=SUBSETS[job.purpose])
 
 
 def _make_clips(job: ClipJob) -> None:
-    """Draw and encode one clip forwards and backwards, one for each of two classes."""
+    """Render and encode one clip forwards and backwards, for the two classes of a pair."""
     for label in clips.TWINS[job.twins]:
         frames = clips.make_clip(label, clips.generator(job.subset, job.seed, job.twins, job.index))
         path = job.out / job.subset / label / f"{job.index:04d}.mp4"

@@ -1,4 +1,4 @@
-"""A data set as its annotation file and its folder of videos hold it together: read, decoded, excluded from."""
+"""Reading of a data set to be checked: its annotations, its files, and what training has to exclude."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EXCLUDED_FILE = "excluded.txt"
 
 @dataclass(frozen=True)
 class DataSet:
-    """What an annotation file and a folder hold together.
+    """An annotation file and its folder of videos.
 
     Attributes:
-        videos: annotated ones, by subset.
+        videos: annotated videos, by subset.
         classes: all labels.
-        scans: of the files that are there, by video name.
-        missing: videos without a file.
-        mended: lines about annotations that were mended or dropped.
+        scans: results of decoding the files that exist, by video name.
+        missing: names of videos without a file.
+        mended: lines about repaired or dropped annotations.
         left_out: lines about videos that --exclude-file leaves out.
     """
 
@@ -42,8 +42,8 @@ def read_data_set(annotations: Path, folder: Path, *, out: Path, workers: int, e
 
     Args:
         annotations: the annotation JSON.
-        folder: of the videos.
-        out: holds the cache of what was decoded before.
+        folder: folder of the videos.
+        out: folder of the cache of earlier results.
         workers: decoding processes.
         exclude_file: list of videos to leave out; "": none.
 
@@ -55,7 +55,7 @@ def read_data_set(annotations: Path, folder: Path, *, out: Path, workers: int, e
         loaded, notes = load_annotations(annotations, subset=subset, exclude_file=exclude_file)
         videos[subset], classes = loaded.videos, loaded.classes
         if exclude_file:
-            left_out.append(notes.pop())  # the last one says so
+            left_out.append(notes.pop())  # the last note is about the file
         mended += [f"{subset}: {note}" for note in notes]
     names = [video.name for members in videos.values() for video in members]
     paths = present_videos(folder, names)
@@ -77,18 +77,18 @@ def read_data_set(annotations: Path, folder: Path, *, out: Path, workers: int, e
 
 
 def exclude(data: DataSet, exclude_file: str, *, out: Path) -> list[str]:
-    """Names that training has to leave out, and a list of them in OUT: the user's, and those of no readable file."""
+    """Names that training has to leave out, also listed in OUT: the user's, and those without a readable file."""
     unreadable = [name for name, result in data.scans.items() if result.error]
     names = [*(read_names(exclude_file) if exclude_file else ()), *data.missing, *unreadable]
     path = out / EXCLUDED_FILE
-    path.unlink(missing_ok=True)  # no list that is out of date
+    path.unlink(missing_ok=True)  # it may be outdated
     if names:
         path.write_text("\n".join(names) + "\n", encoding="utf-8")
     return names
 
 
 def frame_rates(data: DataSet) -> dict[str, float]:
-    """Frames a second by name, of the videos for which something tells."""
+    """Frames per second of the videos whose rate is known, by name."""
     videos = [video for members in data.videos.values() for video in members]
     known = {video.name: frame_rate(video, data.scans.get(video.name)) for video in videos}
     return {name: rate for name, rate in known.items() if rate is not None}

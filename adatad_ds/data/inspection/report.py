@@ -1,4 +1,4 @@
-"""What an inspection finds in a data set, in words: lengths, classes, problems, advice."""
+"""The results of inspecting a data set, as text: lengths, classes, problems, advice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from adatad_ds.errors import summarize_list
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
-Videos = Mapping[str, Sequence[Video]]  # annotated ones, by subset
+Videos = Mapping[str, Sequence[Video]]  # annotated videos, by subset
 
 
 def describe(videos: Videos, lengths: Mapping[str, Lengths], *, train: str, test: str) -> list[str]:
-    """Subsets and lengths, for reading."""
+    """Size and segment lengths of each subset."""
     lines = []
     for subset, members in videos.items():
         use = " (training)" * (subset == train) + " (test)" * (subset == test)
@@ -32,7 +32,7 @@ def describe(videos: Videos, lengths: Mapping[str, Lengths], *, train: str, test
 
 
 def describe_classes(videos: Videos, classes: Sequence[str], train: str, *, limit: int | None) -> list[str]:
-    """Instances of the classes that training has most of, or of all."""
+    """Instances of each class, most frequent in training first; `limit`: most classes, None: all."""
     counts = count_classes(videos, classes)
     width = max(map(len, classes), default=0)
     rows = [
@@ -59,7 +59,7 @@ def describe_fit(what: str, lengths: Lengths, config: Config) -> list[str]:
 
 
 def find_problems(data: DataSet, *, train: str, test: str) -> dict[str, list[str]]:
-    """Lines by kind of problem; kinds without any are left out."""
+    """Lines by kind of problem; kinds without any are omitted."""
     videos = {video.name: video for members in data.videos.values() for video in members}
     readable = {name: result for name, result in data.scans.items() if result.error is None}
     errors = [result.error for result in data.scans.values() if result.error]
@@ -74,15 +74,15 @@ def find_problems(data: DataSet, *, train: str, test: str) -> dict[str, list[str
         "annotations that contradict their file": [
             f"{name}: {text}" for name, result in readable.items() for text in disagreements(videos[name], result)
         ],
-        "annotations mended or dropped": list(data.mended),
-        "classes without a segment to learn from": absent_classes(data, train),
+        "annotations repaired or dropped": list(data.mended),
+        "classes without a segment to train on": absent_classes(data, train),
         "subsets": [f"{train} is the only one with actions: nothing to test on"] if train == test else [],
     }
     return {kind: lines for kind, lines in found.items() if lines}
 
 
 def find_advice(data: DataSet, *, train: str, test: str) -> dict[str, list[str]]:
-    """What is no problem, but worth knowing: lines by kind; kinds without any are left out."""
+    """Lines by kind of what is worth knowing, though no problem; kinds without any are omitted."""
     uneven = {name: text for name, result in data.scans.items() if (text := uneven_rate(result)) is not None}
     found = {
         "videos left out by --exclude-file": list(data.left_out),

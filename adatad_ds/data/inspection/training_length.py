@@ -103,7 +103,7 @@ def suggest_length(
 
 
 def count_windows(videos_frames: Iterable[float], data: DataConfig) -> int:
-    """Number of test windows for videos of these numbers of file frames; see `windows.windows_for_testing`."""
+    """Number of test windows for videos of these numbers of file frames, as cut by `windows.windows_for_testing`."""
     if data.sampling == "resize":
         return sum(1 for _ in videos_frames)
     assert data.feature_stride_frames is not None

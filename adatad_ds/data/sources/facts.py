@@ -1,6 +1,6 @@
-"""What is known of each data set: who publishes it and how, customary exclusions, published counts.
+"""Facts about each data set: publishers, customary exclusions, published counts.
 
-A count stands here only where a publication, or a file of the owners, was found to say so; `None` otherwise.
+A count is given only if a publication or a file of the owners states it; otherwise it is `None`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adatad_ds.data.sources.formats import TESTING, TRAINING, VALIDATION, Annota
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one subset; `classes` are those that occur in it. None: no published count known."""
+    """Counts of one subset; `classes`: those that occur in it. None: no published count known."""
 
     videos: int | None = None
     instances: int | None = None
@@ -24,18 +24,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set."""
+    """Facts about one data set."""
 
     title: str
     read: Callable[[Sequence[Path]], Annotations]
-    num_classes: int  # of both subsets together
+    num_classes: int  # in both subsets together
     published: Mapping[str, Counts]  # after the exclusions
     counts_from: str
     annotations_from: str
     videos_from: str
     terms: str
-    exclusions: Mapping[str, str] = field(default_factory=dict)  # video: why the field leaves it out
-    read_test: Callable[[Sequence[Path]], Annotations] | None = None  # a challenge's videos, in files of their own
+    exclusions: Mapping[str, str] = field(default_factory=dict)  # video: why it is customarily left out
+    read_test: Callable[[Sequence[Path]], Annotations] | None = None  # of a challenge's videos, from separate files
 
 
 EPIC_VIDEOS = "https://github.com/epic-kitchens/epic-kitchens-download-scripts"

@@ -1,9 +1,9 @@
-"""Annotation files as the owners of data sets publish them, read into one form.
+"""Readers of the annotation files that owners of data sets publish, all with the same kind of result.
 
-Every reader takes the files and folders given as sources and returns `Annotations`, with "training" and "validation" as
-the only subsets; those of a challenge's test files have "testing", without actions. Actions stay as published, also
-those beyond their video: the trainer mends or drops and reports them.
-Readers raise `DataError`, which names file, place and what is wrong there.
+Every reader takes files and folders as sources and returns `Annotations`. Subsets are "training" and "validation"; in
+a challenge's test files, "testing", without actions. Actions stay as published, even beyond the end of their video: the
+trainer repairs or drops them, and reports it.
+Readers raise `DataError`, which names the file, the place and the fault.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from adatad_ds.errors import DataError, summarize_list
 TRAINING, VALIDATION = SUBSETS = "training", "validation"
 TESTING = "testing"  # a challenge's videos, whose labels only its server knows
 THUMOS_SUBSETS = {"video_validation_": TRAINING, "video_test_": VALIDATION}  # THUMOS14 trains on its validation set
-EGO4D_RATES = 10, 100  # frames a second; clips outside of these are faulty, and nobody uses them
+EGO4D_RATES = 10, 100  # frames a second; clips outside this range are faulty, and customarily not used
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One video; `duration_sec` and `num_frames` are None where the files do not tell."""
+    """One video; `duration_sec` and `num_frames` are None if the files do not give them."""
 
     name: str
     subset: str
@@ -49,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Annotations:
-    """All videos with published labels, and a line for everything that was left out or is worth knowing."""
+    """All videos with published labels, and notes about what was left out or is worth knowing."""
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def fineaction(sources: Sequence[Path]) -> Annotations:
 
 
 def thumos14(sources: Sequence[Path]) -> Annotations:
-    """The owners' CLASS_val.txt and CLASS_test.txt, with durations from a JSON if one is given; or that JSON alone."""
+    """The owners' CLASS_val.txt and CLASS_test.txt, with durations from a JSON if given; or that JSON alone."""
     texts = {ending: find(sources, f"*_{ending}.txt") for ending in ("val", "test")}
     files = find(sources, "*.json")
     if not any(texts.values()):
@@ -83,7 +83,7 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
             ambiguous += len(actions) - len(kept)
             duration_sec, num_frames = timings[name]
             entries.append(Entry(name, _thumos_subset(name, f"{path}, {name}"), duration_sec, kept, num_frames))
-        left = f"left out: {ambiguous} of {', '.join(NO_CLASSES)}, parts that the owners do not evaluate"
+        left = f"left out: actions labelled {', '.join(NO_CLASSES)}, which the owners do not evaluate: {ambiguous}"
         return Annotations(tuple(entries), (left,) if ambiguous else ())
     for ending, paths in texts.items():
         if not paths:
@@ -94,7 +94,7 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
     classes = {path: path.stem.rsplit("_", 1)[0] for path in paths}
     ambiguous = [path for path, label in classes.items() if label in NO_CLASSES]
     labels = {path: label for path, label in classes.items() if label not in NO_CLASSES}
-    notes = [f"left out: {path.name}, parts that the owners do not evaluate" for path in ambiguous]
+    notes = [f"left out: {path.name}, whose actions the owners do not evaluate" for path in ambiguous]
     return Annotations(_thumos_entries(labels, files), tuple(notes))
 
 
@@ -121,9 +121,7 @@ def epic_test(sources: Sequence[Path]) -> Annotations:
     _, durations = _epic_durations(sources)
     names = epic_test_names(sources)
     if unknown := [name for name in names if name not in durations]:
-        raise DataError(
-            f"EPIC_100_video_info.csv does not tell the durations of {summarize_list(unknown, separator=', ')}"
-        )
+        raise DataError(f"EPIC_100_video_info.csv gives no duration for {summarize_list(unknown, separator=', ')}")
     return Annotations(tuple(Entry(name, TESTING, durations[name], ()) for name in names))
 
 
@@ -141,7 +139,7 @@ def ego4d_test(sources: Sequence[Path]) -> Annotations:
 
 
 def ego4d_mq(sources: Sequence[Path]) -> Annotations:
-    """Ego4D's moment queries: the clip is the video, and its times begin with it; primary labels only."""
+    """Ego4D's moment queries: each clip is a video, with times from its start; primary labels only."""
     entries, unlabelled, faulty = [], [], []
     for subset, name in {TRAINING: "moments_train.json", VALIDATION: "moments_val.json"}.items():
         path = find_one(sources, name)
@@ -165,7 +163,7 @@ def ego4d_mq(sources: Sequence[Path]) -> Annotations:
 
 
 def charades(sources: Sequence[Path]) -> Annotations:
-    """Charades_v1_train.csv, Charades_v1_test.csv; names of classes from Charades_v1_classes.txt."""
+    """Charades_v1_train.csv and Charades_v1_test.csv, with class names from Charades_v1_classes.txt."""
     path = find_one(sources, "Charades_v1_classes.txt")
     classes: dict[str, str] = {}
     for place, line in read_lines(path):
@@ -190,7 +188,7 @@ def charades(sources: Sequence[Path]) -> Annotations:
 
 
 def _activitynet_form(sources: Sequence[Path], name: str) -> Annotations:
-    """ActivityNet's form, which others share; subsets without published labels are left out."""
+    """ActivityNet's format, which others share; subsets without published labels are left out."""
     path = sources[0] if len(sources) == 1 and sources[0].is_file() else find_one(sources, name)
     entries, others = [], dict[str, int]()
     for name, video in _community_json(path).items():
@@ -212,7 +210,7 @@ def _epic(sources: Sequence[Path], kind: str) -> Annotations:
         path = find_one(sources, f"EPIC_100_{kind}_classes.csv")
         names = {row["id"]: row["key"] for _, row in read_rows(path, ("id", "key"))}
     else:
-        notes.append(f"EPIC_100_{kind}_classes.csv is not there: labels are {kind}_0, {kind}_1, ... by class id")
+        notes.append(f"EPIC_100_{kind}_classes.csv is missing: labels are {kind}_0, {kind}_1, ... by class id")
     columns = "video_id", "start_timestamp", "stop_timestamp", column
     entries = []
     for subset, name in {TRAINING: "EPIC_100_train.csv", VALIDATION: "EPIC_100_validation.csv"}.items():
@@ -220,7 +218,7 @@ def _epic(sources: Sequence[Path], kind: str) -> Annotations:
         for place, row in read_rows(find_one(sources, name), columns):
             video, key = row["video_id"], row[column]
             if video not in durations:
-                raise DataError(f"{place}, column 'video_id': {video!r} is not in {info}, which tells durations")
+                raise DataError(f"{place}, column 'video_id': {video!r} is not in {info}, which gives durations")
             if not key.isdecimal() or (names is not None and key not in names):
                 where = "the id of a class" if names is None else f"an id of EPIC_100_{kind}_classes.csv"
                 raise DataError(f"{place}, column {column!r}: {key!r}, expected {where}")
@@ -232,7 +230,7 @@ def _epic(sources: Sequence[Path], kind: str) -> Annotations:
 
 
 def _epic_durations(sources: Sequence[Path]) -> tuple[Path, dict[str, float]]:
-    """The file that tells the videos' seconds, and these by name."""
+    """The file of the videos' durations, and the durations in seconds by name."""
     path = find_one(sources, "EPIC_100_video_info.csv")
     rows = read_rows(path, ("video_id", "duration"))
     return path, {row["video_id"]: seconds(row["duration"], f"{place}, column 'duration'") for place, row in rows}
@@ -244,7 +242,7 @@ def _ego4d_clips(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _ego4d_clip(clip: Mapping[str, Any], subset: str, path: Path) -> tuple[Entry, int]:
-    """A clip with its primary labels, and its frames; decimal sums, so that times stay exact."""
+    """A clip with its primary labels, and its number of frames; computed in decimals, so that times stay exact."""
     name, where = clip.get("clip_uid"), f"{path}, clip {clip.get('clip_uid')}"
     if not isinstance(name, str):
         raise DataError(f"{where}: clip_uid is {name!r}, expected a string")
@@ -264,7 +262,7 @@ def _ego4d_clip(clip: Mapping[str, Any], subset: str, path: Path) -> tuple[Entry
 
 
 def _thumos_entries(labels: Mapping[Path, str], files: Sequence[Path]) -> tuple[Entry, ...]:
-    """Entries from lines "video start end", one file a class."""
+    """Entries from lines "video start end", one file per class."""
     timings = {name: timing for path in files for name, timing in _timings(path).items()}
     actions: dict[str, list[Action]] = {}
     subsets: dict[str, str] = {}
@@ -291,7 +289,7 @@ def _thumos_subset(name: str, place: str) -> str:
 
 
 def _timings(path: Path) -> dict[str, tuple[float | None, int | None]]:
-    """Duration and frames of every video of a JSON in this project's form."""
+    """Duration and number of frames of each video in a JSON of the community's format."""
     found = {}
     for name, video in _community_json(path).items():
         frames = video.get("frame")
@@ -319,7 +317,7 @@ def _json_actions(video: Mapping[str, Any], where: str) -> tuple[Action, ...]:
 
 
 def _duration(video: Mapping[str, Any], where: str) -> float | None:
-    """Seconds, or None where the file gives none, or 0."""
+    """Seconds; None if the file gives none, or 0."""
     value = video.get("duration")
     return None if value is None else seconds(value, f"{where}.duration") or None
 
@@ -327,5 +325,5 @@ def _duration(video: Mapping[str, Any], where: str) -> float | None:
 def _distinct(entries: Sequence[Entry]) -> tuple[Entry, ...]:
     twice = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
     if twice:
-        raise DataError(f"the files name videos twice: {summarize_list(twice, separator=', ')}")
+        raise DataError(f"the files list videos twice: {summarize_list(twice, separator=', ')}")
     return tuple(entries)

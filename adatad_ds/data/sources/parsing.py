@@ -1,6 +1,6 @@
-"""Reading the files of data sets' owners: JSON, CSV, lines of text; numbers and times in them.
+"""Parsing of the files that owners of data sets publish: JSON, CSV, lines of text; numbers and times.
 
-All raise `DataError`, which names the file and the place in it.
+All functions raise `DataError`, which names the file and the place in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")  # hours:minutes:
 
 
 def items(tree: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, Any]]:
-    """A list of mappings in a tree that was read from JSON; `where` is for the message, as below."""
+    """The list of mappings under `key` of parsed JSON; `where`: the place, for the message."""
     found = tree.get(key)
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
         raise DataError(f"{where}: {key} is {found!r:.60}, expected a list of mappings")
@@ -28,7 +28,7 @@ def items(tree: Mapping[str, Any], key: str, where: str) -> list[Mapping[str, An
 
 
 def decimal(tree: Mapping[str, Any], key: str, where: str) -> Decimal:
-    """An exact number of a tree that was read from JSON."""
+    """The exact number under `key` of parsed JSON; `where`: the place, for the message."""
     value = tree.get(key)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise DataError(f"{where}: {key} is {value!r}, expected a number")
@@ -36,7 +36,7 @@ def decimal(tree: Mapping[str, Any], key: str, where: str) -> Decimal:
 
 
 def seconds(value: Any, place: str) -> float:
-    """A finite number, or the text of one."""
+    """A finite number of seconds, given as a number or as text."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -47,15 +47,15 @@ def seconds(value: Any, place: str) -> float:
 
 
 def timestamp(text: str, place: str) -> float:
-    """Seconds of hours:minutes:seconds, without an error of rounding."""
+    """Seconds of a time hours:minutes:seconds, without rounding errors."""
     match = TIMESTAMP.fullmatch(text.strip())
     if match is None:
-        raise DataError(f"{place}: {text!r}, expected a time as 00:00:01.089")
+        raise DataError(f"{place}: {text!r}, expected a time like 00:00:01.089")
     return float(3600 * int(match[1]) + 60 * int(match[2]) + Decimal(match[3]))
 
 
 def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
-    """A JSON object; fractions as `Decimal` where `exact`."""
+    """Read a JSON object; with `exact`, fractions become `Decimal`."""
     try:
         tree = json_text.read_json(path, parse_float=Decimal if exact else None)
     except (OSError, ValueError) as error:
@@ -66,7 +66,7 @@ def read_json(path: Path, *, exact: bool = True) -> Mapping[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not empty, with their places for messages."""
+    """Non-empty lines, each after its place for messages."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file that must have these columns, with their places for messages."""
+    """Rows of a CSV file that must have these columns, each after its place for messages."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -93,7 +93,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
 
 
 def find(sources: Sequence[Path], pattern: str) -> list[Path]:
-    """Files of this name among the sources, and in those that are folders."""
+    """Files that match a pattern, among the sources and anywhere in those that are folders."""
     paths = []
     for source in sources:
         if not source.exists():
@@ -103,7 +103,7 @@ def find(sources: Sequence[Path], pattern: str) -> list[Path]:
 
 
 def find_one(sources: Sequence[Path], pattern: str, otherwise: str = "") -> Path:
-    """The only file of this name among the sources; `otherwise` tells what else would do."""
+    """The only file that `find` finds; `otherwise`: alternatives, for the message."""
     paths = find(sources, pattern)
     if len(paths) != 1:
         found = f"hold {summarize_list([str(path) for path in paths], separator=', ')}" if paths else "do not hold it"

@@ -1,6 +1,6 @@
-"""A data set's published annotation files into the community's JSON, which this project reads.
+"""Conversion of a data set's published annotation files to the community's JSON, which this project reads.
 
-What was found is compared with published counts; see docs/reference/datasets.md for each data set.
+Counts are compared with the published ones; docs/reference/datasets.md describes each data set.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ def prepare(
     with_test: bool,
     report: Callable[[str], None],
 ) -> int:
-    """Read, report, write.
+    """Read a data set's annotations, report counts and faults, and write the JSON.
 
     Args:
-        dataset: which one.
+        dataset: facts about the data set.
         sources: the owners' files, and folders that hold them.
         out: the JSON file to write.
-        videos: folder of the videos; None: not looked at.
+        videos: folder of the videos; None: files are not checked.
         exclude_missing: leave out videos that are missing or have no duration, instead of writing nothing.
         exclude_file: a list of videos to leave out; None: none.
         with_test: also the challenge's test videos, which have no published labels.
-        report: is given each line for the user.
+        report: called with each line for the user.
 
     Returns:
-        The exit code: 1 where videos are missing and nothing was written.
+        The exit code: 1 if videos are missing and nothing was written.
 
     Raises:
-        DataError: files that cannot be used.
+        DataError: unusable files.
     """
     if any(source.is_file() and source.resolve() == out.resolve() for source in sources):
         raise DataError(f"--out: {out} is one of the sources, which are not overwritten")
@@ -96,7 +96,7 @@ def prepare(
 
 
 def excluded_names(entries: Sequence[Entry], path: Path, *, report: Callable[[str], None]) -> set[str]:
-    """Which videos a list leaves out; says how many."""
+    """Names of the videos that a list leaves out; reports how many."""
     known, names = VideoNames(entry.name for entry in entries), read_names(path)
     found = {name for listed_name in names if (name := known.find(listed_name)) is not None}
     report(f"left out by {path}: {len(found)} videos; {len(names)} are listed there")
@@ -104,7 +104,7 @@ def excluded_names(entries: Sequence[Entry], path: Path, *, report: Callable[[st
 
 
 def count_table(dataset: Dataset, entries: Sequence[Entry]) -> list[str]:
-    """What was found beside what was published, as the lines of a table."""
+    """Lines of a table that compares found and published counts."""
     rows = [("", "", "found", "published", "")]
     if tested := sum(entry.subset == TESTING for entry in entries):
         rows.append((TESTING, "videos", *_compared(tested, dataset.published.get(TESTING, Counts()).videos)))
@@ -135,7 +135,7 @@ def _classes(entries: Sequence[Entry]) -> int:
 
 
 def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[Entry], dict[str, str]]:
-    """Entries, with durations and frames by their files where annotations tell none; and files that cannot be read."""
+    """Entries, with missing durations and frame counts taken from files; and errors of unreadable files by name."""
     paths = {e.name: files[e.name] for e in entries if e.duration_sec is None and e.name in files}
 
     def measured(path: Path) -> tuple[float, int] | str:
@@ -159,7 +159,7 @@ def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[E
 
 
 def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], report: Callable[[str], None]) -> None:
-    """Write the JSON, and the names of excluded videos; then read it as the trainer does."""
+    """Write the JSON and the names of excluded videos, then read the JSON as the trainer does."""
     for subset in SUBSETS:
         if not any(entry.subset == subset for entry in entries):
             raise DataError(f"no video of subset {subset!r} is left; nothing was written")
@@ -179,4 +179,4 @@ def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], repo
         report(f"{names}: the {len(excluded)} videos that were left out: {summarize_list(excluded, separator=', ')}")
     for subset in SUBSETS:
         for note in load_annotations(out, subset=subset)[1]:
-            report(f"the trainer will say of {subset}: {note}")
+            report(f"the trainer will report for {subset}: {note}")
