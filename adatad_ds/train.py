@@ -140,7 +140,8 @@ def weights_that_fit(config: Config) -> str:
     """Report on a config's weights from names and shapes alone, the same as when loading them.
 
     Raises:
-        ConfigError: as `find_weights` and `published_state`: missing, unreadable, or of another model.
+        ConfigError: settings that no model can be built with.
+        CheckpointError: weights that are missing, unreadable, or of another model.
     """
     source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
     if source is not None and is_to_download(source):

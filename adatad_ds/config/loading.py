@@ -40,7 +40,11 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Read a config saved by `Config.save`."""
+    """Read a config saved by `Config.save`.
+
+    Raises:
+        ConfigError: unreadable file, or as for `from_dict`.
+    """
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # ValueError: neither JSON nor UTF-8

@@ -190,7 +190,7 @@ class Engine:
             partial: whether parameters may be left out, which then stay as they are.
 
         Raises:
-            ConfigError: names or shapes are not the model's; nothing is changed then.
+            CheckpointError: names or shapes are not the model's; nothing is changed then.
         """
         shapes = {name: whole_shape(p) for name, p in self.trainable_parameters.items()}
         for kind, tensors in state.items():

@@ -86,7 +86,8 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
         raw: use the weights themselves, not their running average.
 
     Raises:
-        ConfigError: there is no trained model.
+        ConfigError: nothing is there, `recipe` is missing, or `raw` asks for weights that an export does not hold.
+        CheckpointError: an incomplete checkpoint, an unreadable file, or a transformer alone.
     """
     if path.is_dir():
         return _from_checkpoint(find_checkpoint(path), overrides, raw=raw)
@@ -127,7 +128,8 @@ def load_model(trained: Trained, *, num_classes: int) -> Model:
         num_classes: K.
 
     Raises:
-        ConfigError: weights that do not fit, or differ from those of the training.
+        ConfigError: settings that no model can be built with.
+        CheckpointError: weights that are missing, unreadable, do not fit, or differ from those of the training.
     """
     config = trained.config
     torch.manual_seed(config.train.seed)  # as in training, for a backbone without pretrained weights

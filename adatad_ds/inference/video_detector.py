@@ -131,7 +131,8 @@ def load_detector(
         max_device_gb: device memory limit; transformer blocks that do not fit stay in host memory. None: what is free.
 
     Raises:
-        ConfigError: no trained detector, or its backbone weights or class names are missing.
+        ConfigError: nothing is there, no detector, no such device, or missing class names.
+        CheckpointError: incomplete, unreadable or unsuitable weights, of the detector or its backbone.
     """
     found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
     if found.config.recognition:

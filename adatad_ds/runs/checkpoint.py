@@ -185,7 +185,7 @@ def find_checkpoint(path: Path) -> Path:
     """Find a complete checkpoint: `path` itself, or in a run's folder the best, else the newest.
 
     Raises:
-        ConfigError: there is none, or it is incomplete.
+        CheckpointError: there is none, or it is incomplete.
     """
     store = CheckpointStore(folder=path / "checkpoints", keep=1)
     found = path if (path / STATE_FILE).is_file() else store.best()

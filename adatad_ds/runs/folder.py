@@ -118,6 +118,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: this is no run's folder.
+            ConfigError: its config cannot be read, or is not valid.
         """
         try:
             classes = tuple(json.loads((self.path / CLASSES_FILE).read_text(encoding="utf-8")))

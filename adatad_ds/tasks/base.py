@@ -105,7 +105,7 @@ class Task(Protocol):
         """What recognised weights hold beside the transformer, by kind and name; empty where they hold no more.
 
         Raises:
-            ConfigError: weights that do not fit the model.
+            CheckpointError: weights that do not fit the model.
         """
         ...
 

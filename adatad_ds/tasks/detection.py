@@ -86,8 +86,7 @@ class DetectionTask:
         """The task over a config's videos.
 
         Raises:
-            ConfigError: settings that contradict each other.
-            DataError: no usable videos or annotations.
+            DataError: no usable videos, annotations or external class scores.
         """
         frames, train = mesh.frames if mesh.temporal > 1 else None, config.train
         return cls(

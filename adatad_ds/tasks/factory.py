@@ -13,7 +13,6 @@ def open_task(config: Config, *, mesh: Mesh) -> Task:
     """Detection or recognition, over a config's videos.
 
     Raises:
-        ConfigError: settings that contradict each other.
         DataError: no usable videos, annotations or lists.
     """
     if config.recognition is None:

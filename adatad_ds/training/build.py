@@ -107,9 +107,10 @@ def build_trainer(
         stop: whether this rank has been asked to stop.
 
     Raises:
-        ConfigError: settings that contradict each other or the run that is to go on, weights that do not fit.
+        ConfigError: settings that contradict each other, or the run that is to go on.
         DataError: no usable videos or annotations.
-        RankError: either of them, on some rank.
+        CheckpointError: weights or a checkpoint that cannot be read or do not fit.
+        RankError: any of these, on some rank.
     """
     config = world.attempt(lambda: in_published_order(config, order=class_order))
     cuda = world.device.type == "cuda"

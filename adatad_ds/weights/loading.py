@@ -226,6 +226,7 @@ def in_published_order(config: Config, *, order: ClassOrder | None) -> Config:
     Raises:
         ConfigError: the order is not known, or the annotations have other classes.
         DataError: the annotations cannot be used.
+        CheckpointError: the weights are unreadable, or of no known layout.
     """
     data, backbone = config.data, config.backbone
     if config.recognition or backbone.is_image or backbone.weights is None:
