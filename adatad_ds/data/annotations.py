@@ -232,7 +232,7 @@ def _video(
         duration_sec=float(duration_sec),
         num_frames=None if num_frames is None else int(num_frames),
         fps=None if fps is None else float(fps),
-        actions=_once(segments, notes) if as_published else _mended(segments, float(duration_sec), notes),
+        actions=_once(segments, notes) if as_published else _repaired(segments, float(duration_sec), notes),
     )
 
 
@@ -295,7 +295,7 @@ def _are_equal(one: Action, other: Action) -> bool:
     )
 
 
-def _mended(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
+def _repaired(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
     """Drop actions outside the video, clip those that extend beyond it, and drop duplicates."""
     kept: dict[Action, None] = {}
     for where, action in actions.items():

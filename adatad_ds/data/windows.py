@@ -1,4 +1,4 @@
-"""Which frames of a video make up a window, and where its actions lie on the window's feature grid.
+"""Windows of a video: the frames that they show, and the actions on their feature grid.
 
 F frames of a window, T feature steps (F = T * frames_per_feature), G actions of a window. A window's frames are
 `stride` file frames apart; they are counted in "slots": slot k is file frame k * stride.

@@ -223,9 +223,7 @@ def test_epic_without_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFix
     files = {name: text for name, text in EPIC.items() if "classes" not in name}
     assert run("epic_noun", write(tmp_path / "epic", files), out=tmp_path / "out.json") == 0
     assert database(tmp_path / "out.json")["P01_11"] == video(VALIDATION, 20.5, (0.0, 1.89, "noun_2"))
-    assert (
-        "EPIC_100_noun_classes.csv is not there: labels are noun_0, noun_1, ... by class id" in capsys.readouterr().out
-    )
+    assert "EPIC_100_noun_classes.csv is missing: labels are noun_0, noun_1, ... by class id" in capsys.readouterr().out
 
 
 def test_ego4d(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -430,7 +428,7 @@ def test_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (
             "thumos14",
             {"a/Diving_val.txt": "v_Diving_g01  1.0 2.0\n"},
-            "Diving_val.txt, line 1, column 1: 'v_Diving_g01' begins with none of video_validation_, video_test_",
+            "Diving_val.txt, line 1, column 1: 'v_Diving_g01' starts with none of video_validation_, video_test_",
         ),
         (
             "thumos14",

@@ -19,7 +19,7 @@ SLACK_FRAMES, SLACK_SHARE, SLACK_SEC = 3, 0.02, 1.0  # by which an intact file m
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What is missing in a file, as far as it has been read; falsy if nothing is.
+    """Missing parts of a file, as far as it has been read; falsy if nothing is missing.
 
     Attributes:
         path: the file.

@@ -25,7 +25,7 @@ class DataSet:
         classes: all labels.
         scans: results of decoding the files that exist, by video name.
         missing: names of videos without a file.
-        mended: lines about repaired or dropped annotations.
+        repaired: lines about repaired or dropped annotations.
         left_out: lines about videos that --exclude-file leaves out.
     """
 
@@ -33,7 +33,7 @@ class DataSet:
     classes: tuple[str, ...]
     scans: Mapping[str, Scan]
     missing: tuple[str, ...]
-    mended: tuple[str, ...]
+    repaired: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -50,13 +50,13 @@ def read_data_set(annotations: Path, folder: Path, *, out: Path, workers: int, e
     Raises:
         DataError: no annotations, or no videos.
     """
-    videos, mended, left_out, classes = {}, [], [], ()
+    videos, repaired, left_out, classes = {}, [], [], ()
     for subset in subset_names(annotations) or [""]:
         loaded, notes = load_annotations(annotations, subset=subset, exclude_file=exclude_file)
         videos[subset], classes = loaded.videos, loaded.classes
         if exclude_file:
             left_out.append(notes.pop())  # the last note is about the file
-        mended += [f"{subset}: {note}" for note in notes]
+        repaired += [f"{subset}: {note}" for note in notes]
     names = [video.name for members in videos.values() for video in members]
     paths = present_videos(folder, names)
     if not paths:
@@ -71,7 +71,7 @@ def read_data_set(annotations: Path, folder: Path, *, out: Path, workers: int, e
         classes=classes,
         scans={name: scans[path] for name, path in paths.items()},
         missing=tuple(name for name in names if name not in paths),
-        mended=tuple(mended),
+        repaired=tuple(repaired),
         left_out=tuple(left_out),
     )
 

@@ -46,7 +46,7 @@ def describe_classes(videos: Videos, classes: Sequence[str], train: str, *, limi
 
 
 def describe_fit(what: str, lengths: Lengths, config: Config) -> list[str]:
-    """How a recipe's window and pyramid fit the training segments."""
+    """Lines on how a recipe's window and pyramid fit the training segments."""
     result = fit(lengths, config)
     levels = ", ".join(f"{share:.0%}" for share in result.per_level)
     return [
@@ -74,7 +74,7 @@ def find_problems(data: DataSet, *, train: str, test: str) -> dict[str, list[str
         "annotations that contradict their file": [
             f"{name}: {text}" for name, result in readable.items() for text in disagreements(videos[name], result)
         ],
-        "annotations repaired or dropped": list(data.mended),
+        "annotations repaired or dropped": list(data.repaired),
         "classes without a segment to train on": absent_classes(data, train),
         "subsets": [f"{train} is the only one with actions: nothing to test on"] if train == test else [],
     }

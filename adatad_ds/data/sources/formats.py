@@ -99,7 +99,7 @@ def thumos14(sources: Sequence[Path]) -> Annotations:
 
 
 def multithumos(sources: Sequence[Path]) -> Annotations:
-    """annotations/CLASS.txt, with durations from THUMOS14's JSON if that is given."""
+    """annotations/CLASS.txt, with durations from THUMOS14's JSON if given."""
     paths = [path for path in find(sources, "*.txt") if path.parent.name == "annotations"]
     if not paths:
         raise DataError(f"{shown(sources)} hold no annotations/CLASS.txt, as MultiTHUMOS's archive does")
@@ -285,7 +285,7 @@ def _thumos_subset(name: str, place: str) -> str:
     for start, subset in THUMOS_SUBSETS.items():
         if name.startswith(start):
             return subset
-    raise DataError(f"{place}: {name!r} begins with none of {', '.join(THUMOS_SUBSETS)}")
+    raise DataError(f"{place}: {name!r} starts with none of {', '.join(THUMOS_SUBSETS)}")
 
 
 def _timings(path: Path) -> dict[str, tuple[float | None, int | None]]:
