@@ -16,7 +16,7 @@ from adatad_ds.cluster.grid import Grid
 from adatad_ds.cluster.site import Site
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
-from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure, try_to_draw
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.recogniser import build_model
 from adatad_ds.planning.gpus import GPUS, gpu_named
@@ -217,6 +217,8 @@ def write(grid: Path, rows: Sequence[Row]) -> None:
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """mAP (or top-1) and memory against what the grid varies: frames, or parameters."""
+    from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure
+
     by_size = len({row.model for row in rows}) > 1
     figure = PlainFigure(10, 4)
     for axes, name, label in zip(
