@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.system.launch import launched_ranks
 from adatad_ds.training.optim import parameter_table
@@ -20,7 +19,7 @@ from adatad_ds.weights.loading import find_weights, published_state, weights_rep
 def dry_run(config: Config, ds_config: Path | None) -> str:
     """Parameters by kind and, given a ds_config, the memory that each launched rank will need."""
     classes = len(config.data.classes) or 1
-    with torch.device("meta"):
+    with shapes_only():
         parameters = parameter_table(build_model(config, num_classes=classes))
     if ds_config is None:
         return parameters
@@ -41,7 +40,7 @@ def weights_that_fit(config: Config) -> str:
         head = replace(head, reset_classifier=True)
         clips = None if clips is None else replace(clips, reset_classifier=True)
     config = replace(config, head=head, recognition=clips)
-    with torch.device("meta"):
+    with shapes_only():
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
