@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.config.schema import TrainConfig
-from adatad_ds.distributed.adamw import AdamW
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
+from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
@@ -33,7 +33,8 @@ os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 hide_library_messages()
 
-with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now on; stdout is for what was asked for
+# Its log goes to stderr from now on: stdout is for what was asked for.
+with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
 from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
@@ -107,7 +108,7 @@ class Engine:
         if not groups:
             raise ConfigError("nothing in this model learns")
         cast_and_move_rest(model, dtype=train.dtype, device=world.device)
-        with _no_muon():
+        with _no_muon(), exclusions_left_out():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=AdamW(list(groups)),
