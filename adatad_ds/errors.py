@@ -31,6 +31,16 @@ class WriteError(OSError):
     """Files that cannot be written, as on a full disk; the message says which, what is left, and what to do."""
 
 
+class RankError(Exception):
+    """What some rank ran into, raised on every rank; where it happened, from the error itself."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error in a line; of those that are no user's, with their kind."""
+    text = str(error)
+    return text if isinstance(error, UserError | WriteError | RankError) else f"{type(error).__name__}: {text}"
+
+
 def summarize_list(items: Sequence[str], *, limit: int = LISTED_FAULTS, separator: str = "; ") -> str:
     """The first few items of a list, and how many there are besides."""
     more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""

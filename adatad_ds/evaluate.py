@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file from a clone: import the package, and hide its module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,23 +24,23 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
 
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
-from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
-from adatad_ds.evaluation.candidates_file import read_raw
-from adatad_ds.inference.evaluation import RAW_FILE, evaluate, evaluate_again, evaluate_recognition
-from adatad_ds.inference.trained_model import find_trained
-from adatad_ds.runs.checkpoint import find_checkpoint
 from adatad_ds.system.launch import has_launcher
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.training.preemption import follow_launcher
+
+if TYPE_CHECKING:
+    from adatad_ds.distributed.world import World
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command; a user's error prints one paragraph and gives exit code 2."""
     arguments = make_parser(prog).parse_args(argv)
-    world = None
+    world: World | None = None
     if has_launcher():
         follow_launcher(lambda: os._exit(128 + signal.SIGTERM))
+    from adatad_ds.distributed.world import World  # PyTorch: seconds
+
     try:
         world = World.join()
         run(arguments, world=world)
@@ -51,6 +52,11 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def run(arguments: argparse.Namespace, *, world: World) -> None:
     """Find the model or candidates, and evaluate them."""
+    from adatad_ds.evaluation.candidates_file import read_raw
+    from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
+    from adatad_ds.inference.trained_model import find_trained
+    from adatad_ds.runs.checkpoint import find_checkpoint
+
     path: Path = arguments.path
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
     if path.suffix == ".npz":
@@ -93,7 +99,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the results; default: evaluate/ next to the model")
     parser.add_argument("--per-class", action="store_true", help="also print every class's AP")
     parser.add_argument(
-        "--save-raw", action="store_true", help=f"save the candidates before suppression as {RAW_FILE}, to evaluate it"
+        "--save-raw", action="store_true", help="save the candidates before suppression as raw.npz, to evaluate it"
     )
     parser.add_argument("--raw", action="store_true", help="use the weights themselves, not their running average")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -10,35 +10,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a file from a clone: import the package, and hide its module names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
 from adatad_ds.data.labelled_videos import class_assignments
-from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.distributed.process import report_error, run_process
-from adatad_ds.distributed.world import World
-from adatad_ds.models.recogniser import build_model
-from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
-from adatad_ds.runs.folder import RunFolder
-from adatad_ds.runs.lock import RunLock
-from adatad_ds.system.launch import has_launcher, launched_rank, launched_ranks
+from adatad_ds.system.launch import has_launcher, launched_rank
 from adatad_ds.system.utf8 import use_utf8
-from adatad_ds.training.build import build_trainer, weights_reports
-from adatad_ds.training.optim import parameter_table
 from adatad_ds.training.preemption import StopRequest
-from adatad_ds.training.profiling import parse_profile
-from adatad_ds.weights.files import is_to_download
-from adatad_ds.weights.loading import find_weights, published_state
+
+if TYPE_CHECKING:
+    from adatad_ds.distributed.world import World
 
 DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
 
@@ -46,7 +35,7 @@ DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command; a user's error prints one paragraph and gives exit code 2."""
     arguments = parse_arguments(argv, prog=prog)
-    world = None
+    world: World | None = None
     stop = StopRequest(launched=has_launcher(), rank=launched_rank())
     try:
         if arguments.deepspeed_config is DEFAULT_DS_CONFIG and launched_rank() == 0:
@@ -55,12 +44,24 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             for text in inform(arguments):
                 _show(text)
             return 0
+        from adatad_ds.distributed.world import World  # PyTorch and DeepSpeed: seconds
+        from adatad_ds.training.session import train
+
         world = World.join()
         config, ds_config = world.attempt(lambda: read_settings(arguments))
         world.same((config, ds_config), what="settings (recipe, --set, DeepSpeed config)")
         world.allow(hang_timeout_sec=config.train.hang_timeout_sec)
         with stop.listening(timeout_sec=config.train.stop_timeout_sec):
-            train(config, ds_config, arguments=arguments, world=world, stop=stop)
+            train(
+                config,
+                ds_config,
+                folder=arguments.run_dir or Path("runs") / arguments.recipe,
+                class_order=find_recipe(arguments.recipe).class_order,
+                resume=arguments.resume == "auto",
+                profile=arguments.profile,
+                world=world,
+                stop=stop,
+            )
         world.leave()
     except Exception as error:
         return report_error(error, world)
@@ -78,6 +79,8 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
     elif arguments.diff:
         yield config_diff(config, find_recipe(arguments.diff).config)
     else:
+        from adatad_ds.training.dry_run import dry_run, weights_that_fit
+
         yield dry_run(config, arguments.deepspeed_config)
         yield weights_that_fit(config)
 
@@ -91,73 +94,12 @@ def recipe_config(arguments: argparse.Namespace) -> Config:
 
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and the ds_config as in its file."""
+    from adatad_ds.distributed.ds_config import read_ds_config
+    from adatad_ds.training.profiling import parse_profile
+
     if arguments.profile:
         parse_profile(arguments.profile)  # report errors early
     return recipe_config(arguments), read_ds_config(arguments.deepspeed_config)
-
-
-def train(
-    config: Config, ds_config: Mapping[str, Any], *, arguments: argparse.Namespace, world: World, stop: StopRequest
-) -> None:
-    """Build the trainer and run it; nothing stays alive when this returns."""
-    run = RunFolder(arguments.run_dir or Path("runs") / arguments.recipe)
-    lock = RunLock(run.path)  # rank 0 holds it
-    try:
-        stale = world.on_main(lock.take)
-        trainer = build_trainer(
-            config,
-            ds_config,
-            class_order=find_recipe(arguments.recipe).class_order,
-            resume=arguments.resume == "auto",
-            profile=arguments.profile,
-            run=run,
-            lock=lock,
-            world=world,
-            stop=stop,
-        )
-        if stale:
-            trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
-        trainer.run()
-        trainer.report_evaluations()
-        trainer.report_memory()
-        trainer.close()
-    finally:
-        lock.release()
-
-
-def dry_run(config: Config, ds_config: Path | None) -> str:
-    """Parameters by kind and, given a ds_config, the memory that each launched rank will need."""
-    classes = len(config.data.classes) or 1
-    with torch.device("meta"):
-        parameters = parameter_table(build_model(config, num_classes=classes))
-    if ds_config is None:
-        return parameters
-    plan = make_plan(config, ds_config=read_ds_config(ds_config), ranks=launched_ranks(), num_classes=classes)
-    return f"{parameters}\n\n{plan.table()}"
-
-
-def weights_that_fit(config: Config) -> str:
-    """Report on a config's weights from names and shapes alone, the same as when loading them.
-
-    Raises:
-        ConfigError: settings that no model can be built with.
-        CheckpointError: weights that are missing, unreadable, or of another model.
-    """
-    source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
-    if source is not None and is_to_download(source):
-        return f"weights: {source} is not in the hub's cache yet; whether it fits is checked once it is fetched"
-    if not classes:  # as many as in the data, which are not read here: accept any layer of class logits
-        head = replace(head, reset_classifier=True)
-        clips = None if clips is None else replace(clips, reset_classifier=True)
-    config = replace(config, head=head, recognition=clips)
-    with torch.device("meta"):
-        model = build_model(config, num_classes=len(classes) or 1)
-    weights = find_weights(config.backbone, model.backbone.vit)
-    if weights is None:
-        return "weights: none, the transformer is randomly initialised"
-    trainable = published_state(weights, model, config=config)
-    what = "transformer, adapters and head" if trainable else "transformer"
-    return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 source tools/environment.sh requirements.txt
 
 # Two ranks: on two GPUs where there are, on one GPU alone, else on the CPU's cores.
-gpus=$(python -c 'from adatad_ds.distributed.world import gpu_count; print(gpu_count())') # none with DS_ACCELERATOR=cpu
+gpus=$(python -c 'from adatad_ds.system.launch import gpu_count; print(gpu_count())') # none with DS_ACCELERATOR=cpu
 ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}
 cores=$(getconf _NPROCESSORS_ONLN)
 threads=$((cores > ranks ? cores / ranks : 1)) # of each rank
@@ -25,7 +25,7 @@ done_in
 for recipe in quickstart quickstart_frozen; do
     stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
     rm -rf "runs/$recipe"
-    OMP_NUM_THREADS=$threads deepspeed --num_gpus "$ranks" adatad_ds/train.py \
+    OMP_NUM_THREADS=$threads deepspeed --quiet --num_gpus "$ranks" adatad_ds/train.py \
         --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "runs/$recipe"
     done_in
 done

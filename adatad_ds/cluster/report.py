@@ -10,15 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from adatad_ds.cluster.grid import Grid
 from adatad_ds.cluster.site import Site
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
-from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure, try_to_draw
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.runs.folder import INTERRUPTED_FILE, RunFolder
@@ -173,7 +172,7 @@ def _parameters(run: Path, config: Config) -> tuple[int, int]:
         classes = RunFolder(run).read()[1]
     except ConfigError:
         classes = config.data.classes
-    with torch.device("meta"):
+    with shapes_only():
         model = build_model(config, num_classes=max(1, len(classes)))
     return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -217,6 +216,8 @@ def write(grid: Path, rows: Sequence[Row]) -> None:
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """mAP (or top-1) and memory against what the grid varies: frames, or parameters."""
+    from adatad_ds.evaluation.plots.figures import PlainFigure, save_figure
+
     by_size = len({row.model for row in rows}) > 1
     figure = PlainFigure(10, 4)
     for axes, name, label in zip(

@@ -9,12 +9,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
 from adatad_ds.config.parsing import CLIP_FRAMES
+
+if TYPE_CHECKING:
+    import torch
 
 Tuning = Literal["frozen", "full", "tia", "side", "aim"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
@@ -205,6 +206,8 @@ class TrainConfig:
     @property
     def dtype(self) -> torch.dtype:
         """Compute type."""
+        import torch  # here, as it takes seconds, and most readers of settings need none
+
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
 
 

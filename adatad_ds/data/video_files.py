@@ -8,7 +8,6 @@ from glob import glob
 from os.path import commonpath
 from pathlib import Path
 
-from adatad_ds.data.decoding.video import opened
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames
 from adatad_ds.errors import DataError, summarize_list
 
@@ -125,6 +124,8 @@ def length_sec(path: Path) -> float:
     Raises:
         VideoError: not a video.
     """
+    from adatad_ds.data.decoding.video import opened  # here: names of files need no decoder
+
     with opened(path, num_threads=1) as (container, _):
         return (container.duration or 0) / 1_000_000
 

@@ -15,8 +15,6 @@ from multiprocessing import forkserver, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
-import torch
-
 # Schedulers, shells and systemd send these to all processes of a rank; only the rank itself handles them.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -62,6 +60,8 @@ def start_worker(worker: int) -> None:
     server exits, so does the worker, whatever it is doing: at once on Linux, elsewhere when it checks for its parent,
     every few seconds.
     """
+    import torch  # here: who only asks for SIGNALS needs none
+
     torch.set_num_threads(1)  # parallelism comes from the number of workers
     server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
     os.close(server._forkserver_alive_fd)

@@ -22,15 +22,19 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
+from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
+from adatad_ds.system.library_messages import hide_library_messages
 from adatad_ds.weights.files import StoredTensor, check_fit
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, rounded
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+hide_library_messages()
 
-with contextlib.redirect_stdout(sys.__stderr__):  # where its log goes from now on; stdout is for what was asked for
+# Its log goes to stderr from now on: stdout is for what was asked for.
+with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
 from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
@@ -104,10 +108,10 @@ class Engine:
         if not groups:
             raise ConfigError("nothing in this model learns")
         cast_and_move_rest(model, dtype=train.dtype, device=world.device)
-        with _quick_optimizer_checks():
+        with _no_muon(), exclusions_left_out():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
-                optimizer=torch.optim.AdamW(list(groups)),
+                optimizer=AdamW(list(groups)),
                 config=ds_config,
                 dist_init_required=False,
             )
@@ -334,17 +338,11 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _quick_optimizer_checks() -> Iterator[None]:
-    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process.
-
-    It also warns that torch's AdamW is untested with ZeRO; this project tests it.
-    """
-    logger = logging.getLogger("DeepSpeed")
-    level, compile_ = logger.level, compiler.compile
-    logger.setLevel(logging.ERROR)
+def _no_muon() -> Iterator[None]:
+    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process."""
+    compile_ = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
         yield
     finally:
         compiler.compile = compile_
-        logger.setLevel(level)

@@ -9,12 +9,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from adatad_ds.distributed.world import RankError, World, in_words
-from adatad_ds.errors import UserError, WriteError
+from adatad_ds.errors import RankError, UserError, WriteError, in_words
 from adatad_ds.system.console import keep_output, say_error
 from adatad_ds.system.launch import launched_rank, launched_ranks, remove_torchrun_folder
+
+if TYPE_CHECKING:
+    from adatad_ds.distributed.world import World
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.hangs import HangWatch
-from adatad_ds.errors import ConfigError, UserError, WriteError
+from adatad_ds.errors import ConfigError, RankError, in_words
 from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 
 T = TypeVar("T")
@@ -26,10 +26,6 @@ T = TypeVar("T")
 _MARGIN = timedelta(minutes=1)
 _STORE_SEC = 10  # for an answer of the rendezvous, which lives in rank 0 or its launcher, when a rank ends
 _END = object()
-
-
-class RankError(Exception):
-    """What some rank ran into, raised on every rank; where it happened, from the error itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,12 +279,6 @@ def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) 
             f"train.global_batch={global_batch}; use {', '.join(map(str, fitting))}"
         )
     return micro, share // micro
-
-
-def in_words(error: BaseException) -> str:
-    """An error in a line; of those that are no user's, with their kind."""
-    text = str(error)
-    return text if isinstance(error, UserError | WriteError | RankError) else f"{type(error).__name__}: {text}"
 
 
 def _together(told: list[str | None]) -> str:

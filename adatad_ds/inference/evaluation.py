@@ -22,8 +22,7 @@ from adatad_ds.evaluation.candidates_file import RawDetections, write_raw
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
-from adatad_ds.evaluation.plots.figures import try_to_draw
-from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_timeline
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.recipes.class_order import describe_logits
@@ -264,17 +263,23 @@ def report(
 def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, known: OperatingPoint | None) -> None:
     """Draw ground truth and detections, from the score of the best F1 on, of the first few videos."""
     shown, drawn = ShownFrom.choose(None, known), videos[:PICTURE_VIDEOS]
-    first = [
-        TimelineVideo(
-            name=video.name,
-            duration_sec=video.duration_sec,
-            ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
-            detections=list(filter(shown.passes, results[video.name])),
-        )
-        for video in drawn
-    ]
     records = [record for video in drawn for record in results[video.name]]
     heading = f"{title}: of {len(records)} detections {shown.summary(records)}"
+
+    def timelines() -> None:
+        from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_timeline  # one rank alone draws
+
+        first = [
+            TimelineVideo(
+                name=video.name,
+                duration_sec=video.duration_sec,
+                ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
+                detections=list(filter(shown.passes, results[video.name])),
+            )
+            for video in drawn
+        ]
+        draw_timeline(path, videos=first, title=heading)
+
     path.unlink(missing_ok=True)
-    if try_to_draw(str(path), lambda: draw_timeline(path, videos=first, title=heading), report=tqdm.write):
+    if try_to_draw(str(path), timelines, report=tqdm.write):
         tqdm.write(f"drawn: {path}")

@@ -5,7 +5,7 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,8 @@ from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """The detector's outputs for a batch of windows.
+class Predictions(NamedTuple):
+    """The detector's outputs for a batch of windows; a tuple, in which DeepSpeed's hooks find the tensors.
 
     Attributes:
         class_logits: (B, P, K) float32.

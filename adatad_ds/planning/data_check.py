@@ -32,8 +32,8 @@ from adatad_ds.data.inspection.survey import (
     suggest,
 )
 from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
-from adatad_ds.evaluation.plots.figures import try_to_draw
 from adatad_ds.planning.training_advice import (
     SMALL_EFFORT,
     SMALL_FRAMES,

@@ -25,6 +25,7 @@ from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackb
 from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.execution.recompute import OnceAccumulated
 from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.shapes import shapes_only
 
 
 @cache
@@ -77,7 +78,7 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
         backbone=replace(backbone, weights=None),
         train=TrainConfig(precision=precision),
     )
-    with torch.device("meta"):
+    with shapes_only():
         model = build_detector(config, num_classes=1).backbone
     with fake_tensors(model, config.train.dtype):
         window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
@@ -116,14 +117,14 @@ def _head_bytes(config: Config, num_classes: int, windows: int) -> int:
 
 def _with_one_block(config: Config, *, num_classes: int) -> Detector:
     if config.backbone.is_image:
-        with torch.device("meta"):
+        with shapes_only():
             return build_detector(
                 replace(config, backbone=replace(config.backbone, weights=None)), num_classes=num_classes
             )
     spec = replace(backbone_spec(config.backbone.name), depth=1)
     adapts = config.backbone.tuning in ("tia", "side")
     backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
-    with torch.device("meta"):  # initialisation reads values, which fake tensors lack
+    with shapes_only():  # initialisation reads values, which fake tensors lack
         return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
 
 

@@ -15,6 +15,7 @@ import torch
 from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
 from adatad_ds.models.factory import build_backbone
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.fake_run import fake_tensors, live_bytes
 
 
@@ -78,7 +79,7 @@ def _clips_bytes(config: Config, clips: int) -> int:
 
 @cache
 def _on_meta(config: Config) -> AIMTransformer:
-    with torch.device("meta"):
+    with shapes_only():
         model = build_backbone(config, feature_steps=1)
     assert isinstance(model, AIMTransformer)
     return model

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
@@ -22,6 +20,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
 from adatad_ds.models.factory import adapted_blocks, backbone_spec
 from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.fake_run import head_bytes, span_bytes, whole_bytes
 
 ADAM_BYTES = 16  # per trainable parameter: fp32 master, two moments, running average
@@ -95,7 +94,7 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     windows = resolved["train_micro_batch_size_per_gpu"]
     size = config.train.dtype.itemsize
     bare = replace(config, backbone=replace(config.backbone, weights=None))
-    with torch.device("meta"):
+    with shapes_only():
         model = build_model(bare, num_classes=num_classes)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)

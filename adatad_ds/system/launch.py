@@ -8,8 +8,6 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from adatad_ds.errors import ConfigError
 
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -34,7 +32,11 @@ def complete_environment(environment: MutableMapping[str, str]) -> int:
 
 def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
     """Number of GPUs that this process may use: 0 with `DS_ACCELERATOR=cpu`."""
-    return 0 if environment.get("DS_ACCELERATOR") == "cpu" else torch.cuda.device_count()
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    import torch  # here: a launched rank knows its number without
+
+    return torch.cuda.device_count()
 
 
 def local_device(environment: Mapping[str, str], *, gpus: int) -> int:

@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from adatad_ds.data.loader import Samples
@@ -18,6 +17,9 @@ from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Model
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
 

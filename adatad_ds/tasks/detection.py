@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -24,8 +23,6 @@ from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
-from adatad_ds.evaluation.plots.curves import class_ap_figure, precision_recall_figure
-from adatad_ds.evaluation.plots.timelines import timeline_figure, timeline_videos
 from adatad_ds.models.detector import Detector, Predictions, build_detector, detector_points, valid_points
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
@@ -42,6 +39,9 @@ from adatad_ds.tasks.detection_pipeline import (
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import published_state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLASS_LOGITS = "head.cls_head.weight"
 PICTURE_VIDEOS = 4  # legible on one of TensorBoard's cards
@@ -223,11 +223,22 @@ class DetectionTask:
 
 
 def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video]) -> dict[str, Callable[[str], Figure]]:
-    surest = timeline_videos(results, videos=videos[:PICTURE_VIDEOS])
-    return {
-        "timelines": lambda title: timeline_figure(
-            surest, title=f"{title}: the surest detections of the first test videos"
-        ),
-        "precision_recall": lambda title: precision_recall_figure(metrics, title=f"{title}: precision and recall"),
-        "class_ap": lambda title: class_ap_figure(metrics, title=f"{title}: AP by class"),
-    }
+    """Figures of an evaluation; matplotlib is imported when they are drawn."""
+
+    def timelines(title: str) -> Figure:
+        from adatad_ds.evaluation.plots.timelines import timeline_figure, timeline_videos
+
+        surest = timeline_videos(results, videos=videos[:PICTURE_VIDEOS])
+        return timeline_figure(surest, title=f"{title}: the surest detections of the first test videos")
+
+    def precision_recall(title: str) -> Figure:
+        from adatad_ds.evaluation.plots.curves import precision_recall_figure
+
+        return precision_recall_figure(metrics, title=f"{title}: precision and recall")
+
+    def class_ap(title: str) -> Figure:
+        from adatad_ds.evaluation.plots.curves import class_ap_figure
+
+        return class_ap_figure(metrics, title=f"{title}: AP by class")
+
+    return {"timelines": timelines, "precision_recall": precision_recall, "class_ap": class_ap}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
-from adatad_ds.evaluation.plots.curves import confusion_figure
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.recogniser import Recogniser, build_recogniser
@@ -33,6 +32,9 @@ from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import published_state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Logits = dict[str, NDArray[np.float32]]  # of each video's views, (V, K)
 
@@ -150,11 +152,17 @@ class RecognitionTask:
             report(f"a test video is damaged: {line}")
         self._damage_told = True
         recognition = measure_recognition(logits, data=self.test_data)
+
+        def confusion(title: str) -> Figure:
+            from adatad_ds.evaluation.plots.curves import confusion_figure
+
+            return confusion_figure(recognition, title=f"{title}: classes mistaken")
+
         return Evaluation(
             metrics=recognition.to_dict(),
             table=recognition.table(),
             per_class=recognition.per_class_table(),
-            pictures={"confusion": lambda title: confusion_figure(recognition, title=f"{title}: classes mistaken")},
+            pictures={"confusion": confusion},
             save=lambda folder: save_predictions(logits, damaged, data=self.test_data, folder=folder),
         )
 

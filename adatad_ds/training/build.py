@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adatad_ds.config.schema import BackboneConfig, Config
+from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
@@ -37,14 +37,13 @@ from adatad_ds.training.profiling import Profiler, parse_profile
 from adatad_ds.training.trainer import Progress, Trainer
 from adatad_ds.training.update_stats import Updates
 from adatad_ds.weights.files import Tensors
-from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import (
-    WHERE_FROM,
     check_fingerprint,
     fill_backbone,
     find_weights,
     fingerprint,
     in_published_order,
+    weights_reports,
 )
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
@@ -309,12 +308,3 @@ def open_profiler(profile: str | None, *, run: RunFolder, world: World, report: 
         active=world.is_main,
         report=report,
     )
-
-
-def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[str]:
-    """What is said of pretrained weights: what they are, and where they come from."""
-    if weights is None:
-        return []
-    terms = WHERE_FROM.get(backbone.name)
-    source = [f"weights: those of {backbone.name} come from {terms}"] if terms else []
-    return [f"weights: {weights.report()}", *source]

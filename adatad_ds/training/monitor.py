@@ -8,16 +8,17 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from adatad_ds.evaluation.plots.figures import try_to_draw
+from adatad_ds.evaluation.plots.attempt import try_to_draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMOOTHED_STEPS = 20  # averaging window of the progress bar's loss
 LOG_FILE = "log.jsonl"
@@ -38,6 +39,8 @@ class Monitor:
         self._active = active
         if not active:
             return
+        from torch.utils.tensorboard import SummaryWriter  # here: rank 0 alone writes
+
         self._log_path = folder / LOG_FILE
         if start_step and self._log_path.exists():
             _drop_later_steps(self._log_path, before=start_step)
@@ -56,6 +59,8 @@ class Monitor:
         """Add a figure of step `step` to TensorBoard, drawn without a display; if drawing fails, print a warning."""
 
         def add() -> None:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, for evaluations alone
+
             canvas = FigureCanvasAgg(draw())
             canvas.draw()
             self._board.add_image(name, np.asarray(canvas.buffer_rgba())[..., :3], step, dataformats="HWC")

@@ -75,6 +75,15 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
     return fit_image_weights(weights, vit)
 
 
+def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[str]:
+    """What is said of pretrained weights: what they are, and where they come from."""
+    if weights is None:
+        return []
+    terms = WHERE_FROM.get(backbone.name)
+    source = [f"weights: those of {backbone.name} come from {terms}"] if terms else []
+    return [f"weights: {weights.report()}", *source]
+
+
 def fill_backbone(
     vit: Transformer,
     tensors: Mapping[str, StoredTensor],

@@ -9,7 +9,8 @@ from tests.support.launch import run_ranks
 ERRORS = """
 import json
 from adatad_ds.errors import ConfigError
-from adatad_ds.distributed.world import RankError, World
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import RankError
 from adatad_ds.distributed.process import report_error
 
 world = World.join()

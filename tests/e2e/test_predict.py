@@ -22,6 +22,7 @@ import torch
 from adatad_ds import predict
 from adatad_ds.config import loading
 from adatad_ds.data.decoding.video import probe
+from adatad_ds.inference import prediction
 from adatad_ds.inference.trained_model import Trained, export
 from adatad_ds.models.detector import build_detector
 from adatad_ds.predict import load_detector
@@ -249,11 +250,11 @@ def test_what_was_found_is_kept_where_drawing_fails(videos, checkpoint, tmp_path
     def fail(*arguments: object, **options: object) -> None:
         raise ValueError("no such glyph")
 
-    monkeypatch.setattr(predict, "draw_detections", fail)
+    monkeypatch.setattr(prediction, "draw_detections", fail)
     arguments = ["--checkpoint", checkpoint, "-o", tmp_path / "out"]
     assert run(videos["silent"], *arguments) == 0  # a picture is an extra
     assert "silent.png could not be drawn: ValueError: no such glyph" in capsys.readouterr().err
-    monkeypatch.setattr(predict, "write_annotated", fail)
+    monkeypatch.setattr(prediction, "write_annotated", fail)
     assert run(videos["silent"], videos["old"], *arguments, "--annotated") == 1  # which was asked for
     assert set(results_of(tmp_path / "out")) == {"silent", "old"}
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -21,9 +21,10 @@ from adatad_ds.evaluation.diagnosis.plots import draw_classes
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.plots import fonts
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.plots.curves import class_ap_figure, confusion_figure, precision_recall_figure
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
-from adatad_ds.evaluation.plots.figures import HATCHES, OTHER_COLOR, PALETTE, PlainFigure, class_looks, try_to_draw
+from adatad_ds.evaluation.plots.figures import HATCHES, OTHER_COLOR, PALETTE, PlainFigure, class_looks
 from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_detections, draw_timeline
 from tests.support.detections import record
 

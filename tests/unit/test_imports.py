@@ -123,7 +123,8 @@ def path_text(path: Path) -> str:
 def test_what_takes_seconds_to_import_waits_until_it_is_needed():
     """Every rank and every tool would pay for it."""
     late = ("timm", "torchvision", "transformers", "accelerate", "torch._dynamo")
-    code = f"import sys, adatad_ds.train, adatad_ds.predict; print([m for m in {late} if m in sys.modules])"
+    used = "adatad_ds.training.session, adatad_ds.inference.prediction"
+    code = f"import sys, {used}; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

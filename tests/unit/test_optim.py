@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.average import AverageDecay
+from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out
 from adatad_ds.recipes.catalog import all_recipes
 from adatad_ds.training.optim import INITIAL_SHARE, average_warms_up, schedule
 
@@ -93,3 +96,31 @@ def test_published_recipes_average_as_their_authors_do():
         checked += 1
     assert checked == 51
     assert INITIAL_SHARE == 0.05
+
+
+def test_adamw_is_pytorchs():
+    """The same bits: what is left out is for torch.compile alone."""
+    ours, theirs = ([nn.Parameter(torch.linspace(-1, 1, 7)), nn.Parameter(torch.ones(3))] for _ in range(2))
+    groups = [
+        [{"params": parameters[:1], "lr": 0.1, "weight_decay": 0.3}, {"params": parameters[1:], "lr": 0.01}]
+        for parameters in (ours, theirs)
+    ]
+    optimizers = AdamW(groups[0]), torch.optim.AdamW(groups[1])
+    for step in range(3):
+        for parameter in (*ours, *theirs):
+            parameter.grad = torch.sin(torch.arange(parameter.numel()) + step)
+        for optimizer in optimizers:
+            optimizer.step()
+    for parameter, other in zip(ours, theirs, strict=True):
+        assert torch.equal(parameter, other)
+        for key, value in optimizers[1].state[other].items():
+            assert torch.equal(optimizers[0].state[parameter][key], value)
+    loss = optimizers[0].step(lambda: ours[0].square().sum())
+    assert loss.requires_grad, "a closure has gradients"
+
+
+def test_exclusions_from_compilation_come_back():
+    before = torch._disable_dynamo, torch.compiler.disable
+    with exclusions_left_out():
+        assert torch._disable_dynamo(abs) is torch.compiler.disable(recursive=False)(abs) is abs
+    assert (torch._disable_dynamo, torch.compiler.disable) == before

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from adatad_ds.evaluation.diagnosis.diagnosis import BANDS, BINS, Diagnosis
 from adatad_ds.evaluation.diagnosis.matching import LOW_TIOU, Kind
-from adatad_ds.evaluation.diagnosis.plots import draw_classes, draw_gains, draw_missed, draw_profile
-from adatad_ds.evaluation.plots.figures import try_to_draw
+from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
 
 HTML_FILE = "report.html"
@@ -98,11 +97,13 @@ def write_report(
     sections = _sections(diagnosis, bins)
     for section in sections:
         write_table(folder / f"{section.table.name}.csv", section.table.rows, columns=section.table.columns)
+    from adatad_ds.evaluation.diagnosis import plots  # here, as matplotlib takes half a second
+
     pictures: dict[str, Callable[[Path], None]] = {
-        "profile.png": lambda path: draw_profile(path, diagnosis),
-        "gains.png": lambda path: draw_gains(path, diagnosis),
-        "missed.png": lambda path: draw_missed(path, diagnosis, BINS[bins]),
-        "classes.png": lambda path: draw_classes(path, diagnosis),
+        "profile.png": lambda path: plots.draw_profile(path, diagnosis),
+        "gains.png": lambda path: plots.draw_gains(path, diagnosis),
+        "missed.png": lambda path: plots.draw_missed(path, diagnosis, BINS[bins]),
+        "classes.png": lambda path: plots.draw_classes(path, diagnosis),
     }
     for name, draw in pictures.items():
         path = folder / name

@@ -1,9 +1,9 @@
-"""Shared by all figures: class styles, literal text, atomic saving, and drawing whose failure costs no result."""
+"""Shared by all figures: class styles, literal text, atomic saving."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,26 +74,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def try_to_draw(what: str, draw: Callable[[], object], *, report: Callable[[str], object]) -> bool:
-    """Draw a figure; a failure is only reported.
-
-    Args:
-        what: the figure, for the message.
-        draw: draws it.
-        report: called with a warning if drawing fails.
-
-    Returns:
-        Whether it was drawn.
-    """
-    try:
-        draw()
-    except Exception as error:  # any error: results matter more
-        lines = str(error).strip().splitlines()
-        report(f"warning: {what} could not be drawn: {type(error).__name__}{f': {lines[0]}' if lines else ''}")
-        return False
-    return True
 
 
 def short_name(label: str) -> str:

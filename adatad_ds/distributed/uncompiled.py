@@ -1,0 +1,43 @@
+"""Training without torch.compile: no rank compiles, so none imports what would.
+
+PyTorch and DeepSpeed exclude many of their functions from compilation, and the exclusion alone imports torch._dynamo
+with inductor, SymPy and pandas: 2 CPU s of each rank's start.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW`, whose methods are called as they are."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As PyTorch's."""
+        inspect.unwrap(torch.optim.AdamW.add_param_group)(self, param_group)
+
+    @torch.no_grad()  # which the wrapper of PyTorch's sees to
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As PyTorch's."""
+        return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
+
+
+@contextmanager
+def exclusions_left_out() -> Iterator[None]:
+    """Functions defined inside stay as they are where their authors exclude them from compilation."""
+    lazy, eager = torch._disable_dynamo, torch.compiler.disable
+    torch._disable_dynamo = torch.compiler.disable = _unchanged
+    try:
+        yield
+    finally:
+        torch._disable_dynamo, torch.compiler.disable = lazy, eager
+
+
+def _unchanged(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """A decorator of PyTorch's signature that changes nothing."""
+    return (lambda decorated: decorated) if function is None else function

@@ -1,0 +1,39 @@
+"""Models by names and shapes alone, without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build modules on the meta device inside."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out normal initialisation of meta tensors, which have no values.
+
+    PyTorch's own way to do nothing there imports torch.compile's packages (torch._dynamo, SymPy, pandas): 2 CPU s.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if func is nn.init.normal_:
+            tensor = named["tensor"] if "tensor" in named else args[0]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **named)

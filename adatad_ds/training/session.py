@@ -1,0 +1,63 @@
+"""One training from start to end, in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adatad_ds.config.schema import Config
+from adatad_ds.distributed.world import World
+from adatad_ds.recipes.class_order import ClassOrder
+from adatad_ds.runs.folder import RunFolder
+from adatad_ds.runs.lock import RunLock
+from adatad_ds.training.build import build_trainer
+from adatad_ds.training.preemption import StopRequest
+
+
+def train(
+    config: Config,
+    ds_config: Mapping[str, Any],
+    *,
+    folder: Path,
+    class_order: ClassOrder | None,
+    resume: bool,
+    profile: str | None,
+    world: World,
+    stop: StopRequest,
+) -> None:
+    """Build the trainer and run it; nothing stays alive when this returns. A collective.
+
+    Args:
+        config: of the run, as the user wants it.
+        ds_config: as its file has it.
+        folder: the run's.
+        class_order: in which a published head's logits stand.
+        resume: go on from the newest whole checkpoint, if there is any.
+        profile: START:STOP, the steps to trace.
+        world: the ranks.
+        stop: whether this rank has been asked to stop.
+    """
+    run = RunFolder(folder)
+    lock = RunLock(run.path)  # rank 0 holds it
+    try:
+        stale = world.on_main(lock.take)
+        trainer = build_trainer(
+            config,
+            ds_config,
+            class_order=class_order,
+            resume=resume,
+            profile=profile,
+            run=run,
+            lock=lock,
+            world=world,
+            stop=stop,
+        )
+        if stale:
+            trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")
+        trainer.run()
+        trainer.report_evaluations()
+        trainer.report_memory()
+        trainer.close()
+    finally:
+        lock.release()
