@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from tests.support.launch import REPOSITORY, finish
+from tests.support.launch import REPOSITORY, finish, launched
 
 SCRIPT = REPOSITORY / "tests/support/count_steps.py"
 
@@ -18,8 +17,7 @@ SCRIPT = REPOSITORY / "tests/support/count_steps.py"
     [(2, "zero3_offload", "bf16"), (2, "zero2", "fp32"), (1, "zero1", "fp16"), (1, "zero3", "fp16")],
 )
 def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    finish([*(launcher if ranks > 1 else [sys.executable]), str(SCRIPT), ds_config, precision, str(tmp_path)])
+    finish(launched("pool", ranks, [str(SCRIPT), ds_config, precision, str(tmp_path)]))
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     assert all(each == found[0] for each in found)
     found = found[0]

@@ -14,7 +14,7 @@ LAYOUTS = {
     "1 rank, ZeRO-3": {"ranks": 1, "ds_config": "zero3"},
     "1 rank, ZeRO-2, accumulating": {"ranks": 1, "ds_config": "zero2", "train__micro_batch": 1},
     "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3", "launcher": "deepspeed"},
-    "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2"},
+    "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2", "launcher": "torchrun"},
     "2 ranks, ZeRO-1": {"ranks": 2, "ds_config": "zero1"},
     "2 ranks, ZeRO-3 + offload, accumulating": {"ranks": 2, "ds_config": "zero3_offload", "train__micro_batch": 1},
     "2 ranks, ZeRO-3 + offload, recomputing in chunks": {
@@ -30,7 +30,7 @@ LEARNING = {"train__lr_head": 1e-3, "train__lr_adapter": 1e-3, "train__stop_epoc
 @pytest.fixture(scope="module")
 def reference(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("reference") / "run"
-    finish(train_command(data=small_videos, run=run, ranks=1, ds_config="zero1", launcher="python", **LEARNING))
+    finish(train_command(data=small_videos, run=run, ranks=1, ds_config="zero1", **LEARNING))
     assert len(losses(run)) == STEPS
     return losses(run)
 
@@ -39,8 +39,7 @@ def reference(small_videos, tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_losses(layout, reference, small_videos, tmp_path):
     run = tmp_path / "run"
-    launcher = "python" if LAYOUTS[layout]["ranks"] == 1 else "torchrun"
-    finish(train_command(data=small_videos, run=run, **({"launcher": launcher} | LAYOUTS[layout]), **LEARNING))
+    finish(train_command(data=small_videos, run=run, **LAYOUTS[layout], **LEARNING))
     assert losses(run) == pytest.approx(reference, rel=1e-5)
 
 
@@ -61,7 +60,6 @@ def test_weights_that_do_not_stay(checkpointing, reference, small_videos, tmp_pa
     run = tmp_path / "run"
     layout = {
         "ranks": 2,
-        "launcher": "torchrun",
         "ds_config": str(path),
         "train__eval_from_epoch": 1,
         "train__compact_checkpoints": False,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from tests.support.launch import finish
+from tests.support.launch import finish, launched
 
 TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is mostly backbone
 
@@ -17,8 +16,7 @@ TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is 
 @pytest.mark.parametrize("ds_config", ["zero3", "zero3_offload", "zero2"])
 def test_bytes_of_each_kind(ds_config, precision, tmp_path):
     ranks, size = 2, {"bf16": 2, "fp32": 4}[precision]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    finish([*command, "tests/support/count_bytes.py", ds_config, precision, str(tmp_path)])
+    finish(launched("pool", ranks, ["tests/support/count_bytes.py", ds_config, precision, str(tmp_path)]))
     counts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json"))]
     assert len(counts) == ranks
     frozen, trainable = counts[0]["frozen"], counts[0]["trainable"]

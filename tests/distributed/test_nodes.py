@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.launch import REPOSITORY, finish, start, train_command
+from tests.support.launch import REPOSITORY, finish, launched, start, train_command
 
 SETTINGS = {
     "ranks": 1,
     "ds_config": str(REPOSITORY / "ds_configs/zero2.json"),
-    "launcher": "python",
     "train__checkpoint_every_steps": 1,
     "train__stop_epoch": 1,
     "train__eval_from_epoch": 100,
@@ -21,14 +19,8 @@ SETTINGS = {
 
 
 def on_nodes(folder: Path, script: str, *arguments: str) -> list[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return [
-        *launch,
-        str(REPOSITORY / "tests/support/count_nodes.py"),
-        str(folder),
-        str(REPOSITORY / script),
-        *arguments,
-    ]
+    each = str(REPOSITORY / "tests/support/count_nodes.py")
+    return launched("pool", 2, [each, str(folder), str(REPOSITORY / script), *arguments])
 
 
 @pytest.mark.slow

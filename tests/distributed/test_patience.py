@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.launch import finish
+from tests.support.launch import finish, launched
 
 # Two ranks evaluate; weights are gathered for each forward pass. DeepSpeed's clone of the world's group, and any other
 # that is made without a time, waits for 4 s: gathering must not be in one of them.
@@ -59,4 +58,4 @@ world.leave()
 def test_ranks_wait_for_one_that_reads(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    finish([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)])
+    finish(launched("pool", 2, [str(script)]))

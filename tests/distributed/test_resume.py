@@ -40,17 +40,16 @@ def kill_after_step(command: list[str], run, step: int) -> None:
     ("ranks", "ds_config", "precision", "compact"), [(2, "zero3_offload", "bf16", False), (1, "zero2", "fp32", True)]
 )
 def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, small_videos, tmp_path):
-    def command(run, **more):
+    def command(run, launcher="pool", **more):
         layout = {"ranks": ranks, "ds_config": ds_config, "train__precision": precision}
         layout["train__compact_checkpoints"] = compact
-        launcher = "torchrun" if ranks > 1 else "python"  # one process group to kill
         return train_command(data=small_videos, run=run, launcher=launcher, **layout, **SETTINGS, **more)
 
     whole = tmp_path / "whole"
     finish(command(whole))
 
     killed = tmp_path / "killed"
-    kill_after_step(command(killed), killed, step=4)
+    kill_after_step(command(killed, launcher="torchrun" if ranks > 1 else "python"), killed, step=4)
     newest = CheckpointStore(folder=killed / "checkpoints", keep=2).latest()
     assert newest is not None
     resumed_at = json.loads((newest / "state.json").read_text())["step"]
@@ -82,7 +81,7 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
 def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
     settings = {**SETTINGS, "train__eval_from_epoch": 100}
     whole = tmp_path / "whole"
-    finish(train_command(data=small_videos, run=whole, ranks=1, ds_config="zero2", launcher="python", **settings))
+    finish(train_command(data=small_videos, run=whole, ranks=1, ds_config="zero2", **settings))
     for name in ("step_00000008", "step_00000006"):
         assert (whole / "checkpoints" / name).is_dir()
     other = tmp_path / "other"
@@ -93,13 +92,9 @@ def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
 
     # And back: from two ranks and ZeRO-3 to one and ZeRO-2.
     two = tmp_path / "two"
-    finish(train_command(data=small_videos, run=two, ranks=2, ds_config="zero3", launcher="torchrun", **settings))
+    finish(train_command(data=small_videos, run=two, ranks=2, ds_config="zero3", **settings))
     shutil.rmtree(two / "checkpoints" / "step_00000008")
-    finish(
-        train_command(
-            data=small_videos, run=two, ranks=1, ds_config="zero2", launcher="python", resume=True, **settings
-        )
-    )
+    finish(train_command(data=small_videos, run=two, ranks=1, ds_config="zero2", resume=True, **settings))
     assert losses(two) == pytest.approx(losses(whole), rel=1e-5)
 
 
@@ -109,13 +104,11 @@ def test_a_signal_to_one_rank_saves_and_ends_all(small_videos, tmp_path):
 
     def command(run, **more):
         settings = SETTINGS | {"train__checkpoint_every_steps": 0, "train__eval_from_epoch": 100}
-        return train_command(
-            data=small_videos, run=run, ranks=2, ds_config="zero3", launcher="torchrun", **settings, **more
-        )
+        return train_command(data=small_videos, run=run, ranks=2, ds_config="zero3", **settings, **more)
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finish(command(whole))
-    process = start_until(command(stopped), stopped, step=2)
+    process = start_until(command(stopped, launcher="torchrun"), stopped, step=2)
     ranks = [child for child in psutil.Process(process.pid).children() if "adatad_ds/train.py" in child.cmdline()]
     assert len(ranks) == 2
     ranks[1].send_signal(signal.SIGUSR1)

@@ -21,7 +21,6 @@ LEARNING = {
     "backbone__adapter_kernel": 5,
     "backbone__adapter_dilation": 2,
     "backbone__clips_per_chunk": 1,
-    "launcher": "torchrun",
 }
 CASES = {  # 4 clips a window, or 3, which 2 ranks share unevenly
     "P=2, tia, recomputing": (2, 2, {"backbone__activation_checkpointing": True}),
@@ -43,9 +42,7 @@ def test_same_as_one_rank(case, stage, small_videos, tmp_path):
     ranks, temporal, changes = CASES[case]
     settings = LEARNING | changes
     alone = tmp_path / "alone"
-    finish(
-        train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **(settings | {"launcher": "python"}))
-    )
+    finish(train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **settings))
     shared = tmp_path / "shared"
     layout = {"ranks": ranks, "ds_config": stage, "parallel__temporal": temporal}
     finish(train_command(data=small_videos, run=shared, **layout, **settings))
@@ -60,9 +57,7 @@ def test_same_as_one_rank(case, stage, small_videos, tmp_path):
 def test_resume_on_another_number_of_temporal_ranks(small_videos, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     settings = LEARNING | {"train__checkpoint_every_steps": 2}
-    finish(
-        train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **(settings | {"launcher": "python"}))
-    )
+    finish(train_command(data=small_videos, run=alone, ranks=1, ds_config="zero2", **settings))
     shutil.copytree(alone, shared)
     shutil.rmtree(shared / "checkpoints" / "step_00000004")
     shutil.rmtree(shared / "evaluations")
@@ -107,7 +102,7 @@ def test_an_unreadable_video_is_blank_on_all_ranks_of_its_group(small_videos, tm
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
-    layout = {"ranks": 2, "ds_config": "zero3", "parallel__temporal": 2}
+    layout = {"ranks": 2, "ds_config": "zero3", "parallel__temporal": 2, "launcher": "torchrun"}
     settings = LEARNING | {"train__stop_epoch": 50, "train__schedule_epochs": 50, "train__eval_from_epoch": 50}
     run = tmp_path / "run"
     process = start_until(train_command(data=small_videos, run=run, **layout, **settings), run, step=1)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from tests.support.launch import finish
+from tests.support.launch import finish, launched
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ds_config", ["zero1", "zero2", "zero3", "zero3_offload"])
 def test_in_parts_as_whole(ds_config, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finish([*launch, "tests/support/count_updates.py", ds_config, str(tmp_path)])
+    finish(launched("pool", 2, ["tests/support/count_updates.py", ds_config, str(tmp_path)]))
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     for key in ("updates", "gammas"):
         assert first[key] == second[key]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from adatad_ds.runs.checkpoint import find_checkpoint
 from adatad_ds.runs.folder import RunFolder
-from tests.support.launch import finish, losses, recognition_command, start, train_command
+from tests.support.launch import finish, launched, losses, recognition_command, start, train_command
 from tests.support.refusals import fails
 
 LEARNING = {
@@ -26,7 +25,7 @@ LEARNING = {
 def alone(small_clips, tmp_path_factory):
     """One process, ZeRO-1, everything kept for the backward pass."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    command = recognition_command(clips=small_clips, run=run, ranks=1, ds_config="zero1", launcher="python", **LEARNING)
+    command = recognition_command(clips=small_clips, run=run, ranks=1, ds_config="zero1", **LEARNING)
     finish(command)
     assert len(losses(run)) == 4
     return run
@@ -40,7 +39,6 @@ def test_two_ranks_give_the_same_losses_and_accuracies(alone, small_clips, tmp_p
         "run": tmp_path / "run",
         "ranks": 2,
         "ds_config": "zero3_offload",
-        "launcher": "torchrun",
         "train__micro_batch": 2,
         "backbone__activation_checkpointing": True,
         "backbone__clips_per_chunk": 1,
@@ -61,7 +59,9 @@ def test_two_ranks_give_the_same_losses_and_accuracies(alone, small_clips, tmp_p
 @pytest.mark.slow
 def test_evaluated_exported_and_evaluated(alone, tmp_path):
     metrics = RunFolder(alone).evaluations()[2]
-    said = finish([sys.executable, "adatad_ds/evaluate.py", str(alone), "--output", str(tmp_path / "a"), "--per-class"])
+    said = finish(
+        launched("pool", 1, ["adatad_ds/evaluate.py", str(alone), "--output", str(tmp_path / "a"), "--per-class"])
+    )
     assert f"top-1{100 * metrics['top1']:26.2f} %" in said
     best = RunFolder(alone).evaluations()[RunFolder(alone).best_epoch()]
     assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == pytest.approx(best)
@@ -74,9 +74,11 @@ def test_evaluated_exported_and_evaluated(alone, tmp_path):
     assert len(scores) == 5
     assert (tmp_path / "a" / "per_class.csv").read_text().count("\n") == 9
 
-    finish([sys.executable, "-m", "adatad_ds", "export", str(alone), "--out", str(tmp_path / "aim.safetensors")])
+    finish(launched("pool", 1, ["-m", "adatad_ds", "export", str(alone), "--out", str(tmp_path / "aim.safetensors")]))
     finish(
-        [sys.executable, "adatad_ds/evaluate.py", str(tmp_path / "aim.safetensors"), "--output", str(tmp_path / "b")]
+        launched(
+            "pool", 1, ["adatad_ds/evaluate.py", str(tmp_path / "aim.safetensors"), "--output", str(tmp_path / "b")]
+        )
     )
     assert json.loads((tmp_path / "b" / "predictions.json").read_text())["results"] == predictions
 
@@ -94,11 +96,10 @@ def test_a_detector_over_an_image_transformer_on_shared_windows(small_videos, tm
         "train__global_batch": 2,
         "train__eval_from_epoch": 2,
     }
-    one = {"ranks": 1, "ds_config": "zero2", "launcher": "python", "backbone__clips_per_chunk": 0}
+    one = {"ranks": 1, "ds_config": "zero2", "backbone__clips_per_chunk": 0}
     two = {
         "ranks": 2,
         "ds_config": "zero3",
-        "launcher": "torchrun",
         "parallel__temporal": 2,
         "backbone__activation_checkpointing": True,
         "backbone__clips_per_chunk": 1,
@@ -136,9 +137,7 @@ def test_bad_input(fault, small_clips, tmp_path):
         changes = {"backbone__name": "vit_tiny_patch16_of_ours"}
         said = ["timm has no plain vision transformer named vit_tiny_patch16_of_ours"]
     fails(
-        recognition_command(
-            clips=clips, run=tmp_path / "run", ranks=1, ds_config="zero3", launcher="python", **changes
-        ),
+        recognition_command(clips=clips, run=tmp_path / "run", ranks=1, ds_config="zero3", **changes),
         *said,
     )
 
@@ -147,7 +146,7 @@ def test_bad_input(fault, small_clips, tmp_path):
 def test_dry_run_plans_recognition():
     policy = ["--deepspeed_config", "ds_configs/zero3.json", "--set", "train.micro_batch=8"]
     recipe = ["--recipe", "kinetics400_clip_b16_8", "--dry-run"]
-    done = start([sys.executable, "adatad_ds/train.py", *recipe, *policy])
+    done = start(launched("pool", 1, ["adatad_ds/train.py", *recipe, *policy]))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "head, trainable" in done.stdout
     assert "peak" in done.stdout

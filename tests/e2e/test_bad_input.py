@@ -12,7 +12,7 @@ import pytest
 from tests.support.launch import finish, losses, start, train_command
 from tests.support.refusals import fails
 
-LAYOUT = {"ranks": 2, "ds_config": "zero3", "launcher": "torchrun"}
+LAYOUT = {"ranks": 2, "ds_config": "zero3"}
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_contradicting_ds_config(small_videos, tmp_path):
 
 @pytest.mark.slow
 def test_unknown_recipe_under_the_deepspeed_launcher(small_videos, tmp_path):
-    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3")
+    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3", launcher="deepspeed")
     command[command.index("quickstart")] = "quikstart"
     done = start(command)
     assert done.returncode != 0
@@ -81,7 +81,7 @@ def test_the_error_is_heard_where_rank_0_is_the_last(tmp_path):
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_run_folder_that_cannot_be(below, small_videos, tmp_path):
     (tmp_path / "file").write_text("x")
-    layout = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
+    layout = {"ranks": 1, "ds_config": "zero2"}
     fails(train_command(data=small_videos, run=tmp_path / "file" / below, **layout), f"--run-dir {tmp_path}/file")
 
 
@@ -99,9 +99,7 @@ def test_another_program_has_the_port(small_videos, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_not_overwritten(small_videos, tmp_path):
     settings = {"train__stop_epoch": 1, "train__eval_from_epoch": 100}
-    command = train_command(
-        data=small_videos, run=tmp_path / "run", ranks=1, ds_config="zero2", launcher="python", **settings
-    )
+    command = train_command(data=small_videos, run=tmp_path / "run", ranks=1, ds_config="zero2", **settings)
     finish(command)
     fails(command, "already holds a run", "--resume auto")
 

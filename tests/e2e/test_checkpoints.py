@@ -14,7 +14,6 @@ from tests.support.launch import REPOSITORY, environment, finish, losses, start,
 SETTINGS = {
     "ranks": 1,
     "ds_config": "zero2",
-    "launcher": "python",
     "train__stop_epoch": 3,
     "train__schedule_epochs": 3,
     "train__checkpoint_every_steps": 1,
@@ -34,7 +33,7 @@ def test_killed_while_saving(whole, small_videos, tmp_path):
     run = tmp_path / "run"
     folder = run / "checkpoints"
     process = subprocess.Popen(
-        train_command(data=small_videos, run=run, **SETTINGS),
+        train_command(data=small_videos, run=run, launcher="python", **SETTINGS),
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.DEVNULL,

@@ -5,7 +5,6 @@ adatad-ds prepare-data, then the dataset's recipe for two steps. Real commands, 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from adatad_ds.cli.commands import main
 from adatad_ds.recipes.catalog import find_recipe
-from tests.support.launch import finish, losses
+from tests.support.launch import finish, launched, losses
 
 TINY = {
     "backbone.name": "tiny",
@@ -186,7 +185,7 @@ def test_from_the_owners_files_to_a_step(dataset, small_videos, tmp_path):
         places["test.external_scores"].write_text(json.dumps({"results": scores, "class": labels}))
 
     run = tmp_path / "run"
-    command = [sys.executable, "adatad_ds/train.py", "--recipe", recipe, "--run-dir", str(run)]
+    command = launched("pool", 1, ["adatad_ds/train.py", "--recipe", recipe, "--run-dir", str(run)])
     command += ["--deepspeed_config", "ds_configs/zero2.json"]
     for name, value in (TINY | places | changes).items():
         command += ["--set", f"{name}={value}"]

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor
 from tests.support.browser import loaded
 from tests.support.cues import cues
-from tests.support.launch import REPOSITORY, SMALL, environment, finish
+from tests.support.launch import REPOSITORY, SMALL, environment, finish, launched
 from tests.support.published import published
 from tests.support.videos import cut, write_late, write_video
 
@@ -133,11 +132,13 @@ def test_the_detections_are_those_of_evaluation(changes, small_videos, tmp_path)
     changes = changes | {"test__batch": 1}
     data = {"data__annotations": small_videos / "annotations.json", "data__videos": small_videos / "videos"}
     checkpoint = make_export(tmp_path / "mine.safetensors", **data, **changes)
-    finish([sys.executable, "adatad_ds/evaluate.py", str(checkpoint), "--output", str(tmp_path / "evaluated")])
+    finish(launched("pool", 1, ["adatad_ds/evaluate.py", str(checkpoint), "--output", str(tmp_path / "evaluated")]))
     expected = json.loads((tmp_path / "evaluated" / "detections.json").read_text())["results"]
     assert len(expected) == 3
     paths = [small_videos / "videos" / f"{name}.mp4" for name in expected]
-    command = [sys.executable, "adatad_ds/predict.py", *paths, "--checkpoint", checkpoint, "-o", tmp_path / "predicted"]
+    command = launched(
+        "pool", 1, ["adatad_ds/predict.py", *paths, "--checkpoint", checkpoint, "-o", tmp_path / "predicted"]
+    )
     finish([str(word) for word in command])
     found = results_of(tmp_path / "predicted")
     assert list(found) == list(expected)
@@ -489,7 +490,7 @@ def test_interrupted(videos, checkpoint, tmp_path):
     copies = [tmp_path / f"copy_{index:02}.mp4" for index in range(40)]
     for copy in copies:
         shutil.copy(videos["sound"], copy)
-    command = [sys.executable, "adatad_ds/predict.py", *map(str, copies), "--checkpoint", str(checkpoint)]
+    command = launched("python", 1, ["adatad_ds/predict.py", *map(str, copies), "--checkpoint", str(checkpoint)])
     process = subprocess.Popen(
         [*command, "-o", str(out), "--annotated"],
         cwd=REPOSITORY,

@@ -13,7 +13,6 @@ from tests.support.launch import finish, losses, start, start_until, train_comma
 SETTINGS = {
     "ranks": 1,
     "ds_config": "zero2",
-    "launcher": "python",
     "train__checkpoint_every_steps": 1,
     "train__eval_from_epoch": 100,
     "train__schedule_epochs": 100,
@@ -35,7 +34,7 @@ def test_a_folder_belongs_to_one_run_and_one_training(small_videos, tmp_path):
     def command(**changes):
         return train_command(data=small_videos, run=run, **(SETTINGS | {"train__stop_epoch": 100} | changes))
 
-    first = start_until(command(), run, step=2)
+    first = start_until(command(launcher="python"), run, step=2)
     before, lock = (run / "config.json").read_bytes(), (run / "lock").read_bytes()
     try:
         said = refusal(command(train__seed=1))

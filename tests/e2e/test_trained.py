@@ -16,10 +16,10 @@ from adatad_ds.evaluation.candidates_file import read_raw
 from adatad_ds.inference.trained_model import find_trained, load_model
 from adatad_ds.runs.checkpoint import read_operating_point
 from adatad_ds.runs.folder import RunFolder
-from tests.support.launch import finish, start, train_command
+from tests.support.launch import finish, launched, start, train_command
 from tests.support.published import published
 
-SETTINGS = {"ranks": 1, "ds_config": "zero2", "launcher": "python", "train__ema_decay": 0.5}
+SETTINGS = {"ranks": 1, "ds_config": "zero2", "train__ema_decay": 0.5}
 OUTPUT = "output.txt"  # what the training printed
 
 
@@ -42,11 +42,11 @@ def run(small_videos, tmp_path_factory):
 
 
 def tool(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, name, *map(str, arguments)]
+    return launched("pool", 1, [name, *map(str, arguments)])
 
 
 def adatad_ds(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "adatad_ds", name, *map(str, arguments)]
+    return launched("pool", 1, ["-m", "adatad_ds", name, *map(str, arguments)])
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     again = tmp_path / "fine_tuned"
     still = {"train__lr_head": 0.0, "train__lr_adapter": 0.0, "train__weight_decay": 0.0, "train__stop_epoch": 1}
     settings = SETTINGS | still | {"backbone__weights": tmp_path / "published.pth", "ranks": 2, "ds_config": "zero3"}
-    settings |= {"launcher": "torchrun", "train__ema_decay": 1 - 1e-9, "data__classes": names}
+    settings |= {"train__ema_decay": 1 - 1e-9, "data__classes": names}
     settings |= {"data__annotations": run.parent / "annotations.json"}  # of its odd labels
     printed = finish(train_command(data=small_videos, run=again, **settings))
     assert f"class logits: 0 {names[0]}, 1 {names[1]}, " in printed

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.pool import forked
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMEOUT_SEC = 300
 
@@ -63,35 +65,37 @@ def train_command(
     run: Path,
     ranks: int,
     ds_config: str,
-    launcher: str = "deepspeed",
+    launcher: str = "pool",
     resume: bool = False,
     recipe: str = "quickstart",
     settings: Mapping[str, object] = SMALL,
     **changes: object,
 ) -> list[str]:
-    """The command line of a small training; keyword names use `__` for the dot of `--set section.key`."""
+    """The command line of a small training; keyword names use `__` for the dot of `--set section.key`.
+
+    Launchers: pool (see tests/support/pool.py), deepspeed, torchrun, python.
+    """
     settings = dict(settings)
     if data is not None:
         settings |= {"data.annotations": data / "annotations.json", "data.videos": data / "videos"}
     settings |= {name.replace("__", "."): value for name, value in changes.items()}
-    launch = {
-        "deepspeed": [
-            sys.executable,
-            "-m",
-            "deepspeed.launcher.runner",
-            "--num_gpus",
-            str(ranks),
-            "--master_port",
-            free_port(),
-        ],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)],
-        "python": [sys.executable],
-    }[launcher]
-    command = [*launch, "adatad_ds/train.py", "--recipe", recipe, "--run-dir", str(run)]
+    command = ["adatad_ds/train.py", "--recipe", recipe, "--run-dir", str(run)]
     command += ["--deepspeed_config", ds_config if ds_config.endswith(".json") else f"ds_configs/{ds_config}.json"]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
-    return [*command, "--resume", "auto"] if resume else command
+    return launched(launcher, ranks, [*command, *(["--resume", "auto"] if resume else [])])
+
+
+def launched(launcher: str, ranks: int, command: list[str]) -> list[str]:
+    """The command line that runs `[script, argument, ...]` as so many ranks: those of the pool, or a user's."""
+    if launcher == "pool":
+        return forked(ranks, command)
+    launch = {
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)],
+        "python": [],
+    }[launcher]
+    return [sys.executable, *launch, *command]
 
 
 def environment() -> dict[str, str]:
