@@ -29,14 +29,11 @@ CLIENT = Path(__file__).with_name("pool_client.py")
 OTHERS_SEC = 5  # for which the other ranks go on when one has failed
 PR_SET_PDEATHSIG = 1
 IMPORTS = (
-    "adatad_ds.training.build",
     "adatad_ds.inference.evaluation",
-    "adatad_ds.inference.video_detector",
+    "adatad_ds.inference.prediction",
     "adatad_ds.models.backbones.adapted_image",
-    "deepspeed",
+    "adatad_ds.training.session",
     "matplotlib.figure",
-    "tensorboard.summary.writer.event_file_writer",
-    "torch._dynamo",
     "torch.utils.tensorboard",
 )
 
