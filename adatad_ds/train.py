@@ -26,14 +26,15 @@ from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.distributed.world import World
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import build_model
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
 from adatad_ds.system.launch import has_launcher, launched_rank, launched_ranks
 from adatad_ds.system.utf8 import use_utf8
-from adatad_ds.training.build import build_trainer, weights_reports
+from adatad_ds.training.build import Session, build_trainer
+from adatad_ds.training.initial_model import weights_reports
 from adatad_ds.training.optim import parameter_table
 from adatad_ds.training.preemption import StopRequest
 from adatad_ds.training.profiling import parse_profile
@@ -109,11 +110,7 @@ def train(
             ds_config,
             class_order=find_recipe(arguments.recipe).class_order,
             resume=arguments.resume == "auto",
-            profile=arguments.profile,
-            run=run,
-            lock=lock,
-            world=world,
-            stop=stop,
+            session=Session(run=run, lock=lock, world=world, stop=stop, profile=arguments.profile),
         )
         if stale:
             trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")

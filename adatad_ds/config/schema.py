@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from adatad_ds.config import numbers
-from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 
 Tuning = Literal["frozen", "full", "tia", "side", "aim"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
@@ -103,6 +103,16 @@ class BackboneConfig:
     def is_image(self) -> bool:
         """Whether this is an image transformer."""
         return self.name.startswith("vit_")
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
+        return 1 if self.is_image else TUBELET_FRAMES
+
+    @property
+    def adapter_reach(self) -> int:
+        """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
+        return 0 if self.is_image else self.adapter_dilation * (self.adapter_kernel // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

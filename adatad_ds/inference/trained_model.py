@@ -19,7 +19,7 @@ from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.models.recogniser import Model, build_model
+from adatad_ds.models.factory import Model, build_model
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_map_only
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
-from adatad_ds.models.detector import Detector, build_detector
+from adatad_ds.models.detector import Detector
 from adatad_ds.models.execution.recompute import OnceAccumulated
-from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.factory import backbone_spec, build_detector
 
 
 @cache

@@ -20,8 +20,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
-from adatad_ds.models.factory import adapted_blocks, backbone_spec
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import adapted_blocks, backbone_spec, build_model
 from adatad_ds.planning.fake_run import head_bytes, span_bytes, whole_bytes
 
 ADAM_BYTES = 16  # per trainable parameter: fp32 master, two moments, running average

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from adatad_ds.data.loader import Samples
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.recogniser import Model
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 
@@ -95,10 +92,6 @@ class Task(Protocol):
     @property
     def loss_names(self) -> Sequence[str]:
         """Names of the losses, in order."""
-        ...
-
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Model:
-        """The model, on one rank's share of the work; pretrained weights are not yet loaded."""
         ...
 
     def restore_published(self, weights: Weights, model: Any) -> Mapping[str, Tensors]:

@@ -26,9 +26,7 @@ from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.plots.curves import class_ap_figure, precision_recall_figure
 from adatad_ds.evaluation.plots.timelines import timeline_figure, timeline_videos
-from adatad_ds.models.detector import Detector, Predictions, build_detector, detector_points, valid_points
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.detector import Detector, Predictions, detector_points, valid_points
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.tasks.detection_pipeline import (
@@ -95,16 +93,6 @@ class DetectionTask:
             mesh=mesh,
             train_data=WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames),
             test_data=WindowDataset.for_testing(config.data, frames=frames),
-        )
-
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Detector:
-        """The detector, on this rank's share of a window."""
-        return build_detector(
-            self._config,
-            num_classes=len(self.classes),
-            window=self._mesh.window(),
-            storage=storage,
-            stopwatch=stopwatch,
         )
 
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:

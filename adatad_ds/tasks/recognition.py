@@ -26,9 +26,7 @@ from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
 from adatad_ds.evaluation.plots.curves import confusion_figure
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.recogniser import Recogniser, build_recogniser
+from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
@@ -73,10 +71,6 @@ class RecognitionTask:
         train_data = open_clips(config, training=True)
         test_data = open_clips(config, training=False, classes=train_data.classes)
         return cls(config=config, world=world, train_data=train_data, test_data=test_data)
-
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:
-        """The recogniser."""
-        return build_recogniser(self._config, num_classes=len(self.classes), storage=storage, stopwatch=stopwatch)
 
     def restore_published(self, weights: Weights, model: Recogniser) -> dict[str, Tensors]:
         """Adapters and classifier of a published model; see `published_state`."""

@@ -17,7 +17,8 @@ from adatad_ds.data.annotations import load_annotations
 from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
-from adatad_ds.models.recogniser import Model, Recogniser
+from adatad_ds.models.factory import Model
+from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
 from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
