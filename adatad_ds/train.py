@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +138,17 @@ def weights_that_fit(config: Config) -> str:
     Raises:
         ConfigError: as `find_weights` and `published_state`: missing, unreadable, or of another model.
     """
-    source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
+    source, classes = config.backbone.weights, config.data.classes
     if source is not None and is_to_download(source):
         return f"weights: {source} is not in the hub's cache yet; whether it fits is checked once it is fetched"
-    if not classes:  # as many as in the data, which are not read here: accept any layer of class logits
-        head = replace(head, reset_classifier=True)
-        clips = None if clips is None else replace(clips, reset_classifier=True)
-    config = replace(config, head=head, recognition=clips)
     with torch.device("meta"):
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
         return "weights: none, the transformer is randomly initialised"
-    trainable = published_state(weights, model, config=config)
+    # Unnamed classes are those of the data, which are not read here: a classifier of any number may fit.
+    reset_classifier = config.reset_classifier or not classes
+    trainable = published_state(weights, model, config=config, reset_classifier=reset_classifier)
     what = "transformer, adapters and head" if trainable else "transformer"
     return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])
 

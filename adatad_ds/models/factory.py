@@ -70,10 +70,16 @@ def build_detector(
     config: Config, *, num_classes: int, spec: ViTSpec | None = None, runtime: Runtime | None = None
 ) -> Detector:
     """`build_model` for a config of detection; `spec`: as for `build_backbone`."""
-    head = config.head
     backbone = build_backbone(config, feature_steps=config.data.window_size, spec=spec, runtime=runtime)
+    pyramid, heads = build_heads(config, in_channels=backbone.width, num_classes=num_classes)
+    return Detector(backbone=backbone, pyramid=pyramid, head=heads)
+
+
+def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, DetectionHead]:
+    """A detector's pyramid and heads, on features of `in_channels` channels."""
+    head = config.head
     pyramid = Pyramid(
-        in_channels=backbone.width,
+        in_channels=in_channels,
         width=head.width,
         arch=head.arch,
         heads=head.heads,
@@ -91,7 +97,7 @@ def build_detector(
         num_convs=head.num_convs,
         cls_prior=head.cls_prior,
     )
-    return Detector(backbone=backbone, pyramid=pyramid, head=heads)
+    return pyramid, heads
 
 
 def build_recogniser(config: Config, *, num_classes: int, runtime: Runtime | None = None) -> Recogniser:

@@ -98,7 +98,7 @@ class DetectionTask:
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
         """Adapters, pyramid and heads of a published detector, and its losses' normaliser; see `published_state`."""
         self.normalizer.value = weights.loss_normalizer or self.normalizer.value
-        return published_state(weights, model, config=self._config)
+        return published_state(weights, model, config=self._config, reset_classifier=self._config.reset_classifier)
 
     def describe_published(self, restored: Container[str]) -> list[str]:
         """Which class each of the published class logits is, where they were restored."""

@@ -74,7 +74,7 @@ class RecognitionTask:
 
     def restore_published(self, weights: Weights, model: Recogniser) -> dict[str, Tensors]:
         """Adapters and classifier of a published model; see `published_state`."""
-        return published_state(weights, model, config=self._config)
+        return published_state(weights, model, config=self._config, reset_classifier=self._config.reset_classifier)
 
     def describe_published(self, restored: Container[str]) -> list[str]:
         """No lines: a recogniser's classes are named by its lists."""

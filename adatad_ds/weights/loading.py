@@ -194,24 +194,25 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
     return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def published_state(weights: Weights, model: Model, *, config: Config) -> dict[str, Tensors]:
+def published_state(weights: Weights, model: Model, *, config: Config, reset_classifier: bool) -> dict[str, Tensors]:
     """Adapters and head of a trained model: "master" its last weights, "average" their running average if there is one.
 
     Args:
         weights: the last weights; empty is returned for those of a transformer alone.
         model: the model that they are for.
         config: of the run.
+        reset_classifier: leave out the class logits' layer, which is for other classes.
 
     Raises:
         CheckpointError: keys that are missing, unexpected or of another shape.
     """
     if not weights.trained:
         return {}
-    state = {MASTER: trained_tensors(weights, model, reset_classifier=config.reset_classifier)}
+    state = {MASTER: trained_tensors(weights, model, reset_classifier=reset_classifier)}
     if config.train.ema_decay > 0:
         average = find_weights(config.backbone, model.backbone.vit, averaged=True)
         assert average is not None
-        state[AVERAGE] = trained_tensors(average, model, reset_classifier=config.reset_classifier)
+        state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset_classifier)
     return state
 
 
