@@ -111,7 +111,7 @@ def measure(run: Path, recipe: str, row: str) -> Row:
 def table(rows: list[Row]) -> str:
     """As Markdown."""
     lines = [
-        "| what learns besides final norm and classifier | learning, k | top-1 % | right pair % | direction % | s |",
+        "| trained with final norm and classifier | trainable, k | top-1 % | right pair % | direction % | s |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

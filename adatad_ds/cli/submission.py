@@ -6,7 +6,7 @@
         [--retrievals RUN/retrieval/detections.json] --output submission.json
 
 EPIC-Kitchens: a verb and a noun detection that overlap become an action; see docs/reference/evaluation.md. Ego4D:
-retrievals are for Recall@kx, usually with a smaller sigma (--save-raw, then RAW.npz --set test.sigma=0.7).
+retrievals are for Recall@kx, usually with a smaller sigma (--save-candidates, then raw.npz --set test.sigma=0.7).
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def partitioner(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
 
 
 class Engine:
-    """A model hosted by DeepSpeed, with AdamW over what learns.
+    """A model hosted by DeepSpeed, with AdamW over its trainable parameters.
 
     Args:
-        model: on the CPU, or in part where `partitioner` put it; what learns has `requires_grad`.
+        model: on the CPU, or in part where `partitioner` put it; trainable parameters have `requires_grad`.
         groups: the optimizer's, of all parameters that are trainable: "params", "name", "base_lr", "lr" and
             "weight_decay" of each.
         average: how the running average of the masters follows them.
@@ -311,7 +311,7 @@ class Engine:
             safe_set_local_optimizer_state(parameter, part, kind)
 
     def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
-        """Replace the compute-type weights of what learns, one parameter at a time."""
+        """Replace the compute-type weights of trainable parameters, one at a time."""
         if self.stage == 3:
             self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
         for parameter in self.trainable_parameters.values():

@@ -108,7 +108,7 @@ class DetectionTask:
         """One optimizer step: targets, forward, losses, backward. A collective.
 
         The loss is (classification + weight * regression) / normaliser, summed over the global batch, the same however
-        that is split over ranks and micro batches. The normaliser is a running mean of the positives of whole global
+        that is split over ranks and micro batches. The normaliser is a running mean of the positives of global
         batches (ActionFormer, section 3.4), so they are counted before the first forward pass.
         """
         mesh, device = self._mesh, self._mesh.world.device
@@ -131,7 +131,7 @@ class DetectionTask:
         return batches, sums
 
     def _targets(self, batch: Batch) -> Targets:
-        """What every pyramid point of a micro batch is to predict."""
+        """Targets of every pyramid point of a micro batch."""
         device, head = self._mesh.world.device, self._config.head
         return assign_targets(
             points=self._points,
@@ -169,11 +169,11 @@ class DetectionTask:
         return {"loss_normalizer": self.normalizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self.normalizer.load_state_dict(state["loss_normalizer"])
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
-        """Detect in the test videos and measure; the outcome is on rank 0 only. A collective."""
+        """Detect in the test videos and measure; the result is on rank 0 only. A collective."""
         config, mesh, videos = self._config, self._mesh, self.test_data.videos
         loader = mesh.world.attempt(
             lambda: make_test_loader(

@@ -135,7 +135,7 @@ class RecognitionTask:
         """Nothing."""
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
-        """Recognise the test videos and measure; the outcome is on rank 0 only. A collective."""
+        """Recognise the test videos and measure; the result is on rank 0 only. A collective."""
         batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
         logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
         if not self._world.is_main:

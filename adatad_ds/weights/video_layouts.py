@@ -80,7 +80,7 @@ _LEFT_OUT = {  # of a transformer, under our names: unused by a detector, or com
     "preprocessing, which is built in": r"data_preprocessor\.",
 }
 _NORMALIZER = "rpn_head.loss_normalizer"
-BESIDE = "backbone.adapters.position_"  # adapters beside the backbone are numbered, not named by their block
+SIDE = "backbone.adapters.position_"  # side adapters are numbered, not named by their block
 AVERAGED_PREFIX = "average/"  # in a converted detector: those of the running average that differ
 
 
@@ -180,11 +180,11 @@ def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:
     for key, tensor in tensors.items():
         inner = key.removeprefix("backbone.model.backbone.")
         in_block = re.match(r"blocks\.(\d+)\.adapter\.(.+)", inner)
-        beside = re.match(r"ladders\.adapters\.(\d+)\.(.+)", inner)
+        side = re.match(r"ladders\.adapters\.(\d+)\.(.+)", inner)
         if in_block:
             trained[f"backbone.adapters.{in_block[1]}.{in_block[2]}"] = tensor
-        elif beside:
-            trained[f"{BESIDE}{beside[1]}.{beside[2]}"] = tensor
+        elif side:
+            trained[f"{SIDE}{side[1]}.{side[2]}"] = tensor
         elif inner != key:
             vit[inner] = tensor
         elif not key.startswith("backbone.model.data_preprocessor."):
