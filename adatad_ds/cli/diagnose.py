@@ -1,4 +1,4 @@
-"""What is wrong with detections: false positives by kind, missed segments, and what mending them would gain.
+"""Analyse the errors of detections: false positives by kind, missed segments, and the mAP gained by fixing each.
 
     adatad-ds diagnose runs/NAME/evaluate/detections.json ANNOTATIONS.json [--subset validation]
 

@@ -71,7 +71,7 @@ class Trained:
 
     @property
     def kind(self) -> str:
-        """Which of a run's weights these are."""
+        """Kind of weights: the running average, or the last ones."""
         return AVERAGE if self.averaged else MASTER
 
 

@@ -37,7 +37,7 @@ Model: TypeAlias = Detector | Recogniser
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What a rank provides to the backbone that it runs; by default that of a single rank.
+    """A rank's share of the windows, and the tools that its backbone runs with; by default those of a single rank.
 
     Attributes:
         window: its share of a window in time.

@@ -101,7 +101,7 @@ class DetectionTask:
         return published_state(weights, model, config=self._config, reset_classifier=self._config.reset_classifier)
 
     def describe_published(self, restored: Container[str]) -> list[str]:
-        """Which class each of the published class logits is, where they were restored."""
+        """The class of each published class logit, where these were restored."""
         return [describe_logits(self.classes)] if CLASS_LOGITS in restored and len(self.classes) > 1 else []
 
     def step(self, engine: StepEngine, micro_batches: Sequence[Batch]) -> tuple[list[Batch], Tensor]:

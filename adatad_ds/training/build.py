@@ -1,4 +1,4 @@
-"""A trainer put together: data, model, restored state, and what watches over the run."""
+"""Build a trainer: data, model, restored state, stop conditions and logs."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Session:
 def build_trainer(
     config: Config, policy: Mapping[str, Any], *, class_order: ClassOrder | None, resume: bool, session: Session
 ) -> Trainer:
-    """Put a run together. A collective.
+    """Build a run's trainer. A collective.
 
     Args:
         config: of the run, as the user wants it.
         policy: the ds_config as its file has it.
         class_order: classes of a published detector's logits; None: unknown.
-        resume: go on from the newest complete checkpoint, if there is any.
+        resume: continue from the newest complete checkpoint, if any.
         session: this process's part in the run.
 
     Raises:
@@ -103,7 +103,7 @@ def build_trainer(
 
 
 def make_runtime(config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh) -> Runtime:
-    """How this rank runs the backbone: its share of windows, and where the ds_config lets activations wait.
+    """How this rank runs the backbone: its share of windows, and where the ds_config stores activations.
 
     Raises:
         ConfigError: a wrong section `activation_checkpointing`.
@@ -116,7 +116,7 @@ def make_runtime(config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh) ->
 def open_data(
     config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh, saved: SavedRun | None
 ) -> tuple[Task, TrainBatches]:
-    """The task with its data, which all ranks see alike and a resumed run began with. A collective.
+    """The task with its data, checked to be the same on all ranks and in a resumed run. A collective.
 
     Raises:
         ConfigError: data that are not those that the resumed run began with.
@@ -150,7 +150,7 @@ def assemble(
     progress: Progress,
     monitor: Monitor,
 ) -> Trainer:
-    """The trainer, with the stop conditions as far as they had come."""
+    """The trainer, with the stop conditions' counts as restored."""
     world, report = session.world, monitor.say
     failed_videos = FailedVideos(
         fate="replaced by other samples" if config.parallel.temporal == 1 else "left blank",

@@ -1,4 +1,4 @@
-"""What a run goes on from: a checkpoint of its own, or a published model; and the engine that takes it over."""
+"""Start the engine from a checkpoint of the run, or from a published model."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
 
 @dataclass
 class Progress:
-    """How far a run is; saved with every checkpoint."""
+    """Progress of a run, saved with every checkpoint."""
 
     step: int = 0  # optimizer steps done
     failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why

@@ -3,7 +3,7 @@
 - A video transformer as the authors of VideoMAE, VideoMAE V2 and InternVideo save it, fine-tuned or with its decoder,
   and as converted by adatad-ds convert;
 - the same as transformers (Hugging Face) and as mmaction2 name it;
-- a whole trained detector as AdaTAD's authors publish it, with adapters, head and running average.
+- a trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
 here but names and shapes. See docs/guides/weights.md.
@@ -161,7 +161,7 @@ def describe(vit: Mapping[str, StoredTensor]) -> str:
 
 
 def backbone_name(vit: Mapping[str, StoredTensor]) -> str | None:
-    """Which member of the family a transformer is; None for a size of its own."""
+    """Name of the backbone with a transformer's shape; None if there is none."""
     return next((name for name, spec in VIT_SPECS.items() if describe_spec(spec) == describe(vit)), None)
 
 

@@ -1,4 +1,4 @@
-"""What every backbone does with the clips of a window: chunks that run at once, recomputation, drop path.
+"""Clips of a window, as every backbone runs them: in chunks, with recomputation and drop path.
 
 B windows, n clips of each on this rank.
 """
