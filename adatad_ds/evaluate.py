@@ -3,7 +3,7 @@
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
     python adatad_ds/evaluate.py EXPORT.safetensors
     python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
-    python adatad_ds/evaluate.py RAW.npz --set test.sigma=0.5   (of --save-raw: repeats suppression and metrics)
+    python adatad_ds/evaluate.py raw.npz --set test.sigma=0.5   (of --save-candidates; suppression and metrics again)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def run(arguments: argparse.Namespace, *, world: World) -> None:
     """Find the model or candidates, and evaluate them."""
-    from adatad_ds.evaluation.candidates_file import read_raw
+    from adatad_ds.evaluation.candidates_file import read_candidates
     from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
     from adatad_ds.inference.trained_model import find_trained
     from adatad_ds.runs.checkpoint import find_checkpoint
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
     if path.suffix == ".npz":
         evaluate_again(
-            world.attempt(lambda: read_raw(path)),
+            world.attempt(lambda: read_candidates(path)),
             overrides=overrides,
             output=arguments.output or path.parent,
             world=world,
@@ -70,15 +70,23 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         return
     # A running training may save a newer checkpoint between the looks of two ranks.
     path = world.on_main(lambda: find_checkpoint(path) if path.is_dir() else path)
-    trained = world.attempt(lambda: find_trained(path, recipe=arguments.recipe, overrides=overrides, raw=arguments.raw))
-    if trained.config.recognition and arguments.save_raw:
-        raise ConfigError("--save-raw saves candidates of detection; this is a recognition model")
+    trained = world.attempt(
+        lambda: find_trained(path, recipe=arguments.recipe, overrides=overrides, averaged=not arguments.no_ema)
+    )
     world.allow(hang_timeout_sec=trained.config.train.hang_timeout_sec)
     output = arguments.output or trained.folder / "evaluate"
     if trained.config.recognition:
+        if arguments.save_candidates:
+            raise ConfigError("--save-candidates saves candidates of detection; this is a recognition model")
         evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
     else:
-        evaluate(trained, output=output, world=world, save_raw=arguments.save_raw, per_class=arguments.per_class)
+        evaluate(
+            trained,
+            output=output,
+            world=world,
+            save_candidates=arguments.save_candidates,
+            per_class=arguments.per_class,
+        )
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -99,9 +107,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder of the results; default: evaluate/ next to the model")
     parser.add_argument("--per-class", action="store_true", help="also print every class's AP")
     parser.add_argument(
-        "--save-raw", action="store_true", help="save the candidates before suppression as raw.npz, to evaluate it"
+        "--save-candidates",
+        action="store_true",
+        help="save the candidates before suppression as raw.npz, to evaluate it",
     )
-    parser.add_argument("--raw", action="store_true", help="use the weights themselves, not their running average")
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             recipe=arguments.recipe,
             classes=read_class_names(arguments.classes) if arguments.classes else (),
             overrides=arguments.set,
-            raw=arguments.raw,
+            averaged=not arguments.no_ema,
             device=arguments.device,
             max_device_gb=arguments.max_device_gb,
         )
@@ -133,7 +133,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, if unknown")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
-    parser.add_argument("--raw", action="store_true", help="use the weights themselves, not their running average")
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument(
         "--max-device-gb",

@@ -23,7 +23,7 @@ import torch
 
 from adatad_ds.data.generated.clips import TWINS
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import build_model
 from adatad_ds.recipes.aim import ABLATION, ablation_recipe
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import METRICS_FILE, RunFolder
@@ -111,7 +111,7 @@ def measure(run: Path, recipe: str, row: str) -> Row:
 def table(rows: list[Row]) -> str:
     """As Markdown."""
     lines = [
-        "| what learns besides final norm and classifier | learning, k | top-1 % | right pair % | direction % | s |",
+        "| trained with final norm and classifier | trainable, k | top-1 % | right pair % | direction % | s |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -54,7 +54,7 @@ BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
     "Results": {
         "evaluate": Command("evaluate", "detections and mAP of a run, an export or a published model", is_rank=True),
         "predict": Command("predict", "detect actions in video files", is_rank=True),
-        "diagnose": Command("cli.diagnose", "what is wrong with detections, and what each kind of error costs"),
+        "diagnose": Command("cli.diagnose", "errors of detections by kind, and the mAP that each costs"),
         "compare": Command("cli.compare", "mAP of several runs side by side"),
         "submission": Command("cli.submission", "the file that a challenge's server takes"),
     },

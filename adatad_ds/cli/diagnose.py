@@ -1,4 +1,4 @@
-"""What is wrong with detections: false positives by kind, missed segments, and what mending them would gain.
+"""Analyse the errors of detections: false positives by kind, missed segments, and the mAP gained by fixing each.
 
     adatad-ds diagnose runs/NAME/evaluate/detections.json ANNOTATIONS.json [--subset validation]
 
@@ -20,17 +20,17 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION
     from adatad_ds.evaluation.diagnosis.inputs import DEFAULT_TIOU, METRICS_FILE
 
-    beside = f"those of {METRICS_FILE} beside the detections, else {' '.join(map(str, DEFAULT_TIOU))}"
+    default = f"those of {METRICS_FILE} next to the detections, else {' '.join(map(str, DEFAULT_TIOU))}"
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
     add("detections", type=Path, help="detections.json of an evaluation, or any file of that format")
     add("annotations", type=Path, help="the annotation JSON")
-    add("--subset", default="validation", help="of the annotations, %(default)s")
-    add("--output", type=Path, help="folder; default: errors/ beside the detections")
-    add("--tiou", type=_share, default=0.5, help="from this overlap on a detection is right, %(default)s")
-    add("--average-tiou", type=_share, nargs="+", metavar="TIOU", help=f"of average mAP; default: {beside}")
+    add("--subset", default="validation", help="subset of the annotations, %(default)s")
+    add("--output", type=Path, help="folder; default: errors/ next to the detections")
+    add("--tiou", type=_share, default=0.5, help="minimum overlap of a correct detection, %(default)s")
+    add("--average-tiou", type=_share, nargs="+", metavar="TIOU", help=f"thresholds of average mAP; default: {default}")
     add("--exclude", nargs="+", default=[], metavar="VIDEO", help="annotated videos to leave out")
-    add("--exclude-file", default="", metavar="FILE", help="a list of more of them, as data.exclude_file")
+    add("--exclude-file", default="", metavar="FILE", help="a list of more such videos, as data.exclude_file")
     add("--bins", choices=sorted(BINS), help="DETAD's sizes of missed segments; default: by the median length")
     found = "a segment found only where its class's precision is no higher is missed, %(default)s"
     add("--min-precision", type=float, default=MIN_PRECISION, help=found)

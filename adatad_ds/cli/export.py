@@ -1,6 +1,6 @@
 """Export a run's trained tensors: one safetensors file and a JSON file of everything needed to rebuild the rest.
 
-    adatad-ds export runs/NAME --out exports/NAME.safetensors [--raw]
+    adatad-ds export runs/NAME --out exports/NAME.safetensors [--no-ema]
 
 The frozen backbone is not in it: the JSON file says which it was, with a fingerprint. `evaluate.py` takes the export.
 """
@@ -19,7 +19,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__)
     parser.add_argument("run", type=Path, help="a run's folder (its best checkpoint, else the newest) or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="OUT.safetensors")
-    parser.add_argument("--raw", action="store_true", help="the trained weights, not their running average")
+    parser.add_argument("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
     return parser
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
     out: Path = arguments.out
     require_safetensors(out)
-    trained = find_trained(arguments.run, raw=arguments.raw)
+    trained = find_trained(arguments.run, averaged=not arguments.no_ema)
     export(trained, out, extra={"versions": versions()})
     print(f"{trained.name}: {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.with_suffix('.json').name}")
     return 0

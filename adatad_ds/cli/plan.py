@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from adatad_ds.cli.commands import command_parser
@@ -39,12 +38,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     from adatad_ds.config.loading import override
     from adatad_ds.distributed.ds_config import read_ds_config
-    from adatad_ds.planning.layouts import Layout, Planner, grid_lines, plan_report, planned_gpu
+    from adatad_ds.planning.layouts import Layout, Planner, grid_lines, one_window_at_a_time, plan_report, planned_gpu
     from adatad_ds.recipes.catalog import find_recipe
 
-    config = override(find_recipe(arguments.recipe).config, arguments.set)
-    if config.train.micro_batch is None and config.recognition is None:
-        config = replace(config, train=replace(config.train, micro_batch=1))
+    config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
     ds_config = read_ds_config(arguments.ds_config)
     planner = Planner(config, ds_config, num_classes=arguments.classes)
     if arguments.grid:

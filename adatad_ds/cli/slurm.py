@@ -26,21 +26,23 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|grid|again|report")
-    run = commands.add_parser("run", help="one run", allow_abbrev=False)
+    run = commands.add_parser("run", help="submit one run", allow_abbrev=False)
     run.add_argument("--recipe", required=True)
-    run.add_argument("--name", help="of its folder in runs/; default: the recipe's name")
+    run.add_argument("--name", help="name of its folder in runs/; default: the recipe's")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     run.add_argument("--deepspeed_config", help="default: DS_CONFIG of slurm/site.env")
-    grid = commands.add_parser("grid", help="many", allow_abbrev=False)
+    grid = commands.add_parser("grid", help="submit the cells of a grid file", allow_abbrev=False)
     grid.add_argument("file", type=Path)
-    again = commands.add_parser("again", help="cells of a grid, with its own code", allow_abbrev=False)
+    again = commands.add_parser(
+        "again", help="resubmit cells of a grid, with its snapshot of the code", allow_abbrev=False
+    )
     again.add_argument("grid", type=Path)
-    again.add_argument("cells", nargs="*", help="names; default: all that failed")
+    again.add_argument("cells", nargs="*", help="names of cells; default: all that failed")
     for each in (run, grid, again):
         each.add_argument("--dry-run", action="store_true", help="print what would be submitted")
-    report = commands.add_parser("report", help="how far a grid is, and what it found", allow_abbrev=False)
+    report = commands.add_parser("report", help="progress and results of a grid", allow_abbrev=False)
     report.add_argument("grid", type=Path)
-    report.add_argument("--watch", action="store_true", help="again every half a minute until all cells have ended")
+    report.add_argument("--watch", action="store_true", help="repeat every half a minute until all cells have ended")
     return parser
 
 

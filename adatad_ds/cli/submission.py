@@ -6,7 +6,7 @@
         [--retrievals RUN/retrieval/detections.json] --output submission.json
 
 EPIC-Kitchens: a verb and a noun detection that overlap become an action; see docs/reference/evaluation.md. Ego4D:
-retrievals are for Recall@kx, usually with a smaller sigma (--save-raw, then RAW.npz --set test.sigma=0.7).
+retrievals are for Recall@kx, usually with a smaller sigma (--save-candidates, then raw.npz --set test.sigma=0.7).
 """
 
 from __future__ import annotations
@@ -32,15 +32,30 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--verb-classes", type=Path, help="EPIC_100_verb_classes.csv, where labels are names")
     add("--noun-classes", type=Path, help="EPIC_100_noun_classes.csv, where labels are names")
     add("--test-file", type=Path, help="EPIC_100_test_timestamps.csv: check for its videos")
-    add("--tiou", type=float, default=default.tiou, help="overlap of a verb and its noun, %(default)s")
-    add("--nouns-per-verb", type=int, default=default.nouns_per_verb, help="a verb detection's best, %(default)s")
+    add("--tiou", type=float, default=default.tiou, help="minimum overlap of a verb and its noun, %(default)s")
+    add(
+        "--nouns-per-verb",
+        type=int,
+        default=default.nouns_per_verb,
+        help="nouns paired with each verb detection, %(default)s",
+    )
     add("--verb-weight", type=float, default=default.verb_weight, help="w of verb^w * noun^(1-w), %(default)s")
-    add("--sigma", type=float, default=default.sigma, help="of the actions' soft-NMS, %(default)s")
-    add("--min-score", type=float, default=default.min_score, help="of actions, %(default)s")
-    add("--max-per-video", type=int, default=default.max_per_video, help="actions, %(default)s")
+    add("--sigma", type=float, default=default.sigma, help="sigma of the actions' soft-NMS, %(default)s")
+    add("--min-score", type=float, default=default.min_score, help="minimum score of actions, %(default)s")
+    add(
+        "--max-per-video",
+        type=int,
+        default=default.max_per_video,
+        help="maximum number of actions per video, %(default)s",
+    )
     add("--sls-pt", type=int, default=2, help="supervision level of pretraining, %(default)s")
-    add("--sls-tl", type=int, default=3, help="of training labels, %(default)s: temporal")
-    add("--sls-td", type=int, default=3, help="of training data, %(default)s; 4: with validation videos")
+    add("--sls-tl", type=int, default=3, help="supervision level of training labels, %(default)s: temporal")
+    add(
+        "--sls-td",
+        type=int,
+        default=3,
+        help="supervision level of training data, %(default)s; 4: with validation videos",
+    )
     add("--output", type=Path, required=True, help="a .zip, as the server takes it, or a .json")
 
     add = challenges.add_parser("ego4d", help="Ego4D moment queries", allow_abbrev=False).add_argument

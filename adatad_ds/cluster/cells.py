@@ -15,7 +15,7 @@ from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_named
-from adatad_ds.planning.layouts import Planner
+from adatad_ds.planning.layouts import Planner, one_window_at_a_time
 from adatad_ds.recipes.catalog import find_recipe
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)  # that the planner may choose
@@ -125,9 +125,7 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
     Raises:
         ConfigError: none.
     """
-    config, kind = cell.config(), _planned_gpu(cell, site)
-    if config.recognition is None:  # windows are long: one at a time, and more by accumulation
-        config = replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
+    config, kind = one_window_at_a_time(cell.config()), _planned_gpu(cell, site)
     planner = Planner(config, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
     for count in nodes:
         found = planner.first_fit(count * site.ranks_per_node, GPUS[kind].memory_gb)

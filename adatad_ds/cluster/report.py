@@ -16,7 +16,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import build_model
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.planning.memory import step_flop

@@ -21,11 +21,10 @@ from adatad_ds.cluster.grid import CLONE, Cell, Grid
 from adatad_ds.cluster.site import call_slurm, number_of, numbers_of, read_site, words_of
 from adatad_ds.config.schema import Config
 from adatad_ds.data.generated.folders import generate_clips, generate_videos
-from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.tasks.recognition import open_clips
+from adatad_ds.tasks.factory import open_train_data
 
 RUN_CELL = "run"  # the only cell of what slurm/train.sh submits
 
@@ -118,16 +117,12 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
             )
         resolve_ds_config(read_ds_config(site.ds_config), config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
-        clips = config.recognition
-        where = (clips.train_list if clips else config.data.annotations, config.data.videos)
+        where = (*config.annotation_files.values(), config.data.videos)
         if where not in seen:
             try:
-                if clips:
-                    open_clips(config, training=True)
-                else:
-                    WindowDataset.for_training(config.data, seed=0, repeats=1)
+                open_train_data(config)
             except DataError as error:
-                keys = "recognition.train_list=FILE recognition.test_list=FILE" if clips else "data.annotations=FILE"
+                keys = " ".join(f"{key}=FILE" for key in config.annotation_files)
                 hint = f'SET="{keys} data.videos=FOLDER" says where yours are; RECIPE=quickstart needs none'
                 raise DataError(f"{cell.name}: {error}\n{hint}") from error
             seen.add(where)
@@ -140,15 +135,12 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
 
 def make_quickstart_data(configs: Iterable[Config], *, report: Callable[[str], None]) -> None:
     """The quickstarts' generated videos and clips, where a cell wants them and they are not there."""
-    wanted = list(configs)
-    place = Path(find_recipe("quickstart").config.data.annotations)
-    if not place.exists() and any(c.recognition is None and c.data.annotations == str(place) for c in wanted):
-        report(generate_videos(place.parent))
-    generated = find_recipe("quickstart_aim").config.recognition
-    assert generated is not None
-    clips = Path(generated.train_list)
-    if not clips.exists() and any(c.recognition and c.recognition.train_list == str(clips) for c in wanted):
-        report(generate_clips(clips.parent))
+    wanted = {file for config in configs for file in config.annotation_files.values()}
+    videos = find_recipe("quickstart").config.annotation_files["data.annotations"]
+    clips = find_recipe("quickstart_aim").config.annotation_files["recognition.train_list"]
+    for file, generate in ((Path(videos), generate_videos), (Path(clips), generate_clips)):
+        if str(file) in wanted and not file.exists():
+            report(generate(file.parent))
 
 
 def submit_new(grid: Grid, *, rename: str, dry_run: bool, report: Callable[[str], None]) -> None:

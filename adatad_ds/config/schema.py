@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
-from adatad_ds.config.parsing import CLIP_FRAMES
+from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,16 @@ class BackboneConfig:
     def is_image(self) -> bool:
         """Whether this is an image transformer."""
         return self.name.startswith("vit_")
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
+        return 1 if self.is_image else TUBELET_FRAMES
+
+    @property
+    def adapter_reach(self) -> int:
+        """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
+        return 0 if self.is_image else self.adapter_dilation * (self.adapter_kernel // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +265,36 @@ class Config:
     def sample_frames(self) -> int:
         """Frames F per training sample: a window, or a clip."""
         return self.recognition.frames if self.recognition else self.data.window_frames
+
+    @property
+    def annotation_files(self) -> dict[str, str]:
+        """The files that name videos and their labels, by key of the setting."""
+        if self.recognition:
+            lists = {"train_list": self.recognition.train_list, "test_list": self.recognition.test_list}
+            return {f"recognition.{key}": path for key, path in lists.items()}
+        return {"data.annotations": self.data.annotations}
+
+    def with_sample_frames(self, frames: int) -> Config:
+        """The same with samples of so many frames, at the same frames per feature."""
+        if self.recognition:
+            return replace(self, recognition=replace(self.recognition, frames=frames))
+        window_size = frames // self.data.frames_per_feature
+        return replace(self, data=replace(self.data, window_size=window_size))
+
+    @property
+    def sample_frames_step(self) -> int:
+        """Samples have a multiple of so many frames: complete clips, and in detection the pyramid's halvings."""
+        if self.recognition:
+            return 1 if self.backbone.is_image else CLIP_FRAMES
+        step = self.head.strides[-1] * self.data.frames_per_feature
+        while step % self.clip_frames:
+            step *= 2
+        return step
+
+    @property
+    def most_temporal_ranks(self) -> int:
+        """How many ranks can share a sample: one per clip of a window; clips of recognition are not shared."""
+        return 1 if self.recognition else self.data.window_frames // self.clip_frames
 
     @property
     def clip_frames(self) -> int:

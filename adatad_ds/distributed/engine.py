@@ -1,8 +1,8 @@
 """DeepSpeed: the only module that imports it.
 
-Hosts the model, block by block as its weights come in, and reaches what ZeRO has partitioned: the fp32 masters of
-what learns, their Adam moments and their running average (EMA). Frozen weights are partitioned (stage 3) or replicated
-(1, 2) in the compute type, once, with neither gradient nor master.
+Hosts the model, block by block as its weights are read, and accesses what ZeRO has partitioned: the fp32 masters of
+trainable parameters, their Adam moments and their running average (EMA). Frozen weights are partitioned (stage 3) or
+replicated (1, 2) in the compute type, once, with neither gradient nor master.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  
 
 
 def partitioner(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
-    """What takes a module's weights as soon as rank 0 has read them.
+    """The function that partitions a module as soon as rank 0 has read its weights.
 
     Under ZeRO-3 each module is sent from rank 0 and partitioned at once, so that no rank ever holds the whole model.
     Under ZeRO-1 and 2 it stays, to be sent with the whole model. A collective, on every rank.
@@ -74,10 +74,10 @@ def partitioner(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
 
 
 class Engine:
-    """A model hosted by DeepSpeed, with AdamW over what learns.
+    """A model hosted by DeepSpeed, with AdamW over its trainable parameters.
 
     Args:
-        model: on the CPU, or in part where `partitioner` put it; what learns has `requires_grad`.
+        model: on the CPU, or in part where `partitioner` put it; trainable parameters have `requires_grad`.
         groups: the optimizer's, of all parameters that are trainable: "params", "name", "base_lr", "lr" and
             "weight_decay" of each.
         average: how the running average of the masters follows them.
@@ -136,7 +136,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """After each micro batch; the last one of a step clips, updates, and follows with the average.
+        """Call after each micro batch; the last one of a step clips gradients, updates weights and running average.
 
         A step whose gradients have no finite norm updates nothing, see `step_taken`.
         """
@@ -162,18 +162,18 @@ class Engine:
         return {group["name"]: group["lr"] for group in self._adam.param_groups if "no_decay" not in group["name"]}
 
     def gradient_norm(self) -> float:
-        """Norm of the whole gradient before clipping, of the last step."""
+        """Gradient norm of the last step, before clipping."""
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     def trainable_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each learning parameter's name and full fp32 tensors: master, Adam moments, running average. A collective."""
+        """Each trainable parameter's name and full fp32 tensors: master, moments, running average. A collective."""
         for name, parameter in self.trainable_parameters.items():
             state = {MASTER: to_cpu(safe_get_full_fp32_param(parameter))}
             yield name, state | {k: to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
 
     def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
-        """Each learning parameter's name and what this rank holds of its fp32 master, flat; nothing is sent."""
+        """Each trainable parameter's name and this rank's part of its fp32 master, flat; nothing is sent."""
         for name, parameter in self.trainable_parameters.items():
             part = safe_get_local_fp32_param(parameter) if self.stage == 3 else fragment(parameter)
             if self.stage == 3:  # equal on all ranks, the last ones' filled up with what is no weight
@@ -207,7 +207,7 @@ class Engine:
         self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
 
     def optimizer_state(self) -> dict[str, Any]:
-        """What else the optimizer goes by: steps really taken, fp16's loss scale, the average's warm-up; JSON-ready."""
+        """The rest of the optimizer's state: steps taken, fp16's loss scale, the average's warm-up; JSON-ready."""
         scaler = self._zero.loss_scaler
         return {
             "steps": self._steps_taken,
@@ -216,7 +216,7 @@ class Engine:
         }
 
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `optimizer_state` returned."""
         for flat in self._flat_masters():
             self._adam.state[flat]["step"].fill_(float(state["steps"]))
         if self._zero.loss_scaler.dynamic:
@@ -235,7 +235,7 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Compute with the running average inside, with the trained weights again after. A collective."""
+        """Context in which the model computes with the running average. A collective."""
         if self.average.decay == 0:
             yield
             return
@@ -246,7 +246,7 @@ class Engine:
             self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
 
     def bytes_by_kind(self) -> dict[str, int]:
-        """This rank's bytes: frozen and learning weights in the compute type, masters, moments, average."""
+        """This rank's bytes: frozen and trainable weights in the compute type, masters, moments, average."""
         kinds = {"frozen_weights": 0, "trainable_weights": 0}
         for parameter in self.module.parameters():
             held = held_partition(parameter) if self.stage == 3 else parameter
@@ -270,7 +270,7 @@ class Engine:
 
     @property
     def _steps_taken(self) -> int:
-        """Adam's count, which skipped steps are not in."""
+        """Adam's step count, without skipped steps."""
         return int(self._adam.state[self._flat_masters()[0]]["step"])
 
     def _state_keys(self) -> tuple[str, ...]:
@@ -283,7 +283,7 @@ class Engine:
         )
 
     def _create_optimizer_state(self) -> None:
-        """Make Adam's zero state now rather than in its first step, with the average beside the moments.
+        """Create Adam's zero state now rather than in its first step, with the average next to the moments.
 
         One more elementwise state costs no communication: it is updated where the partition lies, and gathered and
         restored by the functions that do so for the moments.
@@ -315,7 +315,7 @@ class Engine:
             safe_set_local_optimizer_state(parameter, part, kind)
 
     def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
-        """Replace the compute-type weights of what learns, one parameter at a time."""
+        """Replace the compute-type weights of trainable parameters, one at a time."""
         if self.stage == 3:
             self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
         for parameter in self.trainable_parameters.values():

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import RankGroup, World
 from adatad_ds.errors import ConfigError
@@ -40,20 +39,19 @@ class Mesh:
         self.temporal = config.parallel.temporal
         self._clip_frames = config.clip_frames
         self._clips = config.sample_frames // self._clip_frames
-        self._clip_steps = self._clip_frames // (1 if config.backbone.is_image else TUBELET_FRAMES)
+        self._clip_steps = self._clip_frames // config.backbone.frames_per_token
         if world.size % self.temporal:
             raise ConfigError(
                 f"parallel.temporal={self.temporal} does not divide the {world.size} ranks of this run; use a divisor"
             )
         self.data_ranks = world.size // self.temporal
         self.data_rank, self.temporal_rank = divmod(world.rank, self.temporal)
-        backbone = config.backbone
-        reach = 0 if backbone.is_image else backbone.adapter_dilation * (backbone.adapter_kernel // 2)
+        reach = max(config.backbone.adapter_reach, 1)
         least = self._clip_steps * (self._clips // self.temporal)
-        if self.temporal > 1 and least < max(reach, 1):
+        if self.temporal > 1 and least < reach:
             raise ConfigError(
                 f"parallel.temporal={self.temporal} leaves a rank {least} of a window's "
-                f"{self._clip_steps * self._clips} steps, fewer than the {max(reach, 1)} that it needs (those that its "
+                f"{self._clip_steps * self._clips} steps, fewer than the {reach} that it needs (those that its "
                 "neighbours' adapters reach for); use fewer temporal ranks, or longer windows"
             )
         self._group = world.groups(self.temporal) if self.temporal > 1 else None

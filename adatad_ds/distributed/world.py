@@ -69,7 +69,7 @@ class World:
         return world
 
     def allow(self, *, hang_timeout_sec: float) -> None:
-        """How long a rank may wait for the others from now on; one that waits longer ends, and with it the job."""
+        """Set how long a rank may wait for the others; one that waits longer exits, which ends the job."""
         self.watch.timeout_sec = hang_timeout_sec
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # PyTorch < 2.14
         set_timeout(_patience(self.watch), dist.group.WORLD)
@@ -77,7 +77,7 @@ class World:
     def leave(self) -> None:
         """Leave the group before the interpreter exits; a rank that does not may abort there.
 
-        So it may where something still holds on to the group, as what DeepSpeed has partitioned does, in cycles.
+        Collects cycles first: partitioned parameters keep the group alive.
         """
         self.watch.stop()
         gc.collect()
@@ -225,7 +225,7 @@ class RankGroup:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """Number of members."""
         return len(self.ranks)
 
     def gather(self, item: Any) -> list[Any]:
@@ -258,7 +258,7 @@ class RankGroup:
 
 
 def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
-    """How a global batch is run: (windows a rank and forward pass, forward passes a step).
+    """Split a global batch: (windows per rank and forward pass, forward passes per step).
 
     Raises:
         ConfigError: the batch cannot be split evenly; the message says what would fit.
@@ -282,7 +282,7 @@ def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) 
 
 
 def _together(told: list[str | None]) -> str:
-    """What all ranks say where some have failed: in the words of the first of them."""
+    """The message of all ranks where some have failed: that of the first of them."""
     failed = [rank for rank, message in enumerate(told) if message is not None]
     message = told[failed[0]]
     assert message is not None

@@ -32,7 +32,7 @@ class VideoCandidates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawDetections:
+class SavedCandidates:
     """A detector's candidates before suppression.
 
     Attributes:
@@ -48,21 +48,21 @@ class RawDetections:
     videos: Mapping[str, VideoCandidates]
 
 
-def write_raw(path: Path, raw: RawDetections) -> None:
+def write_candidates(path: Path, saved: SavedCandidates) -> None:
     """Write an `.npz` with unchanged float32 segments and scores, so that suppression gives exactly the same results.
 
     It holds `about` (JSON text), `videos` (V,), `duration_sec` (V,), `counts` (V,), and, video after video,
     `segments_sec` (N, 2), `scores` (N,), `labels` (N,) uint16.
     """
-    parts = [video.candidates for video in raw.videos.values()]
-    about = {"format": FORMAT, "name": raw.name, "config": raw.config, "classes": raw.classes}
-    about["damaged"] = {name: video.damage for name, video in raw.videos.items() if video.damage}
+    parts = [video.candidates for video in saved.videos.values()]
+    about = {"format": FORMAT, "name": saved.name, "config": saved.config, "classes": saved.classes}
+    about["damaged"] = {name: video.damage for name, video in saved.videos.items() if video.damage}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             about=np.array(json.dumps(about)),
-            videos=np.array(list(raw.videos), dtype=np.str_),
-            duration_sec=np.array([video.duration_sec for video in raw.videos.values()], dtype=np.float64),
+            videos=np.array(list(saved.videos), dtype=np.str_),
+            duration_sec=np.array([video.duration_sec for video in saved.videos.values()], dtype=np.float64),
             counts=np.array([len(part) for part in parts], dtype=np.int64),
             segments_sec=np.concatenate([np.zeros((0, 2), np.float32), *(part.segments_sec.numpy() for part in parts)]),
             scores=np.concatenate([np.zeros(0, np.float32), *(part.scores.numpy() for part in parts)]),
@@ -70,8 +70,8 @@ def write_raw(path: Path, raw: RawDetections) -> None:
         )
 
 
-def read_raw(path: Path) -> RawDetections:
-    """Read what `write_raw` wrote.
+def read_candidates(path: Path) -> SavedCandidates:
+    """Read what `write_candidates` wrote.
 
     Raises:
         DataError: not a file of candidates.
@@ -89,8 +89,8 @@ def read_raw(path: Path) -> RawDetections:
                 candidates = Candidates(*(torch.from_numpy(array[part]) for array in (segments, scores, labels)))
                 damage = about.get("damaged", {}).get(str(video), "")
                 videos[str(video)] = VideoCandidates(candidates, duration_sec=float(durations[index]), damage=damage)
-            return RawDetections(
+            return SavedCandidates(
                 name=about["name"], config=about["config"], classes=tuple(about["classes"]), videos=videos
             )
     except (OSError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no candidates of `evaluate.py --save-raw`: {error}") from error
+        raise DataError(f"{path} holds no candidates of `evaluate.py --save-candidates`: {error}") from error

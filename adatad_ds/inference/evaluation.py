@@ -18,7 +18,7 @@ from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
-from adatad_ds.evaluation.candidates_file import RawDetections, write_raw
+from adatad_ds.evaluation.candidates_file import SavedCandidates, write_candidates
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
@@ -40,19 +40,21 @@ from adatad_ds.weights.loading import in_published_order
 
 PICTURE_FILE = "detections.png"
 PER_CLASS_FILE = "per_class.csv"
-RAW_FILE = "raw.npz"
-FIXED_IN_RAW = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
+CANDIDATES_FILE = "raw.npz"
+ALREADY_APPLIED = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
 PICTURE_VIDEOS = 6
 
 
-def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = False, per_class: bool = False) -> None:
+def evaluate(
+    trained: Trained, *, output: Path, world: World, save_candidates: bool = False, per_class: bool = False
+) -> None:
     """Detect in all test videos, then print and save detections, metrics and a picture.
 
     Args:
         trained: the detector.
         output: folder of the files.
         world: the ranks.
-        save_raw: also save the candidates before suppression.
+        save_candidates: also save the candidates before suppression.
         per_class: print every class's AP; it is saved in any case.
     """
     config = replace(trained.config, parallel=ParallelConfig())  # every rank takes whole windows
@@ -82,9 +84,9 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
         mesh=Mesh(world=world, config=config),
         report=tqdm.write if world.is_main else lambda message: None,
     )
-    if save_raw:
-        kept = RawDetections(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates)
-        world.on_main(lambda: save_candidates(output / RAW_FILE, kept))
+    if save_candidates:
+        kept = SavedCandidates(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates)
+        world.on_main(lambda: store_candidates(output / CANDIDATES_FILE, kept))
     results = finish(
         candidates,
         videos=[video.name for video in data.videos],
@@ -110,10 +112,10 @@ def evaluate(trained: Trained, *, output: Path, world: World, save_raw: bool = F
     draw(results, videos=data.videos, path=output / PICTURE_FILE, title=trained.name, known=point)
 
 
-def save_candidates(path: Path, raw: RawDetections) -> None:
+def store_candidates(path: Path, saved: SavedCandidates) -> None:
     """Write the candidates before suppression, and report it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_raw(path, raw)
+    write_candidates(path, saved)
     tqdm.write(f"written: {path}")
 
 
@@ -170,12 +172,12 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
 
 
 def evaluate_again(
-    raw: RawDetections, *, overrides: Sequence[str], output: Path, world: World, per_class: bool = False
+    saved: SavedCandidates, *, overrides: Sequence[str], output: Path, world: World, per_class: bool = False
 ) -> None:
     """Repeat suppression and metrics on candidates saved by `evaluate`, without the detector and the videos.
 
     Args:
-        raw: the saved candidates.
+        saved: the saved candidates.
         overrides: `section.key=value` changes of its config.
         output: folder of the files.
         world: the ranks.
@@ -186,12 +188,12 @@ def evaluate_again(
     """
     for assignment in overrides:
         name = assignment.partition("=")[0].strip()
-        if name in FIXED_IN_RAW or not name.startswith(("test.", "data.annotations")):
+        if name in ALREADY_APPLIED or not name.startswith(("test.", "data.annotations")):
             raise ConfigError(
                 f"--set {assignment}: cannot change {name}, as the candidates are already computed; allowed: "
-                f"data.annotations, and test.* except {', '.join(FIXED_IN_RAW)}"
+                f"data.annotations, and test.* except {', '.join(ALREADY_APPLIED)}"
             )
-    config = loading.override(loading.from_dict(raw.config), overrides)
+    config = loading.override(loading.from_dict(saved.config), overrides)
     data = config.data
     annotations, _ = world.attempt(
         lambda: load_annotations(
@@ -204,12 +206,12 @@ def evaluate_again(
         )
     )
     results = finish(
-        raw.videos,
+        saved.videos,
         videos=[video.name for video in annotations.videos],
-        classes=raw.classes,
+        classes=saved.classes,
         config=config,
         world=world,
-        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=raw.classes)),
+        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=saved.classes)),
     )
     if not world.is_main:
         return
@@ -217,14 +219,14 @@ def evaluate_again(
     metrics = report(
         results,
         videos=videos,
-        damaged=damaged_videos(raw.videos),
+        damaged=damaged_videos(saved.videos),
         config=config,
-        name=raw.name,
+        name=saved.name,
         output=output,
         per_class=per_class,
     )
     known = metrics.operating_point if metrics else None
-    draw(results, videos=videos, path=output / PICTURE_FILE, title=raw.name, known=known)
+    draw(results, videos=videos, path=output / PICTURE_FILE, title=saved.name, known=known)
 
 
 def report(

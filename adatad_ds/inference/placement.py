@@ -32,12 +32,12 @@ def place(detector: Detector, *, config: Config, device: torch.device, max_devic
         return detector.to(device)
     from accelerate import cpu_offload
 
-    detector.backbone.vit.blocks = blocks[:resident]
-    detector.to(device)
     for block in blocks[resident:]:
         weights = {name: _host(tensor, device) for name, tensor in block.state_dict().items()}
         cpu_offload(block, execution_device=device, state_dict=weights)  # layer by layer: AIM calls a block's layers
-    detector.backbone.vit.blocks = blocks
+    for tensor in (*detector.parameters(), *detector.buffers()):
+        if not tensor.is_meta:  # those stay in host memory
+            tensor.data = tensor.to(device)
     return detector
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,13 +121,17 @@ def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, w
                 shown=wanted.shown,
             )
 
-    asked = {annotated: draw_copy} if wanted.annotated or (wanted.html and not playable) else {}
-    asked |= {page: draw_page} if wanted.html else {}
-    drawn = {}
-    for file, draw in {picture: draw_picture, **asked}.items():
+    def draws(file: Path, draw: Callable[[], None]) -> bool:
         file.unlink(missing_ok=True)  # an earlier prediction's
-        drawn[file] = try_to_draw(str(file), draw, report=lambda message: tqdm.write(message, file=sys.stderr))
-    return all(drawn[file] for file in asked)
+        return try_to_draw(str(file), draw, report=lambda message: tqdm.write(message, file=sys.stderr))
+
+    draws(picture, draw_picture)
+    complete = True
+    if wanted.annotated or (wanted.html and not playable):
+        complete &= draws(annotated, draw_copy)
+    if wanted.html:
+        complete &= draws(page, draw_page)
+    return complete
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.models.recogniser import Model, build_model
+from adatad_ds.models.factory import Model, build_model
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
@@ -72,31 +72,33 @@ class Trained:
 
     @property
     def kind(self) -> str:
-        """Which of a run's weights these are."""
+        """Kind of weights: the running average, or the last ones."""
         return AVERAGE if self.averaged else MASTER
 
 
-def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), raw: bool = False) -> Trained:
+def find_trained(
+    path: Path, *, recipe: str | None = None, overrides: Sequence[str] = (), averaged: bool = True
+) -> Trained:
     """Find a trained model.
 
     Args:
         path: a run's folder, a checkpoint's folder, an export, or a published checkpoint.
         recipe: recipe of a published checkpoint.
         overrides: `section.key=value` changes of its config.
-        raw: use the weights themselves, not their running average.
+        averaged: use the running average of the weights (EMA) where there is one, not the last weights.
 
     Raises:
         ConfigError: nothing is there, `recipe` is missing, or `raw` asks for weights that an export does not hold.
         CheckpointError: an incomplete checkpoint, an unreadable file, or a transformer alone.
     """
     if path.is_dir():
-        return _from_checkpoint(find_checkpoint(path), overrides, raw=raw)
+        return _from_checkpoint(find_checkpoint(path), overrides, averaged=averaged)
     if not path.exists():
         raise ConfigError(f"there is no {path}; give a run's folder, a checkpoint, an export or a published .pth")
     if path.suffix == SAFETENSORS and path.with_suffix(".json").exists():
         description = _read_description(path.with_suffix(".json"))
         if description.get("format") == EXPORT_FORMAT:
-            return _from_export(path, description, overrides, raw=raw)
+            return _from_export(path, description, overrides, averaged=averaged)
     if recipe is None:
         raise ConfigError(
             f"{path} does not say how it was trained; for a published model, add --recipe NAME (train.py --list-recipes"
@@ -115,7 +117,7 @@ def find_trained(path: Path, *, recipe: str | None = None, overrides: Sequence[s
         classes=config.data.classes,
         trainable=None,
         frozen_fingerprint=None,
-        averaged=not raw,
+        averaged=averaged,
         class_order=found.class_order,
     )
 
@@ -205,11 +207,11 @@ def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | Non
     return source
 
 
-def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -> Trained:
+def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, averaged: bool) -> Trained:
     run = RunFolder(checkpoint.parents[1])
     config, classes = run.read()
     trainable, state = open_checkpoint(checkpoint)
-    averaged = AVERAGE in trainable and not raw
+    averaged = averaged and AVERAGE in trainable
     kind = AVERAGE if averaged else MASTER
     return Trained(
         name=f"{run.path.name}, {checkpoint.name}",
@@ -225,10 +227,10 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, raw: bool) -
     )
 
 
-def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence[str], *, raw: bool) -> Trained:
-    averaged = description["weights"] == AVERAGE
-    if raw and averaged:
-        raise ConfigError(f"{path} holds only the running average; export the run again with --raw")
+def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence[str], *, averaged: bool) -> Trained:
+    holds_average = description["weights"] == AVERAGE
+    if holds_average and not averaged:
+        raise ConfigError(f"{path} holds only the running average; export the run again with --no-ema")
     return Trained(
         name=path.name,
         source=path,
@@ -237,7 +239,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         classes=tuple(description["classes"]),
         trainable=open_tensors(path),
         frozen_fingerprint=description["frozen_fingerprint"],
-        averaged=averaged,
+        averaged=holds_average,
         noted_in=path.with_suffix(".json"),
         operating_point=OperatingPoint.from_dict(description.get("operating_point")),
     )

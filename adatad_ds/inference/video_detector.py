@@ -115,7 +115,7 @@ def load_detector(
     recipe: str | None = None,
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    raw: bool = False,
+    averaged: bool = True,
     device: str | torch.device | None = None,
     max_device_gb: float | None = None,
 ) -> VideoDetector:
@@ -126,7 +126,7 @@ def load_detector(
         recipe: recipe of a published checkpoint.
         classes: names by class index, if the checkpoint and its recipe do not have them.
         overrides: `section.key=value` changes of its config.
-        raw: use the weights themselves, not their running average.
+        averaged: use the running average of the weights (EMA) where there is one, not the last weights.
         device: device to run on; None: a GPU if there is one, else the CPU.
         max_device_gb: device memory limit; transformer blocks that do not fit stay in host memory. None: what is free.
 
@@ -134,7 +134,7 @@ def load_detector(
         ConfigError: nothing is there, no detector, no such device, or missing class names.
         CheckpointError: incomplete, unreadable or unsuitable weights, of the detector or its backbone.
     """
-    found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, raw=raw)
+    found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, averaged=averaged)
     if found.config.recognition:
         raise ConfigError(f"{found.name} is a recognition model, which finds no actions in untrimmed videos")
     names = tuple(classes or found.classes or found.config.data.classes)

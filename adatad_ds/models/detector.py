@@ -5,7 +5,7 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import Config
 from adatad_ds.detection.points import make_points
-from adatad_ds.models.backbones.vit import ViTSpec
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.execution.window_share import TimeShard
-from adatad_ds.models.factory import Backbone, build_backbone
 from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
+
+if TYPE_CHECKING:
+    from adatad_ds.models.factory import Backbone
 
 
 class Predictions(NamedTuple):
@@ -59,56 +57,6 @@ class Detector(nn.Module):
         levels, masks = self.pyramid(features.to(self.head.cls_head.weight.dtype), valid, noise)
         class_logits, distances = self.head(levels, masks)
         return Predictions(class_logits, distances, torch.cat(masks, dim=1))
-
-
-def build_detector(
-    config: Config,
-    *,
-    num_classes: int,
-    spec: ViTSpec | None = None,
-    window: TimeShard | None = None,
-    storage: Storage | None = None,
-    stopwatch: Stopwatch | None = None,
-) -> Detector:
-    """Build a config's detector, without loading pretrained weights.
-
-    A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
-
-    Args:
-        config: config of the run.
-        num_classes: K.
-        spec: shape of a video transformer; None: that of `backbone.name`.
-        window: this rank's share of a window in time; None: all of it.
-        storage: stores activations until the backward pass; None: on the device.
-        stopwatch: times recomputed segments; None: no timing.
-
-    Raises:
-        ConfigError: unknown backbone, or adapters that do not fit it.
-    """
-    data, head = config.data, config.head
-    backbone = build_backbone(
-        config, feature_steps=data.window_size, spec=spec, window=window, storage=storage, stopwatch=stopwatch
-    )
-    pyramid = Pyramid(
-        in_channels=backbone.width,
-        width=head.width,
-        arch=head.arch,
-        heads=head.heads,
-        attn_windows=head.attn_windows,
-        steps=config.pyramid_steps,
-        abs_pos_embed=head.abs_pos_embed,
-        drop_path=head.drop_path,
-        input_dropout=head.input_dropout,
-        proj_dropout=head.proj_dropout,
-    )
-    heads = DetectionHead(
-        width=head.width,
-        num_classes=num_classes,
-        levels=head.levels,
-        num_convs=head.num_convs,
-        cls_prior=head.cls_prior,
-    )
-    return Detector(backbone=backbone, pyramid=pyramid, head=heads)
 
 
 def detector_points(config: Config, *, device: torch.device) -> Tensor:

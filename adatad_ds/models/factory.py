@@ -1,8 +1,15 @@
-"""Build a config's adapted backbone, a video or an image transformer, for detection and recognition."""
+"""Build a config's model: an adapted backbone, with a detector's pyramid and heads or a recogniser's classifier.
+
+Pretrained weights are not loaded here. A transformer whose weights come from a file (`backbone.weights`) is left on the
+meta device, without memory.
+
+T feature steps, K classes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -12,42 +19,112 @@ from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.detector import Detector
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
+from adatad_ds.models.heads.actionformer import DetectionHead
+from adatad_ds.models.pyramid import Pyramid
+from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 
 if TYPE_CHECKING:
     from adatad_ds.models.backbones.adapted_image import AIMTransformer
 
 Backbone: TypeAlias = "AdaptedBackbone | AIMTransformer"  # frames (B, F, H, W, 3) to features (B, C, T)
+Model: TypeAlias = Detector | Recogniser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """A rank's share of the windows, and the tools that its backbone runs with; by default those of a single rank.
+
+    Attributes:
+        window: its share of a window in time.
+        storage: stores activations until the backward pass. Unused by image transformers.
+        stopwatch: times recomputed segments. Unused by image transformers.
+    """
+
+    window: TimeShard = field(default_factory=WholeWindow)
+    storage: Storage = field(default_factory=lambda: Storage(StoragePolicy()))
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+
+def build_model(config: Config, *, num_classes: int, runtime: Runtime | None = None) -> Model:
+    """Build a config's detector or recogniser.
+
+    Args:
+        config: config of the run.
+        num_classes: K.
+        runtime: of this rank; None: of a single rank.
+
+    Raises:
+        ConfigError: unknown backbone, or adapters that do not fit it.
+    """
+    if config.recognition is None:
+        return build_detector(config, num_classes=num_classes, runtime=runtime)
+    return build_recogniser(config, num_classes=num_classes, runtime=runtime)
+
+
+def build_detector(
+    config: Config, *, num_classes: int, spec: ViTSpec | None = None, runtime: Runtime | None = None
+) -> Detector:
+    """`build_model` for a config of detection; `spec`: as for `build_backbone`."""
+    backbone = build_backbone(config, feature_steps=config.data.window_size, spec=spec, runtime=runtime)
+    pyramid, heads = build_heads(config, in_channels=backbone.width, num_classes=num_classes)
+    return Detector(backbone=backbone, pyramid=pyramid, head=heads)
+
+
+def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, DetectionHead]:
+    """A detector's pyramid and heads, on features of `in_channels` channels."""
+    head = config.head
+    pyramid = Pyramid(
+        in_channels=in_channels,
+        width=head.width,
+        arch=head.arch,
+        heads=head.heads,
+        attn_windows=head.attn_windows,
+        steps=config.pyramid_steps,
+        abs_pos_embed=head.abs_pos_embed,
+        drop_path=head.drop_path,
+        input_dropout=head.input_dropout,
+        proj_dropout=head.proj_dropout,
+    )
+    heads = DetectionHead(
+        width=head.width,
+        num_classes=num_classes,
+        levels=head.levels,
+        num_convs=head.num_convs,
+        cls_prior=head.cls_prior,
+    )
+    return pyramid, heads
+
+
+def build_recogniser(config: Config, *, num_classes: int, runtime: Runtime | None = None) -> Recogniser:
+    """`build_model` for a config of recognition."""
+    settings = config.recognition
+    assert settings is not None
+    steps = settings.frames // config.backbone.frames_per_token
+    backbone = build_backbone(config, feature_steps=steps, runtime=runtime)
+    head = Classifier(width=backbone.width, num_classes=num_classes, dropout=settings.dropout)
+    return Recogniser(backbone=backbone, head=head)
 
 
 def build_backbone(
-    config: Config,
-    *,
-    feature_steps: int,
-    spec: ViTSpec | None = None,
-    window: TimeShard | None = None,
-    storage: Storage | None = None,
-    stopwatch: Stopwatch | None = None,
+    config: Config, *, feature_steps: int, spec: ViTSpec | None = None, runtime: Runtime | None = None
 ) -> Backbone:
-    """Build a backbone, without loading pretrained weights.
-
-    A transformer whose weights come from a file (`backbone.weights`) is left on the meta device, without memory.
+    """Build a config's adapted backbone.
 
     Args:
         config: config of the run.
         feature_steps: T.
         spec: shape of a video transformer; None: that of `backbone.name`.
-        window: this rank's share of a window in time; None: all of it.
-        storage: stores activations until the backward pass; None: on the device. Unused by image transformers.
-        stopwatch: times recomputed segments; None: no timing.
+        runtime: of this rank; None: of a single rank.
 
     Raises:
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
-    backbone, resolution = config.backbone, config.data.resolution
+    backbone, resolution, runtime = config.backbone, config.data.resolution, runtime or Runtime()
     memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
     if backbone.is_image:
         from adatad_ds.models.backbones.adapted_image import (  # here, as timm takes seconds to import
@@ -75,7 +152,7 @@ def build_backbone(
             drop_path=backbone.drop_path,
             activation_checkpointing=backbone.activation_checkpointing,
             clips_per_chunk=backbone.clips_per_chunk,
-            window=window,
+            window=runtime.window,
         )
     spec = spec or backbone_spec(backbone.name)
     with memory:
@@ -83,14 +160,14 @@ def build_backbone(
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
-        window=window or WholeWindow(),
+        window=runtime.window,
         tuning=backbone.tuning,
         feature_steps=feature_steps,
         drop_path=backbone.drop_path,
         activation_checkpointing=backbone.activation_checkpointing,
         clips_per_chunk=backbone.clips_per_chunk,
-        storage=storage or Storage(StoragePolicy()),
-        stopwatch=stopwatch or Stopwatch(),
+        storage=runtime.storage,
+        stopwatch=runtime.stopwatch,
     )
 
 

@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_map_only
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
-from adatad_ds.models.detector import Detector, build_detector
 from adatad_ds.models.execution.recompute import OnceAccumulated
-from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
 
 
@@ -38,21 +37,24 @@ def span_bytes(
         Bytes to embed it and run a block; bytes to recompute and back-propagate a segment, by its number of frozen
         blocks.
     """
-    data = DataConfig(resolution=resolution)
-    config = Config(data=data, backbone=backbone, train=TrainConfig(precision=precision))
-    spec, dtype = backbone_spec(backbone.name), config.train.dtype
-    detector = _with_one_block(config, num_classes=1)
-    with fake_tensors(detector, dtype):
-        backbone_model = detector.backbone
-        assert isinstance(backbone_model, AdaptedBackbone)
-        vit = backbone_model.vit
+    config = Config(
+        data=DataConfig(resolution=resolution),
+        backbone=replace(backbone, weights=None, adapter_blocks=(0,)),
+        train=TrainConfig(precision=precision),
+    )
+    spec, dtype = replace(backbone_spec(backbone.name), depth=1), config.train.dtype
+    with shapes_only():  # initialisation reads values, which fake tensors lack
+        model = build_backbone(config, feature_steps=1, spec=spec)
+    assert isinstance(model, AdaptedBackbone)
+    with fake_tensors(model, dtype):
+        vit = model.vit
         frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
                 vit.blocks[0](vit.embed(frames))
 
-        adapter = backbone_model.adapters["0"]
+        adapter = model.adapters["0"]
         reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
         steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
         context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
@@ -79,7 +81,7 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
         train=TrainConfig(precision=precision),
     )
     with shapes_only():
-        model = build_detector(config, num_classes=1).backbone
+        model = build_backbone(config, feature_steps=frames)
     with fake_tensors(model, config.train.dtype):
         window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
 
@@ -93,39 +95,33 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
         return live_bytes(run)
 
 
-def head_bytes(config: Config, *, num_classes: int, windows: int) -> int:
-    """Peak bytes of the pyramid's and the heads' forward and backward pass."""
-    backbone = replace(config.backbone, weights=None, clips_per_chunk=0)  # irrelevant to the head
-    return _head_bytes(replace(config, backbone=backbone), num_classes, windows)
+def head_bytes(config: Config, *, in_channels: int, num_classes: int, windows: int) -> int:
+    """Peak bytes of the pyramid's and the heads' forward and backward pass.
+
+    Args:
+        config: config of the run.
+        in_channels: channels of the backbone's features.
+        num_classes: K.
+        windows: windows per forward pass.
+    """
+    backbone = BackboneConfig()  # irrelevant to the head
+    return _head_bytes(replace(config, backbone=backbone), in_channels, num_classes, windows)
 
 
 @cache
-def _head_bytes(config: Config, num_classes: int, windows: int) -> int:
-    detector = _with_one_block(config, num_classes=num_classes)
-    with fake_tensors(detector, config.train.dtype):
-        width = detector.backbone.width
-        features = torch.empty(windows, config.pyramid_steps, width, dtype=config.train.dtype, requires_grad=True)
+def _head_bytes(config: Config, in_channels: int, num_classes: int, windows: int) -> int:
+    with shapes_only():  # initialisation reads values, which fake tensors lack
+        pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
+    with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
+        features = torch.empty(windows, config.pyramid_steps, in_channels, dtype=config.train.dtype, requires_grad=True)
         valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
 
         def run() -> None:
-            levels, masks = detector.pyramid(features, valid, None)
-            logits, distances = detector.head(levels, masks)
+            levels, masks = pyramid(features, valid, None)
+            logits, distances = head(levels, masks)
             (logits.float().sum() + distances.float().sum()).backward()
 
         return live_bytes(run)
-
-
-def _with_one_block(config: Config, *, num_classes: int) -> Detector:
-    if config.backbone.is_image:
-        with shapes_only():
-            return build_detector(
-                replace(config, backbone=replace(config.backbone, weights=None)), num_classes=num_classes
-            )
-    spec = replace(backbone_spec(config.backbone.name), depth=1)
-    adapts = config.backbone.tuning in ("tia", "side")
-    backbone = replace(config.backbone, weights=None, adapter_blocks=(0,) if adapts else None)
-    with shapes_only():  # initialisation reads values, which fake tensors lack
-        return build_detector(replace(config, backbone=backbone), spec=spec, num_classes=num_classes)
 
 
 @contextlib.contextmanager

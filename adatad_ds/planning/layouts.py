@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
@@ -60,7 +59,7 @@ class Planner:
         Raises:
             ConfigError: it cannot be run so.
         """
-        config = self.config if frames is None else self._with_frames(frames)
+        config = self._with_frames(frames)
         config = replace(
             config,
             parallel=replace(config.parallel, temporal=layout.temporal),
@@ -81,7 +80,7 @@ class Planner:
 
     def most_frames(self, layout: Layout, memory_gb: float) -> int:
         """The longest window, in frames, that fits a layout; 0: none does."""
-        step = self.frame_step()
+        step = self.config.sample_frames_step
         low, high = 0, 1
         while high < 4096 and self._fits_frames(layout, memory_gb, high * step):
             low, high = high, 2 * high
@@ -89,15 +88,6 @@ class Planner:
             middle = (low + high) // 2
             low, high = (middle, high) if self._fits_frames(layout, memory_gb, middle * step) else (low, middle)
         return low * step
-
-    def frame_step(self) -> int:
-        """Samples are multiples of so many frames: whole clips, and in detection halvings of the pyramid."""
-        if self.config.recognition:
-            return 1 if self.config.backbone.is_image else CLIP_FRAMES
-        step = self.config.head.strides[-1] * self.config.data.frames_per_feature
-        while step % self.config.clip_frames:
-            step *= 2
-        return step
 
     def _fits_frames(self, layout: Layout, memory_gb: float, frames: int) -> bool:
         try:
@@ -107,11 +97,8 @@ class Planner:
 
     def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
         """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
-        if self.config.recognition:
-            return [1] if self.config.train.global_batch % gpus == 0 else []
-        clips = (frames or self.config.data.window_frames) // self.config.clip_frames
-        batch = self.config.train.global_batch
-        return [count for count in range(1, min(gpus, clips) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
+        most, batch = self._with_frames(frames).most_temporal_ranks, self.config.train.global_batch
+        return [count for count in range(1, min(gpus, most) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
 
     def _choices(self, gpus: int, frames: int | None) -> Iterator[tuple[int, bool, int]]:
         temporal = self.temporal_choices(gpus, frames)
@@ -121,11 +108,18 @@ class Planner:
                 for count in temporal:
                     yield chunk, host, count
 
-    def _with_frames(self, frames: int) -> Config:
-        if self.config.recognition:
-            return replace(self.config, recognition=replace(self.config.recognition, frames=frames))
-        data = replace(self.config.data, window_size=frames // self.config.data.frames_per_feature)
-        return replace(self.config, data=data)
+    def _with_frames(self, frames: int | None) -> Config:
+        return self.config if frames is None else self.config.with_sample_frames(frames)
+
+
+def one_window_at_a_time(config: Config) -> Config:
+    """The config to plan by, where it doesn't set `train.micro_batch`: windows are long, so more by accumulation.
+
+    Clips of recognition are short: there the micro batch stays what the ranks make it.
+    """
+    if config.recognition:
+        return config
+    return replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
 
 
 def fits(plan: Plan, memory_gb: float) -> bool:

@@ -1,27 +1,22 @@
 """Cost of a run, computed in advance: FLOPs per step, and bytes per rank on the device and in host memory.
 
-What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span and
-the head.
-
-B windows per rank and forward pass, F frames, T' = F / 2 tubelets, S positions, C channels, N = 8 * S tokens per clip.
+The backbone's part is that of video_backbones.py or image_backbones.py; fake_run.py measures the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
-from adatad_ds.models.factory import adapted_blocks, backbone_spec
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.detector import Detector
+from adatad_ds.models.factory import build_model
 from adatad_ds.models.shapes import shapes_only
-from adatad_ds.planning.fake_run import head_bytes, span_bytes, whole_bytes
+from adatad_ds.planning.fake_run import head_bytes
+from adatad_ds.planning.video_backbones import VideoCost
 
 ADAM_BYTES = 16  # per trainable parameter: fp32 master, two moments, running average
 
@@ -117,11 +112,14 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
 
     clips = -(-clips // temporal)
     frames = windows * clips * config.clip_frames * config.data.resolution**2 * 3
-    tensor = 0 if config.backbone.is_image else windows * clips * stored_tensor_bytes(config, frames=CLIP_FRAMES)
-    stored = len(adapted_blocks(config.backbone)) if _recomputes(config) else 0
+    cost = backbone_cost(config)
+    stored, tensor = cost.stored_tensors, cost.tensor_bytes(windows * clips * config.clip_frames)
     policy, _ = activation_policy(resolved, config=config, stored_tensors=stored, cuda=True)
     on_device = policy.on_device(stored, tensor)
-    working = _working_bytes(config, windows=windows, clips=clips, tensor=tensor, on_device=on_device)
+    working = cost.working_bytes(windows=windows, clips=clips, on_device=on_device)
+    head = 0
+    if isinstance(model, Detector):
+        head = head_bytes(config, in_channels=model.backbone.width, num_classes=num_classes, windows=windows)
     lines = (
         held("frozen weights", size * frozen // shares, host=weights_on_host),
         held("trainable weights", size * trainable // shares, host=weights_on_host),
@@ -132,11 +130,7 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
         Line("frames", frames),
         Line(f"{stored} stored tensors of {tensor / 1e9:.3f} GB", on_device * tensor, (stored - on_device) * tensor),
         Line("backbone at work", working, transient=True),
-        Line(
-            "head",
-            0 if config.recognition else head_bytes(config, num_classes=num_classes, windows=windows),
-            transient=True,
-        ),
+        Line("head", head, transient=True),
     )
     windows_a_step = config.train.global_batch
     return Plan(
@@ -144,13 +138,6 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
         useful_flop=windows_a_step * step_flop(config),
         executed_flop=windows_a_step * step_flop(config, executed=True),
     )
-
-
-def stored_tensor_bytes(config: Config, *, frames: int | None = None) -> int:
-    """Bytes of a tensor with the tokens of `frames` frames; None: of a whole window."""
-    spec = backbone_spec(config.backbone.name)
-    tokens = (frames or config.sample_frames) // TUBELET_FRAMES * spec.positions(config.data.resolution)
-    return tokens * spec.width * config.train.dtype.itemsize
 
 
 def step_flop(config: Config, *, executed: bool = False) -> float:
@@ -162,61 +149,44 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
         config: config of the run.
         executed: include recomputation.
     """
-    if config.backbone.is_image:
-        from adatad_ds.planning.image_backbones import image_flop  # here, as timm takes seconds to import
-
-        return image_flop(config, executed=executed)
-    spec, tuning = backbone_spec(config.backbone.name), config.backbone.tuning
-    tokens = config.sample_frames // TUBELET_FRAMES * spec.positions(config.data.resolution)
-    linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-    attention = 4.0 * tokens * CLIP_TUBELETS * spec.positions(config.data.resolution) * spec.width
-    embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
-    blocks = adapted_blocks(config.backbone)
-    hidden = int(spec.width * config.backbone.adapter_ratio)
-    middle = hidden**2 + config.backbone.adapter_kernel * hidden if config.backbone.adapter == "tia" else 0
-    adapter = 2.0 * tokens * (2 * spec.width * hidden + middle)
-    above = {"frozen": 0, "side": 0, "full": spec.depth, "tia": spec.depth - 1 - min(blocks, default=0)}[tuning]
-    recomputed = executed and config.backbone.activation_checkpointing
-    forward = embedding + spec.depth * (linear + attention) + len(blocks) * adapter
-    backward = above * (linear + 2 * attention) + len(blocks) * 2 * adapter
-    if tuning == "full":
-        backward += embedding + above * linear
-    again = above * (linear + attention) + len(blocks) * adapter if recomputed else 0.0
-    return forward + backward + again
+    return backbone_cost(config).flop(executed=executed)
 
 
-def _working_bytes(config: Config, *, windows: int, clips: int, tensor: int, on_device: int) -> int:
-    """Peak bytes of the backbone's activations, apart from stored tensors.
+class BackboneCost(Protocol):
+    """What a backbone costs, without running it."""
 
-    With recomputation: the window's gradient and one span, less the stored tensors that backward has already freed.
+    @property
+    def stored_tensors(self) -> int:
+        """Tensors that wait for the backward pass, each of all tokens of the rank's clips."""
+        ...
+
+    def tensor_bytes(self, frames: int) -> int:
+        """Bytes of a stored tensor, with the tokens of `frames` frames."""
+        ...
+
+    def flop(self, *, executed: bool) -> float:
+        """FLOPs of a sample's forward and backward pass; `executed`: with recomputation."""
+        ...
+
+    def working_bytes(self, *, windows: int, clips: int, on_device: int) -> int:
+        """Peak bytes of the activations, apart from stored tensors.
+
+        Args:
+            windows: windows per forward pass.
+            clips: clips of each on this rank.
+            on_device: stored tensors that stay on the device.
+        """
+        ...
+
+
+def backbone_cost(config: Config) -> BackboneCost:
+    """The cost of a config's backbone.
+
+    Raises:
+        ConfigError: unknown backbone, or adapters that do not fit it.
     """
-    backbone, train = config.backbone, config.train
-    if backbone.is_image:
-        from adatad_ds.planning.image_backbones import image_bytes
+    if config.backbone.is_image:
+        from adatad_ds.planning.image_backbones import ImageCost  # here, as timm takes seconds to import
 
-        return image_bytes(config, samples=windows, clips=clips)
-    if not _recomputes(config):
-        return whole_bytes(backbone, train.precision, config.data.resolution, windows, clips)
-    segments, chunk = _segments(config), backbone.clips_per_chunk
-    at_once = -(-clips // -(-clips // max(1, chunk // windows))) if chunk else clips
-    lengths = tuple(sorted(set(segments)))
-    forward, backward = span_bytes(backbone, train.precision, config.data.resolution, windows, at_once, lengths)
-    gradient = tensor if backbone.tuning == "tia" else 0
-    peaks = [forward]
-    for still_to_come, blocks in enumerate(reversed(segments)):
-        peaks.append(gradient + backward[blocks] - min(on_device, still_to_come) * tensor)
-    return max(peaks)
-
-
-def _recomputes(config: Config) -> bool:
-    """Whether recompute.py runs the backbone."""
-    return config.backbone.activation_checkpointing and config.backbone.tuning in ("tia", "side")
-
-
-def _segments(config: Config) -> list[int]:
-    """Number of frozen blocks that each segment recomputes, lowest first (`side`: 0)."""
-    blocks = sorted(adapted_blocks(config.backbone))
-    if config.backbone.tuning == "side":
-        return [0] * len(blocks)
-    edges = [*blocks, backbone_spec(config.backbone.name).depth - 1]
-    return [last - first for first, last in pairwise(edges)]
+        return ImageCost(config)
+    return VideoCost(config)

@@ -12,8 +12,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.inspection.training_length import BACKWARD_COST
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.detector import build_detector
-from adatad_ds.models.factory import build_backbone
+from adatad_ds.models.factory import build_backbone, build_detector
 from adatad_ds.planning.memory import step_flop
 
 TIMED_SEC = 1.0  # target duration of one timed pass

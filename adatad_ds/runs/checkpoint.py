@@ -126,7 +126,7 @@ class CheckpointStore:
         seen = None
         while (paths := self.all()) != seen:  # a running training may remove those seen and add newer ones
             for path in reversed(paths):
-                if is_whole(path):
+                if is_complete(path):
                     return path
             seen = paths
         return None
@@ -143,8 +143,8 @@ class CheckpointStore:
             CheckpointError: it is missing, incomplete, or a different one.
         """
         path = self.folder / chosen.name
-        if not is_whole(path) or _checksum(path / STATE_FILE) != chosen.checksum:
-            found = "is a different one" if is_whole(path) else "is missing or incomplete"
+        if not is_complete(path) or _checksum(path / STATE_FILE) != chosen.checksum:
+            found = "is a different one" if is_complete(path) else "is missing or incomplete"
             raise CheckpointError(
                 f"the checkpoint {path} that rank 0 resumes from {found} on {os.uname().nodename}; all nodes must see "
                 "the same folder (--run-dir)"
@@ -165,7 +165,7 @@ class CheckpointStore:
 
     def _prune(self, saved: Path) -> list[str]:
         older = [path for path in self.all() if path <= saved]
-        kept = {*[path for path in older if _is_complete(path)][-self.keep :], self.best()}
+        kept = {*[path for path in older if _has_all_bytes(path)][-self.keep :], self.best()}
         failed = []
         for path in older:
             if path not in kept:
@@ -189,7 +189,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     store = CheckpointStore(folder=path / "checkpoints", keep=1)
     found = path if (path / STATE_FILE).is_file() else store.best()
-    if found is not None and not is_whole(found):
+    if found is not None and not is_complete(found):
         raise CheckpointError(
             f"the checkpoint {found} is incomplete: a file is missing or damaged. Give the folder of another one"
         )
@@ -267,10 +267,10 @@ def _operating_points(path: Path) -> dict[str, Any]:
         return {}
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether all checksums of a checkpoint match; reads every file."""
     try:
-        return _is_complete(path) and all(
+        return _has_all_bytes(path) and all(
             _checksum(path / name) == written[_CHECKSUM]
             for name, written in read_state(path)["files"].items()
             if isinstance(written, dict)
@@ -279,7 +279,7 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _is_complete(path: Path) -> bool:
+def _has_all_bytes(path: Path) -> bool:
     """Whether every file of a checkpoint has its full size; reads only `state.json`."""
     try:
         return all(

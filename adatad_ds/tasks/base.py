@@ -1,4 +1,4 @@
-"""What a task is to the training loop: data, losses, evaluation. Detection and recognition are the two."""
+"""The interface between a task and the training loop: data, losses, evaluation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from torch import Tensor
 
 from adatad_ds.data.loader import Samples
 from adatad_ds.evaluation.operating_point import OperatingPoint
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.recogniser import Model
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 
@@ -26,7 +23,7 @@ HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
         metrics: shares of 1 by name, a headline among them.
@@ -46,7 +43,7 @@ class Evaluation:
 
 
 class StepEngine(Protocol):
-    """What a step needs of the engine: gradients become the mean over ranks and micro batches."""
+    """The engine, as a step uses it: gradients become the mean over ranks and micro batches."""
 
     @property
     def accumulation(self) -> int:
@@ -67,7 +64,7 @@ class StepEngine(Protocol):
 
 
 class Task(Protocol):
-    """Data, model and losses of a task; built once a run, on every rank."""
+    """Data and losses of a task; built once per run, on every rank."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -76,22 +73,22 @@ class Task(Protocol):
 
     @property
     def train_data(self) -> Samples[Any]:
-        """Samples by key."""
+        """Samples to train on."""
         ...
 
     @property
     def test_data(self) -> Samples[Any]:
-        """Those that it is evaluated on."""
+        """Samples to evaluate on."""
         ...
 
     @property
     def data_fingerprint(self) -> Mapping[str, Any]:
-        """What the training samples follow from, see `data_fingerprint` below."""
+        """Counts and a hash of what determines the training samples; see `data_fingerprint` below."""
         ...
 
     @property
     def reports(self) -> Sequence[str]:
-        """What was noticed about the data."""
+        """Lines for the user about the data."""
         ...
 
     @property
@@ -99,12 +96,8 @@ class Task(Protocol):
         """Names of the losses, in order."""
         ...
 
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Model:
-        """The model, on one rank's share of the work; pretrained weights are not yet loaded."""
-        ...
-
     def restore_published(self, weights: Weights, model: Any) -> Mapping[str, Tensors]:
-        """What recognised weights hold beside the transformer, by kind and name; empty where they hold no more.
+        """Trainable tensors of a published model, by kind and name; empty for a transformer alone.
 
         Raises:
             CheckpointError: weights that do not fit the model.
@@ -129,27 +122,27 @@ class Task(Protocol):
         ...
 
     def scalars(self) -> dict[str, float]:
-        """What else is worth a curve."""
+        """Extra scalars to log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """State of the task that a checkpoint saves."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         ...
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
-        """Measure a model on the test data; the outcome is on rank 0 only. A collective."""
+        """Measure a model on the test data; the result is on rank 0 only. A collective."""
         ...
 
 
 def data_fingerprint(videos: Iterable[Sequence[Any]], *, classes: Sequence[str]) -> dict[str, Any]:
-    """What the training data are: counts, and a hash of all that samples follow from, in their order.
+    """Counts, and a hash of everything that determines the training samples, in order.
 
     Args:
-        videos: of each, its name and what is annotated; the order of samples counts on theirs.
+        videos: name and annotations of each, in the order of the samples.
         classes: names of the classes by index.
     """
     videos = list(videos)

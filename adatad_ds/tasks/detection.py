@@ -23,9 +23,7 @@ from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
-from adatad_ds.models.detector import Detector, Predictions, build_detector, detector_points, valid_points
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.detector import Detector, Predictions, detector_points, valid_points
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.tasks.detection_pipeline import (
@@ -96,30 +94,20 @@ class DetectionTask:
             test_data=WindowDataset.for_testing(config.data, frames=frames),
         )
 
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Detector:
-        """The detector, on this rank's share of a window."""
-        return build_detector(
-            self._config,
-            num_classes=len(self.classes),
-            window=self._mesh.window(),
-            storage=storage,
-            stopwatch=stopwatch,
-        )
-
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
         """Adapters, pyramid and heads of a published detector, and its losses' normaliser; see `published_state`."""
         self.normalizer.value = weights.loss_normalizer or self.normalizer.value
-        return published_state(weights, model, config=self._config)
+        return published_state(weights, model, config=self._config, reset_classifier=self._config.reset_classifier)
 
     def describe_published(self, restored: Container[str]) -> list[str]:
-        """Which class each of the published class logits is, where they were restored."""
+        """The class of each published class logit, where these were restored."""
         return [describe_logits(self.classes)] if CLASS_LOGITS in restored and len(self.classes) > 1 else []
 
     def step(self, engine: StepEngine, micro_batches: Sequence[Batch]) -> tuple[list[Batch], Tensor]:
         """One optimizer step: targets, forward, losses, backward. A collective.
 
         The loss is (classification + weight * regression) / normaliser, summed over the global batch, the same however
-        that is split over ranks and micro batches. The normaliser is a running mean of the positives of whole global
+        that is split over ranks and micro batches. The normaliser is a running mean of the positives of global
         batches (ActionFormer, section 3.4), so they are counted before the first forward pass.
         """
         mesh, device = self._mesh, self._mesh.world.device
@@ -142,7 +130,7 @@ class DetectionTask:
         return batches, sums
 
     def _targets(self, batch: Batch) -> Targets:
-        """What every pyramid point of a micro batch is to predict."""
+        """Targets of every pyramid point of a micro batch."""
         device, head = self._mesh.world.device, self._config.head
         return assign_targets(
             points=self._points,
@@ -180,11 +168,11 @@ class DetectionTask:
         return {"loss_normalizer": self.normalizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
         self.normalizer.load_state_dict(state["loss_normalizer"])
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
-        """Detect in the test videos and measure; the outcome is on rank 0 only. A collective."""
+        """Detect in the test videos and measure; the result is on rank 0 only. A collective."""
         config, mesh, videos = self._config, self._mesh, self.test_data.videos
         loader = mesh.world.attempt(
             lambda: make_test_loader(

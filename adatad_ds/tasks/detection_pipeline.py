@@ -97,7 +97,7 @@ def find_candidates(
 
 
 def damaged_videos(candidates: Mapping[str, VideoCandidates]) -> dict[str, str]:
-    """What is missing in the files of videos that are not whole, a line by name."""
+    """One line per damaged video, by name: what its file lacks."""
     return {video: found.damage for video, found in candidates.items() if found.damage}
 
 

@@ -25,9 +25,7 @@ from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
-from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.recogniser import Recogniser, build_recogniser
+from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
@@ -76,13 +74,9 @@ class RecognitionTask:
         test_data = open_clips(config, training=False, classes=train_data.classes)
         return cls(config=config, world=world, train_data=train_data, test_data=test_data)
 
-    def build_model(self, *, storage: Storage, stopwatch: Stopwatch) -> Recogniser:
-        """The recogniser."""
-        return build_recogniser(self._config, num_classes=len(self.classes), storage=storage, stopwatch=stopwatch)
-
     def restore_published(self, weights: Weights, model: Recogniser) -> dict[str, Tensors]:
         """Adapters and classifier of a published model; see `published_state`."""
-        return published_state(weights, model, config=self._config)
+        return published_state(weights, model, config=self._config, reset_classifier=self._config.reset_classifier)
 
     def describe_published(self, restored: Container[str]) -> list[str]:
         """No lines: a recogniser's classes are named by its lists."""
@@ -143,7 +137,7 @@ class RecognitionTask:
         """Nothing."""
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
-        """Recognise the test videos and measure; the outcome is on rank 0 only. A collective."""
+        """Recognise the test videos and measure; the result is on rank 0 only. A collective."""
         batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
         logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
         if not self._world.is_main:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import build_model
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.system.launch import launched_ranks
@@ -34,18 +33,16 @@ def weights_that_fit(config: Config) -> str:
         ConfigError: settings that no model can be built with.
         CheckpointError: weights that are missing, unreadable, or of another model.
     """
-    source, classes, head, clips = config.backbone.weights, config.data.classes, config.head, config.recognition
+    source, classes = config.backbone.weights, config.data.classes
     if source is not None and is_to_download(source):
         return f"weights: {source} is not in the hub's cache yet; whether it fits is checked once it is fetched"
-    if not classes:  # as many as in the data, which are not read here: accept any layer of class logits
-        head = replace(head, reset_classifier=True)
-        clips = None if clips is None else replace(clips, reset_classifier=True)
-    config = replace(config, head=head, recognition=clips)
     with shapes_only():
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
         return "weights: none, the transformer is randomly initialised"
-    trainable = published_state(weights, model, config=config)
+    # Unnamed classes are those of the data, which are not read here: a classifier of any number may fit.
+    reset_classifier = config.reset_classifier or not classes
+    trainable = published_state(weights, model, config=config, reset_classifier=reset_classifier)
     what = "transformer, adapters and head" if trainable else "transformer"
     return "\n".join([*weights_reports(weights, config.backbone), f"weights: they fit the {what}"])

@@ -11,7 +11,7 @@ from adatad_ds.distributed.world import World
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
-from adatad_ds.training.build import build_trainer
+from adatad_ds.training.build import Session, build_trainer
 from adatad_ds.training.preemption import StopRequest
 
 
@@ -29,11 +29,11 @@ def train(
     """Build the trainer and run it; nothing stays alive when this returns. A collective.
 
     Args:
-        config: of the run, as the user wants it.
-        ds_config: as its file has it.
-        folder: the run's.
-        class_order: in which a published head's logits stand.
-        resume: go on from the newest whole checkpoint, if there is any.
+        config: the run's config, as the user wants it.
+        ds_config: the engine's policy, as in its file.
+        folder: the run's folder.
+        class_order: classes of a published detector's logits; None: unknown.
+        resume: continue from the newest complete checkpoint, if any.
         profile: START:STOP, the steps to trace.
         world: the ranks.
         stop: whether this rank has been asked to stop.
@@ -47,11 +47,7 @@ def train(
             ds_config,
             class_order=class_order,
             resume=resume,
-            profile=profile,
-            run=run,
-            lock=lock,
-            world=world,
-            stop=stop,
+            session=Session(run=run, lock=lock, world=world, stop=stop, profile=profile),
         )
         if stale:
             trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")

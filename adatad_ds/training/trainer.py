@@ -32,7 +32,7 @@ from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
 
 @dataclass
 class Progress:
-    """How far a run is; saved with every checkpoint."""
+    """Progress of a run, saved with every checkpoint."""
 
     step: int = 0  # optimizer steps done
     failed_videos: list[str] = field(default_factory=list)  # those that could not be read, and why
@@ -64,7 +64,7 @@ class Trainer:
     updates: Updates
 
     def run(self) -> None:
-        """From the step reached to the last epoch's evaluation, or to the end of a step when asked to stop."""
+        """Train from the current step to the last epoch's evaluation, or to the end of a step when asked to stop."""
         epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
         total_steps = settings.stop_epoch * epoch_steps
         epochs, inside_epoch = divmod(self.progress.step, epoch_steps)
@@ -152,7 +152,7 @@ class Trainer:
         return stops
 
     def leave_early(self) -> None:
-        """Say that this run is to go on later: to the user, and by a file to whoever started it."""
+        """Mark the run as interrupted: in a message to the user, and in a file for whoever started it."""
         if self.world.is_main:
             self.run_folder.mark_interrupted()
         self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
@@ -182,7 +182,7 @@ class Trainer:
         )
 
     def log_updates(self) -> None:
-        """Record how far what learns has moved in an epoch. A collective."""
+        """Record the relative updates of the trainable tensors in an epoch. A collective."""
         step, movement = self.progress.step - 1, self.updates.take()
         self.monitor.scalars(step, movement.scalars())
         for name, values in movement.histograms().items():
@@ -193,7 +193,7 @@ class Trainer:
 
         Raises:
             WriteError: it cannot be written.
-            TrainingError: the run's folder is another training's by now.
+            TrainingError: another training has taken over the run's folder.
         """
         began = time.perf_counter()
         self.world.on_main(self.lock.check)
@@ -224,10 +224,10 @@ class Trainer:
         self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
 
     def evaluate_if_due(self, epoch: int) -> bool:
-        """Evaluate the averaged weights after `epoch` epochs, where the recipe says so, once. A collective.
+        """Evaluate the averaged weights after `epoch` epochs, once, if the recipe asks for it. A collective.
 
         Returns:
-            False where a request to stop has cut it short: then the resumed run, saved at this very step, evaluates.
+            False if a stop request interrupted it; the resumed run, saved at this step, evaluates then.
         """
         settings = self.config.train
         last = epoch == settings.stop_epoch
@@ -254,7 +254,7 @@ class Trainer:
         return True
 
     def record_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
-        """Save and show what an evaluation found, and mark the best epoch's checkpoint; on rank 0."""
+        """Save and show an evaluation's results, and mark the best epoch's checkpoint; on rank 0."""
         self.run_folder.add_evaluation(epoch, evaluation)
         self.mark_if_best(epoch)
         if evaluation.operating_point is not None:
@@ -272,17 +272,17 @@ class Trainer:
             self.monitor.figure(f"pictures/{picture}", partial(draw, f"Epoch {epoch}"), step)
 
     def mark_if_best(self, epoch: int) -> None:
-        """Remember the checkpoint just saved if its epoch is the best evaluated one."""
+        """Mark the checkpoint just saved as best if its epoch is the best evaluated one."""
         if self.world.is_main and self.run_folder.best_epoch() == epoch:
             self.store.mark_best(step=self.progress.step)
 
     def report_evaluations(self) -> None:
-        """Say what the last and the best evaluated epoch reached."""
+        """Print the scores of the last and the best evaluated epoch."""
         if self.world.is_main and (summary := self.run_folder.summary()):
             self.monitor.say(summary)
 
     def report_memory(self) -> None:
-        """Say what each rank holds and held at most. A collective."""
+        """Print the memory that each rank holds, and its peak. A collective."""
         held = self.world.gather(self.engine.bytes_by_kind())
         peaks = self.world.gather(peak_memory_bytes(self.world.device))
         for rank, (kinds, peak) in enumerate(zip(held, peaks, strict=True)):
@@ -291,7 +291,7 @@ class Trainer:
             self.monitor.say(f"memory of rank {rank}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
 
     def close(self) -> None:
-        """Flush the logs and let go of the engine."""
+        """Flush the logs and release the engine."""
         self.profiler.close()
         self.monitor.close()
         self.engine.close()

@@ -220,7 +220,7 @@ def _refuse_lookalikes(path: Path) -> None:
 
 
 def check_fit(tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
-    """See that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
+    """Check that names and shapes agree; axes of length 1 do not count (a 1x1 convolution is linear).
 
     Raises:
         CheckpointError: listing every difference.

@@ -301,7 +301,7 @@ def _split_adapters(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _completed(tensors: Tensors, *, layout: str, keys: Iterable[str]) -> Tensors:
-    """What a layout keeps apart or together otherwise than timm's VisionTransformer.
+    """Join, split or add tensors that a layout stores otherwise than timm's VisionTransformer.
 
     Args:
         tensors: by timm's names.

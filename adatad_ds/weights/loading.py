@@ -17,13 +17,14 @@ from adatad_ds.data.annotations import load_annotations
 from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
-from adatad_ds.models.recogniser import Model, Recogniser
+from adatad_ds.models.factory import Model
+from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
 from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
-from adatad_ds.weights.video_layouts import BESIDE, fit_video_weights, open_weights
+from adatad_ds.weights.video_layouts import SIDE, fit_video_weights, open_weights
 
 if TYPE_CHECKING:
     from adatad_ds.models.backbones.image_vit import ImageTransformer
@@ -53,7 +54,7 @@ def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -
 
 
 def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | None:
-    """Recognise the weights that a config names, and see that they fit the transformer; None where it names none.
+    """Recognise the weights that a config names, and check that they fit the transformer; None where it names none.
 
     Args:
         backbone: the config's section.
@@ -92,7 +93,7 @@ def fill_backbone(
     read: bool,
     host: Callable[[nn.Module], None],
 ) -> dict[str, str]:
-    """Give a transformer that was built on the meta device its weights, block by block.
+    """Load the weights of a transformer that was built on the meta device, block by block.
 
     No more than one block is in memory before `host` takes it away.
 
@@ -110,7 +111,7 @@ def fill_backbone(
     blocks = parts.pop("blocks")
     parts |= {f"blocks.{index}": block for index, block in blocks.named_children()}
     hashes = {}
-    for prefix, part in (*parts.items(), ("", vit)):  # of the whole, what no part has: class token, positions
+    for prefix, part in (*parts.items(), ("", vit)):  # last, what no part has: class token, positions
         names = [name for name, parameter in part.named_parameters() if parameter.is_meta]
         _allocate(part, names, dtype)
         filled = dict(part.named_parameters())
@@ -150,7 +151,7 @@ def fingerprint(vit: Transformer) -> dict[str, str]:
 def check_fingerprint(
     found: Mapping[str, str], wanted: Mapping[str, str], *, trained: str | Path, weights: object
 ) -> None:
-    """See that frozen weights are those under which adapters were trained.
+    """Check that frozen weights are those that adapters were trained with.
 
     Raises:
         CheckpointError: they are not; a right adapter over a wrong backbone detects nothing.
@@ -158,7 +159,7 @@ def check_fingerprint(
     if found != wanted:
         different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise CheckpointError(
-            f"{trained} was trained over other frozen weights than those of backbone.weights={weights}: "
+            f"{trained} was trained with other frozen weights than those of backbone.weights={weights}: "
             f"{len(different)} of {len(wanted)} tensors differ ({summarize_list(different, limit=3, separator=', ')}). "
             "Give the weights that the "
             "training began with"
@@ -166,7 +167,7 @@ def check_fingerprint(
 
 
 def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -> Tensors:
-    """What a trained model has trainable, by our names, checked against a model.
+    """Trainable tensors of a trained model, by our names, checked against a model.
 
     Args:
         weights: of a trained detector or recogniser.
@@ -179,7 +180,7 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     tensors = dict(weights.trained)
     if isinstance(model.backbone, AdaptedBackbone):
-        tensors = _beside_their_blocks(tensors, model.backbone.adapted_blocks)
+        tensors = _side_adapters_by_block(tensors, model.backbone.adapted_blocks)
     else:
         if not isinstance(model, Recogniser):
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
@@ -193,7 +194,7 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
         section = "recognition" if isinstance(model, Recogniser) else "head"
         raise CheckpointError(
             f"{weights.source} was trained for {theirs} classes, the data have {ours}; "
-            f"--set {section}.reset_classifier=true starts the layer of class logits anew"
+            f"--set {section}.reset_classifier=true newly initialises the layer of class logits"
         )
     if reset_classifier:
         tensors = {key: tensor for key, tensor in tensors.items() if key not in classifier}
@@ -202,35 +203,36 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
     return {name: _shaped(tensors[name], shape) for name, shape in shapes.items()}
 
 
-def published_state(weights: Weights, model: Model, *, config: Config) -> dict[str, Tensors]:
+def published_state(weights: Weights, model: Model, *, config: Config, reset_classifier: bool) -> dict[str, Tensors]:
     """Adapters and head of a trained model: "master" its last weights, "average" their running average if there is one.
 
     Args:
         weights: the last weights; empty is returned for those of a transformer alone.
         model: the model that they are for.
         config: of the run.
+        reset_classifier: leave out the class logits' layer, which is for other classes.
 
     Raises:
         CheckpointError: keys that are missing, unexpected or of another shape.
     """
     if not weights.trained:
         return {}
-    state = {MASTER: trained_tensors(weights, model, reset_classifier=config.reset_classifier)}
+    state = {MASTER: trained_tensors(weights, model, reset_classifier=reset_classifier)}
     if config.train.ema_decay > 0:
         average = find_weights(config.backbone, model.backbone.vit, averaged=True)
         assert average is not None
-        state[AVERAGE] = trained_tensors(average, model, reset_classifier=config.reset_classifier)
+        state[AVERAGE] = trained_tensors(average, model, reset_classifier=reset_classifier)
     return state
 
 
 def in_published_order(config: Config, *, order: ClassOrder | None) -> Config:
     """The config with classes named in the order of the logits, where `backbone.weights` is a published detector.
 
-    Nothing changes where it is none, where the classes are named already, start anew, or are only one.
+    Nothing changes where it is not, where the classes are named already, newly initialised, or only one.
 
     Args:
         config: of the run.
-        order: of the recipe's published checkpoint; None: not known.
+        order: of the recipe's published checkpoint; None: unknown.
 
     Raises:
         ConfigError: the order is not known, or the annotations have other classes.
@@ -258,12 +260,12 @@ def in_published_order(config: Config, *, order: ClassOrder | None) -> Config:
     return replace(config, data=replace(data, classes=order.names(annotations.classes, source=weights.source)))
 
 
-def _beside_their_blocks(tensors: Tensors, adapted_blocks: Sequence[int]) -> Tensors:
-    """Adapters that their file numbers, under the names of the blocks that they belong to."""
+def _side_adapters_by_block(tensors: Tensors, adapted_blocks: Sequence[int]) -> Tensors:
+    """The tensors, with side adapters, which their file numbers, named by the blocks that they read."""
     blocks = dict(enumerate(adapted_blocks))
 
     def named(key: str) -> str:
-        position = re.match(re.escape(BESIDE) + r"(\d+)", key)
+        position = re.match(re.escape(SIDE) + r"(\d+)", key)
         block = blocks.get(int(position[1])) if position else None
         return key if position is None or block is None else key.replace(position[0], f"backbone.adapters.{block}", 1)
 

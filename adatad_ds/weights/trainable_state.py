@@ -1,10 +1,10 @@
-"""Compact form of what learns: 9 bytes a parameter where full precision takes 16.
+"""Nine-byte encoding of trainable state, per parameter; full precision takes 16.
 
 The master keeps 24 of its 32 bits, both Adam moments and the running average's distance from the master are bf16. With
-`train.compact_checkpoints` a run rounds its own state so at every save: what continues in memory and what is read back
-later are the same bits, so a resume stays exact. Rounding a moment once an epoch changes its step sizes by at most
-0.2 % (the squared one; the other forgets within some ten steps), and a master by less than 1 part in 65 000, a small
-part of what bf16 compute sees of it.
+`train.compact_checkpoints` a run rounds its own state in the same way at every save: memory and checkpoint hold the
+same bits, so a resume stays exact. Rounding a moment once per epoch changes its step sizes by at most 0.2 % (the
+squared one; the other forgets within some ten steps), and a master by less than 1 part in 65 000, little of what bf16
+compute sees of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def encode(kind: str, value: Tensor, master: Tensor) -> Tensor:
 
 
 def decode(kind: str, stored: Tensor, master: Tensor) -> Tensor:
-    """The fp32 tensor again.
+    """Decode to fp32.
 
     Args:
         kind: as for `encode`.
@@ -51,7 +51,7 @@ def decode(kind: str, stored: Tensor, master: Tensor) -> Tensor:
 
 
 def rounded(kind: str, value: Tensor, master: Tensor) -> Tensor:
-    """What `decode` gives back of `encode`; `master` not rounded."""
+    """Encode and decode a tensor; `master` is not yet rounded."""
     if kind == MASTER:
         return _rounded_master(value)
     if kind == AVERAGE:

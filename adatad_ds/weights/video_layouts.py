@@ -3,7 +3,7 @@
 - A video transformer as the authors of VideoMAE, VideoMAE V2 and InternVideo save it, fine-tuned or with its decoder,
   and as converted by adatad-ds convert;
 - the same as transformers (Hugging Face) and as mmaction2 name it;
-- a whole trained detector as AdaTAD's authors publish it, with adapters, head and running average.
+- a trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
 here but names and shapes. See docs/guides/weights.md.
@@ -80,7 +80,7 @@ _LEFT_OUT = {  # of a transformer, under our names: unused by a detector, or com
     "preprocessing, which is built in": r"data_preprocessor\.",
 }
 _NORMALIZER = "rpn_head.loss_normalizer"
-BESIDE = "backbone.adapters.position_"  # adapters beside the backbone are numbered, not named by their block
+SIDE = "backbone.adapters.position_"  # side adapters are numbered, not named by their block
 AVERAGED_PREFIX = "average/"  # in a converted detector: those of the running average that differ
 
 
@@ -161,7 +161,7 @@ def describe(vit: Mapping[str, StoredTensor]) -> str:
 
 
 def backbone_name(vit: Mapping[str, StoredTensor]) -> str | None:
-    """Which member of the family a transformer is; None for a size of its own."""
+    """Name of the backbone with a transformer's shape; None if there is none."""
     return next((name for name, spec in VIT_SPECS.items() if describe_spec(spec) == describe(vit)), None)
 
 
@@ -180,11 +180,11 @@ def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:
     for key, tensor in tensors.items():
         inner = key.removeprefix("backbone.model.backbone.")
         in_block = re.match(r"blocks\.(\d+)\.adapter\.(.+)", inner)
-        beside = re.match(r"ladders\.adapters\.(\d+)\.(.+)", inner)
+        side = re.match(r"ladders\.adapters\.(\d+)\.(.+)", inner)
         if in_block:
             trained[f"backbone.adapters.{in_block[1]}.{in_block[2]}"] = tensor
-        elif beside:
-            trained[f"{BESIDE}{beside[1]}.{beside[2]}"] = tensor
+        elif side:
+            trained[f"{SIDE}{side[1]}.{side[2]}"] = tensor
         elif inner != key:
             vit[inner] = tensor
         elif not key.startswith("backbone.model.data_preprocessor."):

@@ -73,7 +73,7 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
         file.truncate(100)
     assert CheckpointStore(folder=killed / "checkpoints", keep=2).latest() not in (None, last)
     output = finish(command(killed, resume=True))
-    assert f"skipped {last}: it is not whole" in output
+    assert f"skipped incomplete checkpoint {last}" in output
     assert losses(killed) == losses(whole)
 
 

@@ -23,7 +23,7 @@ from adatad_ds.config import loading
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.inference import prediction
 from adatad_ds.inference.trained_model import Trained, export
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.factory import build_detector
 from adatad_ds.predict import load_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from adatad_ds.evaluation.candidates_file import read_raw
+from adatad_ds.evaluation.candidates_file import read_candidates
 from adatad_ds.inference.trained_model import find_trained, load_model
 from adatad_ds.runs.checkpoint import read_operating_point
 from adatad_ds.runs.folder import RunFolder
@@ -114,9 +114,9 @@ def fail(*arguments, **options):
 evaluation.finish = fail
 evaluate.main(sys.argv[1:])
 """
-    done = start([sys.executable, "-c", code, str(run), "--output", str(tmp_path), "--save-raw"])
+    done = start([sys.executable, "-c", code, str(run), "--output", str(tmp_path), "--save-candidates"])
     assert "suppression failed" in done.stderr
-    assert len(read_raw(tmp_path / "raw.npz").videos) == 3
+    assert len(read_candidates(tmp_path / "raw.npz").videos) == 3
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_tensorboard_shows_it_and_a_profile_was_taken(run):
 
 @pytest.mark.slow
 def test_kept_candidates_evaluate_as_their_run_does(run, tmp_path):
-    output = finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path, "--save-raw", "--per-class"))
+    output = finish(tool("adatad_ds/evaluate.py", run, "--output", tmp_path, "--save-candidates", "--per-class"))
     assert "ground truth" in output
     output = finish(tool("adatad_ds/evaluate.py", tmp_path / "raw.npz", "--output", tmp_path / "again"))
     assert "on 3 videos of subset validation" in output
@@ -166,21 +166,21 @@ def test_kept_candidates_evaluate_as_their_run_does(run, tmp_path):
 @pytest.mark.slow
 def test_a_wrong_backbone_under_a_right_adapter(run, tmp_path):
     export = tmp_path / "mine.safetensors"
-    finish(adatad_ds("export", run, "--out", export, "--raw"))
+    finish(adatad_ds("export", run, "--out", export, "--no-ema"))
     weights = load_file("adatad_ds/weights/tiny.safetensors")
     weights["blocks.3.mlp.fc1.weight"] += 0.01
     save_file(weights, tmp_path / "other.safetensors")
     other = ["--set", f"backbone.weights={tmp_path}/other.safetensors"]
     done = start([*tool("adatad_ds/evaluate.py", export), *other])
     assert done.returncode == 2
-    assert "mine.safetensors was trained over other frozen weights" in done.stderr
+    assert "mine.safetensors was trained with other frozen weights" in done.stderr
     assert "1 of 74 tensors differ (blocks.3.mlp.fc1.weight)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_path):
-    trained, raw = find_trained(run), find_trained(run, raw=True)
+    trained, raw = find_trained(run), find_trained(run, averaged=False)
     states = [published(load_model(each, num_classes=5), beside=False) for each in (raw, trained)]
     content = {"epoch": 2, "state_dict": states[0], "state_dict_ema": states[1]}
     torch.save(content, tmp_path / "published.pth")

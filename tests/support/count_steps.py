@@ -19,7 +19,7 @@ from adatad_ds.distributed.engine import Engine, deepspeed
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import CheckpointError, TrainingError
 from adatad_ds.models.backbones.vit import ViTSpec
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.factory import build_detector
 from adatad_ds.training.guards import SkippedSteps
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.files import StoredTensor

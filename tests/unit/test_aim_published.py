@@ -24,7 +24,7 @@ import torch
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig, TestConfig, TrainConfig
 from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.models.backbones.adapted_image import AIMTransformer, Bottleneck
-from adatad_ds.models.recogniser import build_recogniser
+from adatad_ds.models.factory import build_recogniser
 from adatad_ds.recipes.aim import aim_recipes
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.training.optim import parameter_groups

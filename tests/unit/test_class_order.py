@@ -11,7 +11,7 @@ import torch
 
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.factory import build_detector
 from adatad_ds.recipes.catalog import all_recipes, find_recipe
 from adatad_ds.recipes.class_order import PUBLISHED_ORDERS, ClassOrder, describe_logits
 from adatad_ds.weights.loading import in_published_order

@@ -22,7 +22,7 @@ from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_
 from adatad_ds.data.windows import WindowSource, find_timing, resize_window
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.evaluation.candidates_file import RawDetections, read_raw, write_raw
+from adatad_ds.evaluation.candidates_file import SavedCandidates, read_candidates, write_candidates
 from adatad_ds.evaluation.detections_file import read_results, write_results
 from adatad_ds.models.detector import Predictions, detector_points
 from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates
@@ -210,8 +210,8 @@ def test_evaluation_tells_it_by_video(folder: Path, tmp_path: Path):
     )
     whole = scan(tmp_path / "noise.mp4").faults
     assert damaged_videos(found) == {"noise": f"{tmp_path / 'noise.mp4'}: {'; '.join(whole)}"}
-    write_raw(tmp_path / "raw.npz", RawDetections(name="x", config={}, classes=("run",), videos=found))
-    assert damaged_videos(read_raw(tmp_path / "raw.npz").videos) == damaged_videos(found)
+    write_candidates(tmp_path / "raw.npz", SavedCandidates(name="x", config={}, classes=("run",), videos=found))
+    assert damaged_videos(read_candidates(tmp_path / "raw.npz").videos) == damaged_videos(found)
 
 
 def test_results_hold_it(tmp_path: Path):

@@ -25,7 +25,7 @@ from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
 from adatad_ds.models.factory import build_backbone
-from adatad_ds.planning.image_backbones import image_flop
+from adatad_ds.planning.memory import step_flop
 from adatad_ds.weights.files import Tensors, open_tensors
 from adatad_ds.weights.image_layouts import DINOV2, DINOV3, TIMM, fit_image_weights, open_aim_weights, recognise_aim
 from adatad_ds.weights.loading import fill_backbone
@@ -229,7 +229,7 @@ def test_models_by_name(name, registers, parameters):
     assert backbone.vit.prefix_tokens == 1 + registers
     assert backbone.vit.pools_class_token
     assert sum(p.numel() for p in backbone.vit.parameters()) == pytest.approx(parameters, rel=0.03)
-    assert image_flop(config) > 0
+    assert step_flop(config) > 0
 
 
 def test_a_rotary_model_adapts_and_learns():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from adatad_ds.config.loading import override
 from adatad_ds.errors import CheckpointError
-from adatad_ds.models.recogniser import build_model
+from adatad_ds.models.factory import build_model
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.train import main
 from adatad_ds.weights.loading import find_weights

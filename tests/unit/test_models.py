@@ -13,7 +13,8 @@ from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.detector import Detector, build_detector, detector_points, valid_points
+from adatad_ds.models.detector import Detector, detector_points, valid_points
+from adatad_ds.models.factory import build_detector
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.adapters import TIA, DepthwiseTimeConv

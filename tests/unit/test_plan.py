@@ -24,7 +24,7 @@ from adatad_ds.config.schema import (
 )
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.factory import build_detector
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.train import main
 from tests.support.count_bucket import BUCKET

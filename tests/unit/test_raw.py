@@ -14,7 +14,7 @@ from adatad_ds.detection.decoding import Candidates
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluate import main
-from adatad_ds.evaluation.candidates_file import RawDetections, VideoCandidates, read_raw, write_raw
+from adatad_ds.evaluation.candidates_file import SavedCandidates, VideoCandidates, read_candidates, write_candidates
 from adatad_ds.inference.evaluation import evaluate_again
 from adatad_ds.tasks.detection_pipeline import finish
 
@@ -47,7 +47,7 @@ def raw(tmp_path):
     }
     (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
     config = Config(data=DataConfig(annotations=str(tmp_path / "annotations.json")))
-    return RawDetections(
+    return SavedCandidates(
         name="a run, step 3",
         config=config.to_dict(),
         classes=("run", "a, b"),
@@ -57,11 +57,11 @@ def raw(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_what_was_written_is_read(raw, count, tmp_path):
-    raw = RawDetections(
+    raw = SavedCandidates(
         name=raw.name, config=raw.config, classes=raw.classes, videos=dict(list(raw.videos.items())[:count])
     )
-    write_raw(tmp_path / "raw.npz", raw)
-    again = read_raw(tmp_path / "raw.npz")
+    write_candidates(tmp_path / "raw.npz", raw)
+    again = read_candidates(tmp_path / "raw.npz")
     assert (again.name, again.config, again.classes) == (raw.name, raw.config, raw.classes)
     assert list(again.videos) == list(raw.videos)
     for name, found in raw.videos.items():
@@ -89,15 +89,15 @@ def test_the_same_settings_give_the_same_detections(raw, tmp_path):
     names = ["two words", "v", "silent", "w"]
     config = from_dict(raw.config)
     expected = finish(raw.videos, videos=names, classes=raw.classes, config=config, world=WORLD)
-    write_raw(tmp_path / "raw.npz", raw)
-    evaluate_again(read_raw(tmp_path / "raw.npz"), overrides=(), output=tmp_path / "out", world=WORLD)
+    write_candidates(tmp_path / "raw.npz", raw)
+    evaluate_again(read_candidates(tmp_path / "raw.npz"), overrides=(), output=tmp_path / "out", world=WORLD)
     written = json.loads((tmp_path / "out" / "detections.json").read_text())["results"]
     assert written == expected
     assert written["silent"] == []
     assert (tmp_path / "out" / "per_class.csv").read_text().startswith("class,ground_truth,AP@0.3")
 
     overrides = ["test.sigma=0.1", "test.max_per_video=7", "test.tiou=(0.1,)"]
-    evaluate_again(read_raw(tmp_path / "raw.npz"), overrides=overrides, output=tmp_path / "other", world=WORLD)
+    evaluate_again(read_candidates(tmp_path / "raw.npz"), overrides=overrides, output=tmp_path / "other", world=WORLD)
     written = json.loads((tmp_path / "other" / "detections.json").read_text())["results"]
     assert len(written["two words"]) == 7
     metrics = json.loads((tmp_path / "other" / "metrics.json").read_text())
@@ -127,10 +127,10 @@ def test_other_files(tmp_path, capsys):
     path = tmp_path / "raw.npz"
     np.savez(path, about=np.array(json.dumps({"format": "another"})))
     with pytest.raises(DataError, match="format is 'another'"):
-        read_raw(path)
+        read_candidates(path)
     np.savez(path, x=np.zeros(3))
     with pytest.raises(DataError, match="holds no candidates"):
-        read_raw(path)
+        read_candidates(path)
     path.write_text("no archive")
     assert main([str(path)]) == 2
     assert "error: " in capsys.readouterr().err

@@ -13,7 +13,8 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Recognit
 from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
-from adatad_ds.models.recogniser import Classifier, build_recogniser
+from adatad_ds.models.factory import build_recogniser
+from adatad_ds.models.recogniser import Classifier
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.tasks.recognition import RecognitionTask, open_clips

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.detector import build_detector
+from adatad_ds.models.factory import build_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor, Tensors
 from adatad_ds.weights.loading import (

@@ -54,12 +54,11 @@ from adatad_ds.distributed.process import end_process
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.detector import build_detector
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.window_share import WholeWindow
-from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.factory import Runtime, backbone_spec, build_detector
 from adatad_ds.models.tuning.adapters import TIA
-from adatad_ds.planning.memory import step_flop, stored_tensor_bytes
+from adatad_ds.planning.memory import backbone_cost, step_flop
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
 
@@ -144,7 +143,7 @@ class Bench:
             ranks = self.world.size if sharing else 1
             row |= {"way": way, "flop": flop, "tflop_per_sec": flop / float(row["median_sec"]) / 1e12}
             row |= {"tokens_per_sec": tokens / float(row["median_sec"]), "roof_tflop_per_sec": ranks * self.roof / 1e12}
-            row |= {"stored_tensor_bytes": windows * stored_tensor_bytes(self.config)}
+            row |= {"stored_tensor_bytes": windows * backbone_cost(self.config).tensor_bytes(self.config.sample_frames)}
         self.world.gather(None)  # those who wait, wait here
         return row
 
@@ -157,8 +156,10 @@ class Bench:
         model = build_detector(
             replace(self.config, backbone=backbone),
             num_classes=1,
-            window=self.mesh.window() if sharing else WholeWindow(),
-            storage=Storage(StoragePolicy(offload=way == "host")),
+            runtime=Runtime(
+                window=self.mesh.window() if sharing else WholeWindow(),
+                storage=Storage(StoragePolicy(offload=way == "host")),
+            ),
         ).backbone.to(self.world.device, self.config.train.dtype)
         assert isinstance(model, AdaptedBackbone), "image transformers have one way alone"
         if way in ("published", "blocks"):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import World
-from adatad_ds.models.detector import Detector, Predictions, build_detector
+from adatad_ds.models.detector import Detector, Predictions
+from adatad_ds.models.factory import build_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.loading import fill_backbone, find_weights
 from tools.gpu_parts.inputs import CLASSES, random_batch, task_without_videos

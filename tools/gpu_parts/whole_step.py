@@ -16,9 +16,8 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
-from adatad_ds.models.detector import build_detector
 from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.factory import adapted_blocks
+from adatad_ds.models.factory import Runtime, adapted_blocks, build_detector
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone
 from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors, task_without_videos
@@ -45,7 +44,9 @@ class WholeStep:
         )
         self.storage = Storage(policy)
         torch.manual_seed(0)
-        model = build_detector(self.config, num_classes=CLASSES, storage=self.storage, stopwatch=stopwatch)
+        model = build_detector(
+            self.config, num_classes=CLASSES, runtime=Runtime(storage=self.storage, stopwatch=stopwatch)
+        )
         fill_backbone(
             model.backbone.vit,
             random_tensors(model.backbone.vit, config.train.dtype),

@@ -11,17 +11,16 @@ one chunk, however many frames a window has.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adatad_ds.config.schema import AIMAdapter
 from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.image_vit import ImageTransformer, RotaryBlock, attend
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
@@ -218,22 +217,15 @@ class AIMTransformer(nn.Module):
             raise ValueError(f"{count} frames are no multiple of the clips' {self.clip_frames}")
         clips = frames.reshape(-1, self.clip_frames, *frames.shape[2:])
         keep = self._drop_path_factors(noise, clips=count // self.clip_frames)
-        edges = self._edges(len(clips), most=videos * self._window.share(count // self.clip_frames).most)
-        features = [self._piece(clips[i:j], None if keep is None else keep[i:j]) for i, j in pairwise(edges)]
+        most = videos * self._window.share(count // self.clip_frames).most
+        chunks = clip_chunks(len(clips), most=most, at_once=self.clips_per_chunk)
+        features = [self._chunk(clips[i:j], None if keep is None else keep[i:j]) for i, j in chunks]
         return torch.cat(features).view(videos, count, self.width)
 
-    def _edges(self, clips: int, *, most: int) -> list[int]:
-        """Edges of the chunks: the same number on every rank (one holds `most` clips), as ZeRO-3 gathers for each."""
-        pieces = -(-most // self.clips_per_chunk) if self.clips_per_chunk else 1
-        return [clips * piece // pieces for piece in range(pieces + 1)]
-
-    def _piece(self, clips: Tensor, keep: Tensor | None) -> Tensor:
-        """Run one chunk of clips, with recomputation if enabled: (n, t, H, W, 3) to (n, t, C).
-
-        Checkpointing is non-reentrant: the reentrant kind silently loses gradients where its inputs need none.
-        """
+    def _chunk(self, clips: Tensor, keep: Tensor | None) -> Tensor:
+        """Run one chunk of clips, with recomputation if enabled: (n, t, H, W, 3) to (n, t, C)."""
         if self.activation_checkpointing and self.tuning != "frozen" and torch.is_grad_enabled():
-            return checkpoint(self._through, clips, keep, use_reentrant=False, preserve_rng_state=False)
+            return recomputed(self._through, clips, keep)
         return self._through(clips, keep)
 
     def _through(self, clips: Tensor, keep: Tensor | None) -> Tensor:
@@ -249,7 +241,7 @@ class AIMTransformer(nn.Module):
         return self.vit.pool(tokens)
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
-        """(B * clips, depth, 2, N), drawn for the whole window once per forward pass, shared by recomputation.
+        """(B * clips, depth, 2, N), for the temporal and the joint branch of each block; None: nothing is dropped.
 
         A token position is dropped in all frames of a clip: drop path draws along the first axis, which in the authors'
         CLIP model is that of the tokens.
@@ -259,10 +251,14 @@ class AIMTransformer(nn.Module):
         """
         if noise is None or self.drop_path == 0 or not self.adapt & {"temporal", "joint"}:
             return None
-        depth, tokens = len(self.adapters), self.vit.tokens
-        rate = torch.linspace(0, self.drop_path, depth)[:, None, None]  # the reference's rule, block by block
-        first, total, _ = self._window.share(clips)
-        return noise.keep(total, depth, BRANCHES, tokens, rate=rate)[:, first : first + clips].flatten(0, 1)
+        return drop_path_factors(
+            noise,
+            rate=self.drop_path,
+            depth=len(self.adapters),
+            branches=(BRANCHES, self.vit.tokens),
+            window=self._window,
+            clips=clips,
+        ).flatten(0, 1)
 
 
 def _kept(branch: Tensor, keep: Tensor | None, which: int) -> Tensor:

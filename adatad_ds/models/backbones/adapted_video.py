@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.config.schema import Tuning
+from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
 from adatad_ds.models.execution.recompute import BlockSpan, Execution, pool, run_segments, sum_adapters
@@ -101,7 +101,7 @@ class AdaptedBackbone(nn.Module):
             (B, C, T) float32, of the whole window.
         """
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
-        keep = self._drop_path_factors(noise, windows=windows, clips=clips)
+        keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
         with_grad, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
         if adapted and (self.activation_checkpointing or not with_grad):
@@ -215,29 +215,27 @@ class AdaptedBackbone(nn.Module):
         return adapter(*with_context(tokens, _reach(adapter), self._window))
 
     def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
-        """Run blocks; with checkpointing, keep only their input for the backward pass (`full`).
-
-        Checkpointing is non-reentrant: the reentrant kind silently loses gradients where a block's input needs none.
-        """
+        """Run blocks; with checkpointing, keep only their input for the backward pass (`full`)."""
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._blocks, blocks, tokens, start, keep, use_reentrant=False, preserve_rng_state=False)
+            return recomputed(self._blocks, blocks, tokens, start, keep)
         return self._blocks(blocks, tokens, start, keep)
 
     def _spans(self, *, windows: int, clips: int) -> list[Span]:
-        """Spans of time that run at once, in tubelets: the same number on every rank, as ZeRO-3 may gather for each."""
-        most = self._window.share(clips).most
-        pieces = -(-most // max(1, self.clips_per_chunk // windows)) if self.clips_per_chunk else 1
-        edges = [clips * piece // pieces * CLIP_TUBELETS for piece in range(pieces + 1)]
-        return list(pairwise(edges))
+        """Spans of time that run at once, in tubelets: a chunk of clips of every window."""
+        chunks = clip_chunks(
+            clips,
+            most=self._window.share(clips).most,
+            at_once=max(1, self.clips_per_chunk // windows) if self.clips_per_chunk else 0,
+        )
+        return [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in chunks]
 
-    def _drop_path_factors(self, noise: SampleNoise | None, *, windows: int, clips: int) -> Tensor | None:
-        """(B, n, depth, 2), drawn once per forward pass, so that chunks, recomputation and ranks share them."""
+    def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
+        """(B, n, depth, 2), for the attention and the MLP of each block; None: nothing is dropped."""
         if noise is None or self.drop_path == 0:
             return None
-        depth = self.vit.spec.depth
-        rate = torch.linspace(0, self.drop_path, depth)[:, None]  # the reference's rule, block by block
-        share = self._window.share(clips)
-        return noise.keep(share.total, depth, 2, rate=rate)[:, share.first : share.first + clips]
+        return drop_path_factors(
+            noise, rate=self.drop_path, depth=self.vit.spec.depth, branches=(2,), window=self._window, clips=clips
+        )
 
 
 def _reach(adapter: nn.Module) -> int:
