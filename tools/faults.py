@@ -4,7 +4,8 @@
 
 Each trial starts a training, disturbs it at a random time, waits for its end, and goes on with --resume auto. Losses
 must then be those of an undisturbed run, bit by bit, or the program must say in a line why not. What each kind of fault
-came to is printed as a table, and written to report.md; every trial is a line of trials.jsonl.
+came to is printed as a table, and written to report.md; every trial is a line of trials.jsonl. A campaign that was
+ended goes on where it was when it is started again with the same arguments.
 """
 
 from __future__ import annotations
@@ -169,10 +170,12 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    campaign, trials = Campaign(folder, seed=arguments.seed), []
+    campaign, done = Campaign(folder, seed=arguments.seed), folder / "trials.jsonl"
+    lines = done.read_text(encoding="utf-8").splitlines() if done.exists() else []
+    trials = [Trial(**json.loads(line)) for line in lines]
     kinds = [kind for kind in arguments.kinds if kind != "full disk" or os.geteuid() == 0]  # a tmpfs takes root
-    with (folder / "trials.jsonl").open("w", encoding="utf-8") as log:
-        for number in range(arguments.trials):
+    with done.open("a", encoding="utf-8") as log:
+        for number in range(len(trials), arguments.trials):
             kind = kinds[number % len(kinds)]
             trial = campaign.trial(number, kind, arguments.launchers[number // len(kinds) % len(arguments.launchers)])
             trials.append(trial)
