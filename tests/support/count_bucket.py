@@ -1,4 +1,4 @@
-"""Started by tests/unit/test_plan.py: the gradient bucket that DeepSpeed allocates, by stage and types; prints JSON."""
+"""Started by test_plan.py: the gradient bucket that DeepSpeed allocates, by stage and types; prints JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Augmentations of colour and geometry, drawn once for all frames of a sample.
 
-AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/imgaug.npz holds imgaug's results on
-a picture. Frames are (F, 3, S, S) uint8.
+AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/data/imgaug.npz holds imgaug's
+results on a picture. Frames are (F, 3, S, S) uint8.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 published.json holds OpenTAD's 51 configs of AdaTAD, resolved, in its own keys: by family, what its experiments share,
 and each one's own; without dataset.val, which is not used (workflow.val_loss_interval is -1). A key that is neither
-said by our config nor set aside by name fails. `python -m tests.unit.test_published CHECKOUT` writes it anew from a
-checkout of OpenTAD.
+said by our config nor set aside by name fails. `python -m tests.unit.recipes.test_published CHECKOUT` writes it anew
+from a checkout of OpenTAD.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.recipes.catalog import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 FACTS = Path(__file__).with_name("published.json")
 SOURCE = "OpenTAD 3dd7b03, configs/adatad"
 PUBLISHED = {recipe.published_id: recipe for recipe in all_recipes().values() if recipe.published_id}

@@ -31,7 +31,7 @@ read_frames = partial(frames.read_frames, scaling="antialias")
 
 LENGTHS = {"jump/a": 30, "jump/b": 17, "run/c": 24, "run/d": 3}  # frames
 WIDTH, HEIGHT = 88, 48  # 5 squares of the number fit
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import signal, sys, time
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.loader import BatchLoader
 from adatad_ds.data.worker_process import SIGNALS
-from tests.unit.test_worker_process import Numbers
+from tests.unit.data.test_worker_process import Numbers
 
 for number in SIGNALS:
     signal.signal(number, lambda number, frame: None)

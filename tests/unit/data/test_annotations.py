@@ -11,7 +11,7 @@ from adatad_ds.data.annotations import Action, Video, load_annotations
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.metrics import evaluate_detections
 
-THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
+THUMOS = Path(__file__).resolve().parents[4] / "shared/data/thumos14.json"
 
 
 def write(path: Path, database: object) -> Path:

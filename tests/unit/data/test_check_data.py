@@ -43,7 +43,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from tests.support.launch import environment
 from tests.support.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FRAMES, FPS = 60, 10
 
 

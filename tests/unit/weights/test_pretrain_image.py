@@ -14,7 +14,7 @@ from adatad_ds.models.backbones.image_vit import GENERATED, build_image_transfor
 from adatad_ds.weights.image_layouts import TIMM, fit_image_weights, open_aim_weights
 from tools.pretrain_image import OPACITY, PLACE_X, PLACE_Y, SIZE, augment, covered, make_picture
 
-WEIGHTS = Path(__file__).parents[2] / "adatad_ds/weights/tiny_image.safetensors"
+WEIGHTS = Path(__file__).parents[3] / "adatad_ds/weights/tiny_image.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from adatad_ds.recipes.class_order import PUBLISHED_ORDERS, ClassOrder, describe
 from adatad_ds.weights.loading import in_published_order
 from tests.support.published import published
 
-THUMOS14 = Path(__file__).resolve().parents[2].parent / "shared/data/thumos14.json"
+THUMOS14 = Path(__file__).resolve().parents[3].parent / "shared/data/thumos14.json"
 LABELS = ("throw", "take", "open")  # EPIC's verbs 13, 0 and 3
 NUMBER_OF_LOGITS = {"thumos14": 20, "epic_verb": 97, "epic_noun": 293}  # of the authors' detectors
 

@@ -5,7 +5,7 @@ resolved (what all files share stands once); defaults of the libraries that the 
 recipe is which file's, with what their README's tables say otherwise. A key that is not translated here fails.
 
 With AIM_REPOSITORY naming a clone of github.com/taoyang1122/adapt-image-models, the file is held against it;
-`python -m tests.unit.test_aim_published CLONE` writes the settings anew.
+`python -m tests.unit.recipes.test_aim_published CLONE` writes the settings anew.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from adatad_ds import __version__
 from adatad_ds.cli.commands import BY_PURPOSE, COMMANDS, main
 from adatad_ds.errors import ConfigError, DataError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMED = [  # by the project's plan
     *("train", "evaluate", "predict", "plan", "check-data", "prepare-data", "diagnose", "convert", "export"),
     *("submission", "compare", "generate", "slurm"),

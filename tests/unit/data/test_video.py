@@ -52,7 +52,7 @@ def read_guarded(path: Path, indices: list[int], *, backend: str, seconds: float
         "except VideoError as error:\n"
         "    print(error); sys.exit(3)\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     return subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=seconds, cwd=root, check=False
     )

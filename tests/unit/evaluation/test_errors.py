@@ -29,7 +29,7 @@ from adatad_ds.evaluation.metrics import evaluate_detections
 from tests.support import oracles
 from tests.support.detections import cases, record
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium")
 
 

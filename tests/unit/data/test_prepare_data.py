@@ -19,8 +19,8 @@ from adatad_ds.data.sources.formats import SUBSETS, TRAINING, VALIDATION
 from adatad_ds.data.sources.preparation import count_table
 from tests.support.videos import write_video
 
-DOCS = Path(__file__).resolve().parents[2] / "docs/reference/datasets.md"
-THUMOS = Path(__file__).resolve().parents[3] / "shared/data/thumos14.json"
+DOCS = Path(__file__).resolve().parents[3] / "docs/reference/datasets.md"
+THUMOS = Path(__file__).resolve().parents[4] / "shared/data/thumos14.json"
 
 VERBS = "id,key,instances,category\n0,take,\"['take', 'get']\",retrieve\n3,open,\"['open']\",access\n"
 NOUNS = "id,key,instances,category\n2,plate,\"['plate']\",crockery\n3,cupboard,\"['cupboard']\",furniture\n"
