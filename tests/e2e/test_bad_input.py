@@ -87,7 +87,7 @@ def test_a_run_folder_that_cannot_be(below, small_videos, tmp_path):
 
 @pytest.mark.slow
 def test_another_program_has_the_port(small_videos, tmp_path):
-    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3")
+    command = train_command(data=small_videos, run=tmp_path / "run", ranks=2, ds_config="zero3", launcher="deepspeed")
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

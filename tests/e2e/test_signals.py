@@ -51,7 +51,8 @@ def test_a_signal_to_the_whole_group_saves(number, small_videos, tmp_path):
 @pytest.mark.slow
 def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
     run = tmp_path / "run"
-    process = start_until(train_command(data=small_videos, run=run, ranks=2, ds_config="zero3", **LONG), run, step=1)
+    command = train_command(data=small_videos, run=run, ranks=2, ds_config="zero3", launcher="deepspeed", **LONG)
+    process = start_until(command, run, step=1)
     others = children(process)
     (launcher,) = [other for other in psutil.Process(process.pid).children() if "launch" in " ".join(other.cmdline())]
     launcher.kill()
