@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# The whole thing on a laptop's CPU: set up .venv, generate videos, train AdaTAD on 2 ranks with DeepSpeed ZeRO-3 and
-# CPU offload, evaluate, draw the detections; then the same budget with a frozen backbone, for comparison.
+# A first detector on a laptop's CPU: set up .venv, generate videos, train AdaTAD on 2 ranks with DeepSpeed ZeRO-3 and
+# CPU offload for a few epochs, and show its detections in a video. `--full` trains it to the end, and then the same
+# budget with a frozen backbone, for comparison.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[[ $# == 0 || $* == --full ]] || {
+    echo "usage: bash tools/quickstart.sh [--full]" >&2
+    exit 2
+}
 source tools/environment.sh requirements.txt
 
 # Two ranks: on two GPUs where there are, on one GPU alone, else on the CPU's cores.
@@ -18,17 +23,39 @@ stage() {
 }
 done_in() { printf -- '--- %s s\n' "$((SECONDS - stage_began))"; }
 
+# Train a recipe in runs/FOLDER, with further arguments.
+train() {
+    local recipe=$1 folder=runs/$2
+    stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
+    rm -rf "$folder"
+    OMP_NUM_THREADS=$threads deepspeed --quiet --num_gpus "$ranks" adatad_ds/train.py \
+        --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "$folder" "${@:3}"
+    done_in
+}
+
 stage "videos with actions that differ in motion"
 adatad-ds generate videos --out data/quickstart --train 160 --test 32 --seed 1 --workers "$cores"
 done_in
 
-for recipe in quickstart quickstart_frozen; do
-    stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
-    rm -rf "runs/$recipe"
-    OMP_NUM_THREADS=$threads deepspeed --quiet --num_gpus "$ranks" adatad_ds/train.py \
-        --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "runs/$recipe"
+if [[ $* != --full ]]; then
+    epochs=6 # of the recipe's 16
+    train quickstart quickstart_short --set "train.schedule_epochs=$epochs" --set "train.stop_epoch=$epochs" \
+        --set "train.eval_from_epoch=$epochs"
+    stage "detections in a video that it has not seen"
+    python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint runs/quickstart_short --html
     done_in
-done
+    cat <<'TEXT'
+
+The picture and the page (open it in a browser) lie in predictions/. Next, after `source .venv/bin/activate`:
+    bash tools/quickstart.sh --full     # to the end, and against a frozen backbone
+    tensorboard --logdir runs
+    adatad-ds --help                    # all commands; docs/guides/own_data.md: your own videos
+TEXT
+    exit
+fi
+
+train quickstart quickstart
+train quickstart_frozen quickstart_frozen
 
 stage "evaluation: detections, mAP table, picture"
 python adatad_ds/evaluate.py runs/quickstart_frozen
