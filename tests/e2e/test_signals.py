@@ -18,10 +18,11 @@ ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
 
 @pytest.fixture(autouse=True)
 def ended():
-    """What a failing test has started does not stay."""
+    """What a failing test has started does not stay; the pool of test processes does."""
     yield
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        if "tests.support.pool" not in process.cmdline():
+            process.kill()
 
 
 def children(process) -> list[psutil.Process]:
