@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def start_ranks(client: socket.socket) -> dict[str, Any]:
                 running.remove(process)
                 if status and not code:
                     code, deadline = os.waitstatus_to_exitcode(status), time.monotonic() + OTHERS_SEC
-    client.sendall(str(code).encode())
+    with suppress(OSError):  # nobody waits any more
+        client.sendall(str(code).encode())
     os._exit(0)
 
 
