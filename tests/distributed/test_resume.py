@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from adatad_ds.runs.checkpoint import CheckpointStore
-from tests.support.launch import finish, losses, start_until, train_command
+from tests.support.launch import children_of, finish, losses, start_until, train_command
 
 SETTINGS = {
     "data__workers": 1,
@@ -109,7 +109,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(small_videos, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finish(command(whole))
     process = start_until(command(stopped, launcher="torchrun"), stopped, step=2)
-    ranks = [child for child in psutil.Process(process.pid).children() if "adatad_ds/train.py" in child.cmdline()]
+    ranks = children_of(process.pid, "adatad_ds/train.py")
     assert len(ranks) == 2
     ranks[1].send_signal(signal.SIGUSR1)
     assert process.wait(timeout=120) == 0

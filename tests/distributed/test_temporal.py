@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.launch import finish, losses, start, start_until, train_command
+from tests.support.launch import children_of, finish, losses, start, start_until, train_command
 
 LEARNING = {
     "train__lr_head": 1e-3,
@@ -106,7 +106,7 @@ def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
     settings = LEARNING | {"train__stop_epoch": 50, "train__schedule_epochs": 50, "train__eval_from_epoch": 50}
     run = tmp_path / "run"
     process = start_until(train_command(data=small_videos, run=run, **layout, **settings), run, step=1)
-    ranks = [child for child in psutil.Process(process.pid).children() if "adatad_ds/train.py" in child.cmdline()]
+    ranks = children_of(process.pid, "adatad_ds/train.py")
     assert len(ranks) == 2
     ranks[1].kill()
     began = time.monotonic()

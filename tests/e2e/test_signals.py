@@ -10,7 +10,16 @@ import time
 import psutil
 import pytest
 
-from tests.support.launch import TIMEOUT_SEC, finish, losses, start, start_until, train_command
+from tests.support.launch import (
+    TIMEOUT_SEC,
+    children_of,
+    end_children,
+    finish,
+    losses,
+    start,
+    start_until,
+    train_command,
+)
 
 LONG = {"data__workers": 1, "train__schedule_epochs": 50, "train__stop_epoch": 50, "train__eval_from_epoch": 100}
 ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
@@ -20,9 +29,7 @@ ALONE = {"ranks": 1, "ds_config": "zero2", "launcher": "python"}
 def ended():
     """What a failing test has started does not stay; the pool of test processes does."""
     yield
-    for process in psutil.Process().children(recursive=True):
-        if "tests.support.pool" not in process.cmdline():
-            process.kill()
+    end_children()
 
 
 def children(process) -> list[psutil.Process]:
@@ -55,7 +62,7 @@ def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
     command = train_command(data=small_videos, run=run, ranks=2, ds_config="zero3", launcher="deepspeed", **LONG)
     process = start_until(command, run, step=1)
     others = children(process)
-    (launcher,) = [other for other in psutil.Process(process.pid).children() if "launch" in " ".join(other.cmdline())]
+    (launcher,) = children_of(process.pid, "launch")
     launcher.kill()
     process.wait(timeout=TIMEOUT_SEC)
     _, alive = psutil.wait_procs(others, timeout=TIMEOUT_SEC)

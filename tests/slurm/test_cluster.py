@@ -224,7 +224,8 @@ def test_asked_and_terminated_is_queued_again(undisturbed, cluster, small_videos
     assert code == 0, output
     run, job = cluster.run("late", LONG_CELL), job_of(output)
     until(lambda: logged(run, 1))
-    ranks = [p for p in psutil.process_iter() if "train.py" in " ".join(p.cmdline()) and str(run) in str(p.cmdline())]
+    commands = {process: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
+    ranks = [process for process, command in commands.items() if "train.py" in command and str(run) in command]
     ranks[-1].suspend()
     until(lambda: "Restarts=1" in cluster.call("exec", "scontrol", "show", "job", job).stdout, seconds=300)
     assert cluster.wait(job).returncode == 0

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.pool import forked
 
@@ -171,6 +174,24 @@ def run_ranks(script: str, folder: Path, *, ranks: int = 2) -> list[tuple[int | 
         process.kill()
         process.wait()
     return [(code, (folder / f"rank_{rank}.out").read_text()) for rank, code in enumerate(codes)]
+
+
+def children_of(process: int, word: str) -> list[psutil.Process]:
+    """Direct children of a process with a word in their command line."""
+    found = []
+    for child in psutil.Process(process).children():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if any(word in part for part in child.cmdline()):
+                found.append(child)
+    return found
+
+
+def end_children() -> None:
+    """Kill what this process has started, however far down, but for the pool of test processes."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile, or nobody has waited for it yet
+            if "tests.support.pool" not in process.cmdline():
+                process.kill()
 
 
 def losses(run: Path) -> dict[int, float]:

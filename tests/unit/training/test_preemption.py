@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
-from tests.support.launch import REPOSITORY, environment, heed_interrupts
+from tests.support.launch import REPOSITORY, end_children, environment, heed_interrupts
 
 SCRIPT = """
 import os, sys, threading, time
@@ -36,9 +35,7 @@ time.sleep(1)
 def ended():
     """What a failing test has started does not stay."""
     yield
-    for process in psutil.Process().children(recursive=True):
-        if "tests.support.pool" not in process.cmdline():
-            process.kill()
+    end_children()
 
 
 def start(*words: str, before: str = "") -> subprocess.Popen[str]:
