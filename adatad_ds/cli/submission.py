@@ -18,6 +18,20 @@ from typing import Any
 
 from adatad_ds.cli.commands import command_parser
 
+PAIRING = {  # fields of evaluation/submissions.ActionPairing
+    "tiou": "minimum overlap of a verb and its noun",
+    "nouns_per_verb": "nouns paired with each verb detection",
+    "verb_weight": "w of verb^w * noun^(1-w)",
+    "sigma": "sigma of the actions' soft-NMS",
+    "min_score": "minimum score of actions",
+    "max_per_video": "maximum number of actions per video",
+}
+SUPERVISION = {
+    "sls_pt": (2, "pretraining, %(default)s"),
+    "sls_tl": (3, "training labels, %(default)s: temporal"),
+    "sls_td": (3, "training data, %(default)s; 4: with validation videos"),
+}
+
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
@@ -32,30 +46,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--verb-classes", type=Path, help="EPIC_100_verb_classes.csv, where labels are names")
     add("--noun-classes", type=Path, help="EPIC_100_noun_classes.csv, where labels are names")
     add("--test-file", type=Path, help="EPIC_100_test_timestamps.csv: check for its videos")
-    add("--tiou", type=float, default=default.tiou, help="minimum overlap of a verb and its noun, %(default)s")
-    add(
-        "--nouns-per-verb",
-        type=int,
-        default=default.nouns_per_verb,
-        help="nouns paired with each verb detection, %(default)s",
-    )
-    add("--verb-weight", type=float, default=default.verb_weight, help="w of verb^w * noun^(1-w), %(default)s")
-    add("--sigma", type=float, default=default.sigma, help="sigma of the actions' soft-NMS, %(default)s")
-    add("--min-score", type=float, default=default.min_score, help="minimum score of actions, %(default)s")
-    add(
-        "--max-per-video",
-        type=int,
-        default=default.max_per_video,
-        help="maximum number of actions per video, %(default)s",
-    )
-    add("--sls-pt", type=int, default=2, help="supervision level of pretraining, %(default)s")
-    add("--sls-tl", type=int, default=3, help="supervision level of training labels, %(default)s: temporal")
-    add(
-        "--sls-td",
-        type=int,
-        default=3,
-        help="supervision level of training data, %(default)s; 4: with validation videos",
-    )
+    for name, text in PAIRING.items():
+        value = getattr(default, name)
+        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text}, %(default)s")
+    for name, (value, text) in SUPERVISION.items():
+        add(f"--{name.replace('_', '-')}", type=int, default=value, help=f"supervision level of {text}")
     add("--output", type=Path, required=True, help="a .zip, as the server takes it, or a .json")
 
     add = challenges.add_parser("ego4d", help="Ego4D moment queries", allow_abbrev=False).add_argument
@@ -90,14 +85,7 @@ def epic(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         read_detections(arguments.noun, names, report=print),
         verb_ids=read_class_ids(arguments.verb_classes) if arguments.verb_classes else {},
         noun_ids=read_class_ids(arguments.noun_classes) if arguments.noun_classes else {},
-        pairing=ActionPairing(
-            tiou=arguments.tiou,
-            nouns_per_verb=arguments.nouns_per_verb,
-            verb_weight=arguments.verb_weight,
-            sigma=arguments.sigma,
-            min_score=arguments.min_score,
-            max_per_video=arguments.max_per_video,
-        ),
+        pairing=ActionPairing(**{name: getattr(arguments, name) for name in PAIRING}),
         sls_pt=arguments.sls_pt,
         sls_tl=arguments.sls_tl,
         sls_td=arguments.sls_td,

@@ -132,7 +132,7 @@ class RunLock:
         self._own = None
 
     def _files(self) -> list[Path]:
-        """The locks that lie in the folder, in order."""
+        """The lock files in the folder, by rank."""
         paths = (
             path for path in self._folder.glob(f"{LOCK_FILE}*") if re.fullmatch(rf"{LOCK_FILE}(\.\d+)?", path.name)
         )
@@ -147,7 +147,7 @@ class RunLock:
         return None if highest is None else _read(highest)
 
     def _lives(self, path: Path) -> bool:
-        """Whether the holder that `path` names, perhaps only in a moment, is still running."""
+        """Whether the holder is still running; a lock file that is still being written counts as held."""
         before, deadline = _renewed(path), time.monotonic() + self._watch_sec
         while True:
             holder = _read(path)
