@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def small_videos(tmp_path_factory) -> Path:
     """A generated data set: 8 training and 3 test videos with their annotations."""
-    return generated("videos", tmp_path_factory.mktemp("videos") / "data", train=8, test=3)
+    return generated("videos", tmp_path_factory.mktemp("videos") / "data", "--seconds", "6", "10", train=8, test=3)
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,8 @@ def small_clips(tmp_path_factory) -> Path:
     return generated("clips", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)
 
 
-def generated(kind: str, folder: Path, *, train: int, test: int) -> Path:
+def generated(kind: str, folder: Path, *options: str, train: int, test: int) -> Path:
     command = [sys.executable, "-m", "adatad_ds", "generate", kind, "--out", str(folder)]
-    command += ["--train", str(train), "--test", str(test), "--seed", "7"]
+    command += ["--train", str(train), "--test", str(test), "--seed", "7", *options]
     subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True, timeout=300)
     return folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from adatad_ds.cli.commands import command_parser
@@ -23,6 +24,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     videos.add_argument("--out", type=Path, required=True, help="folder for annotations.json and videos/")
     videos.add_argument("--train", type=int, default=160, help="training videos, %(default)s")
     videos.add_argument("--test", type=int, default=32, help="test videos, %(default)s")
+    length = "shortest and longest video; default: 15 40"
+    videos.add_argument("--seconds", type=float, nargs=2, metavar=("MIN", "MAX"), default=(15.0, 40.0), help=length)
     clips = kinds.add_parser("clips", help="short clips in a folder per class: recognition", allow_abbrev=False)
     clips.add_argument("--out", type=Path, required=True, help="folder for train/CLASS/*.mp4 and test/CLASS/*.mp4")
     clips.add_argument("--train", type=int, default=60, help="training clips of a class, %(default)s")
@@ -38,7 +41,9 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     from adatad_ds.data.generated.folders import generate_clips, generate_videos
 
-    generate = generate_videos if arguments.kind == "videos" else generate_clips
+    generate = generate_clips
+    if arguments.kind == "videos":
+        generate = partial(generate_videos, duration_sec=tuple(arguments.seconds))
     print(
         generate(
             arguments.out,

@@ -14,7 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from adatad_ds.data.generated import clips, videos
-from adatad_ds.data.generated.videos import Purpose
+from adatad_ds.data.generated.videos import DURATION_SEC, MIN_DURATION_SEC, Purpose
+from adatad_ds.errors import ConfigError
 
 SUBSETS: dict[Purpose, str] = {"training": "training", "test": "validation"}  # THUMOS14's names
 COMPLETE_FILE = "complete.json"  # written last: the counts and the seed
@@ -28,6 +29,7 @@ class VideoJob:
     seed: int
     index: int
     folder: Path
+    duration_sec: tuple[float, float]
 
     @property
     def name(self) -> str:
@@ -46,7 +48,15 @@ class ClipJob:
     out: Path
 
 
-def generate_videos(out: Path, *, train: int = 160, test: int = 32, seed: int = 1, workers: int = 2) -> str:
+def generate_videos(
+    out: Path,
+    *,
+    train: int = 160,
+    test: int = 32,
+    seed: int = 1,
+    workers: int = 2,
+    duration_sec: tuple[float, float] = DURATION_SEC,
+) -> str:
     """Generate OUT/videos/NAME.mp4 and OUT/annotations.json, unless they already exist.
 
     Args:
@@ -55,17 +65,28 @@ def generate_videos(out: Path, *, train: int = 160, test: int = 32, seed: int = 
         test: test videos.
         seed: seed of the data set.
         workers: number of processes.
+        duration_sec: shortest and longest video.
 
     Returns:
         A summary for the user.
+
+    Raises:
+        ConfigError: durations that cannot be.
     """
-    wanted = {"train": train, "test": test, "seed": seed}
+    shortest, longest = duration_sec
+    if not MIN_DURATION_SEC <= shortest <= longest < float("inf"):
+        raise ConfigError(
+            f"--seconds {shortest:g} {longest:g}: give the shortest and the longest video, {MIN_DURATION_SEC:g} or more"
+        )
+    wanted: dict[str, object] = {"train": train, "test": test, "seed": seed}
+    if duration_sec != DURATION_SEC:
+        wanted["seconds"] = list(duration_sec)
     if _is_complete(out, wanted):
         return f"{out} is complete"
     folder = out / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     counts: list[tuple[Purpose, int]] = [("training", train), ("test", test)]
-    jobs = [VideoJob(purpose, seed, index, folder) for purpose, count in counts for index in range(count)]
+    jobs = [VideoJob(purpose, seed, index, folder, duration_sec) for purpose, count in counts for index in range(count)]
     with multiprocessing.Pool(workers) as pool:
         made = dict(tqdm(pool.imap(_make_video, jobs), total=len(jobs), unit="video", dynamic_ncols=True))
     (out / "annotations.json").write_text(json.dumps({"database": made}, indent=1), encoding="utf-8")
@@ -111,7 +132,7 @@ def generate_clips(out: Path, *, train: int = 60, test: int = 15, seed: int = 1,
     return f"{2 * len(jobs)} clips of {len(clips.CLASSES)} classes in {out}"
 
 
-def _is_complete(out: Path, wanted: Mapping[str, int]) -> bool:
+def _is_complete(out: Path, wanted: Mapping[str, object]) -> bool:
     """Whether this data set is complete; if not, the folder is marked as incomplete."""
     marker = out / COMPLETE_FILE
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == wanted:
@@ -122,7 +143,7 @@ def _is_complete(out: Path, wanted: Mapping[str, int]) -> bool:
 
 def _make_video(job: VideoJob) -> tuple[str, dict[str, object]]:
     """Render and encode one video; returns its name and annotation."""
-    video = videos.make_video(videos.generator(job.purpose, job.seed, job.index))
+    video = videos.make_video(videos.generator(job.purpose, job.seed, job.index), duration_sec=job.duration_sec)
     videos.write_video(video, job.folder / f"{job.name}.mp4")
     return job.name, videos.annotation(video, subset=SUBSETS[job.purpose])
 

@@ -35,6 +35,7 @@ from adatad_ds.data.generated.scenery import (
 CLASSES = ("blink", "grow", "left", "right", "up")
 FRAME_RATES = (8, 10, 12)
 DURATION_SEC = (15.0, 40.0)
+MIN_DURATION_SEC = 2.0
 
 # The first word of every seed, so that different purposes never share generated videos.
 Purpose = Literal["training", "test", "pretraining"]
@@ -82,10 +83,10 @@ def generator(purpose: Purpose, seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([_STREAMS[purpose], seed, index]))
 
 
-def make_video(rng: np.random.Generator) -> SyntheticVideo:
-    """Generate a random video: length, frame rate, objects and their motions."""
+def make_video(rng: np.random.Generator, *, duration_sec: tuple[float, float] = DURATION_SEC) -> SyntheticVideo:
+    """Generate a random video: length within `duration_sec`, frame rate, objects and their motions."""
     fps = int(rng.choice(FRAME_RATES))
-    count = int(rng.uniform(*DURATION_SEC) * fps)
+    count = int(rng.uniform(*duration_sec) * fps)
     objects = int(rng.integers(2, 4))
     plan = _plan_actions(rng, objects=objects, seconds=count / fps)
     poses = np.empty((objects, count, 5), np.float32)

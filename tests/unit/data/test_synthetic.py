@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from functools import partial
 
 import numpy as np
+import pytest
 
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import probe
+from adatad_ds.data.generated.folders import generate_videos
 from adatad_ds.data.generated.scenery import ANGLE, HEIGHT, LIGHT, SCALE, WIDTH, X, Y
 from adatad_ds.data.generated.videos import CLASSES, annotation, generator, make_video, move, random_pose, write_video
+from adatad_ds.errors import ConfigError
 
 read_frames = partial(frames.read_frames, scaling="antialias")
 
@@ -61,10 +66,24 @@ def test_written_file_is_what_was_drawn(tmp_path):
 
 
 def test_annotations_are_accepted(tmp_path):
-    import json
-
     database = {f"v{i}": annotation(make_video(generator("training", 1, i)), subset="training") for i in range(3)}
     (tmp_path / "a.json").write_text(json.dumps({"database": database}))
     annotations, reports = load_annotations(tmp_path / "a.json", subset="training")
     assert len(annotations.videos) == 3
     assert reports == []
+
+
+def test_lengths_can_be_chosen(tmp_path):
+    def durations():
+        database = json.loads((tmp_path / "annotations.json").read_text())["database"]
+        return [video["duration"] for video in database.values()]
+
+    made = partial(generate_videos, tmp_path, train=3, test=1, seed=2, workers=1)
+    made(duration_sec=(2, 3))
+    assert all(1.8 <= duration <= 3 for duration in durations())  # whole frames
+    assert made(duration_sec=(2, 3)) == f"{tmp_path} is complete"
+    made(duration_sec=(3, 4))  # another data set
+    assert all(2.8 <= duration <= 4 for duration in durations())
+    for seconds in ((1, 3), (4, 3), (3, math.inf), (math.nan, 3)):
+        with pytest.raises(ConfigError, match="give the shortest and the longest video"):
+            made(duration_sec=seconds)
