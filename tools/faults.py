@@ -70,7 +70,7 @@ class Campaign:
         self._data = folder / "data"
         if not (self._data / "annotations.json").exists():
             made = [sys.executable, "-m", "adatad_ds", "generate", "videos", "--out", str(self._data)]
-            made += ["--train", "8", "--test", "2"]
+            made += ["--train", "8", "--test", "2", "--seconds", "6", "10"]
             subprocess.run(made, cwd=REPOSITORY, check=True, capture_output=True)
         self._expected: dict[str, dict[int, float]] = {}
 
