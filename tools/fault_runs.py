@@ -126,7 +126,10 @@ class Run:
 
     def orphans(self) -> int:
         """How many processes stay behind; they are ended."""
-        _, alive = psutil.wait_procs(list(self.members.values()), timeout=LINGER_SEC)
+        self.process.poll()
+        end, alive = time.monotonic() + LINGER_SEC, list(self.members.values())
+        while (alive := list(filter(_lives, alive))) and time.monotonic() < end:
+            time.sleep(0.2)
         for process in alive:
             process.kill()
         self.process.wait()
@@ -219,3 +222,10 @@ def _words(pid: int) -> str:
         return " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
         return ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
