@@ -5,8 +5,9 @@ N candidates of a video, M kept.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ _EPS = np.float32(1e-6)  # added to every length, as published: no division by z
 _GONE = np.float32(-np.inf)  # score of candidates that were kept or dropped
 _LEAST_WEIGHT = 1e-35  # not 0, so that -inf stays -inf
 _TAKES_UNTIL_COMPACT = 16
+_WORTH_MOVING = 0.8  # share of a table left, up to which it is made smaller
 _VOTES = 2**20  # (kept, candidate) pairs that vote at once: a few MB
 
 
@@ -60,14 +62,13 @@ def suppress(
 
     # differs: the published soft-NMS keeps the first of each class even below min_score; here nothing below is kept.
     eligible = np.flatnonzero(scores > min_score if method == "hard" and min_score > 0 else scores >= min_score)
-    if per_class:
-        eligible = eligible[labels[eligible].argsort(kind="stable")]
-        groups = np.split(eligible, np.flatnonzero(np.diff(labels[eligible])) + 1)
-    else:
-        groups = [eligible]
+    groups = labels if per_class else np.zeros_like(labels)
     decay = _decay(method, sigma, tiou)
-    piles = [_Pile(group, segments, scores, decay=decay, min_score=min_score) for group in groups if len(group) > 0]
-    kept, kept_scores = _keep_best(piles, max_per_video)
+    kept, kept_scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    for index in _similar_in_size(eligible, groups[eligible]):
+        table = _Table(index, segments, scores, decay=decay)
+        kept, kept_scores = _keep_best(table, kept, kept_scores, limit=max_per_video, min_score=np.float32(min_score))
+    kept, kept_scores = _first(kept, kept_scores, groups, limit=max_per_video)
 
     kept_segments = segments[kept]
     if voting_thresh > 0 and not per_class:
@@ -79,72 +80,112 @@ def suppress(
     )
 
 
-def _keep_best(piles: list[_Pile], limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and scores of the first `limit` kept candidates, by decreasing score.
+def _similar_in_size(eligible: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Tables (R, n) of the eligible candidates' indices, a row per group, padded with -1; sizes within a factor of 2.
 
-    Scores only ever decrease, so taking the best of all piles each time yields the kept candidates in their final
-    order and can stop after `limit`; suppressing class by class would do far more work and discard it.
+    Args:
+        eligible: indices of candidates, (N,).
+        groups: their groups, (N,).
     """
-    kept, kept_scores = [], []
-    best = np.array([pile.best_score for pile in piles], dtype=np.float32)
-    while len(kept) < limit and len(piles) > 0:
-        chosen = int(best.argmax())
-        if best[chosen] == _GONE:
+    order = groups.argsort(kind="stable")
+    by_size: dict[int, list[np.ndarray]] = {}
+    for row in np.split(eligible[order], np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(row) > 0:
+            by_size.setdefault(len(row).bit_length(), []).append(row)
+    for _, similar in sorted(by_size.items(), reverse=True):  # large groups raise the least score that counts soonest
+        table = np.full((len(similar), max(map(len, similar))), -1)
+        for line, row in zip(table, similar, strict=True):
+            line[: len(row)] = row
+        yield table
+
+
+def _keep_best(
+    table: _Table, kept: np.ndarray, kept_scores: np.ndarray, *, limit: int, min_score: np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add what a table keeps to what others have kept, as far as it may be among the first `limit`.
+
+    Scores only ever decrease. So what is kept of a group comes by decreasing score, and a group has nothing more to
+    give once its best score is below the least that counts: the `limit`-th of those kept or about to be kept.
+    """
+    found, found_scores = [kept], [kept_scores]
+    count, least = len(kept), min_score
+    for takes in itertools.count():
+        if takes % _TAKES_UNTIL_COMPACT == 0:
+            best = table.best_scores()
+            if count + len(best) > limit:
+                reached = np.concatenate([*found_scores, best])
+                least = max(least, np.partition(reached, -limit)[-limit])
+            table.compact(least)
+        best = table.best_scores()
+        if len(best) == 0 or best.max() < least:
             break
-        kept_scores.append(best[chosen])
-        kept.append(piles[chosen].take())
-        best[chosen] = piles[chosen].best_score
-    return np.array(kept, dtype=np.int64), np.array(kept_scores, dtype=np.float32)
+        found_scores.append(best)
+        found.append(table.take())
+        count += len(best)
+    index, scores = np.concatenate(found), np.concatenate(found_scores)
+    counts = scores >= least
+    return index[counts], scores[counts]
 
 
-class _Pile:
-    """Candidates that compete with one another."""
+def _first(kept: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `limit` by decreasing score; of equal scores by group, then in the order in which they were kept."""
+    order = np.lexsort((groups[kept], -scores))[:limit]
+    return kept[order], scores[order]
 
-    def __init__(
-        self, index: np.ndarray, segments: np.ndarray, scores: np.ndarray, *, decay: Decay, min_score: float
-    ) -> None:
+
+class _Table:
+    """Groups of candidates, side by side: in each row those that compete with one another, (R, n)."""
+
+    def __init__(self, index: np.ndarray, segments: np.ndarray, scores: np.ndarray, *, decay: Decay) -> None:
         self._decay = decay
-        self._min_score = np.float32(min_score)
-        start, end = segments[index].T
-        self._hold(index, scores[index], start, end, np.maximum(end - start, 0) + _EPS)
-        self._find_best()
+        start, end = np.moveaxis(segments[index], 2, 0)
+        boxes = np.stack([start, end, np.maximum(end - start, 0) + _EPS])
+        self._hold(index, np.where(index < 0, _GONE, scores[index]), boxes)
 
-    def take(self) -> int:
-        """Remove the best candidate, lower the scores of the others, and return its index."""
-        best, scores, overlap, union = self._best, self._scores, self._overlap, self._union
-        scores[best] = _GONE
-        np.minimum(self._end, self._end[best], out=overlap)
-        np.maximum(self._start, self._start[best], out=union)
+    def best_scores(self) -> np.ndarray:
+        """Each row's best score, (R,)."""
+        return self._scores.take(self._best)
+
+    def take(self) -> np.ndarray:
+        """Remove each row's best candidate, lower the scores of the others, and return its index, (R,)."""
+        scores, overlap, union, best = self._scores, self._overlap, self._union, self._best
+        start, end, length = self._boxes
+        best_start, best_end, best_length = self._boxes.reshape(3, -1).take(best, axis=1)[:, :, None]
+        scores.put(best, _GONE)
+        np.minimum(end, best_end, out=overlap)
+        np.maximum(start, best_start, out=union)
         np.subtract(overlap, union, out=overlap)
         np.maximum(overlap, 0, out=overlap)
-        np.add(self._length, self._length[best], out=union)
+        np.add(length, best_length, out=union)
         np.subtract(union, overlap, out=union)
         np.divide(overlap, union, out=overlap)
         self._decay(scores, overlap)
-        taken = int(self._index[best])
-        self._takes += 1
-        if self._takes == _TAKES_UNTIL_COMPACT:
-            self._compact()
+        taken = self._index.take(best)
         self._find_best()
         return taken
 
-    def _find_best(self) -> None:
-        self._best = int(self._scores.argmax()) if len(self._scores) > 0 else -1
-        score = self._scores[self._best] if len(self._scores) > 0 else _GONE
-        self.best_score = score if score >= self._min_score else _GONE
+    def compact(self, least: np.float32) -> None:
+        """Remove candidates with scores below `least`, to make later takes cheaper."""
+        counts = self._scores >= least
+        sizes = counts.sum(axis=1)
+        rows, width = np.flatnonzero(sizes), sizes.max(initial=0)
+        if len(rows) == len(sizes) and width > _WORTH_MOVING * counts.shape[1]:
+            return
+        place = np.arange(width) < sizes[rows, None]
+        index, scores = np.zeros(place.shape, np.int64), np.full(place.shape, _GONE)
+        boxes = np.ones((3, *place.shape), np.float32)
+        index[place], scores[place], boxes[:, place] = self._index[counts], self._scores[counts], self._boxes[:, counts]
+        self._hold(index, scores, boxes)
 
-    def _compact(self) -> None:
-        """Remove candidates that are gone, to make later takes cheaper."""
-        left = np.flatnonzero(self._scores >= self._min_score)
-        self._hold(*(array[left] for array in (self._index, self._scores, self._start, self._end, self._length)))
-
-    def _hold(
-        self, index: np.ndarray, scores: np.ndarray, start: np.ndarray, end: np.ndarray, length: np.ndarray
-    ) -> None:
-        self._index, self._scores, self._length = index, scores, length
-        self._start, self._end = np.ascontiguousarray(start), np.ascontiguousarray(end)
+    def _hold(self, index: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> None:
+        self._index, self._scores, self._boxes = index, scores, np.ascontiguousarray(boxes)
         self._overlap, self._union = np.empty_like(scores), np.empty_like(scores)
-        self._takes = 0
+        self._first = np.arange(len(scores)) * scores.shape[1]
+        self._find_best()
+
+    def _find_best(self) -> None:
+        """Flat position of each row's best candidate."""
+        self._best = self._scores.argmax(axis=1) + self._first if self._scores.size else self._first
 
 
 def _decay(method: Method, sigma: float, tiou: float) -> Decay:
