@@ -198,15 +198,11 @@ class World:
             _within(_STORE_SEC, confirm)
 
     def groups(self, size: int) -> RankGroup:
-        """This rank's group where consecutive `size` ranks form one each. A collective."""
-        own = None
-        for first in range(0, self.size, size):
-            ranks = list(range(first, first + size))
-            group = dist.new_group(ranks, timeout=_patience(self.watch))  # every rank makes all of them
-            if self.rank in ranks:
-                own = RankGroup(ranks=ranks, rank=self.rank - first, handle=group)
-        assert own is not None, "the groups leave out a rank"
-        return own
+        """This rank's group where consecutive `size` ranks form one each. A collective of its members alone."""
+        first = self.rank - self.rank % size
+        ranks = list(range(first, first + size))
+        handle = dist.new_group(ranks, timeout=_patience(self.watch), use_local_synchronization=True)
+        return RankGroup(ranks=ranks, rank=self.rank - first, handle=handle)
 
 
 @dataclass(frozen=True, kw_only=True)
