@@ -18,6 +18,12 @@ def small_videos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def longer_videos(tmp_path_factory) -> Path:
+    """As many generated videos of the usual length."""
+    return generated("videos", tmp_path_factory.mktemp("videos") / "data", train=8, test=3)
+
+
+@pytest.fixture(scope="session")
 def small_clips(tmp_path_factory) -> Path:
     """Generated clips in a folder per class: 2 of each of 8 to learn from and 1 to test on."""
     return generated("clips", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)

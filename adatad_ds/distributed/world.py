@@ -176,16 +176,23 @@ class World:
                 "is none being written?"
             )
 
-    def say_once(self, message: str, say: Callable[[str], None]) -> None:
-        """Say on one rank what several may have to say; return when it is said. No collective: ranks may fail alone."""
+    def say_once(self, message: str, say: Callable[[str], None], *, agreed: bool) -> None:
+        """Say on one rank what several may have to say; return when it is said. No collective: ranks may fail alone.
+
+        Args:
+            message: what to say.
+            say: says it.
+            agreed: every rank is about to say it; otherwise the first that comes says it.
+        """
         if self.size == 1:
             say(message)
             return
-        key, claimed = hashlib.sha256(message.encode()).hexdigest(), []
+        key, claimed = hashlib.sha256(message.encode()).hexdigest(), [self.is_main] if agreed else []
 
         def claim() -> None:
             store = dist.distributed_c10d._get_default_store()
-            claimed.append(store.add(f"{key}/claims", 1) == 1)
+            if not agreed:
+                claimed.append(store.add(f"{key}/claims", 1) == 1)
             if not claimed[0]:
                 store.wait([f"{key}/said"], timedelta(seconds=_STORE_SEC))
 
@@ -193,7 +200,7 @@ class World:
             dist.distributed_c10d._get_default_store().set(f"{key}/said", "yes")
 
         _within(_STORE_SEC, claim)
-        if claimed in ([], [True]):  # no answer: rank 0 is gone
+        if claimed in ([], [True]):  # no answer: rank 0, which has the store, is gone
             say(message)
             _within(_STORE_SEC, confirm)
 

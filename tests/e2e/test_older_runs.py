@@ -1,7 +1,7 @@
 """Runs, checkpoints and exports of older versions evaluate and resume as they did.
 
 run_of_edad556.tar.xz was made at commit edad556, before every module moved, on the CPU: `run`, one of two epochs of a
-small detector on the generated videos of `small_videos`; `export`, its export; `detections.json`, of its evaluation;
+small detector on the generated videos of `longer_videos`; `export`, its export; `detections.json`, of its evaluation;
 `losses.json`, by step, of a run that went on to the end.
 """
 
@@ -32,8 +32,8 @@ def options(settings: dict[str, object]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["run", "export.safetensors"])
-def test_evaluates_as_it_did(model, older, small_videos, tmp_path):
-    places = {"data.annotations": small_videos / "annotations.json", "data.videos": small_videos / "videos"}
+def test_evaluates_as_it_did(model, older, longer_videos, tmp_path):
+    places = {"data.annotations": longer_videos / "annotations.json", "data.videos": longer_videos / "videos"}
     command = ["adatad_ds/evaluate.py", str(older / model), "--output", str(tmp_path), *options(places)]
     finish(launched("pool", 1, command))
     found, expected = (json.loads((folder / "detections.json").read_text())["results"] for folder in (tmp_path, older))
@@ -46,12 +46,12 @@ def test_evaluates_as_it_did(model, older, small_videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_goes_on_as_it_would_have(older, small_videos):
+def test_goes_on_as_it_would_have(older, longer_videos):
     run, expected = older / "run", json.loads((older / "losses.json").read_text())
     config = json.loads((run / "config.json").read_text())
     settings = {f"{section}.{key}": value for section, keys in config.items() for key, value in (keys or {}).items()}
     recipe = {name: json.dumps(value) for name, value in settings.items() if value is not None}
-    places = {"data.annotations": small_videos / "annotations.json", "data.videos": small_videos / "videos"}
+    places = {"data.annotations": longer_videos / "annotations.json", "data.videos": longer_videos / "videos"}
     changes = options(recipe | places | SINCE | {"train.stop_epoch": 2})
     command = ["adatad_ds/train.py", "--recipe", "quickstart", "--deepspeed_config", "ds_configs/zero2.json"]
     finish(launched("pool", 1, [*command, "--run-dir", str(run), "--resume", "auto", *changes]))

@@ -24,10 +24,10 @@ OUTPUT = "output.txt"  # what the training printed
 
 
 @pytest.fixture(scope="module")
-def run(small_videos, tmp_path_factory):
+def run(longer_videos, tmp_path_factory):
     """A run whose labels are no formulas, markup or ASCII, in a folder whose name is not, either."""
     run = tmp_path_factory.mktemp("trained") / "été 数据" / "run"
-    content = json.loads((small_videos / "annotations.json").read_text())
+    content = json.loads((longer_videos / "annotations.json").read_text())
     for video in content["database"].values():
         for action in video["annotations"]:
             action["label"] = f"=$跳_{{x^ <b>{action['label']} $"
@@ -35,7 +35,7 @@ def run(small_videos, tmp_path_factory):
     annotations.parent.mkdir()
     annotations.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     changes = {"data__annotations": annotations, "train__eval_from_epoch": 1}
-    command = train_command(data=small_videos, run=run, **SETTINGS, **changes)
+    command = train_command(data=longer_videos, run=run, **SETTINGS, **changes)
     output = finish([*command, "--profile", "1:3"])
     (run / OUTPUT).write_text(output)
     return run
@@ -73,14 +73,14 @@ def test_an_export_evaluates_as_its_run_does(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_crash_before_the_best_was_marked(run, small_videos, tmp_path):
+def test_a_crash_before_the_best_was_marked(run, longer_videos, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(run, again)
     (again / "checkpoints" / "best").unlink()
     metrics = again / "evaluations" / "epoch_0002" / "metrics.json"
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"average_mAP": 1.0}))
     changes = {"data__annotations": run.parent / "annotations.json", "train__eval_from_epoch": 1}
-    finish(train_command(data=small_videos, run=again, resume=True, **SETTINGS, **changes))
+    finish(train_command(data=longer_videos, run=again, resume=True, **SETTINGS, **changes))
     assert (again / "checkpoints" / "best").read_text() == "step_00000004\n"
 
 

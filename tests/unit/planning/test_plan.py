@@ -32,7 +32,7 @@ from tests.support.launch import environment
 from tools.bench.step import cpu_allocator_peak
 
 CONFIG = Config(
-    data=DataConfig(window_size=256, resolution=64, short_side_before_crop=64),
+    data=DataConfig(window_size=128, resolution=64, short_side_before_crop=64),
     backbone=BackboneConfig(name="tiny", clips_per_chunk=2),
     head=HeadConfig(width=64, arch=(1, 1, 2), regression_range=((0, 4), (4, 8), (8, 99))),
     train=TrainConfig(precision="fp32", global_batch=1, lr_backbone=1e-5),
@@ -118,7 +118,7 @@ def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     config = replace(CONFIG, backbone=backbone)
     if tuning == "frozen":
         with Flop() as counter, torch.no_grad():
-            build_detector(config, num_classes=3).backbone(torch.zeros(1, 256, 64, 64, 3, dtype=torch.uint8))
+            build_detector(config, num_classes=3).backbone(torch.zeros(1, 128, 64, 64, 3, dtype=torch.uint8))
     else:
         with Flop() as counter:
             learn(config)
@@ -136,14 +136,14 @@ def test_recomputation_is_counted(tuning):
 @pytest.mark.parametrize(
     ("frames", "tuning", "blocks", "checkpointing"),
     [
-        (128, "tia", (1, 4), True),
-        (512, "tia", None, True),
-        (512, "tia", (0, 2), True),
-        (256, "tia", None, False),
-        (256, "full", None, True),
-        (256, "full", None, False),
-        (256, "side", None, True),
-        (256, "side", None, False),
+        (64, "tia", (1, 4), True),
+        (256, "tia", None, True),
+        (256, "tia", (0, 2), True),
+        (128, "tia", None, False),
+        (128, "full", None, True),
+        (128, "full", None, False),
+        (128, "side", None, True),
+        (128, "side", None, False),
     ],
 )
 def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointing):
