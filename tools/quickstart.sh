@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A first detector on a laptop's CPU: set up .venv, generate videos, train AdaTAD on 2 ranks with DeepSpeed ZeRO-3 and
-# CPU offload for a few epochs, and show its detections in a video. `--full` trains it to the end, and then the same
-# budget with a frozen backbone, for comparison.
+# A first detector on a laptop's CPU: set up .venv, generate videos, train AdaTAD on 2 ranks with DeepSpeed ZeRO-2 for a
+# few epochs, and show its detections in a video. `--full` trains it to the end, and then the same budget with a frozen
+# backbone, for comparison. DS_CONFIG=ds_configs/zero3_offload.json trains as a model of 1 B parameters needs it: the
+# losses are the same up to rounding, but gathering the weights of this one, of 18 MB, takes longer than it pays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $# == 0 || $* == --full ]] || {
@@ -11,11 +12,15 @@ cd "$(dirname "$0")/.."
 source tools/environment.sh requirements.txt
 
 # Two ranks: on two GPUs where there are, on one GPU alone, else on the CPU's cores.
-gpus=$(python -c 'from adatad_ds.system.launch import gpu_count; print(gpu_count())') # none with DS_ACCELERATOR=cpu
+gpus=0
+if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [[ -e /dev/kfd || -e /dev/dxg ]]; then # else PyTorch need not be asked
+    gpus=$(python -c 'from adatad_ds.system.launch import gpu_count; print(gpu_count())') # 0 with DS_ACCELERATOR=cpu
+fi
 ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}
 cores=$(getconf _NPROCESSORS_ONLN)
 threads=$((cores > ranks ? cores / ranks : 1)) # of each rank
 ((gpus > 0)) || export DS_ACCELERATOR=cpu
+ds_config=${DS_CONFIG:-ds_configs/zero2.json}
 
 stage() {
     printf '\n=== %s\n' "$1"
@@ -26,10 +31,10 @@ done_in() { printf -- '--- %s s\n' "$((SECONDS - stage_began))"; }
 # Train a recipe in runs/FOLDER, with further arguments.
 train() {
     local recipe=$1 folder=runs/$2
-    stage "training: recipe $recipe, $ranks ranks, ZeRO-3 with CPU offload"
+    stage "training: recipe $recipe, $ranks ranks, DeepSpeed with $ds_config"
     rm -rf "$folder"
     OMP_NUM_THREADS=$threads deepspeed --quiet --num_gpus "$ranks" adatad_ds/train.py \
-        --deepspeed_config ds_configs/zero3_offload.json --recipe "$recipe" --run-dir "$folder" "${@:3}"
+        --deepspeed_config "$ds_config" --recipe "$recipe" --run-dir "$folder" "${@:3}"
     done_in
 }
 

@@ -13,10 +13,15 @@ STEPS = 6  # three epochs of two global batches
 LAYOUTS = {
     "1 rank, ZeRO-3": {"ranks": 1, "ds_config": "zero3"},
     "1 rank, ZeRO-2, accumulating": {"ranks": 1, "ds_config": "zero2", "train__micro_batch": 1},
-    "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3", "launcher": "deepspeed"},
+    "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3"},
     "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2", "launcher": "torchrun"},
     "2 ranks, ZeRO-1": {"ranks": 2, "ds_config": "zero1"},
-    "2 ranks, ZeRO-3 + offload, accumulating": {"ranks": 2, "ds_config": "zero3_offload", "train__micro_batch": 1},
+    "2 ranks, ZeRO-3 + offload, accumulating": {  # as README launches it
+        "ranks": 2,
+        "ds_config": "zero3_offload",
+        "launcher": "deepspeed",
+        "train__micro_batch": 1,
+    },
     "2 ranks, ZeRO-3 + offload, recomputing in chunks": {
         "ranks": 2,
         "ds_config": "zero3_offload",

@@ -99,12 +99,12 @@ class PatchEmbed(nn.Module):
         n, count, height, width, _ = frames.shape
         p = self.proj.patch
         h, w = height // p, width // p
-        mean = torch.tensor(PIXEL_MEAN, device=frames.device)
-        std = torch.tensor(PIXEL_STD, device=frames.device)
-        pixels = ((frames[:, :, : h * p, : w * p].float() - mean) / std).to(self.proj.weight.dtype)
-        tubelets = pixels.view(n, count // TUBELET_FRAMES, TUBELET_FRAMES, h, p, w, p, 3)
-        tubelets = tubelets.permute(0, 1, 3, 5, 7, 2, 4, 6)  # (n, t, h, w, 3, 2, p, p), the kernel's order
-        return self.proj(tubelets.flatten(4).flatten(1, 3))
+        shape = (n, count // TUBELET_FRAMES, TUBELET_FRAMES, h, p, w, p, 3)
+        # Permuted while they are bytes; (n, t, h, w, 3, 2, p, p), the kernel's order.
+        tubelets = frames[:, :, : h * p, : w * p].reshape(shape).permute(0, 1, 3, 5, 7, 2, 4, 6).contiguous()
+        mean, std = (torch.tensor(rgb, device=frames.device).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
+        pixels = tubelets.float().sub_(mean).div_(std).to(self.proj.weight.dtype)
+        return self.proj(pixels.flatten(4).flatten(1, 3))
 
 
 class TubeletProjection(nn.Module):

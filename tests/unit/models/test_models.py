@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import Detector, detector_points, valid_points
 from adatad_ds.models.factory import build_detector
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
@@ -69,6 +69,17 @@ def test_time_convolution_is_conv1d_over_the_window(kernel, dilation):
     padding = dilation * (kernel // 2)
     expected = F.conv1d(series, convolution.weight, convolution.bias, padding=padding, dilation=dilation, groups=6)
     torch.testing.assert_close(convolution(tokens), expected.view(2, 4, 6, 11).permute(0, 3, 1, 2))
+
+
+def test_the_embedding_is_a_convolution_of_whole_patches():
+    """As published, on normalised pixels; those beyond the last whole patch are dropped."""
+    torch.manual_seed(0)
+    embed = VisionTransformer(spec=SPEC, resolution=32).patch_embed
+    torch.nn.init.normal_(embed.proj.bias)
+    frames = torch.randint(256, (2, 16, 41, 50, 3), dtype=torch.uint8)
+    pixels = (frames.float() - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    maps = F.conv3d(pixels.permute(0, 4, 1, 2, 3), embed.proj.weight, embed.proj.bias, stride=(2, 16, 16))
+    torch.testing.assert_close(embed(frames), maps.flatten(2).transpose(1, 2))
 
 
 def test_untrained_adapter_adds_nothing():
