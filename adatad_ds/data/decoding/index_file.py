@@ -1,8 +1,8 @@
 """What is known of the video files of a folder, in one file that many processes read and add to.
 
 An entry belongs to a file's name, size and modification time; of a file that was changed, the newest counts. Entries
-are appended under a lock, each with a checksum: what a killed process wrote of one is cut off by the next that adds. The
-file is a cache: where it cannot be read, locked or written, files are demuxed as if there were none.
+are appended under a lock, each with a checksum: what a killed process wrote of one is cut off by the next that adds.
+The file is a cache: where it cannot be read, locked or written, files are demuxed as if there were none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -79,6 +79,14 @@ class IndexFile:
             found, held, entry = _opened_entry(data[begin:end])
             return entry if (found, held) == (name, state) else None
         return None
+
+    def has(self, name: str, state: FileState) -> bool:
+        """Whether there is an entry of a file in this state."""
+        with self._threads:
+            if self._held(name, state) is None:
+                with suppress(OSError):
+                    self._refresh()
+            return self._held(name, state) is not None
 
     def add(self, name: str, state: FileState, entry: bytes) -> None:
         """Add or replace an entry; nothing happens where the index cannot be written."""

@@ -9,8 +9,9 @@ All seconds are on a player's clock, whose zero is the first picture or sound of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +64,42 @@ def index_of(path: Path) -> Index:
     except OSError as error:
         raise VideoError(f"{path}: {error.strerror}") from error
     return _indexed(path.absolute(), str(path), state, manifest_of(path.parent))
+
+
+def own_index(path: Path) -> Index:
+    """The index of a file itself, though it be a prepared one; errors as for `probe`."""
+    try:
+        return _kept_or_demuxed(path.absolute(), str(path), FileState.of(path))
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from error
+
+
+def index_videos(paths: Iterable[Path], *, threads: int) -> None:
+    """Put all files into the indexes on disk of their folders: the first process that asks does it, others wait for it.
+
+    Files that cannot be read are left out; whoever reads them gets the error.
+    """
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
+    for folder, members in folders.items():
+        known = index_file_of(folder)
+        if known is None or not any(_is_missing(known, path) for path in members):
+            continue
+        with known.turn(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_index_quietly, [path for path in members if _is_missing(known, path)]))
+
+
+def _is_missing(known: IndexFile, path: Path) -> bool:
+    try:
+        return not known.has(path.name, FileState.of(path))
+    except OSError:
+        return False
+
+
+def _index_quietly(path: Path) -> None:
+    with suppress(VideoError):
+        own_index(path)
 
 
 def index_file_of(folder: Path) -> IndexFile | None:
