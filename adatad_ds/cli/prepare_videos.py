@@ -24,7 +24,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--recipe", action="append", required=True, help="that will read the videos; several: --recipe A --recipe B")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipes")
     add("--out", type=Path, required=True, help="folder of the prepared videos")
-    codecs = "H.264, the smallest; MJPEG, read fastest; or lossless, with the original's very pixels; default %(default)s"
+    codecs = (
+        "H.264, the smallest; MJPEG, read fastest; or lossless, with the original's very pixels; default %(default)s"
+    )
     add("--codec", choices=("h264", "mjpeg", "lossless"), default="h264", help=codecs)
     add("--quality", type=int, help="CRF of h264 (default 12) or quantiser of mjpeg (default 2); less is better")
     add("--workers", type=int, help="processes; default: the cores")
@@ -43,7 +45,9 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     configs = {name: override(find_recipe(name).config, arguments.set) for name in arguments.recipe}
     for name, config in configs.items():
         if config.recognition:
-            raise ConfigError(f"--recipe {name} is one of recognition, whose clips may need any frame: nothing to prepare")
+            raise ConfigError(
+                f"--recipe {name} is one of recognition, whose clips may need any frame: nothing to prepare"
+            )
         for key in ("annotations", "videos"):
             if not getattr(config.data, key):
                 raise ConfigError(f"data.{key} is not set: give --set data.{key}=...")

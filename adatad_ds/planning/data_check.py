@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from adatad_ds.planning.training_advice import (
     this_device,
 )
 from adatad_ds.recipes.catalog import Recipe, find_recipe
+from adatad_ds.system.launch import cores
 
 DEFAULT_RECIPE = "thumos14_videomae_s"
 SMALL_FILE = "settings_small.txt"
@@ -228,11 +228,6 @@ def _text(
             command,
         ]
     )
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def user_data(

@@ -50,8 +50,8 @@ class Held:
 
     Attributes:
         frames: their numbers in the original (n,), ascending.
-        height: of the stored pictures, pixels; the coded ones may have a row more.
-        width: of the stored pictures, pixels; the coded ones may have a column more.
+        height: of the stored pictures, pixels.
+        width: of the stored pictures, pixels.
         scaling: how they were scaled; None: they have the original's size.
         lost: frames of the original that could not be decoded completely when it was prepared.
     """

@@ -101,8 +101,8 @@ def stream_frames(
     height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
 
     def finish(frame: Frames) -> Frames:
-        if index.held is not None:
-            frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
+        if frame.shape[:2] == (height, width):
+            return frame
         pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
         pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
         return np.ascontiguousarray(pixels.numpy())

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.facts import Held, Index, VideoError, index_from_json
 from adatad_ds.data.decoding.index_file import FileState
-from adatad_ds.data.decoding.scaling import scaled_size
 from adatad_ds.errors import DataError
 
 MANIFEST = "prepared.jsonl"
@@ -226,11 +225,9 @@ def absent_frames(frames: NDArray[np.int64], absent: NDArray[np.int64]) -> str:
     """Which frames are wanted but not among the prepared ones, in words."""
     shown = ", ".join(map(str, absent[:3].tolist()))
     more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+    which = f"frame {shown} of its original was" if len(absent) == 1 else f"frames {shown}{more} of its original were"
     has = ", ".join(map(str, frames[:3].tolist()))
-    return (
-        f"frame {shown}{more} of its original was not prepared (it holds {has}, ...); run adatad-ds prepare-videos "
-        "with this recipe, too"
-    )
+    return f"{which} not prepared (it holds {has}, ...); run adatad-ds prepare-videos with this recipe, too"
 
 
 def size_fault(index: Index, *, short_side: int, scaling: Scaling) -> str | None:
@@ -238,6 +235,8 @@ def size_fault(index: Index, *, short_side: int, scaling: Scaling) -> str | None
 
     From larger ones they are scaled once more, which is nearly the same.
     """
+    from adatad_ds.data.decoding.scaling import scaled_size  # here: it needs PyTorch, and an index does not
+
     held = index.held
     if held is None or held.scaling is None:
         return None

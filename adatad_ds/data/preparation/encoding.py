@@ -94,15 +94,12 @@ def _encoder(path: Path, header: Header, index: Index, *, height: int, width: in
     """A function that takes pictures (h, w, 3) and their times in ticks."""
     converter, latest = VideoReformatter(), -1
     codec, pixel_format, options = _coding(header)
-    even = header.codec == "h264"  # colours of 2 x 2 pixels are one
-    coded = (height + height % 2, width + width % 2) if even else (height, width)
-    pad = ((0, coded[0] - height), (0, coded[1] - width), (0, 0))
     form = "mp4" if SUFFIXES[header.codec] == ".mp4" else "matroska"
     # Python's file raises what goes wrong at its end, too
     with path.open("wb") as file, av.open(file, "w", format=form) as container:
         container.metadata["comment"] = f"{MARK} prepare-videos"
         stream: Any = container.add_stream(codec, rate=Fraction(index.info.fps).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt, stream.options = *coded, pixel_format, options
+        stream.height, stream.width, stream.pix_fmt, stream.options = height, width, pixel_format, options
         context = stream.codec_context
         context.time_base, context.thread_count, context.max_b_frames = TICK, 1, 0
         if header.codec == "h264":
@@ -111,8 +108,6 @@ def _encoder(path: Path, header: Header, index: Index, *, height: int, width: in
         def encode(picture: Frames, ticks: int) -> None:
             nonlocal latest
             latest = max(ticks, latest + 1)
-            if coded != picture.shape[:2]:
-                picture = np.pad(picture, pad, mode="edge")
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = converter.reformat(frame, format=pixel_format, interpolation="BILINEAR")
             frame.pts, frame.time_base = latest, TICK
@@ -123,9 +118,10 @@ def _encoder(path: Path, header: Header, index: Index, *, height: int, width: in
 
 
 def _coding(header: Header) -> tuple[str, str, dict[str, str]]:
-    """FFmpeg's codec, pixel format and options."""
+    """FFmpeg's codec, pixel format and options; colours at full size, as those of larger originals are, scaled down."""
     if header.codec == "h264":
-        return "libx264", "yuv420p", {"crf": str(header.quality), "preset": "superfast", "tune": "fastdecode"}
+        options = {"crf": str(header.quality), "preset": "superfast", "tune": "fastdecode"}
+        return "libx264", "yuv444p", options
     if header.codec == "mjpeg":
         return "mjpeg", "yuvj444p", {"qmin": str(header.quality), "qmax": str(header.quality)}
     return "ffv1", "bgr0", {"level": "3"}

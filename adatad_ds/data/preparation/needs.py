@@ -60,6 +60,8 @@ def _uses(config: DataConfig, subset: str, *, training: bool) -> list[Use]:
 def needed_frames(use: Use, path: Path) -> NDArray[np.int64]:
     """The frames (n,) of a file that a use may read, ascending; also those of the file by itself, as predict reads it.
 
+    The last one is always among them: it stands for all that an annotation counts beyond it.
+
     Raises:
         VideoError: the file cannot be decoded, or contradicts its annotation.
     """
@@ -68,6 +70,7 @@ def needed_frames(use: Use, path: Path) -> NDArray[np.int64]:
     if info.even or config.fixed_fps is not None:
         videos.append(Video(use.video.name, "", info.duration_sec, None, None, ()))
     frames = [every_frame(_source(video, path, config), path) for video in videos]
+    frames.append(np.array([info.num_frames - 1], dtype=np.int64))
     return np.unique(np.concatenate(frames))
 
 

@@ -116,8 +116,8 @@ def _header(configs: Sequence[DataConfig], codec: Codec, quality: int | None) ->
     scalings = {config.scaling for config in configs}
     if len(scalings) > 1:
         raise ConfigError(
-            f"these recipes scale pictures differently (data.scaling={' and '.join(sorted(scalings))}): prepare for each "
-            "in a folder of its own"
+            f"these recipes scale pictures differently (data.scaling={' and '.join(sorted(scalings))}): prepare the "
+            "videos for each in a folder of its own"
         )
     if quality is not None and codec == "lossless":
         raise ConfigError("--quality has no meaning with --codec lossless; leave it out")
