@@ -22,7 +22,7 @@ from adatad_ds.data.decoding.scaling import scaled_size
 from adatad_ds.data.decoding.video import MARK, VideoError, demuxed, index_of, own_index
 from adatad_ds.system.atomic import replacing
 
-QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 2, "lossless": None}  # if no other is asked for
+QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 1, "lossless": None}  # if no other is asked for
 SUFFIXES: dict[Codec, str] = {"h264": ".mp4", "mjpeg": ".mp4", "lossless": ".mkv"}
 GROUP = 12  # frames from one keyframe of H.264 to the next
 TICK = Fraction(1, 90_000)  # sec
