@@ -60,7 +60,7 @@ def reading_advice(
     pays = (1 - share) * decoded > PREPARING * whole
     verdict = "that pays" if pays else "that does not pay"
     return [
-        f"  reading: this training decodes {decoded:,.0f} file frames, {decoded / max(1.0, whole):.1f} times all of the "
-        f"videos'; prepared once ({COMMAND}, about {PREPARING} times the work of decoding them all once), they hold "
+        f"  reading: this training decodes {decoded:,.0f} file frames, {decoded / max(1.0, whole):.1f} times all that "
+        f"there are; prepared once ({COMMAND}, about {PREPARING} times the work of decoding them all once), they hold "
         f"{share:.0%} of the frames, at {data.short_side_before_crop} pixels: {verdict}"
     ]

@@ -101,6 +101,8 @@ def stream_frames(
     height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
 
     def finish(frame: Frames) -> Frames:
+        if index.held is not None:  # what was coded may be a row or column larger
+            frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
         if frame.shape[:2] == (height, width):
             return frame
         pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)

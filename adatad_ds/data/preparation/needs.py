@@ -52,9 +52,14 @@ def uses_of(config: DataConfig) -> list[Use]:
 
 def _uses(config: DataConfig, subset: str, *, training: bool) -> list[Use]:
     annotations, _ = load_annotations(
-        config.annotations, subset=subset, exclude=config.exclude, exclude_file=config.exclude_file
+        config.annotations,
+        subset=subset,
+        exclude=config.exclude,
+        exclude_file=config.exclude_file,
+        min_share=config.min_action_share if training else 0.0,
     )
-    return [Use(video=video, config=config, training=training) for video in annotations.videos]
+    videos = [video for video in annotations.videos if video.actions or not training]  # none is trained on without
+    return [Use(video=video, config=config, training=training) for video in videos]
 
 
 def needed_frames(use: Use, path: Path) -> NDArray[np.int64]:

@@ -152,6 +152,7 @@ def test_pixels_are_nearly_the_same_of_textures(originals, tmp_path):
     database = {"texture": {"subset": "training", "duration": 3.3, "annotations": []}}
     for name in ("a", "b"):
         database[name] = {"subset": "validation", "duration": 1.0, "annotations": [{"segment": [0, 1], "label": name}]}
+    database["texture"]["annotations"] = [{"segment": [0, 1], "label": "a"}]
     folder = tmp_path / "videos"
     folder.mkdir()
     shutil.copy(source, folder / "texture.mp4")
@@ -232,6 +233,23 @@ def test_the_manifest_says_what_is_there(originals, prepared):
     assert entry.source.sha256 == done.stdout.split()[0]
     assert entry.frames == [[0, 68, 4], [69, 69, 1]]  # the annotation counts 72 frames: the last stands for them
     assert (entry.original["num_frames"], entry.original["fps"]) == (70, 10.0)
+
+
+def test_colours_are_halved_where_that_does_not_show(originals, prepared):
+    """Half of them for smooth colours; all for those of sharp squares, which are then what they were."""
+    import av
+
+    formats = {}
+    for name in ("even", "textured"):
+        with av.open(str(target(prepared, name))) as container:
+            formats[name] = container.streams.video[0].codec_context.pix_fmt
+    assert formats["textured"] == "yuv444p"
+    wanted = np.arange(0, 60, 4)
+    ours, theirs = (
+        read_frames(target(folder, "textured"), wanted, short_side=90, scaling="antialias", backend="pyav")
+        for folder in (prepared, originals)
+    )
+    assert min(psnr(*pair) for pair in zip(ours, theirs, strict=True)) >= 40
 
 
 def test_runs():
