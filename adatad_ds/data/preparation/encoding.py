@@ -22,10 +22,11 @@ from adatad_ds.data.decoding.scaling import scaled_size
 from adatad_ds.data.decoding.video import MARK, VideoError, demuxed, index_of, own_index
 from adatad_ds.system.atomic import replacing
 
-QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 1, "lossless": None}  # if no other is asked for
+QUALITY: dict[Codec, int | None] = {"h264": 10, "mjpeg": 1, "lossless": None}  # if no other is asked for
 SUFFIXES: dict[Codec, str] = {"h264": ".mp4", "mjpeg": ".mp4", "lossless": ".mkv"}
 FORMATS = {".mp4": "mp4", ".mkv": "matroska"}
-LEAST_DB = 43.0  # if colours at half the size, which are read twice as fast, cost more than that, they are kept whole
+LEAST_DB = 42.0  # if colours at half the size, which are read twice as fast, cost more than that, they are kept whole
+FINER = 2  # of CRF, for pictures whose colours are kept whole: their edges are sharp
 CHECKED_EVERY = 8  # pictures
 GROUP = 12  # frames from one keyframe of H.264 to the next
 TICK = Fraction(1, 90_000)  # sec
@@ -168,7 +169,8 @@ class _Encoder:
 def _coding(header: Header, *, halved: bool) -> tuple[str, str, dict[str, str]]:
     """FFmpeg's codec, pixel format and options."""
     if header.codec == "h264":
-        options = {"crf": str(header.quality), "preset": "superfast", "tune": "fastdecode"}
+        crf = (header.quality or 0) if halved else max(0, (header.quality or 0) - FINER)
+        options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode"}
         return "libx264", "yuv420p" if halved else "yuv444p", options
     if header.codec == "mjpeg":
         return "mjpeg", "yuvj420p" if halved else "yuvj444p", {"qmin": str(header.quality), "qmax": str(header.quality)}
