@@ -6,7 +6,6 @@ B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from adatad_ds.data.augmentation.transforms import augment, center_crop
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import Frames, read_with_damage
-from adatad_ds.data.decoding.video import VideoError
+from adatad_ds.data.decoding.video import VideoError, index_videos
+from adatad_ds.data.preparation.needs import check_prepared
 from adatad_ds.data.video_dataset import REPLACEMENTS, VideoDataset
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.windows import (
@@ -107,10 +107,12 @@ class WindowDataset(VideoDataset[Video, Sample]):
         if without:
             names = summarize_list(without, limit=3, separator=", ")
             reports.append(f"{len(without)} videos of {config.train_subset!r} without actions left out ({names})")
+        paths = find_videos(config.videos, [video.name for video in with_actions])
+        check_prepared(config, with_actions, paths, training=True)
         return cls(
             config=config,
             annotations=replace(annotations, videos=with_actions),
-            paths=find_videos(config.videos, [video.name for video in with_actions]),
+            paths=paths,
             training=True,
             seed=seed,
             repeats=repeats,
@@ -130,6 +132,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
         known = config.classes if config.class_agnostic else classes or config.classes
         annotations, reports = _load(config, subset=config.test_subset, classes=known, train=False)
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
+        check_prepared(config, annotations.videos, paths, training=False)
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
 
     def __len__(self) -> int:
@@ -186,8 +189,8 @@ class WindowDataset(VideoDataset[Video, Sample]):
             except VideoError:
                 return self._source(index, timing=Timing(num_frames=1, fps=1.0))
 
-        with ThreadPoolExecutor(PROBING_THREADS) as pool:
-            sources = list(pool.map(source, range(len(self.videos))))
+        index_videos(self._paths.values(), threads=PROBING_THREADS)
+        sources = [source(index) for index in range(len(self.videos))]
         return [window for source in sources for window in windows_for_testing(source)]
 
     def _source(self, index: int, timing: Timing | None = None) -> WindowSource:

@@ -143,6 +143,23 @@ def resize_window(source: WindowSource) -> VideoWindow:
     )
 
 
+def every_frame(source: WindowSource, path: Path) -> NDArray[np.int64]:
+    """The frames (n,) of a file that any window of a video may show, ascending.
+
+    Raises:
+        VideoError: not a decodable video.
+    """
+    config, timing = source.config, source.timing
+    if config.sampling == "resize":
+        frames = file_frames(resize_window(source), path, config)
+    else:
+        slots = np.arange(source.num_slots, dtype=np.int64)
+        frames = np.minimum(slots * config.frame_stride, timing.num_frames - 1)
+        if config.fixed_fps is not None or not probe(path).even:
+            frames = frames_at(path, timing.start_sec + frames / timing.fps)
+    return np.unique(np.clip(frames, 0, probe(path).num_frames - 1))
+
+
 def find_timing(video: Video, path: Path, config: DataConfig) -> Timing:
     """A video's timing: from its annotation if that gives it, since the actions refer to it; else from its file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adatad_ds.data.decoding.prepared import manifest_of
+from adatad_ds.data.decoding.video import ASSUMED_FPS
 from adatad_ds.data.inspection.data_set import EXCLUDED_FILE, DataSet, exclude, frame_rates, read_data_set
 from adatad_ds.data.inspection.report import (
     describe,
@@ -34,6 +35,7 @@ from adatad_ds.data.inspection.survey import (
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
+from adatad_ds.planning.reading import reading_advice
 from adatad_ds.planning.training_advice import (
     SMALL_EFFORT,
     SMALL_FRAMES,
@@ -45,6 +47,7 @@ from adatad_ds.planning.training_advice import (
     this_device,
 )
 from adatad_ds.recipes.catalog import Recipe, find_recipe
+from adatad_ds.system.launch import cores
 
 DEFAULT_RECIPE = "thumos14_videomae_s"
 SMALL_FILE = "settings_small.txt"
@@ -199,9 +202,24 @@ def _describe_suggestions(
         *describe_fit("suggestion", lengths, training.config),
         *(f"  {reason}" for reason in (*window.reasons, *training.length.reasons)),
         *cost(training, checked.user, device=device, cores=cores()),
+        *_reading(checked, training),
         *describe_fit(f"for a small machine ({SMALL_FILE})", lengths, small.config),
         *cost(small, checked.user, device=device, cores=cores()),
     ]
+
+
+def _reading(checked: Checked, training: Training) -> list[str]:
+    """Whether it pays to prepare the videos; nothing where they are."""
+    if manifest_of(Path(checked.settings["data.videos"])) is not None:
+        return []
+    videos = checked.data.videos[checked.train]
+    return reading_advice(
+        training.config,
+        train_frames=frames_of([video for video in videos if video.actions], checked.rates),
+        test_frames=checked.user.test_frames,
+        fps=float(np.median(list(checked.rates.values()))) if checked.rates else ASSUMED_FPS,
+        evaluations=training.length.evaluations,
+    )
 
 
 def _text(
@@ -228,11 +246,6 @@ def _text(
             command,
         ]
     )
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def user_data(

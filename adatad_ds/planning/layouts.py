@@ -16,6 +16,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
 from adatad_ds.planning.memory import Plan, make_plan
+from adatad_ds.planning.reading import reading_plan
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
@@ -172,7 +173,7 @@ def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> str
         lines.append(f"fewest GPUs: more than {COUNTS[-1]}, or another global batch")
     found = planner.first_fit(layout.gpus, gpu.memory_gb)
     lines.append(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *reading_plan(config)])
 
 
 def grid_lines(planner: Planner) -> Iterator[str]:

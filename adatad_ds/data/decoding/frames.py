@@ -12,10 +12,12 @@ import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.prepared import lost_frames, places_of, size_fault
 from adatad_ds.data.decoding.scaling import scale, scaled_size
 from adatad_ds.data.decoding.video import (
     Index,
@@ -92,18 +94,25 @@ def stream_frames(
         RGB frames (h, w, 3), n of them.
 
     Raises:
-        VideoError: nothing in the file can be decoded.
+        VideoError: nothing in the file can be decoded, or a prepared file lacks what is wanted.
     """
     path = Path(path)
     index = index_of(path)
     height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
 
     def finish(frame: Frames) -> Frames:
+        if index.held is not None:  # what was coded may be a row or column larger
+            frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
+        if frame.shape[:2] == (height, width):
+            return frame
         pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
         pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
         return np.ascontiguousarray(pixels.numpy())
 
-    wanted = np.clip(indices, 0, index.info.num_frames - 1)
+    if (fault := size_fault(index, short_side=short_side, scaling=scaling)) is not None:
+        raise VideoError(f"{path}: {fault}; run adatad-ds prepare-videos with this recipe, too")
+    numbers = np.clip(indices, 0, index.info.num_frames - 1)
+    wanted = places_of(index, numbers)  # in the file
     done = 0
     # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
     # (dmlc/decord#373), and if leading frames are lost it silently returns later ones; it only gets files without
@@ -113,9 +122,11 @@ def stream_frames(
             yield frame
             done += 1
     if done < len(wanted):
-        missed = set() if lost is None else lost
+        missed, converter = set[int](), VideoReformatter()
         for frame, count in _by_pyav(path, index, wanted[done:], num_threads=num_threads, lost=missed):
-            yield from repeat(finish(upright(frame)), count)
+            if lost is not None:
+                lost |= lost_frames(index, missed, wanted=numbers)
+            yield from repeat(finish(upright(frame, converter=converter)), count)
 
 
 def find_lost(path: Path) -> set[int]:
@@ -125,9 +136,9 @@ def find_lost(path: Path) -> set[int]:
         VideoError: nothing in the file can be decoded.
     """
     index, lost = index_of(path), set[int]()
-    for _ in _by_pyav(path, index, np.array([0, index.info.num_frames - 1]), num_threads=1, lost=lost):
+    for _ in _by_pyav(path, index, np.array([0, index.num_held - 1]), num_threads=1, lost=lost):
         pass
-    return lost
+    return lost_frames(index, lost, wanted=np.array([0, index.info.num_frames - 1]))
 
 
 def _by_decord(
@@ -220,15 +231,17 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
             count += 1
 
 
-def upright(frame: Any, size: tuple[int, int] | None = None) -> Frames:
+def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: VideoReformatter | None = None) -> Frames:
     """A decoded frame as RGB (h, w, 3), rotated as displayed.
 
     Args:
         frame: PyAV's frame.
         size: width and height of the result, for display; None: the file's own.
+        converter: kept from frame to frame, since making one takes longer than a small frame.
     """
     turns = round(frame.rotation / 90) % 4
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
-    rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    converter = converter or VideoReformatter()
+    rgb = converter.reformat(frame, width, height, format="rgb24", interpolation="BILINEAR").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -8,9 +8,10 @@ All seconds are on a player's clock, whose zero is the first picture or sound of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,49 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.damage import Damage, gaps, missing_sec
+from adatad_ds.data.decoding.facts import Index, VideoError, VideoInfo, index_from_json, index_to_json, shown_sec
+from adatad_ds.data.decoding.index_file import FileState, IndexFile
+from adatad_ds.data.decoding.prepared import MANIFEST, Manifest, manifest_of
+from adatad_ds.system.user_cache import user_cache
 
 ASSUMED_FPS = 25.0  # if no header gives a rate
 LATE_INTERVALS = 1.5  # a first frame shown later than this starts late; decoder delay is one frame
 
-
-class VideoError(RuntimeError):
-    """A video file that cannot be read; the message is one line with path and cause."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Actual contents of a file.
-
-    Attributes:
-        num_frames: number of frames, by packet count.
-        fps: their usual rate.
-        width: as displayed (rotation applied), pixels.
-        height: as displayed (rotation applied), pixels.
-        start_sec: when the first frame is shown; 0 within about a frame of the clock's zero.
-        duration_sec: when the last frame ends.
-        even: constant rate: frame i is shown at start_sec + i / fps seconds, within one frame.
-        damage: what is missing, as far as detectable without decoding.
-    """
-
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-    start_sec: float
-    duration_sec: float
-    even: bool
-    damage: Damage
-
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    """A file's frames in display order."""
-
-    info: VideoInfo
-    seconds: NDArray[np.float64] | None  # when each frame is shown; None if unknown
-    times: NDArray[np.int64] | None  # presentation times of the frames, ascending; None if the file lacks them
-    key_times: NDArray[np.int64]  # presentation times of the keyframes
-    plain: bool  # the file has nothing unusual, so that decord can read it
+MARK = "prepared by adatad-ds"  # a prepared file's comment about itself
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -93,15 +60,90 @@ def frames_at(path: str | Path, seconds: NDArray[np.float64]) -> NDArray[np.int6
 def index_of(path: Path) -> Index:
     """The file's index; errors and caching as for `probe`."""
     try:
-        state = path.stat()
+        state = FileState.of(path)
     except OSError as error:
         raise VideoError(f"{path}: {error.strerror}") from error
-    return _indexed(path, state.st_mtime_ns, state.st_size)
+    return _indexed(path.absolute(), str(path), state, manifest_of(path.parent))
+
+
+def own_index(path: Path) -> Index:
+    """The index of a file itself, though it be a prepared one; errors as for `probe`."""
+    try:
+        return _kept_or_demuxed(path.absolute(), str(path), FileState.of(path))
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}") from error
+
+
+def index_videos(paths: Iterable[Path], *, threads: int) -> None:
+    """Put all files into the indexes on disk of their folders: the first process that asks does it, others wait for it.
+
+    Files that cannot be read are left out; whoever reads them gets the error.
+    """
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
+    for folder, members in folders.items():
+        known = index_file_of(folder)
+        if known is None or not any(_is_missing(known, path) for path in members):
+            continue
+        with known.turn(), ThreadPoolExecutor(threads) as pool:
+            list(pool.map(_index_quietly, [path for path in members if _is_missing(known, path)]))
+
+
+def _is_missing(known: IndexFile, path: Path) -> bool:
+    try:
+        return not known.has(path.name, FileState.of(path))
+    except OSError:
+        return False
+
+
+def _index_quietly(path: Path) -> None:
+    with suppress(VideoError):
+        own_index(path)
+
+
+def index_file_of(folder: Path) -> IndexFile | None:
+    """The index on disk of a folder's video files; None if this user has no place for one."""
+    return _index_file(folder.absolute())
+
+
+@lru_cache(maxsize=64)
+def _index_file(folder: Path) -> IndexFile | None:
+    try:
+        return IndexFile(cache=user_cache() / "videos", folder=folder)
+    except RuntimeError:
+        return None
 
 
 @lru_cache(maxsize=1024)
-def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last two: a changed file is read again
-    if size_bytes == 0:
+def _indexed(path: Path, named: str, state: FileState, manifest: Manifest | None) -> Index:
+    """The index of a file in a state, with those facts of its original; `named`: the path for messages."""
+    index = _kept_or_demuxed(path, named, state)
+    if manifest is not None:
+        return manifest.index(Path(named), state, index)
+    if index.marked:
+        raise VideoError(f"{named}: a prepared video, but {MANIFEST} is not beside it, so its frames are unknown")
+    return index
+
+
+def _kept_or_demuxed(path: Path, named: str, state: FileState) -> Index:
+    known = index_file_of(path.parent)
+    kept = known.get(path.name, state) if known else None
+    if kept is not None:
+        return index_from_json(json.loads(kept), path=named)
+    index = demuxed(Path(named))
+    if known is not None:
+        known.add(path.name, state, json.dumps(index_to_json(index)).encode())
+    return index
+
+
+def demuxed(path: Path) -> Index:
+    """The index from a pass over all packets, of which the first is decoded.
+
+    Raises:
+        VideoError: not a decodable video.
+    """
+    if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
     times: list[int | None] = []
     keys: list[int | None] = []
@@ -132,7 +174,8 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last t
         start_sec = known[0] * float(stream.time_base) - clock_zero_sec(container) if usable else 0.0
         start_sec = start_sec if start_sec > LATE_INTERVALS / fps else 0.0
         lost_sec = _lost_sec(container, stream, end_sec, held_sec=len(times) / fps, fps=fps)
-        header_frames = stream.frames
+        marked = container.metadata.get("comment", "").startswith(MARK)
+        header_frames, tick_sec = stream.frames, float(stream.time_base or 0)
     even = seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1)
     holes = () if even or seconds is None else gaps(seconds + start_sec)
     length_sec = len(times) / fps
@@ -158,17 +201,21 @@ def _indexed(path: Path, mtime_ns: int, size_bytes: int) -> Index:  # the last t
             rate_assumed=told_fps is None,
         ),
     )
+    known_times = np.array(known, dtype=np.int64) if usable else None
     return Index(
         info=info,
-        seconds=None if seconds is None else seconds + start_sec,
-        times=np.array(known, dtype=np.int64) if usable else None,
+        seconds=None if known_times is None else shown_sec(known_times, tick_sec=tick_sec, start_sec=start_sec),
+        times=known_times,
         key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
         plain=usable
         and header_frames == len(times)
+        and not first.format.is_rgb
         and not hidden
         and first.rotation == 0
         and all(component.bits == 8 for component in first.format.components)  # decord converts deeper ones differently
         and keys[:1] == known[:1],  # else the first frames, which depend on a missing keyframe, cannot be decoded
+        tick_sec=tick_sec,
+        marked=marked,
     )
 
 

@@ -1,0 +1,177 @@
+"""Writing of one prepared file: chosen frames of an original, as the reader gives them, coded anew."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from adatad_ds.data.decoding.facts import Index, index_to_json
+from adatad_ds.data.decoding.frames import Frames, stream_frames
+from adatad_ds.data.decoding.index_file import FileState
+from adatad_ds.data.decoding.prepared import Codec, Entry, Header, Source, to_runs
+from adatad_ds.data.decoding.scaling import scaled_size
+from adatad_ds.data.decoding.video import MARK, VideoError, demuxed, index_of, own_index
+from adatad_ds.system.atomic import replacing
+
+QUALITY: dict[Codec, int | None] = {"h264": 10, "mjpeg": 1, "lossless": None}  # if no other is asked for
+SUFFIXES: dict[Codec, str] = {"h264": ".mp4", "mjpeg": ".mp4", "lossless": ".mkv"}
+FORMATS = {".mp4": "mp4", ".mkv": "matroska"}
+LEAST_DB = 42.0  # if colours at half the size, which are read twice as fast, cost more than that, they are kept whole
+FINER = 2  # of CRF, for pictures whose colours are kept whole: their edges are sharp
+CHECKED_EVERY = 8  # pictures
+GROUP = 12  # frames from one keyframe of H.264 to the next
+TICK = Fraction(1, 90_000)  # sec
+BT601, TV_RANGE = 6, 1  # FFmpeg's numbers of what is assumed of files that say nothing
+HASHED_BYTES = 2**20
+
+
+def prepare_file(source: Path, target: Path, *, frames: NDArray[np.int64], short_side: int, header: Header) -> Entry:
+    """Write the prepared file of one original, in one thread; it is there completely or not at all.
+
+    Args:
+        source: the original.
+        target: the prepared file.
+        frames: which frames (n,) of the original, ascending.
+        short_side: pixels of the shorter side; pictures are never enlarged.
+        header: how they are coded and scaled.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        VideoError: the original cannot be decoded.
+        OSError: the file cannot be written.
+    """  # Python's file gives OSError, so that FFmpeg's own errors are of the pictures
+    state, index = FileState.of(source), index_of(source)
+    short_side = min(short_side, index.info.height, index.info.width)
+    height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
+    encode = partial(_encode, source, target, frames, short_side=short_side, header=header, size=(height, width))
+    try:
+        lost = encode(halved=header.codec != "lossless")
+    except _ColoursLostError:
+        lost = encode(halved=False)
+    except av.FFmpegError as error:
+        raise VideoError(f"{source}: cannot be coded anew: {error.strerror}") from error
+    own_index(target)  # into the index on disk
+    return Entry(
+        file=target.name,
+        size=target.stat().st_size,
+        source=Source(path=str(source.resolve()), size=state.size, mtime_ns=state.mtime_ns, sha256=file_sha256(source)),
+        frames=to_runs(frames),
+        width=width,
+        height=height,
+        scaled=(height, width) != (index.info.height, index.info.width),
+        lost=to_runs(np.array(sorted(lost), dtype=np.int64)),
+        original=index_to_json(index),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(HASHED_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _ticks(index: Index, number: int) -> int:
+    """When a frame is shown, from the original's first frame on."""
+    info = index.info
+    shown_sec = number / info.fps if index.seconds is None else float(index.seconds[number]) - info.start_sec
+    return round(shown_sec / TICK)
+
+
+def _encode(
+    source: Path,
+    target: Path,
+    frames: NDArray[np.int64],
+    *,
+    short_side: int,
+    header: Header,
+    size: tuple[int, int],
+    halved: bool,
+) -> set[int]:
+    """Write the file, with colours at half the size or at the full one; return the lost frames of the original.
+
+    Raises:
+        _ColoursLostError: half the size is too little.
+    """
+    lost: set[int] = set()
+    index = index_of(source)
+    pictures = stream_frames(source, frames, short_side=short_side, scaling=header.scaling, backend="pyav", lost=lost)
+    with replacing(target) as temporary:
+        with _Encoder(temporary, header, fps=index.info.fps, size=size, halved=halved) as encoder:
+            for number, picture in zip(frames.tolist(), pictures, strict=True):
+                encoder.add(picture, _ticks(index, number))
+        written = demuxed(temporary).info.num_frames
+        if written != len(frames):
+            raise VideoError(f"{source}: only {written} of its {len(frames)} frames could be coded")
+    return lost
+
+
+class _ColoursLostError(Exception):
+    """Colours at half the size are too far from the original's."""
+
+
+class _Encoder:
+    """Writes pictures (h, w, 3) of a size (h, w) into a file."""
+
+    def __init__(self, path: Path, header: Header, *, fps: float, size: tuple[int, int], halved: bool) -> None:
+        self._halved, self._count, self._latest = halved, 0, -1
+        self._converter, self._back = VideoReformatter(), VideoReformatter()
+        self._coded = (size[0] + size[0] % 2, size[1] + size[1] % 2) if halved else size
+        codec, self._format, options = _coding(header, halved=halved)
+        self._file = path.open("wb")  # Python's, which raises what goes wrong at its end, too
+        self._container: Any = av.open(self._file, "w", format=FORMATS[SUFFIXES[header.codec]])
+        self._container.metadata["comment"] = f"{MARK} prepare-videos"
+        self._stream: Any = self._container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        self._stream.height, self._stream.width = self._coded
+        self._stream.pix_fmt, self._stream.options = self._format, options
+        context = self._stream.codec_context
+        context.time_base, context.thread_count, context.max_b_frames = TICK, 1, 0
+        if header.codec == "h264":
+            context.gop_size, context.colorspace, context.color_range = GROUP, BT601, TV_RANGE
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file, self._container:
+            if kind is None:
+                self._container.mux(self._stream.encode(None))
+
+    def add(self, picture: Frames, ticks: int) -> None:
+        """Add a picture that is shown at a time."""
+        self._latest = max(ticks, self._latest + 1)
+        pad = [(0, coded - own) for coded, own in zip(self._coded, picture.shape[:2], strict=True)]
+        whole = np.pad(picture, (*pad, (0, 0)), mode="edge") if any(map(any, pad)) else picture
+        frame = av.VideoFrame.from_ndarray(whole, format="rgb24")
+        frame = self._converter.reformat(frame, format=self._format, interpolation="BILINEAR")
+        if self._halved and self._count % CHECKED_EVERY == 0:
+            back = self._back.reformat(frame, format="rgb24", interpolation="BILINEAR").to_ndarray()
+            error = float(np.mean(np.square(back.astype(np.float32) - whole)))
+            if 10 * math.log10(255**2 / max(error, 1e-9)) < LEAST_DB:
+                raise _ColoursLostError
+        frame.pts, frame.time_base, self._count = self._latest, TICK, self._count + 1
+        self._container.mux(self._stream.encode(frame))
+
+
+def _coding(header: Header, *, halved: bool) -> tuple[str, str, dict[str, str]]:
+    """FFmpeg's codec, pixel format and options."""
+    if header.codec == "h264":
+        crf = (header.quality or 0) if halved else max(0, (header.quality or 0) - FINER)
+        options = {"crf": str(crf), "preset": "superfast", "tune": "fastdecode"}
+        return "libx264", "yuv420p" if halved else "yuv444p", options
+    if header.codec == "mjpeg":
+        return "mjpeg", "yuvj420p" if halved else "yuvj444p", {"qmin": str(header.quality), "qmax": str(header.quality)}
+    return "ffv1", "bgr0", {"level": "3"}
