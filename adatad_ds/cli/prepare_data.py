@@ -29,6 +29,7 @@ ONLY_OF = {  # options of one's own data: for which tools
     "validation": OWN,
     "validation_share": OWN,
     "seed": OWN,
+    "page": OWN,
     "unit": ("csv",),
     "frame_rate": ("label-studio",),
     "label_from": ("cvat",),
@@ -63,6 +64,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--validation", type=Path, metavar="LIST", help="the validation videos, a name a line; all others train")
     add("--validation-share", type=float, metavar="SHARE", help="or a share of all videos; default: 0.2")
     add("--seed", type=int, help="of the share; default: 0")
+    add("--page", type=Path, metavar="FOLDER", help="also write pages there that show the segments on the videos")
     return parser
 
 
@@ -99,7 +101,7 @@ def _prepare_own(arguments: argparse.Namespace) -> int:
     share = 0.2 if arguments.validation_share is None else arguments.validation_share
     if not 0 < share < 1:
         raise ConfigError(f"--validation-share {share:g}: expected a share above 0 and below 1, such as 0.2")
-    return prepare_own(
+    code = prepare_own(
         arguments.dataset,
         sources=arguments.source,
         videos=arguments.videos,
@@ -118,3 +120,8 @@ def _prepare_own(arguments: argparse.Namespace) -> int:
         exclude_missing=arguments.exclude_missing,
         report=print,
     )
+    if arguments.page is not None and code == 0:
+        from adatad_ds.evaluation.video.annotation_pages import write_annotation_pages
+
+        write_annotation_pages(arguments.page, annotations=arguments.out, videos=arguments.videos, report=print)
+    return code
