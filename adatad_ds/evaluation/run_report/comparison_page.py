@@ -93,18 +93,14 @@ def _with_difference(value: float | None, other: float | None) -> str:
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     headline = next((name for run in runs if (name := run.headline())), "average_mAP")
     by_name = list(zip(names, runs, strict=True))
+    scores = {name: run.metric_curve(headline) for name, run in by_name}
+    losses, seconds = ({name: run.curve(key) for name, run in by_name} for key in ("loss/total", "time/step_sec"))
+    if all(len(points) < 2 for points in scores.values()):
+        scores = {}  # the table has them
     drawn = [
-        line_chart(
-            headline.replace("_", " "),
-            {name: run.metric_curve(headline) for name, run in by_name},
-            along="epoch",
-            unit="%",
-            scale=100,
-        ),
-        line_chart("Loss", {name: run.curve("loss/total") for name, run in by_name}, along="step"),
-        line_chart(
-            "Time of a step", {name: run.curve("time/step_sec") for name, run in by_name}, along="step", unit="s"
-        ),
+        line_chart(headline.replace("_", " "), scores, along="epoch", unit="%", scale=100),
+        line_chart("Loss", losses, along="step"),
+        line_chart("Time of a step", seconds, along="step", unit="s"),
     ]
     return [page.heading("Curves"), page.charts(drawn)] if any(drawn) else []
 

@@ -85,19 +85,29 @@ class Run:
 
     def changed_settings(self) -> list[tuple[str, str]]:
         """Keys and values of the `--set` options that it was started with, in their order."""
-        words = list(self.versions.get("command") or ())
+        words = self._words()
         pairs = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--set"]
         pairs += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
         return [(key, value) for key, _, value in (pair.partition("=") for pair in pairs)]
 
+    def recipe(self) -> str:
+        """Name of the recipe that it was started with; "": the folder does not say."""
+        words = self._words()
+        named = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--recipe"]
+        named += [word.removeprefix("--recipe=") for word in words if word.startswith("--recipe=")]
+        return named[-1] if named else ""
+
     def command(self) -> str:
         """The command line that starts the same run, for a shell; "": the folder does not say."""
-        words = [word for word in self.versions.get("command") or () if not word.startswith("--local_rank")]
+        words = [word for word in self._words() if not word.startswith("--local_rank")]
         if not words:
             return ""
         ranks = str((self.versions.get("environment") or {}).get("WORLD_SIZE", "1"))
         head = ["deepspeed", "--num_gpus", ranks, "adatad_ds/train.py"] if ranks != "1" else ["adatad-ds", "train"]
         return " ".join(head + [shlex.quote(word) for word in words[1:]]).replace(" --set ", " \\\n    --set ")
+
+    def _words(self) -> list[str]:
+        return [str(word) for word in self.versions.get("command") or []]
 
 
 def read_run(folder: Path) -> Run:

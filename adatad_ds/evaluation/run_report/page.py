@@ -12,7 +12,7 @@ STYLE = """
 :root { color-scheme: light; --grey: #666; --line: #ddd; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem;
-  overflow-wrap: break-word; }
+  overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; } h1 { font-size: 1.5rem; margin: 0 0 .4rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-top: 1px solid #ccc; padding-top: .9rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
@@ -21,15 +21,17 @@ p { max-width: 60rem; } .grey, figcaption, .keys { color: var(--grey); }
 .figures li { border: 1px solid var(--line); border-radius: .4rem; padding: .4rem .8rem; min-width: 8rem; }
 .figures b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; display: block; }
 figure text { font: 12px system-ui, sans-serif; fill: #333; } .grid { stroke: #ddd; }
 polyline { fill: none; stroke-width: 1.8; }
 .keys { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: 13px; }
+.keys span { min-width: 0; }
 .keys i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; vertical-align: -1px; }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { white-space: nowrap; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
+th { white-space: nowrap; } td:first-child { min-width: 6rem; } td { overflow-wrap: normal; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: 13px; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 .better { color: #00603f; } .worse { color: #a03000; }

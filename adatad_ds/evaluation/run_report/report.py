@@ -12,7 +12,7 @@ from typing import Any
 from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, read_results
-from adatad_ds.evaluation.diagnosis.diagnosis import Diagnosis
+from adatad_ds.evaluation.diagnosis.diagnosis import MIN_PRECISION, Diagnosis
 from adatad_ds.evaluation.diagnosis.inputs import diagnose_files, named_as
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.run_report import page
@@ -103,10 +103,7 @@ def _judge(run: Run, wanted: Wanted) -> tuple[Judged | None, str]:
     subset, exclude = str(run.settings.get("data.test_subset", "")), run.settings.get("data.exclude") or ()
     exclude_file = str(run.settings.get("data.exclude_file") or "")
     if not annotations.is_file():
-        return (
-            None,
-            f"the annotations {annotations} are not there (paths are those of the training): --annotations FILE",
-        )
+        return None, f"{annotations}, the annotations of the training, is not there from here: add --annotations FILE"
     try:
         diagnosis, found = diagnose_files(
             source,
@@ -114,7 +111,7 @@ def _judge(run: Run, wanted: Wanted) -> tuple[Judged | None, str]:
             subset=subset,
             tiou=TIOU,
             average_tiou=None,
-            min_precision=0.0,
+            min_precision=MIN_PRECISION,
             exclude=exclude,
             exclude_file=exclude_file,
         )
@@ -152,9 +149,11 @@ def _head(run: Run) -> list[str]:
     rows += [] if run.evaluated is None else [("adatad-ds evaluate", run.evaluated)]
     keys = list(dict.fromkeys(key for _, metrics in rows for key in metrics))
     cells = [[escape(of), *(page.percent(metrics.get(key)) for key in keys)] for of, metrics in rows]
-    started = f"{run.folder.resolve()}; {run.settings.get('backbone.name', '')}"
-    if (interrupted := run.folder / "interrupted").exists():
-        started += f"; it waits to be resumed ({interrupted.name})"
+    started = (
+        f"{run.folder.resolve()}; recipe {run.recipe() or 'unknown'}, backbone {run.settings.get('backbone.name')}"
+    )
+    if (run.folder / "interrupted").exists():
+        started += "; it was interrupted, and waits to be resumed"
     return [
         page.heading(run.name, 1),
         page.paragraph(started, grey=True),
@@ -169,7 +168,7 @@ def _curves(run: Run) -> list[str]:
     losses = {key.removeprefix("loss/"): run.curve(key) for key in _logged(run, "loss/") if key != "loss/normalizer"}
     rates = {key.removeprefix("lr/"): run.curve(key) for key in _logged(run, "lr/")}
     keys = [key for key in next(iter(run.evaluations.values()), {}) if key.startswith(("mAP@", "average_mAP", "top"))]
-    metrics = {key.replace("_", " "): run.metric_curve(key) for key in keys}
+    metrics = {key.replace("_", " "): run.metric_curve(key) for key in keys if len(run.evaluations) > 1}
     memory = {key.removeprefix("memory/").removesuffix("_gb"): run.curve(key) for key in _logged(run, "memory/")}
     step_sec = {"step": run.curve("time/step_sec"), "waiting for data": run.curve("time/data_wait_sec")}
     drawn = [
@@ -216,8 +215,8 @@ def _errors(judged: Judged) -> list[str]:
 def _videos(judged: Judged, run: Run, wanted: Wanted, report: Callable[[str], None]) -> list[str]:
     members = list(judged.videos.values())
     scores = score_videos(judged.diagnosis, members, least=judged.shown.score)
-    surest = scores[: wanted.best]
-    worst = [score for score in scores[::-1] if score not in surest][: wanted.best]
+    surest = scores[: min(wanted.best, -(-len(scores) // 2))]
+    worst = scores[len(surest) :][::-1][: wanted.best]
     mistakes = surest_mistakes(judged.diagnosis, members, most=MOST_MOMENTS)
     misses = longest_misses(judged.diagnosis, members, most=MOST_MOMENTS)
     addresses, notes = write_players(
@@ -317,11 +316,12 @@ def _settings(run: Run) -> list[str]:
     revision, changes = run.versions.get("git"), run.versions.get("git_changes")
     packages = ", ".join(f"{name} {version}" for name, version in (run.versions.get("packages") or {}).items())
     every = [[escape(key), escape(json.dumps(value))] for key, value in run.settings.items()]
+    changed = [list(map(escape, pair)) for pair in run.changed_settings()]
     state = f"git revision {revision}{', with changes of its own' if changes else ''}; " if revision else ""
     return [
         page.heading("Settings"),
-        page.table(["changed from the recipe", "value"], [list(map(escape, pair)) for pair in run.changed_settings()]),
-        page.folded("all settings", page.table(["setting", "value"], every)),
+        page.table(["changed from the recipe", "value"], changed, texts=(1,)),
+        page.folded("all settings", page.table(["setting", "value"], every, texts=(1,))),
         page.heading("To run it again"),
         page.code(run.command()),
         page.paragraph(f"{state}Python {run.versions.get('python', '?')}; {packages}", grey=True),

@@ -95,7 +95,7 @@ def surest_mistakes(diagnosis: Diagnosis, videos: Sequence[Video], *, most: int)
     found = diagnosis.detections
     return [
         Moment(
-            video=videos[found.video[at]].name,
+            video=videos[int(found.video[at])].name,
             start_sec=float(found.segments_sec[at, 0]),
             end_sec=float(found.segments_sec[at, 1]),
             label=diagnosis.metrics.classes[found.label[at]],
@@ -113,7 +113,7 @@ def longest_misses(diagnosis: Diagnosis, videos: Sequence[Video], *, most: int) 
     truths = diagnosis.truths
     return [
         Moment(
-            video=videos[truths.video[at]].name,
+            video=videos[int(truths.video[at])].name,
             start_sec=float(truths.segments_sec[at, 0]),
             end_sec=float(truths.segments_sec[at, 1]),
             label=diagnosis.metrics.classes[truths.label[at]],
