@@ -28,6 +28,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--train-subset", help="default: the one whose name begins with train, or the largest")
     add("--test-subset", help="default: another one, first of all val... or test...")
     add("--max-frames", type=int, default=768, help="most frames of a suggested window; default %(default)s")
+    add("--page", type=Path, metavar="FOLDER", help="first write pages there that show the annotations on the videos")
     add("--exclude-file", default="", help="leave out the videos of this list, as data.exclude_file does")
     return parser
 
@@ -35,6 +36,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Check; 1 where there are problems."""
     arguments = make_parser(prog).parse_args(argv)
+    if arguments.page is not None:
+        from adatad_ds.evaluation.video.annotation_pages import write_annotation_pages
+
+        write_annotation_pages(
+            arguments.page,
+            annotations=arguments.annotations,
+            videos=arguments.videos,
+            exclude_file=arguments.exclude_file,
+            report=print,
+        )
     from adatad_ds.planning.data_check import check_data
 
     problems = check_data(

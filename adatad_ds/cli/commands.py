@@ -56,7 +56,8 @@ BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
         "evaluate": Command("evaluate", "detections and mAP of a run, an export or a published model", is_rank=True),
         "predict": Command("predict", "detect actions in video files", is_rank=True),
         "diagnose": Command("cli.diagnose", "errors of detections by kind, and the mAP that each costs"),
-        "compare": Command("cli.compare", "mAP of several runs side by side"),
+        "report": Command("cli.report", "a page on a run: curves, errors, videos with players, settings, costs"),
+        "compare": Command("cli.compare", "several runs side by side: mAP; as a page, curves and settings, too"),
         "submission": Command("cli.submission", "the file that a challenge's server takes"),
     },
     "Weights": {

@@ -1,11 +1,13 @@
-"""Turn a data set's published annotation files into the community's JSON, which this project reads.
+"""Turn annotations into the community's JSON, which this project reads: a data set's, or your own from a tool.
 
     adatad-ds prepare-data thumos14 --source downloads/thumos14 --out data/thumos14/annotations.json \\
         --videos data/thumos14/videos
+    adatad-ds prepare-data csv --source labels.csv --videos my_videos --out my_annotations.json
 
-What was found is compared with published counts. With --videos, videos that are not there end it with code 1, unless
---exclude-missing leaves them out and lists them in OUT's .excluded.txt, which --exclude-file takes. Each data set:
-docs/reference/datasets.md.
+For published data sets (docs/reference/datasets.md), what was found is compared with published counts. Your own
+annotations (docs/guides/own_data.md) come from a CSV file or an export of ELAN, CVAT, VIA or Label Studio. With
+--videos, videos that are not there end it with code 1, unless --exclude-missing leaves them out and lists them in OUT's
+.excluded.txt, which --exclude-file takes.
 """
 
 from __future__ import annotations
@@ -17,32 +19,68 @@ from pathlib import Path
 from adatad_ds.cli.commands import command_parser
 from adatad_ds.data.sources.facts import DATASETS
 from adatad_ds.data.sources.formats import TESTING
+from adatad_ds.errors import ConfigError
+
+OWN = "csv", "elan", "cvat", "via", "label-studio"
+ONLY_OF = {  # options of one's own data: for which tools
+    "tiers": OWN,
+    "annotators": OWN,
+    "labelled_only": OWN,
+    "validation": OWN,
+    "validation_share": OWN,
+    "seed": OWN,
+    "page": OWN,
+    "unit": ("csv",),
+    "frame_rate": ("label-studio",),
+    "label_from": ("cvat",),
+    "exclude_file": tuple(DATASETS),
+    "with_test": tuple(DATASETS),
+}
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
-    parser.add_argument("dataset", choices=tuple(DATASETS))
-    parser.add_argument("--source", type=Path, nargs="+", required=True, help="the owners' files, or their folders")
+    parser.add_argument("dataset", choices=(*DATASETS, *OWN), metavar="DATASET|TOOL", help=", ".join((*DATASETS, *OWN)))
+    parser.add_argument("--source", type=Path, nargs="+", required=True, help="the annotation files, or their folders")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
     parser.add_argument("--exclude-missing", action="store_true", help="leave out videos that are not there")
-    parser.add_argument(
+    published = parser.add_argument_group("published data sets")
+    published.add_argument(
         "--exclude-file", type=Path, help="leave out the videos of a list: a name a line, or a JSON list of names"
     )
-    parser.add_argument(
+    published.add_argument(
         "--with-test", action="store_true", help=f"also the challenge's test videos, as subset {TESTING} (EPIC, Ego4D)"
     )
+    own = parser.add_argument_group("your own data")
+    add = own.add_argument
+    add("--tiers", nargs="+", metavar="NAME", help="ELAN's tiers, VIA's attributes, ... to use; all: all")
+    add("--annotators", nargs="+", metavar="NAME", help="whose segments to use; all: every one's")
+    add("--unit", choices=("seconds", "frames"), help="of a CSV's start and end; default: seconds")
+    add("--frame-rate", metavar="RATE", help="frameRate of Label Studio's <Video> tag: a number, '$FIELD' or video")
+    add("--label-from", metavar="ATTRIBUTE", help="CVAT: labels are this attribute's values")
+    add("--labelled-only", action="store_true", help="leave out videos without a segment")
+    add("--validation", type=Path, metavar="LIST", help="the validation videos, a name a line; all others train")
+    add("--validation-share", type=float, metavar="SHARE", help="or a share of all videos; default: 0.2")
+    add("--seed", type=int, help="of the share; default: 0")
+    add("--page", type=Path, metavar="FOLDER", help="also write pages there that show the segments on the videos")
     return parser
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Convert and report; 1 where videos are missing."""
     arguments = make_parser(prog).parse_args(argv)
+    name = arguments.dataset
+    for option, tools in ONLY_OF.items():
+        if getattr(arguments, option) not in (None, False) and name not in tools:
+            raise ConfigError(f"--{option.replace('_', '-')} does not go with {name}; it is for {', '.join(tools)}")
+    if name in OWN:
+        return _prepare_own(arguments)
     from adatad_ds.data.sources.preparation import prepare
 
     return prepare(
-        DATASETS[arguments.dataset],
+        DATASETS[name],
         sources=arguments.source,
         out=arguments.out,
         videos=arguments.videos,
@@ -51,3 +89,39 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         with_test=arguments.with_test,
         report=print,
     )
+
+
+def _prepare_own(arguments: argparse.Namespace) -> int:
+    from adatad_ds.data.sources.own import Choices, prepare_own
+
+    if arguments.videos is None:
+        raise ConfigError(f"{arguments.dataset} needs --videos FOLDER, which lengths and frames are taken from")
+    if arguments.validation is not None and arguments.validation_share is not None:
+        raise ConfigError("--validation and --validation-share are two ways to choose: give one")
+    share = 0.2 if arguments.validation_share is None else arguments.validation_share
+    if not 0 < share < 1:
+        raise ConfigError(f"--validation-share {share:g}: expected a share above 0 and below 1, such as 0.2")
+    code = prepare_own(
+        arguments.dataset,
+        sources=arguments.source,
+        videos=arguments.videos,
+        out=arguments.out,
+        choices=Choices(
+            tiers=arguments.tiers or (),
+            annotators=arguments.annotators or (),
+            in_frames=arguments.unit == "frames",
+            frame_rate=arguments.frame_rate or "",
+            attribute=arguments.label_from or "",
+            labelled_only=arguments.labelled_only,
+            validation=arguments.validation,
+            share=share,
+            seed=arguments.seed or 0,
+        ),
+        exclude_missing=arguments.exclude_missing,
+        report=print,
+    )
+    if arguments.page is not None and code == 0:
+        from adatad_ds.evaluation.video.annotation_pages import write_annotation_pages
+
+        write_annotation_pages(arguments.page, annotations=arguments.out, videos=arguments.videos, report=print)
+    return code

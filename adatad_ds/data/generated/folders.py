@@ -5,6 +5,7 @@ A folder that is complete, with the same counts and seed, is left as it is.
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from adatad_ds.errors import ConfigError
 
 SUBSETS: dict[Purpose, str] = {"training": "training", "test": "validation"}  # THUMOS14's names
 COMPLETE_FILE = "complete.json"  # written last: the counts and the seed
+LABELS_FILE = "labels.csv"  # as one would make it of one's own videos
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def generate_videos(
     workers: int = 2,
     duration_sec: tuple[float, float] = DURATION_SEC,
 ) -> str:
-    """Generate OUT/videos/NAME.mp4 and OUT/annotations.json, unless they already exist.
+    """Generate OUT/videos/NAME.mp4, OUT/annotations.json and the same as OUT/labels.csv, unless they already exist.
 
     Args:
         out: folder of the data set.
@@ -82,6 +84,7 @@ def generate_videos(
     if duration_sec != DURATION_SEC:
         wanted["seconds"] = list(duration_sec)
     if _is_complete(out, wanted):
+        _write_labels(out)  # earlier versions did not
         return f"{out} is complete"
     folder = out / "videos"
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,7 @@ def generate_videos(
     with multiprocessing.Pool(workers) as pool:
         made = dict(tqdm(pool.imap(_make_video, jobs), total=len(jobs), unit="video", dynamic_ncols=True))
     (out / "annotations.json").write_text(json.dumps({"database": made}, indent=1), encoding="utf-8")
+    _write_labels(out)
     (out / COMPLETE_FILE).write_text(json.dumps(wanted), encoding="utf-8")
     seconds = sum(float(str(video["duration"])) for video in made.values())
     actions = [action for video in made.values() for action in video["annotations"]]  # type: ignore[union-attr]
@@ -139,6 +143,16 @@ def _is_complete(out: Path, wanted: Mapping[str, object]) -> bool:
         return True
     marker.unlink(missing_ok=True)
     return False
+
+
+def _write_labels(out: Path) -> None:
+    """The annotations as a table of file, start, end, label."""
+    database = json.loads((out / "annotations.json").read_text(encoding="utf-8"))["database"]
+    with (out / LABELS_FILE).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "start", "end", "label"))
+        for name, video in database.items():
+            writer.writerows([f"{name}.mp4", *action["segment"], action["label"]] for action in video["annotations"])
 
 
 def _make_video(job: VideoJob) -> tuple[str, dict[str, object]]:

@@ -91,7 +91,7 @@ def prepare(
             report(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
             return 1
         entries = [entry for entry in entries if entry.name not in missing]
-    _write(entries, out, excluded=[*sorted(listed_names), *missing], report=report)
+    write_annotations(entries, out, excluded=[*sorted(listed_names), *missing], report=report)
     return 0
 
 
@@ -158,8 +158,14 @@ def _probed(entries: Sequence[Entry], files: Mapping[str, Path]) -> tuple[list[E
     ], unreadable
 
 
-def _write(entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], report: Callable[[str], None]) -> None:
-    """Write the JSON and the names of excluded videos, then read the JSON as the trainer does."""
+def write_annotations(
+    entries: Sequence[Entry], out: Path, *, excluded: Sequence[str], report: Callable[[str], None]
+) -> None:
+    """Write the JSON and the names of excluded videos, then read the JSON as the trainer does.
+
+    Raises:
+        DataError: a subset without videos.
+    """
     for subset in SUBSETS:
         if not any(entry.subset == subset for entry in entries):
             raise DataError(f"no video of subset {subset!r} is left; nothing was written")

@@ -40,6 +40,7 @@ def write_annotated(
     target: Path,
     *,
     detections: Sequence[Mapping[str, Any]],
+    scored: bool = True,
 ) -> None:
     """Write the annotated copy, with the source's clock in a player.
 
@@ -47,6 +48,7 @@ def write_annotated(
         source: a video file.
         target: `.mp4`.
         detections: records with `segment` in seconds, `label`, `score`.
+        scored: show the scores; False: they are annotations.
 
     Raises:
         VideoError: the source cannot be decoded.
@@ -55,7 +57,7 @@ def write_annotated(
     short = min(info.width, info.height)
     scale = max(min(1.0, MOST_SHORT_SIDE / short), LEAST_WIDTH / info.width)
     width, height = (2 * max(1, round(side * scale / 2)) for side in (info.width, info.height))
-    overlay = Overlay(detections, width=width, height=height, duration_sec=info.duration_sec)
+    overlay = Overlay(detections, width=width, height=height, duration_sec=info.duration_sec, scored=scored)
     with (
         opened(source, num_threads=2) as (container, stream),
         av.open(str(target), "w", options={"movflags": "faststart"}) as out,
@@ -95,11 +97,19 @@ class Overlay:
         width: width of the picture in pixels.
         height: height of the picture in pixels.
         duration_sec: length of the video.
+        scored: as for `write_annotated`.
     """
 
     def __init__(
-        self, detections: Sequence[Mapping[str, Any]], *, width: int, height: int, duration_sec: float
+        self,
+        detections: Sequence[Mapping[str, Any]],
+        *,
+        width: int,
+        height: int,
+        duration_sec: float,
+        scored: bool = True,
     ) -> None:
+        self._scored = scored
         self._detections = sorted(detections, key=lambda record: -record["score"])
         labels = list(dict.fromkeys(record["label"] for record in self._detections))
         self._looks = class_looks(labels, most=MOST_CLASSES)
@@ -147,7 +157,8 @@ class Overlay:
         if not active:
             return np.zeros((0, 0, 3), np.uint8)
         shown = [self._detections[number] for number in active[:MOST_LABELS]]
-        lines = [f"{' '.join(record['label'].split())} {record['score']:.2f}" for record in shown]
+        scores = [f" {record['score']:.2f}" if self._scored else "" for record in shown]
+        lines = [f"{' '.join(record['label'].split())}{score}" for record, score in zip(shown, scores, strict=True)]
         fonts = [ImageFont.truetype(file_for(line), self._size) for line in lines]
         pad, step = self._size // 2, round(self._size * 1.35)
         width = round(max(font.getlength(line) for font, line in zip(fonts, lines, strict=True))) + self._size + 3 * pad

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from adatad_ds.data.decoding.video import opened
 from adatad_ds.evaluation.operating_point import ShownFrom
-from adatad_ds.evaluation.plots.figures import class_looks
+from adatad_ds.evaluation.plots.figures import OTHER_COLOR, Look, class_looks
 from adatad_ds.evaluation.video.subtitles import by_time
 
 # FFmpeg's name of the container: its media type, and the codecs that Chromium, Firefox and Safari all play in it.
@@ -21,6 +21,7 @@ _PLAYED = {
     "mov,mp4,m4a,3gp,3g2,mj2": ("video/mp4", ("h264",)),
     "matroska,webm": ("video/webm", ("vp8", "vp9")),
 }
+ANNOTATED = "(annotated)"  # behind the label of what is no detection
 _PIXELS = ("yuv420p", "yuvj420p")
 
 
@@ -51,7 +52,10 @@ def write_page(
     video: str,
     duration_sec: float,
     detections: Sequence[Mapping[str, Any]],
-    shown: ShownFrom,
+    shown: ShownFrom | None,
+    truths: Sequence[Mapping[str, Any]] = (),
+    about: str = "",
+    links: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write the page, which needs no network access.
 
@@ -61,23 +65,37 @@ def write_page(
         video: its address, see `video_address`.
         duration_sec: its length.
         detections: all records with `segment` in seconds, `label`, `score`.
-        shown: initial score of the filter.
+        shown: initial score of the filter; None: all are annotations, without scores.
+        truths: annotated segments to show beside the detections, of the same form without `score`.
+        about: a line below the name.
+        links: texts and addresses of other pages.
     """
+    annotated = [
+        {"segment": truth["segment"], "label": f"{truth['label']} {ANNOTATED}", "score": 1.0, "annotated": True}
+        for truth in truths
+    ]
     best: dict[str, float] = {}
-    for record in detections:
+    for record in (*detections, *annotated):
         best[record["label"]] = max(best.get(record["label"], 0.0), record["score"])
     labels = sorted(best, key=lambda label: (-best[label], label))
+    if annotated:  # an action's rows follow each other
+        labels.sort(key=lambda label: (label.removesuffix(f" {ANNOTATED}"), label.endswith(ANNOTATED)))
+    looks = class_looks([label for label in labels if not label.endswith(ANNOTATED)])
     content = {
         "name": name,
         "video": video,
         "duration_sec": duration_sec,
-        "min_score": shown.score,
-        "reason": shown.reason,
+        "about": about,
+        "links": links,
+        "scored": shown is not None,
+        "min_score": 0.0 if shown is None else shown.score,
+        "reason": "" if shown is None else shown.reason,
         "classes": [
             {"label": label, "color": look.color, "hatch": look.hatch, "ink": look.ink}
-            for label, look in class_looks(labels).items()
+            for label in labels
+            for look in [looks.get(label, Look(OTHER_COLOR, ""))]
         ],
-        "detections": by_time(detections),
+        "detections": by_time([*detections, *annotated]),
     }
     template = (files("adatad_ds.evaluation.video") / "page.html").read_text(encoding="utf-8")
     text = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script

@@ -1,0 +1,47 @@
+"""Write the report of a run: one page with its result, curves, errors, videos, settings, costs, and its command.
+
+    adatad-ds report runs/NAME
+
+RUN/report/report.html opens in a browser without a network. Its videos are linked where they lie; with --copy, they are
+copied, so that the folder can be sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from adatad_ds.cli.commands import command_parser
+from adatad_ds.errors import ConfigError
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(prog, __doc__)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's folder, best after adatad-ds evaluate")
+    add("--out", type=Path, metavar="FOLDER", help="default: RUN/report")
+    add("--annotations", type=Path, metavar="FILE", help="default: the run's, whose path is that of the training")
+    add("--videos", type=Path, metavar="FOLDER", help="default: the run's")
+    add("--show", type=int, default=4, metavar="N", help="the surest N videos, and the worst N; default %(default)s")
+    add("--copy", action="store_true", help="copy the videos that are shown")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Write the report."""
+    arguments = make_parser(prog).parse_args(argv)
+    if arguments.show < 0:
+        raise ConfigError(f"--show {arguments.show}: expected 0 videos or more")
+    from adatad_ds.evaluation.run_report.report import FOLDER, Wanted, write_report
+
+    wanted = Wanted(
+        folder=arguments.out or arguments.run / FOLDER,
+        annotations=arguments.annotations,
+        videos=arguments.videos,
+        best=arguments.show,
+        copy=arguments.copy,
+    )
+    write_report(arguments.run, wanted=wanted, report=print)
+    return 0
