@@ -192,9 +192,20 @@ def file_frames(window: VideoWindow, path: Path, config: DataConfig) -> NDArray[
     Raises:
         VideoError: not a decodable video.
     """
+    return frames_shown(window.frame_indices, window.frame_sec, path, config)
+
+
+def frames_shown(
+    frame_indices: NDArray[np.int64], frame_sec: NDArray[np.float64], path: Path, config: DataConfig
+) -> NDArray[np.int64]:
+    """The frames (F,) of a file for numbers (F,) counted from 0, or for their times where counting would be wrong.
+
+    Raises:
+        VideoError: not a decodable video.
+    """
     if config.fixed_fps is not None or not probe(path).even:
-        return frames_at(path, window.frame_sec)
-    return window.frame_indices
+        return frames_at(path, frame_sec)
+    return frame_indices
 
 
 def _cut(source: WindowSource, *, start_slot: int, length: int) -> VideoWindow:
