@@ -124,6 +124,11 @@ def sliding_windows(source: WindowSource) -> list[VideoWindow]:
     ]
 
 
+def whole_window(source: WindowSource) -> VideoWindow:
+    """All steps of a video as one window, however long; its frames are only those of a window's length."""
+    return _cut(source, start_slot=0, length=source.num_slots)
+
+
 def resize_window(source: WindowSource) -> VideoWindow:
     """The whole video as one window: frames at the centres of F equal parts, T equal feature steps."""
     config, timing, duration_sec = source.config, source.timing, source.video.duration_sec

@@ -18,7 +18,7 @@ from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
 
 if TYPE_CHECKING:
-    from adatad_ds.models.factory import Backbone
+    from adatad_ds.models.factory import AnyBackbone
 
 
 class Predictions(NamedTuple):
@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
 class Detector(nn.Module):
     """Adapted backbone, pyramid and heads."""
 
-    def __init__(self, *, backbone: Backbone, pyramid: Pyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
@@ -48,7 +48,7 @@ class Detector(nn.Module):
         """Predict class logits and distances.
 
         Args:
-            frames: (B, F, H, W, 3) uint8.
+            frames: (B, F, H, W, 3) uint8; or features (B, T, C).
             valid: (B, T) bool, False beyond the video's end.
             seeds: (B,) int64, per-sample seeds of drop path and dropout in training; None: nothing is dropped.
         """
@@ -59,11 +59,17 @@ class Detector(nn.Module):
         return Predictions(class_logits, distances, torch.cat(masks, dim=1))
 
 
-def detector_points(config: Config, *, device: torch.device) -> Tensor:
-    """Points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride."""
-    head = config.head
+def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> Tensor:
+    """Points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride.
+
+    Args:
+        config: of the run.
+        device: of the result.
+        steps: feature steps of whole videos that are longer than a window.
+    """
+    head, padded = config.head, config.padded_steps(steps)
     return make_points(
-        level_lengths=[config.pyramid_steps // stride for stride in head.strides],
+        level_lengths=[padded // stride for stride in head.strides],
         strides=head.strides,
         regression_ranges=head.regression_range,
         point_offset=head.point_offset,

@@ -78,21 +78,23 @@ class Pyramid(nn.Module):
         """Features of all levels, from fine to coarse.
 
         Args:
-            features: (B, up to T steps, in_channels).
+            features: (B, steps, in_channels), padded to T or, if longer, for whole steps of the coarsest level.
             valid: (B, the same) bool, False beyond the video's end.
             noise: per-sample randomness in training; None: nothing is dropped.
 
         Returns:
             Features (B, T / 2^l, C) and masks (B, T / 2^l) of each level l.
         """
-        padding = self.steps - features.shape[1]
+        coarsest = HALVING ** len(self.branch)
+        steps = max(self.steps, -(-features.shape[1] // coarsest) * coarsest)
+        padding = steps - features.shape[1]
         x, valid = F.pad(features, (0, 0, 0, padding)), F.pad(valid, (0, padding))
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
         for convolution in self.embed:
             x = convolution(x, valid)
         if self.position is not None:
-            x = x + self.position.to(x.dtype) * valid.unsqueeze(-1)
+            x = x + self._position(steps).to(x.dtype) * valid.unsqueeze(-1)
         for block in self.stem:
             x, valid = block(x, valid, noise)
         levels, masks = [x], [valid]
@@ -101,6 +103,14 @@ class Pyramid(nn.Module):
             levels.append(x)
             masks.append(valid)
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)], masks
+
+    def _position(self, steps: int) -> Tensor:
+        """Position embedding (1, steps, C), stretched where steps are more than it was made for."""
+        assert self.position is not None
+        if steps == self.position.shape[-2]:
+            return self.position
+        stretched = F.interpolate(self.position.transpose(-1, -2).reshape(1, -1, self.steps), size=steps, mode="linear")
+        return stretched.transpose(1, 2)
 
 
 class MaskedConv(nn.Module):
