@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -149,6 +150,7 @@ class HeadConfig:
     proj_dropout: numbers.Probability = 0.0  # after the attention's projection and both layers of the MLP
     num_convs: numbers.PositiveInt = 2
     cls_prior: numbers.OpenFraction = 0.01
+    actionformer_norms: bool = False  # as in its authors' code: not masked again, epsilon 1e-5
     regression_range: tuple[tuple[numbers.Reach, numbers.Reach], ...] = REGRESSION_RANGE
     point_offset: bool = False
     loss_normalizer: numbers.PositiveFloat = 100.0
@@ -173,6 +175,12 @@ class HeadConfig:
     def strides(self) -> tuple[int, ...]:
         """Feature steps between two points of each level."""
         return tuple(2**level for level in range(self.levels))
+
+    @property
+    def step_multiple(self) -> int:
+        """What whole videos are padded to a multiple of: complete local attention windows, as published."""
+        windows = zip(self.strides, self.attn_windows, strict=True)
+        return math.lcm(self.strides[-1], max(stride * (max(window, 1) // 2 * 2 or 1) for stride, window in windows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +342,8 @@ class Config:
 
     def padded_steps(self, steps: int) -> int:
         """Feature steps of the pyramid's input for samples of so many: more than a window's only of whole videos."""
-        coarsest = self.head.strides[-1]
-        return max(self.pyramid_steps, -(-steps // coarsest) * coarsest)
+        multiple = self.head.step_multiple
+        return max(self.pyramid_steps, -(-steps // multiple) * multiple)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, JSON-ready, without absent sections."""

@@ -91,10 +91,12 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         heads=head.heads,
         attn_windows=head.attn_windows,
         steps=config.pyramid_steps,
+        step_multiple=head.step_multiple,
         abs_pos_embed=head.abs_pos_embed,
         drop_path=head.drop_path,
         input_dropout=head.input_dropout,
         proj_dropout=head.proj_dropout,
+        actionformer_norms=head.actionformer_norms,
     )
     heads = DetectionHead(
         width=head.width,
@@ -102,6 +104,7 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         levels=head.levels,
         num_convs=head.num_convs,
         cls_prior=head.cls_prior,
+        actionformer_norms=head.actionformer_norms,
     )
     return pyramid, heads
 

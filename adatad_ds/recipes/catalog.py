@@ -17,6 +17,7 @@ from adatad_ds.config.schema import (
     Tuning,
 )
 from adatad_ds.errors import ConfigError
+from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
 
@@ -46,7 +47,7 @@ def all_recipes() -> dict[str, Recipe]:
         "quickstart_frozen": _quickstart("frozen"),
         "quickstart_features": _quickstart_features(),
     }
-    return quickstart | dict(published_recipes()) | dict(aim_recipes())
+    return quickstart | dict(published_recipes()) | dict(aim_recipes()) | dict(actionformer_recipes())
 
 
 def recipe_table() -> str:

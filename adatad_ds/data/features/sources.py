@@ -180,7 +180,8 @@ class FeatureSources:
         if wrong:
             raise DataError(
                 f"data.features: {len(wrong)} of {len(arrays) * len(self._files)} arrays have other channels than "
-                f"backbone.feature_channels says: {summarize_list(wrong, limit=5)}"
+                f"backbone.feature_channels = {self.channels} says: {summarize_list(wrong, limit=5)}. Give the "
+                "features that the recipe is for; or null, for as many as these have"
             )
         stride = self._data.feature_stride_frames
         if self._data.sampling == "resize" or stride is None:
