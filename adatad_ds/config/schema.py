@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,12 +175,6 @@ class HeadConfig:
         """Feature steps between two points of each level."""
         return tuple(2**level for level in range(self.levels))
 
-    @property
-    def step_multiple(self) -> int:
-        """What whole videos are padded to a multiple of: complete local attention windows, as published."""
-        windows = zip(self.strides, self.attn_windows, strict=True)
-        return math.lcm(self.strides[-1], max(stride * (max(window, 1) // 2 * 2 or 1) for stride, window in windows))
-
 
 @dataclass(frozen=True, kw_only=True)
 class RecognitionConfig:
@@ -339,11 +332,6 @@ class Config:
     def pyramid_steps(self) -> int:
         """Feature steps of the pyramid's input: the window's, plus padding."""
         return self.head.max_len or self.data.window_size
-
-    def padded_steps(self, steps: int) -> int:
-        """Feature steps of the pyramid's input for samples of so many: more than a window's only of whole videos."""
-        multiple = self.head.step_multiple
-        return max(self.pyramid_steps, -(-steps // multiple) * multiple)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, JSON-ready, without absent sections."""

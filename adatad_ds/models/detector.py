@@ -5,13 +5,14 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.schema import Config
+from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.detection.points import make_points
 from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
@@ -67,7 +68,7 @@ def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> 
         device: of the result.
         steps: feature steps of whole videos that are longer than a window.
     """
-    head, padded = config.head, config.padded_steps(steps)
+    head, padded = config.head, padded_steps(config, steps)
     return make_points(
         level_lengths=[padded // stride for stride in head.strides],
         strides=head.strides,
@@ -75,6 +76,18 @@ def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> 
         point_offset=head.point_offset,
         device=device,
     )
+
+
+def padded_steps(config: Config, steps: int) -> int:
+    """Feature steps of the pyramid's input for samples of so many: more than a window's only of whole videos."""
+    multiple = step_multiple(config.head)
+    return max(config.pyramid_steps, -(-steps // multiple) * multiple)
+
+
+def step_multiple(head: HeadConfig) -> int:
+    """What whole videos are padded to a multiple of: complete local attention windows, as published."""
+    windows = zip(head.strides, head.attn_windows, strict=True)
+    return math.lcm(head.strides[-1], max(stride * (max(window, 1) // 2 * 2 or 1) for stride, window in windows))
 
 
 def valid_points(valid: Tensor, config: Config) -> Tensor:

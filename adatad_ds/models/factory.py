@@ -20,7 +20,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.detector import Detector
+from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
@@ -91,7 +91,7 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         heads=head.heads,
         attn_windows=head.attn_windows,
         steps=config.pyramid_steps,
-        step_multiple=head.step_multiple,
+        step_multiple=step_multiple(head),
         abs_pos_embed=head.abs_pos_embed,
         drop_path=head.drop_path,
         input_dropout=head.input_dropout,

@@ -23,6 +23,7 @@ from adatad_ds.data.features.files import FeatureFiles
 from adatad_ds.data.features.folder import FeatureFolder, FeatureSettings, VideoFeatures
 from adatad_ds.data.features.sources import with_feature_channels
 from adatad_ds.errors import ConfigError, DataError
+from adatad_ds.models.detector import padded_steps
 from adatad_ds.recipes.catalog import find_recipe
 
 CHANNELS, FPS, STRIDE = 6, 25.0, 5
@@ -206,8 +207,8 @@ def test_whole_videos_in_one_pass(annotations, folder):
     batch = data.collate([data[0, 0], data[0, 1], data[None]])
     assert batch.frames.shape == (3, 100, CHANNELS)
     assert batch.valid.sum(dim=1).tolist() == [100, 40, 0]
-    assert config.padded_steps(100) == 104
-    assert config.padded_steps(40) == 64
+    assert padded_steps(config, 100) == 104
+    assert padded_steps(config, 40) == 64
 
 
 def test_resized(annotations, folder):

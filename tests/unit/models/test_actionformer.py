@@ -23,7 +23,7 @@ from adatad_ds.config.schema import Config, TrainConfig
 from adatad_ds.detection.losses import LossNormalizer, detection_losses
 from adatad_ds.detection.points import assign_targets
 from adatad_ds.errors import CheckpointError
-from adatad_ds.models.detector import Detector, detector_points, valid_points
+from adatad_ds.models.detector import Detector, detector_points, padded_steps, valid_points
 from adatad_ds.models.factory import build_detector
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import find_weights, published_state
@@ -158,7 +158,7 @@ def test_a_whole_video_has_its_predictions(case, tmp_path):
     detector, config = loaded(name, tmp_path)
     golden = GOLDEN[name]["whole"]
     features, _, _ = drawn_video(number, 99, 0, GOLDEN[name]["settings"]["classes"], steps=WHOLE_STEPS)
-    assert config.padded_steps(WHOLE_STEPS) == golden["padded"]
+    assert padded_steps(config, WHOLE_STEPS) == golden["padded"]
     with torch.no_grad():
         found = detector.eval()(features[None], torch.ones(1, WHOLE_STEPS, dtype=torch.bool))
     points = detector_points(config, device=torch.device("cpu"), steps=WHOLE_STEPS)
