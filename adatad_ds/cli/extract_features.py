@@ -8,7 +8,8 @@ Writes FOLDER/NAME.npy (T, C) for each video and FOLDER/features.json; docs/guid
 them. Stopped and started again, it goes on with the videos that are not done. Several ranks (torchrun, srun) or the
 jobs of a Slurm array (--share "$SLURM_ARRAY_TASK_ID/8") each take a share of the videos.
 
-Exit code: 0 all videos are done, 1 some cannot be read, 2 nothing could be started, 130 interrupted.
+Exit code: 0 all videos are done, 1 some cannot be read (of several ranks 0, or a launcher would end the others), 2
+nothing could be started, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         shares=shares * ranks,
     )
     failed = extract(source, job, report=tqdm.write)
-    return 1 if failed or absent else 0
+    # Launchers end all ranks when one exits with an error: they get 0, and features.json names what failed.
+    return 1 if (failed or absent) and ranks == 1 else 0
 
 
 def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:

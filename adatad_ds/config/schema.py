@@ -135,8 +135,11 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """ActionFormer's pyramid and heads."""
+    """The pyramid and ActionFormer's heads."""
 
+    name: Literal["actionformer", "temporalmaxer"] = (
+        "actionformer"  # attention, or max pooling alone (arXiv 2303.09055)
+    )
     width: numbers.PositiveInt = 512
     # convolutions, transformer blocks, halving blocks
     arch: tuple[numbers.NonNegativeInt, numbers.NonNegativeInt, numbers.NonNegativeInt] = (2, 2, 5)

@@ -61,6 +61,11 @@ def _head(config: Config) -> Iterator[str]:
         )
     if steps < config.data.window_size:
         yield f"head.max_len = {head.max_len} is less than data.window_size"
+    if head.name == "temporalmaxer" and head.arch[1]:
+        yield (
+            f"head.arch[1] = {head.arch[1]}, but head.name=temporalmaxer has no transformer blocks: use "
+            f"--set head.arch=[{head.arch[0]},0,{head.arch[2]}]"
+        )
     if len(head.regression_range) != head.levels:
         yield (
             f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)"

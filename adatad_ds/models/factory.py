@@ -97,6 +97,7 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         input_dropout=head.input_dropout,
         proj_dropout=head.proj_dropout,
         actionformer_norms=head.actionformer_norms,
+        pooling=head.name == "temporalmaxer",
     )
     heads = DetectionHead(
         width=head.width,

@@ -34,6 +34,7 @@ class Pyramid(nn.Module):
         input_dropout: dropout rate of input channels in training.
         proj_dropout: dropout rate after the attention's projection and after both layers of the MLP.
         actionformer_norms: see `MaskedConv`.
+        pooling: halve the rate by max pooling alone (TemporalMaxer, arXiv 2303.09055) instead of transformer blocks.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Pyramid(nn.Module):
         input_dropout: float,
         proj_dropout: float,
         actionformer_norms: bool = False,
+        pooling: bool = False,
     ) -> None:
         super().__init__()
         convolutions, full_rate, halving = arch
@@ -67,7 +69,9 @@ class Pyramid(nn.Module):
         self.position: Tensor | None
         self.register_buffer("position", position, persistent=False)
 
-        def block(stride: int, window: int) -> PyramidBlock:
+        def block(stride: int, window: int) -> PyramidBlock | MaxPooling:
+            if pooling:
+                return MaxPooling(stride=stride)
             return PyramidBlock(
                 width=width,
                 heads=heads,
@@ -181,6 +185,20 @@ class PyramidBlock(nn.Module):
         if noise is None or self.proj_dropout == 0:
             return x
         return x * noise.keep(*x.shape[1:], rate=self.proj_dropout).to(x.dtype)
+
+
+class MaxPooling(nn.Module):
+    """Masked max pooling over three steps; may halve the rate."""
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, valid: Tensor, noise: SampleNoise | None) -> tuple[Tensor, Tensor]:
+        """(B, T, C) and (B, T) to (B, T / stride, C) and (B, T / stride)."""
+        out_valid = valid[:, :: self.stride]
+        pooled = F.max_pool1d(x.transpose(1, 2), kernel_size=3, stride=self.stride, padding=1).transpose(1, 2)
+        return pooled * out_valid.unsqueeze(-1), out_valid
 
 
 class ScaledDropPath(nn.Module):

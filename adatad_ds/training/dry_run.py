@@ -40,7 +40,8 @@ def weights_that_fit(config: Config) -> str:
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
-        return "weights: none, the transformer is randomly initialised"
+        what = "there is no transformer" if config.backbone.is_features else "the transformer is randomly initialised"
+        return f"weights: none, {what}"
     # Unnamed classes are those of the data, which are not read here: a classifier of any number may fit.
     reset_classifier = config.reset_classifier or not classes
     trainable = published_state(weights, model, config=config, reset_classifier=reset_classifier)

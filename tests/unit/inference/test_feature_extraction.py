@@ -30,8 +30,10 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.inference import feature_extraction
 from adatad_ds.inference.feature_extraction import Averages, FeatureExtractor, Interpolation
 from adatad_ds.inference.feature_job import open_source
-from adatad_ds.models.factory import Backbone, build_backbone
+from adatad_ds.inference.trained_model import Trained, export
+from adatad_ds.models.factory import Backbone, build_backbone, build_detector
 from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.weights.files import StoredTensor
 from tests.support.launch import REPOSITORY, environment
 from tests.support.videos import write_video
 
@@ -91,13 +93,13 @@ def extracted(backbone: Backbone, config: Config, path: Path, *, snippet: Snippe
     return found
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "tia", "side"])
-@pytest.mark.parametrize("rates", [(2, 2), (1, 1), (8, 8)], ids=["1 token a step", "half a token", "4 tokens"])
-def test_features_are_those_of_evaluation_windows(videos, monkeypatch, tuning, rates):
+@pytest.mark.parametrize(
+    ("tuning", "per_step"),
+    [("frozen", 2), ("tia", 2), ("side", 2), ("frozen", 1), ("frozen", 8)],
+    ids=["frozen", "tia", "side", "half a token a step", "4 tokens a step"],
+)
+def test_features_are_those_of_evaluation_windows(videos, monkeypatch, tuning, per_step):
     """Up to what a window cannot see beyond its ends: its clips' context and, between tokens, half a step."""
-    per_step, stride = rates
-    if tuning != "frozen" and per_step != 2:
-        pytest.skip("the steps are the same")
     monkeypatch.setattr(feature_extraction, "CLIPS_AT_ONCE", 1)
     config = config_of(
         videos,
@@ -105,7 +107,7 @@ def test_features_are_those_of_evaluation_windows(videos, monkeypatch, tuning, r
         f"backbone.tuning={tuning}",
         "backbone.adapter_blocks=[1]",
         f"data.frames_per_feature={per_step}",
-        f"data.feature_stride_frames={stride}",
+        f"data.feature_stride_frames={per_step}",
         f"data.window_size={64 // per_step}",
         "head.arch=[1, 1, 1]",
         "head.regression_range=[[0, 4], [4, 100]]",
@@ -310,6 +312,42 @@ def test_features_too_large_for_fp16(videos, tmp_path, monkeypatch, capsys):
 def test_what_contradicts_itself(videos, tmp_path, more, message):
     with pytest.raises(ConfigError, match=message):
         main([*arguments(videos, tmp_path / "out"), *more], prog="extract")
+
+
+def test_a_trained_model_extracts_with_its_adapters(videos, tmp_path):
+    """A run's export: other features than its frozen backbone's, and told so."""
+    config = config_of(videos, "backbone.adapter_blocks=[1]")
+    torch.manual_seed(4)
+    detector = build_detector(config, num_classes=1)
+    for parameter in detector.backbone.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    trainable = {
+        name: StoredTensor(tuple(parameter.shape), lambda parameter=parameter: parameter.detach())
+        for name, parameter in detector.named_parameters()
+        if parameter.requires_grad
+    }
+    path = tmp_path / "mine.safetensors"
+    trained = Trained(
+        name="mine",
+        source=path,
+        folder=tmp_path,
+        config=config,
+        classes=("wave",),
+        trainable=trainable,
+        frozen_fingerprint=None,
+        averaged=False,
+    )
+    export(trained, path, extra={})
+    command = ["--checkpoint", str(path), "--videos", str(videos / "short.mp4"), "--dtype", "fp32"]
+    assert main([*command, "--out", str(tmp_path / "out")], prog="extract") == 0
+    said = read_description(tmp_path / "out").settings
+    assert (said.trained, said.context_frames) == ("mine.safetensors", 16)
+    source = open_source(recipe=None, checkpoint=path, overrides=())
+    wanted = extracted(source.backbone, source.config, videos / "short.mp4")
+    found = torch.from_numpy(np.load(tmp_path / "out/short.npy"))
+    torch.testing.assert_close(found, wanted)
+    frozen = open_source(recipe="quickstart_frozen", checkpoint=None, overrides=SMALL)
+    assert (extracted(frozen.backbone, frozen.config, videos / "short.mp4") - wanted).abs().max() > 0.1
 
 
 def test_neither_recipe_nor_checkpoint():
