@@ -3,6 +3,7 @@
     python adatad_ds/evaluate.py runs/NAME [--set section.key=value]
     python adatad_ds/evaluate.py EXPORT.safetensors
     python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
+    python adatad_ds/evaluate.py DETECTIONS.json --annotations FILE   (of whatever origin: the metrics alone)
     python adatad_ds/evaluate.py raw.npz --set test.sigma=0.5   (of --save-candidates; suppression and metrics again)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
@@ -59,6 +60,18 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
 
     path: Path = arguments.path
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
+    for key, value in (("annotations", arguments.annotations), ("test_subset", arguments.subset)):
+        overrides += [] if value is None else [f"data.{key}={value!r}"]
+    if path.suffix == ".json":
+        from adatad_ds.inference.any_detections import evaluate_detections
+
+        output = arguments.output or path.parent / "evaluate"
+        world.on_main(
+            lambda: evaluate_detections(
+                path, recipe=arguments.recipe, overrides=overrides, output=output, per_class=arguments.per_class
+            )
+        )
+        return
     if path.suffix == ".npz":
         evaluate_again(
             world.attempt(lambda: read_candidates(path)),
@@ -97,9 +110,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "path",
         type=Path,
-        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz",
+        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz, or "
+        "detections in a .json",
     )
-    parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
+    parser.add_argument(
+        "--recipe", help="recipe of a published checkpoint or of detections; see train.py --list-recipes"
+    )
+    parser.add_argument("--annotations", metavar="FILE", help="the same as --set data.annotations=FILE")
+    parser.add_argument("--subset", metavar="NAME", help="the same as --set data.test_subset=NAME")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names in the order of the logits, one per line, if unknown"
     )

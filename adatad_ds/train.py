@@ -79,8 +79,10 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
     elif arguments.diff:
         yield config_diff(config, find_recipe(arguments.diff).config)
     else:
+        from adatad_ds.data.features.sources import with_feature_channels
         from adatad_ds.training.dry_run import dry_run, weights_that_fit
 
+        config = with_feature_channels(config)
         yield dry_run(config, arguments.deepspeed_config)
         yield weights_that_fit(config)
 
@@ -94,12 +96,13 @@ def recipe_config(arguments: argparse.Namespace) -> Config:
 
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and the ds_config as in its file."""
+    from adatad_ds.data.features.sources import with_feature_channels
     from adatad_ds.distributed.ds_config import read_ds_config
     from adatad_ds.training.profiling import parse_profile
 
     if arguments.profile:
         parse_profile(arguments.profile)  # report errors early
-    return recipe_config(arguments), read_ds_config(arguments.deepspeed_config)
+    return with_feature_channels(recipe_config(arguments)), read_ds_config(arguments.deepspeed_config)
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

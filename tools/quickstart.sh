@@ -3,10 +3,11 @@
 # few epochs, and show its detections in a video. `--full` trains it to the end, and then the same budget with a frozen
 # backbone, for comparison. DS_CONFIG=ds_configs/zero3_offload.json trains as a model of 1 B parameters needs it: the
 # losses are the same up to rounding, but gathering the weights of this one, of 18 MB, takes longer than it pays.
+# `--features` extracts the frozen backbone's features once, and trains and evaluates a head on them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[[ $# == 0 || $* == --full ]] || {
-    echo "usage: bash tools/quickstart.sh [--full]" >&2
+[[ $# == 0 || $* == --full || $* == --features ]] || {
+    echo "usage: bash tools/quickstart.sh [--full | --features]" >&2
     exit 2
 }
 source tools/environment.sh requirements.txt
@@ -41,6 +42,20 @@ train() {
 stage "videos with actions that differ in motion"
 adatad-ds generate videos --out data/quickstart --train 160 --test 32 --seed 1 --workers "$cores"
 done_in
+
+if [[ $* == --features ]]; then
+    stage "features of the frozen backbone, by $ranks processes"
+    for ((rank = 0; rank < ranks; rank++)); do
+        OMP_NUM_THREADS=$threads adatad-ds extract-features --recipe quickstart_frozen \
+            --out data/quickstart/features --share "$rank/$ranks" &
+        extracting+=($!)
+    done
+    for process in "${extracting[@]}"; do wait "$process"; done
+    done_in
+    train quickstart_features quickstart_features
+    python adatad_ds/evaluate.py runs/quickstart_features
+    exit
+fi
 
 if [[ $* != --full ]]; then
     epochs=6 # of the recipe's 16

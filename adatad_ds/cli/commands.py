@@ -45,6 +45,7 @@ BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
         "prepare-data": Command("cli.prepare_data", "turn a data set's published annotations into our JSON"),
         "check-data": Command("cli.check_data", "decode all videos, find faults, suggest settings to train with"),
         "prepare-videos": Command("cli.prepare_videos", "re-encode videos once to what recipes read of them"),
+        "extract-features": Command("cli.extract_features", "a backbone's features of whole videos, to train heads on"),
         "generate": Command("cli.generate", "make the quickstarts' videos or clips"),
     },
     "Training": {
@@ -75,7 +76,7 @@ def help_text() -> str:
     """All commands by purpose."""
     lines = [f"usage: {PROGRAM} COMMAND [options]", "", ABOUT]
     for purpose, commands in BY_PURPOSE.items():
-        lines += ["", f"{purpose}:", *(f"  {name:<14} {command.summary}" for name, command in commands.items())]
+        lines += ["", f"{purpose}:", *(f"  {name:<16} {command.summary}" for name, command in commands.items())]
     return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help says more. {PROGRAM} --version prints the version."])
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Tuning = Literal["frozen", "full", "tia", "side", "aim"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
+FEATURES = "features"  # the backbone's name where data.features are read
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 Scaling = Literal["bilinear", "antialias"]  # see data/decoding/scaling.py
 Augmentation = Literal[
@@ -33,6 +34,8 @@ class DataConfig:
 
     annotations: str = ""  # community JSON: database -> video -> subset, duration, annotations
     videos: str = ""  # folder of VIDEO_NAME.{mp4,mkv,webm,avi,...}
+    features: str | tuple[str, ...] = ""  # in their place: folders of VIDEO_NAME.npy (T, C), ...; several side by side
+    skip_missing: bool = False  # leave out annotated videos that have no features
     train_subset: str = "training"
     test_subset: str = "validation"
     classes: tuple[str, ...] = ()  # empty: the annotation file's labels, sorted
@@ -47,11 +50,13 @@ class DataConfig:
     sampling: Literal["random_trunc", "resize"] = "random_trunc"
     fixed_fps: numbers.FramesPerSec | None = None  # frame rate that strides refer to; None: the file's own
     offset_frames: numbers.Frames = 0  # added to each window's start when grid positions become seconds
+    offset_steps: numbers.NonNegativeFloat = 0.0  # features with sampling=resize: likewise, in feature steps
     trunc_thresh: numbers.Fraction = 0.75  # keep a segment if at least this share of it lies in the window
     min_action_share: numbers.ActionShare = 0.0  # drop training actions of at most this share of their video
     # range of the random length that videos shorter than the window are cropped to
     crop_ratio: tuple[numbers.VideoShare, numbers.VideoShare] | None = (0.9, 1.0)
     test_window_overlap: numbers.WindowShare = 0.5
+    test_whole_videos: bool = False  # features only: each test video in one pass, however long
 
     resolution: numbers.Pixels = 160  # side in pixels of the backbone's input frames
     short_side_before_crop: numbers.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
@@ -62,6 +67,11 @@ class DataConfig:
     prefetch: numbers.PositiveInt = 2  # micro batches ahead, per worker
     worker_timeout_sec: numbers.Seconds = 600  # a sample that takes longer ends the run with an error
     max_failed_videos: numbers.NonNegativeInt = 10  # unreadable training videos before the run stops
+
+    @property
+    def feature_sources(self) -> tuple[str, ...]:
+        """Folders or files of features."""
+        return (self.features,) * bool(self.features) if isinstance(self.features, str) else self.features
 
     @property
     def window_frames(self) -> int:
@@ -79,7 +89,8 @@ class DataConfig:
 class BackboneConfig:
     """Video or image transformer, and how it is tuned."""
 
-    name: str = "videomae_s"  # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm
+    # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm; `features`: data.features
+    name: str = "videomae_s"
     weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
     adapter: Literal["tia", "plain"] = "tia"
@@ -89,6 +100,7 @@ class BackboneConfig:
     adapter_dilation: numbers.PositiveInt = 1
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
+    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
     clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
     stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
 
@@ -101,6 +113,11 @@ class BackboneConfig:
     clip_frames: numbers.PositiveInt | None = None  # frames per temporal-attention clip; None: 16, in recognition all T
 
     @property
+    def is_features(self) -> bool:
+        """Whether features are read, and there is no transformer."""
+        return self.name == FEATURES
+
+    @property
     def is_image(self) -> bool:
         """Whether this is an image transformer."""
         return self.name.startswith("vit_")
@@ -108,18 +125,21 @@ class BackboneConfig:
     @property
     def frames_per_token(self) -> int:
         """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
-        return 1 if self.is_image else TUBELET_FRAMES
+        return 1 if self.is_image or self.is_features else TUBELET_FRAMES
 
     @property
     def adapter_reach(self) -> int:
         """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
-        return 0 if self.is_image else self.adapter_dilation * (self.adapter_kernel // 2)
+        return 0 if self.is_image or self.is_features else self.adapter_dilation * (self.adapter_kernel // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """ActionFormer's pyramid and heads."""
+    """The pyramid and ActionFormer's heads."""
 
+    name: Literal["actionformer", "temporalmaxer"] = (
+        "actionformer"  # attention, or max pooling alone (arXiv 2303.09055)
+    )
     width: numbers.PositiveInt = 512
     # convolutions, transformer blocks, halving blocks
     arch: tuple[numbers.NonNegativeInt, numbers.NonNegativeInt, numbers.NonNegativeInt] = (2, 2, 5)
@@ -132,6 +152,7 @@ class HeadConfig:
     proj_dropout: numbers.Probability = 0.0  # after the attention's projection and both layers of the MLP
     num_convs: numbers.PositiveInt = 2
     cls_prior: numbers.OpenFraction = 0.01
+    actionformer_norms: bool = False  # as in its authors' code: not masked again, epsilon 1e-5
     regression_range: tuple[tuple[numbers.Reach, numbers.Reach], ...] = REGRESSION_RANGE
     point_offset: bool = False
     loss_normalizer: numbers.PositiveFloat = 100.0
@@ -299,6 +320,8 @@ class Config:
     @property
     def clip_frames(self) -> int:
         """Frames per clip, within which attention stays."""
+        if self.backbone.is_features:
+            return 1
         if not self.backbone.is_image:
             return CLIP_FRAMES
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)

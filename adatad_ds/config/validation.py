@@ -17,7 +17,10 @@ def problems(config: Config) -> list[str]:
         found += [*_windows(config), *_head(config)]
     else:
         found += _recognition(config)
-    found += [*_backbone(config), *_training(config)]
+    found += [*_features(config)] if config.backbone.is_features else [*_backbone(config)]
+    found += _training(config)
+    if config.data.feature_sources and not config.backbone.is_features:
+        found.append(f"data.features are read with backbone.name=features, not {config.backbone.name}")
     data = config.data
     if data.short_side_before_crop < data.resolution:
         found.append(
@@ -58,6 +61,11 @@ def _head(config: Config) -> Iterator[str]:
         )
     if steps < config.data.window_size:
         yield f"head.max_len = {head.max_len} is less than data.window_size"
+    if head.name == "temporalmaxer" and head.arch[1]:
+        yield (
+            f"head.arch[1] = {head.arch[1]}, but head.name=temporalmaxer has no transformer blocks: use "
+            f"--set head.arch=[{head.arch[0]},0,{head.arch[2]}]"
+        )
     if len(head.regression_range) != head.levels:
         yield (
             f"head.regression_range has {len(head.regression_range)} ranges for {head.levels} levels (head.arch[2] + 1)"
@@ -86,6 +94,15 @@ def _recognition(config: Config) -> Iterator[str]:
         )
     if config.parallel.temporal != 1:
         yield "parallel.temporal is for detection: recognition does not split clips over ranks"
+
+
+def _features(config: Config) -> Iterator[str]:
+    if not config.data.feature_sources:
+        yield "backbone.name=features needs data.features, the folder of the features"
+    if config.recognition:
+        yield "backbone.name=features is for detection"
+    if config.parallel.temporal != 1:
+        yield "parallel.temporal splits a backbone's frames over ranks; features need no more than one"
 
 
 def _backbone(config: Config) -> Iterator[str]:

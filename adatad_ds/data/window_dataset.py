@@ -97,21 +97,12 @@ class WindowDataset(VideoDataset[Video, Sample]):
         Raises:
             DataError: unusable annotations or files.
         """
-        annotations, reports = _load(config, subset=config.train_subset, classes=config.classes, train=True)
-        with_actions = tuple(video for video in annotations.videos if video.actions)
-        without = [video.name for video in annotations.videos if not video.actions]
-        if not with_actions:
-            raise DataError(
-                f"{config.annotations}: no video of subset {config.train_subset!r} has an action to train on"
-            )
-        if without:
-            names = summarize_list(without, limit=3, separator=", ")
-            reports.append(f"{len(without)} videos of {config.train_subset!r} without actions left out ({names})")
-        paths = find_videos(config.videos, [video.name for video in with_actions])
-        check_prepared(config, with_actions, paths, training=True)
+        annotations, reports = with_actions(config)
+        paths = find_videos(config.videos, [video.name for video in annotations.videos])
+        check_prepared(config, annotations.videos, paths, training=True)
         return cls(
             config=config,
-            annotations=replace(annotations, videos=with_actions),
+            annotations=annotations,
             paths=paths,
             training=True,
             seed=seed,
@@ -130,7 +121,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
             DataError: unusable annotations or files.
         """
         known = config.classes if config.class_agnostic else classes or config.classes
-        annotations, reports = _load(config, subset=config.test_subset, classes=known, train=False)
+        annotations, reports = load_subset(config, subset=config.test_subset, classes=known, train=False)
         paths = find_videos(config.videos, [video.name for video in annotations.videos])
         check_prepared(config, annotations.videos, paths, training=False)
         return cls(config=config, annotations=annotations, paths=paths, training=False, reports=reports, frames=frames)
@@ -191,7 +182,10 @@ class WindowDataset(VideoDataset[Video, Sample]):
 
         index_videos(self._paths.values(), threads=PROBING_THREADS)
         sources = [source(index) for index in range(len(self.videos))]
-        return [window for source in sources for window in windows_for_testing(source)]
+        return [window for source in sources for window in self._windows_for_testing(source)]
+
+    def _windows_for_testing(self, source: WindowSource) -> list[VideoWindow]:
+        return windows_for_testing(source)
 
     def _source(self, index: int, timing: Timing | None = None) -> WindowSource:
         return WindowSource(
@@ -213,7 +207,31 @@ class WindowDataset(VideoDataset[Video, Sample]):
         return read_with_damage(path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader)
 
 
-def _load(config: DataConfig, *, subset: str, classes: Sequence[str], train: bool) -> tuple[AnnotationSet, list[str]]:
+def with_actions(config: DataConfig) -> tuple[AnnotationSet, list[str]]:
+    """The training subset's videos that hold actions, and lines for the user.
+
+    Raises:
+        DataError: unusable annotations, or no such video.
+    """
+    annotations, reports = load_subset(config, subset=config.train_subset, classes=config.classes, train=True)
+    held = tuple(video for video in annotations.videos if video.actions)
+    without = [video.name for video in annotations.videos if not video.actions]
+    if not held:
+        raise DataError(f"{config.annotations}: no video of subset {config.train_subset!r} has an action to train on")
+    if without:
+        names = summarize_list(without, limit=3, separator=", ")
+        reports.append(f"{len(without)} videos of {config.train_subset!r} without actions left out ({names})")
+    return replace(annotations, videos=held), reports
+
+
+def load_subset(
+    config: DataConfig, *, subset: str, classes: Sequence[str], train: bool
+) -> tuple[AnnotationSet, list[str]]:
+    """The annotations of a subset as its config wants them, and lines for the user.
+
+    Raises:
+        DataError: unusable annotations.
+    """
     return load_annotations(
         config.annotations,
         subset=subset,

@@ -70,17 +70,7 @@ def stream_batches(
     rows = [file_frames(window, path, config) for window in windows]
     closed, lost = Event(), set[int]()
     damage = probe(path).damage
-    frames = stream_frames(
-        path,
-        np.unique(np.concatenate(rows)),
-        short_side=config.resolution,
-        scaling=config.scaling,
-        backend=config.reader,
-        num_threads=DECODING_THREADS,
-        lost=lost,
-    )
-    cropped = (center_crop(frame[None], resolution=config.resolution, scaling=config.scaling)[0] for frame in frames)
-    cropped = takewhile(lambda _: not closed.is_set(), cropped)
+    pictures_of = stream_rows(path, rows, config=config, closed=closed, lost=lost)
     samples = (
         Sample(
             frames=pictures,
@@ -93,9 +83,40 @@ def stream_batches(
             seed=0,
             damage=damage.with_lost(lost),  # as far as the file has been read
         )
-        for index, (window, pictures) in enumerate(zip(windows, gather_rows(rows, cropped), strict=True))
+        for index, (window, pictures) in enumerate(zip(windows, pictures_of, strict=True))
     )
-    return _ahead(map(collate, _grouped(samples, batch)), closed)
+    return ahead(map(collate, grouped(samples, batch)), closed)
+
+
+def stream_rows(
+    path: Path, rows: Sequence[NDArray[np.int64]], *, config: DataConfig, closed: Event, lost: set[int]
+) -> Iterator[Tensor]:
+    """The pictures of each row of a file's frames, as in testing; the file is decoded once, in order.
+
+    Args:
+        path: the file.
+        rows: frame numbers (F,) of each; see `gather_rows`.
+        config: how frames are read.
+        closed: once set, decoding is abandoned.
+        lost: damaged frames are added here as they are met.
+
+    Yields:
+        (F, S, S, 3) uint8, row by row.
+
+    Raises:
+        VideoError: nothing in the file can be decoded.
+    """
+    frames = stream_frames(
+        path,
+        np.unique(np.concatenate(rows)),
+        short_side=config.resolution,
+        scaling=config.scaling,
+        backend=config.reader,
+        num_threads=DECODING_THREADS,
+        lost=lost,
+    )
+    cropped = (center_crop(frame[None], resolution=config.resolution, scaling=config.scaling)[0] for frame in frames)
+    return gather_rows(rows, takewhile(lambda _: not closed.is_set(), cropped))
 
 
 def gather_rows(rows: Sequence[NDArray[np.int64]], frames: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -122,7 +143,8 @@ def gather_rows(rows: Sequence[NDArray[np.int64]], frames: Iterable[Tensor]) -> 
         yield torch.stack([held[place][1] for place in np.searchsorted(numbers, row)])
 
 
-def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` consecutive items; the last one may be shorter."""
     group: list[T] = []
     for item in items:
         group.append(item)
@@ -133,7 +155,7 @@ def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def _ahead(items: Iterator[T], closed: Event) -> Generator[T]:
+def ahead(items: Iterator[T], closed: Event) -> Generator[T]:
     """The same items, each produced in a thread while the caller processes the previous one.
 
     If closed early, it sets `closed`, so that the producer can abandon its current item.

@@ -124,6 +124,11 @@ def sliding_windows(source: WindowSource) -> list[VideoWindow]:
     ]
 
 
+def whole_window(source: WindowSource) -> VideoWindow:
+    """All steps of a video as one window, however long; its frames are only those of a window's length."""
+    return _cut(source, start_slot=0, length=source.num_slots)
+
+
 def resize_window(source: WindowSource) -> VideoWindow:
     """The whole video as one window: frames at the centres of F equal parts, T equal feature steps."""
     config, timing, duration_sec = source.config, source.timing, source.video.duration_sec
@@ -209,9 +214,20 @@ def file_frames(window: VideoWindow, path: Path, config: DataConfig) -> NDArray[
     Raises:
         VideoError: not a decodable video.
     """
+    return frames_shown(window.frame_indices, window.frame_sec, path, config)
+
+
+def frames_shown(
+    frame_indices: NDArray[np.int64], frame_sec: NDArray[np.float64], path: Path, config: DataConfig
+) -> NDArray[np.int64]:
+    """The frames (F,) of a file for numbers (F,) counted from 0, or for their times where counting would be wrong.
+
+    Raises:
+        VideoError: not a decodable video.
+    """
     if config.fixed_fps is not None or not probe(path).even:
-        return frames_at(path, window.frame_sec)
-    return window.frame_indices
+        return frames_at(path, frame_sec)
+    return frame_indices
 
 
 def _cut(source: WindowSource, *, start_slot: int, length: int) -> VideoWindow:

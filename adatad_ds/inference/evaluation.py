@@ -13,7 +13,6 @@ from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
 from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.data.loader import make_test_loader
-from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
@@ -27,6 +26,7 @@ from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.runs.folder import METRICS_FILE
+from adatad_ds.tasks.detection import open_test_windows
 from adatad_ds.tasks.detection_pipeline import (
     Results,
     damaged_videos,
@@ -61,7 +61,7 @@ def evaluate(
     published = trained.trainable is None
     if published:
         config = world.attempt(lambda: in_published_order(config, order=trained.class_order))
-    data = world.attempt(lambda: WindowDataset.for_testing(config.data, classes=trained.classes))
+    data = world.attempt(lambda: open_test_windows(config, classes=trained.classes))
     world.same((len(data), data.videos), what="data")
     if published and world.is_main and not config.data.class_agnostic:
         tqdm.write(describe_logits(data.classes))

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
+from adatad_ds.data.features.sources import feature_fingerprint
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.factory import Model, build_model
@@ -143,6 +144,8 @@ def load_model(trained: Trained, *, num_classes: int) -> Model:
         frozen = fingerprint(vit)
     else:
         frozen = fill_backbone(vit, weights.vit, dtype=dtype, read=True, host=lambda module: None)
+    if config.backbone.is_features:
+        frozen = feature_fingerprint(config)
     if trained.frozen_fingerprint is not None:
         check_fingerprint(frozen, trained.frozen_fingerprint, trained=trained.name, weights=config.backbone.weights)
     trainable = trained.trainable

@@ -137,6 +137,10 @@ def load_detector(
     found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, averaged=averaged)
     if found.config.recognition:
         raise ConfigError(f"{found.name} is a recognition model, which finds no actions in untrimmed videos")
+    if found.config.backbone.is_features:
+        raise ConfigError(
+            f"{found.name} detects in features, not in video files: extract those of your videos and use evaluate"
+        )
     names = tuple(classes or found.classes or found.config.data.classes)
     if not names and found.class_order and found.class_order.spellings:
         names = found.class_order.spellings[0]

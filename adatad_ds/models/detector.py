@@ -5,20 +5,21 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.schema import Config
+from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.detection.points import make_points
 from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
 
 if TYPE_CHECKING:
-    from adatad_ds.models.factory import Backbone
+    from adatad_ds.models.factory import AnyBackbone
 
 
 class Predictions(NamedTuple):
@@ -38,7 +39,7 @@ class Predictions(NamedTuple):
 class Detector(nn.Module):
     """Adapted backbone, pyramid and heads."""
 
-    def __init__(self, *, backbone: Backbone, pyramid: Pyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.pyramid = pyramid
@@ -48,7 +49,7 @@ class Detector(nn.Module):
         """Predict class logits and distances.
 
         Args:
-            frames: (B, F, H, W, 3) uint8.
+            frames: (B, F, H, W, 3) uint8; or features (B, T, C).
             valid: (B, T) bool, False beyond the video's end.
             seeds: (B,) int64, per-sample seeds of drop path and dropout in training; None: nothing is dropped.
         """
@@ -59,16 +60,34 @@ class Detector(nn.Module):
         return Predictions(class_logits, distances, torch.cat(masks, dim=1))
 
 
-def detector_points(config: Config, *, device: torch.device) -> Tensor:
-    """Points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride."""
-    head = config.head
+def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> Tensor:
+    """Points of a window's pyramid, (P, 4): time, range min, range max (grid units), stride.
+
+    Args:
+        config: of the run.
+        device: of the result.
+        steps: feature steps of whole videos that are longer than a window.
+    """
+    head, padded = config.head, padded_steps(config, steps)
     return make_points(
-        level_lengths=[config.pyramid_steps // stride for stride in head.strides],
+        level_lengths=[padded // stride for stride in head.strides],
         strides=head.strides,
         regression_ranges=head.regression_range,
         point_offset=head.point_offset,
         device=device,
     )
+
+
+def padded_steps(config: Config, steps: int) -> int:
+    """Feature steps of the pyramid's input for samples of so many: more than a window's only of whole videos."""
+    multiple = step_multiple(config.head)
+    return max(config.pyramid_steps, -(-steps // multiple) * multiple)
+
+
+def step_multiple(head: HeadConfig) -> int:
+    """What whole videos are padded to a multiple of: complete local attention windows, as published."""
+    windows = zip(head.strides, head.attn_windows, strict=True)
+    return math.lcm(head.strides[-1], max(stride * (max(window, 1) // 2 * 2 or 1) for stride, window in windows))
 
 
 def valid_points(valid: Tensor, config: Config) -> Tensor:

@@ -18,8 +18,9 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
-from adatad_ds.models.detector import Detector
+from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from adatad_ds.models.backbones.adapted_image import AIMTransformer
 
 Backbone: TypeAlias = "AdaptedBackbone | AIMTransformer"  # frames (B, F, H, W, 3) to features (B, C, T)
+AnyBackbone: TypeAlias = "AdaptedBackbone | AIMTransformer | FeatureBackbone"
 Model: TypeAlias = Detector | Recogniser
 
 
@@ -70,7 +72,11 @@ def build_detector(
     config: Config, *, num_classes: int, spec: ViTSpec | None = None, runtime: Runtime | None = None
 ) -> Detector:
     """`build_model` for a config of detection; `spec`: as for `build_backbone`."""
-    backbone = build_backbone(config, feature_steps=config.data.window_size, spec=spec, runtime=runtime)
+    backbone: AnyBackbone
+    if config.backbone.is_features:
+        backbone = FeatureBackbone(channels=_feature_channels(config))
+    else:
+        backbone = build_backbone(config, feature_steps=config.data.window_size, spec=spec, runtime=runtime)
     pyramid, heads = build_heads(config, in_channels=backbone.width, num_classes=num_classes)
     return Detector(backbone=backbone, pyramid=pyramid, head=heads)
 
@@ -85,10 +91,13 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         heads=head.heads,
         attn_windows=head.attn_windows,
         steps=config.pyramid_steps,
+        step_multiple=step_multiple(head),
         abs_pos_embed=head.abs_pos_embed,
         drop_path=head.drop_path,
         input_dropout=head.input_dropout,
         proj_dropout=head.proj_dropout,
+        actionformer_norms=head.actionformer_norms,
+        pooling=head.name == "temporalmaxer",
     )
     heads = DetectionHead(
         width=head.width,
@@ -96,6 +105,7 @@ def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[
         levels=head.levels,
         num_convs=head.num_convs,
         cls_prior=head.cls_prior,
+        actionformer_norms=head.actionformer_norms,
     )
     return pyramid, heads
 
@@ -177,7 +187,7 @@ def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
     """
-    if backbone.is_image:
+    if backbone.is_image or backbone.is_features:
         return ()
     return _adapted_blocks(backbone, backbone_spec(backbone.name))
 
@@ -194,6 +204,12 @@ def backbone_spec(name: str) -> ViTSpec:
         raise ConfigError(
             f"backbone.name={name!r} is unknown; known: {', '.join(VIT_SPECS)}, and timm's image models vit_..."
         ) from None
+
+
+def _feature_channels(config: Config) -> int:
+    if config.backbone.feature_channels is None:
+        raise ConfigError("backbone.feature_channels is not known before data.features are read; --set it")
+    return config.backbone.feature_channels
 
 
 def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:

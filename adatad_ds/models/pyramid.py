@@ -14,6 +14,7 @@ from adatad_ds.models.backbones.vit import sinusoid
 from adatad_ds.models.sample_noise import SampleNoise
 
 CONV_NORM_EPS = 1e-6  # of the convolution modules and the neck; the transformer blocks use PyTorch's 1e-5
+ACTIONFORMER_EPS = 1e-5  # the same in ActionFormer's own code
 HALVING = 2
 
 
@@ -27,10 +28,13 @@ class Pyramid(nn.Module):
         heads: attention heads.
         attn_windows: attention window of each level, in steps, centred on the query; -1: global.
         steps: T, the window's feature steps plus padding.
+        step_multiple: what longer ones are padded to a multiple of; 0: of the coarsest level's stride.
         abs_pos_embed: add a fixed sine-cosine position embedding after the convolutions.
         drop_path: stochastic depth rate of both branches of each block.
         input_dropout: dropout rate of input channels in training.
         proj_dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        actionformer_norms: see `MaskedConv`.
+        pooling: halve the rate by max pooling alone (TemporalMaxer, arXiv 2303.09055) instead of transformer blocks.
     """
 
     def __init__(
@@ -42,23 +46,32 @@ class Pyramid(nn.Module):
         heads: int,
         attn_windows: tuple[int, ...],
         steps: int,
+        step_multiple: int = 0,
         abs_pos_embed: bool,
         drop_path: float,
         input_dropout: float,
         proj_dropout: float,
+        actionformer_norms: bool = False,
+        pooling: bool = False,
     ) -> None:
         super().__init__()
         convolutions, full_rate, halving = arch
         self.input_dropout = input_dropout
         self.steps = steps
+        self.step_multiple = step_multiple or HALVING**halving
         self.embed = nn.ModuleList(
-            MaskedConv(in_channels=width if i else in_channels, out_channels=width) for i in range(convolutions)
+            MaskedConv(
+                in_channels=width if i else in_channels, out_channels=width, actionformer_norms=actionformer_norms
+            )
+            for i in range(convolutions)
         )
         position = sinusoid(length=steps, width=width) / width**0.5 if abs_pos_embed else None
         self.position: Tensor | None
         self.register_buffer("position", position, persistent=False)
 
-        def block(stride: int, window: int) -> PyramidBlock:
+        def block(stride: int, window: int) -> PyramidBlock | MaxPooling:
+            if pooling:
+                return MaxPooling(stride=stride)
             return PyramidBlock(
                 width=width,
                 heads=heads,
@@ -70,7 +83,8 @@ class Pyramid(nn.Module):
 
         self.stem = nn.ModuleList(block(1, attn_windows[0]) for _ in range(full_rate))
         self.branch = nn.ModuleList(block(HALVING, attn_windows[level + 1]) for level in range(halving))
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=CONV_NORM_EPS) for _ in range(halving + 1))
+        eps = ACTIONFORMER_EPS if actionformer_norms else CONV_NORM_EPS
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(halving + 1))
 
     def forward(
         self, features: Tensor, valid: Tensor, noise: SampleNoise | None = None
@@ -78,21 +92,22 @@ class Pyramid(nn.Module):
         """Features of all levels, from fine to coarse.
 
         Args:
-            features: (B, up to T steps, in_channels).
+            features: (B, steps, in_channels), padded to T or, if longer, to a multiple of `step_multiple`.
             valid: (B, the same) bool, False beyond the video's end.
             noise: per-sample randomness in training; None: nothing is dropped.
 
         Returns:
             Features (B, T / 2^l, C) and masks (B, T / 2^l) of each level l.
         """
-        padding = self.steps - features.shape[1]
+        steps = max(self.steps, -(-features.shape[1] // self.step_multiple) * self.step_multiple)
+        padding = steps - features.shape[1]
         x, valid = F.pad(features, (0, 0, 0, padding)), F.pad(valid, (0, padding))
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
         for convolution in self.embed:
             x = convolution(x, valid)
         if self.position is not None:
-            x = x + self.position.to(x.dtype) * valid.unsqueeze(-1)
+            x = x + self._position(steps).to(x.dtype) * valid.unsqueeze(-1)
         for block in self.stem:
             x, valid = block(x, valid, noise)
         levels, masks = [x], [valid]
@@ -102,20 +117,36 @@ class Pyramid(nn.Module):
             masks.append(valid)
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)], masks
 
+    def _position(self, steps: int) -> Tensor:
+        """Position embedding (1, steps, C), stretched where steps are more than it was made for."""
+        assert self.position is not None
+        if steps == self.position.shape[-2]:
+            return self.position
+        stretched = F.interpolate(self.position.transpose(-1, -2).reshape(1, -1, self.steps), size=steps, mode="linear")
+        return stretched.transpose(1, 2)
+
 
 class MaskedConv(nn.Module):
-    """Kernel-3 temporal convolution without bias, LayerNorm, ReLU; masked before the norm and at the end."""
+    """Kernel-3 temporal convolution without bias, LayerNorm, ReLU; masked before the norm and at the end.
 
-    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        actionformer_norms: as in ActionFormer's own code: not masked at the end, so that padding holds the norm's bias.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, actionformer_norms: bool = False) -> None:
         super().__init__()
+        self.actionformer_norms = actionformer_norms
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.LayerNorm(out_channels, eps=CONV_NORM_EPS)
+        self.norm = nn.LayerNorm(out_channels, eps=ACTIONFORMER_EPS if actionformer_norms else CONV_NORM_EPS)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """(B, T, in) and (B, T) bool to (B, T, out)."""
         mask = valid.unsqueeze(-1)
         x = self.conv(x.transpose(1, 2)).transpose(1, 2) * mask
-        return F.relu(self.norm(x)) * mask
+        x = F.relu(self.norm(x))
+        return x if self.actionformer_norms else x * mask
 
 
 class PyramidBlock(nn.Module):
@@ -154,6 +185,20 @@ class PyramidBlock(nn.Module):
         if noise is None or self.proj_dropout == 0:
             return x
         return x * noise.keep(*x.shape[1:], rate=self.proj_dropout).to(x.dtype)
+
+
+class MaxPooling(nn.Module):
+    """Masked max pooling over three steps; may halve the rate."""
+
+    def __init__(self, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, valid: Tensor, noise: SampleNoise | None) -> tuple[Tensor, Tensor]:
+        """(B, T, C) and (B, T) to (B, T / stride, C) and (B, T / stride)."""
+        out_valid = valid[:, :: self.stride]
+        pooled = F.max_pool1d(x.transpose(1, 2), kernel_size=3, stride=self.stride, padding=1).transpose(1, 2)
+        return pooled * out_valid.unsqueeze(-1), out_valid
 
 
 class ScaledDropPath(nn.Module):

@@ -82,6 +82,8 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     Raises:
         ConfigError: it cannot be run this way.
     """
+    if config.backbone.is_features:
+        raise ConfigError("a head on features runs without a backbone, so there is nothing to plan")
     temporal, clips = config.parallel.temporal, config.sample_frames // config.clip_frames
     if ranks % temporal or temporal > clips:
         raise ConfigError(f"parallel.temporal={temporal} must divide {ranks} ranks and be at most the {clips} clips")

@@ -92,7 +92,7 @@ def charades_config(backbone: str, *, lr_adapter: float) -> Config:
             arch=(2, 2, 7),
             abs_pos_embed=True,
             input_dropout=0.3,
-            regression_range=_doubling(8, overlap=False),
+            regression_range=doubling(8, overlap=False),
         ),
         train=replace(
             config.train, global_batch=16, schedule_epochs=20, stop_epoch=20, eval_from_epoch=7, eval_every=1
@@ -111,7 +111,7 @@ def epic_config(task: str, *, label_smoothing: float) -> Config:
             config.head,
             attn_window=9,
             input_dropout=0.2,
-            regression_range=_doubling(6, overlap=True),
+            regression_range=doubling(6, overlap=True),
             loss_normalizer=250.0,
             reg_loss_weight=0.5,
             label_smoothing=label_smoothing,
@@ -148,7 +148,7 @@ def ego4d_config() -> Config:
             abs_pos_embed=True,
             input_dropout=0.2,
             proj_dropout=0.1,
-            regression_range=_doubling(10, overlap=True),
+            regression_range=doubling(10, overlap=True),
             filter_similar_gt=False,
         ),
         train=replace(config.train, schedule_epochs=25, stop_epoch=20, eval_from_epoch=12, eval_every=1),
@@ -216,7 +216,7 @@ def giant_1536(config: Config) -> Config:
     )
 
 
-def _doubling(levels: int, *, overlap: bool) -> tuple[tuple[float, float], ...]:
+def doubling(levels: int, *, overlap: bool) -> tuple[tuple[float, float], ...]:
     """Regression ranges whose maximum doubles from 4 on; with overlap, each starts at half the previous maximum."""
     ends = [4.0 * 2**level for level in range(levels - 1)] + [10000.0]
     starts = [0.0, *(end / (2 if overlap else 1) for end in ends[:-1])]

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TestConfig, TrainConfig, Tuning
+from adatad_ds.config.schema import (
+    FEATURES,
+    BackboneConfig,
+    Config,
+    DataConfig,
+    HeadConfig,
+    TestConfig,
+    TrainConfig,
+    Tuning,
+)
 from adatad_ds.errors import ConfigError
+from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
 
@@ -31,8 +42,12 @@ def find_recipe(name: str) -> Recipe:
 
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name."""
-    quickstart = {"quickstart": _quickstart("tia"), "quickstart_frozen": _quickstart("frozen")}
-    return quickstart | dict(published_recipes()) | dict(aim_recipes())
+    quickstart = {
+        "quickstart": _quickstart("tia"),
+        "quickstart_frozen": _quickstart("frozen"),
+        "quickstart_features": _quickstart_features(),
+    }
+    return quickstart | dict(published_recipes()) | dict(aim_recipes()) | dict(actionformer_recipes())
 
 
 def recipe_table() -> str:
@@ -120,3 +135,15 @@ def _quickstart(tuning: Tuning) -> Recipe:
         test=TestConfig(batch=4, sigma=0.5, max_per_video=100),
     )
     return Recipe(config=config, dataset="", summary="generated videos, tiny backbone, minutes on a CPU")
+
+
+def _quickstart_features() -> Recipe:
+    """The frozen quickstart's head on features that were extracted before."""
+    config = _quickstart("frozen").config
+    data = replace(config.data, features="data/quickstart/features", frames_per_feature=1)
+    backbone = BackboneConfig(name=FEATURES, tuning="frozen")
+    return Recipe(
+        config=replace(config, data=data, backbone=backbone),
+        dataset="",
+        summary="the same on features: adatad-ds extract-features --recipe quickstart_frozen",
+    )

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     # paths: the contents are compared instead, see `check_same_data` and `weights.loading.check_fingerprint`
     "data.annotations",
     "data.videos",
+    "data.features",
     "backbone.weights",
     "recognition.train_list",
     "recognition.class_names",

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.batch import Batch
+from adatad_ds.data.features.dataset import FeatureDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.detection.losses import LossNormalizer, detection_losses
@@ -86,12 +87,12 @@ class DetectionTask:
         Raises:
             DataError: no usable videos, annotations or external class scores.
         """
-        frames, train = mesh.frames if mesh.temporal > 1 else None, config.train
+        frames = mesh.frames if mesh.temporal > 1 else None
         return cls(
             config=config,
             mesh=mesh,
-            train_data=WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames),
-            test_data=WindowDataset.for_testing(config.data, frames=frames),
+            train_data=open_train_windows(config, frames=frames),
+            test_data=open_test_windows(config, frames=frames),
         )
 
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
@@ -208,6 +209,29 @@ class DetectionTask:
             operating_point=None if config.test.external_scores else metrics.operating_point,
             save=lambda folder: write_results(folder / DETECTIONS_FILE, results, damaged=damaged),
         )
+
+
+def open_train_windows(config: Config, *, frames: slice | None = None) -> WindowDataset:
+    """A config's random windows of frames or features; `frames`: see `WindowDataset`.
+
+    Raises:
+        DataError: unusable annotations, files or features.
+    """
+    if config.backbone.is_features:
+        return FeatureDataset.open_training(config)
+    train = config.train
+    return WindowDataset.for_training(config.data, seed=train.seed, repeats=train.repeats, frames=frames)
+
+
+def open_test_windows(config: Config, *, classes: Sequence[str] = (), frames: slice | None = None) -> WindowDataset:
+    """All windows of a config's test videos; `classes`: those of the training, if known.
+
+    Raises:
+        DataError: unusable annotations, files or features.
+    """
+    if config.backbone.is_features:
+        return FeatureDataset.open_testing(config, classes=classes)
+    return WindowDataset.for_testing(config.data, classes=classes, frames=frames)
 
 
 def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video]) -> dict[str, Callable[[str], Figure]]:

@@ -42,14 +42,13 @@ def find_candidates(
     A collective; every rank must have the same number of batches. `finish` makes detections of them.
 
     Args:
-        forward: frames (B, F, H, W, 3) uint8 and valid steps (B, T) to predictions.
+        forward: frames (B, F, H, W, 3) uint8, or features (B, T, C), and valid steps (B, T) to predictions.
         batches: this rank's share of the test windows.
         config: the run's config.
         mesh: the ranks.
         report: told about videos that could not be read.
     """
     world = mesh.world
-    points = detector_points(config, device=world.device)
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
     damage: dict[str, Damage | None] = {}
@@ -57,6 +56,7 @@ def find_candidates(
     for own_batch in world.together(batches):
         batch = own_batch.blank_unreadable(mesh.gather_over_time(own_batch.errors))
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
+        points = detector_points(config, device=world.device, steps=batch.valid.shape[1])
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):

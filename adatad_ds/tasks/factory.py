@@ -6,10 +6,9 @@ from typing import Any
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import Samples
-from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.tasks.base import Task
-from adatad_ds.tasks.detection import DetectionTask
+from adatad_ds.tasks.detection import DetectionTask, open_train_windows
 from adatad_ds.tasks.recognition import RecognitionTask, open_clips
 
 
@@ -32,5 +31,5 @@ def open_train_data(config: Config) -> Samples[Any]:
         DataError: no usable videos, annotations or lists.
     """
     if config.recognition is None:
-        return WindowDataset.for_training(config.data, seed=config.train.seed, repeats=config.train.repeats)
+        return open_train_windows(config)
     return open_clips(config, training=True)

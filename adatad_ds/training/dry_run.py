@@ -20,7 +20,7 @@ def dry_run(config: Config, ds_config: Path | None) -> str:
     classes = len(config.data.classes) or 1
     with shapes_only():
         parameters = parameter_table(build_model(config, num_classes=classes))
-    if ds_config is None:
+    if ds_config is None or config.backbone.is_features:  # nothing of a head on features is worth planning
         return parameters
     plan = make_plan(config, ds_config=read_ds_config(ds_config), ranks=launched_ranks(), num_classes=classes)
     return f"{parameters}\n\n{plan.table()}"
@@ -40,7 +40,8 @@ def weights_that_fit(config: Config) -> str:
         model = build_model(config, num_classes=len(classes) or 1)
     weights = find_weights(config.backbone, model.backbone.vit)
     if weights is None:
-        return "weights: none, the transformer is randomly initialised"
+        what = "there is no transformer" if config.backbone.is_features else "the transformer is randomly initialised"
+        return f"weights: none, {what}"
     # Unnamed classes are those of the data, which are not read here: a classifier of any number may fit.
     reset_classifier = config.reset_classifier or not classes
     trainable = published_state(weights, model, config=config, reset_classifier=reset_classifier)

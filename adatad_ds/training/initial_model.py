@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adatad_ds.config.schema import Config
+from adatad_ds.data.features.sources import feature_fingerprint
 from adatad_ds.distributed.engine import partitioner
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import summarize_list
@@ -72,6 +73,8 @@ def build_initial_model(
         published = world.attempt(lambda: task.restore_published(weights, model))
         host = partitioner(ds_config)
         frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
+    if config.backbone.is_features:
+        frozen = world.attempt(lambda: feature_fingerprint(config))
     return InitialModel(
         model=model, stopwatch=runtime.stopwatch, frozen_fingerprint=frozen, published=published, reports=reports
     )

@@ -16,11 +16,13 @@ from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.factory import Model
 from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
+from adatad_ds.weights.head_layouts import open_actionformer_weights
 from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
@@ -48,6 +50,8 @@ WHERE_FROM = {
 def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -> Weights:
     """Recognise the file that a config names; see `open_weights` and `open_aim_weights`."""
     assert backbone.weights is not None
+    if backbone.is_features:
+        return open_actionformer_weights(backbone.weights, averaged=averaged)
     if backbone.is_image:
         return open_aim_weights(backbone.weights)
     return open_weights(backbone.weights, averaged=averaged)
@@ -73,7 +77,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         raise CheckpointError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
     if isinstance(vit, VisionTransformer):
         return fit_video_weights(weights, vit, backbone=backbone.name)
-    return fit_image_weights(weights, vit)
+    return weights if backbone.is_features else fit_image_weights(weights, vit)
 
 
 def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[str]:
@@ -108,7 +112,7 @@ def fill_backbone(
         Fingerprint of the frozen weights: a hash by name; empty where nothing is read.
     """
     parts = dict(vit.named_children())
-    blocks = parts.pop("blocks")
+    blocks = parts.pop("blocks", nn.ModuleList())
     parts |= {f"blocks.{index}": block for index, block in blocks.named_children()}
     hashes = {}
     for prefix, part in (*parts.items(), ("", vit)):  # last, what no part has: class token, positions
@@ -156,6 +160,11 @@ def check_fingerprint(
     Raises:
         CheckpointError: they are not; a right adapter over a wrong backbone detects nothing.
     """
+    if found != wanted and any(key.startswith("features") for key in found.keys() | wanted.keys()):
+        raise CheckpointError(
+            f"{trained} was trained on features of another backbone than those of data.features; give those that the "
+            "training began with"
+        )
     if found != wanted:
         different = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
         raise CheckpointError(
@@ -181,7 +190,7 @@ def trained_tensors(weights: Weights, model: Model, *, reset_classifier: bool) -
     tensors = dict(weights.trained)
     if isinstance(model.backbone, AdaptedBackbone):
         tensors = _side_adapters_by_block(tensors, model.backbone.adapted_blocks)
-    else:
+    elif not isinstance(model.backbone, FeatureBackbone):
         if not isinstance(model, Recogniser):
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
             tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.")}
@@ -274,7 +283,7 @@ def _side_adapters_by_block(tensors: Tensors, adapted_blocks: Sequence[int]) -> 
 
 def _check_clip(tensors: Tensors, model: Model, *, source: str) -> None:
     embedding, backbone = tensors.get("backbone.temporal_embedding"), model.backbone
-    assert not isinstance(backbone, AdaptedBackbone)
+    assert not isinstance(backbone, AdaptedBackbone | FeatureBackbone)
     if embedding is not None and embedding.shape[-2] != backbone.clip_frames:
         raise CheckpointError(
             f"{source} was trained on clips of {embedding.shape[-2]} frames, the model has {backbone.clip_frames}"

@@ -100,6 +100,11 @@ class AdaptedBackbone(nn.Module):
         Returns:
             (B, C, T) float32, of the whole window.
         """
+        features = self.tubelet_features(frames, noise)
+        return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
+
+    def tubelet_features(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
+        """Features of each tubelet of the whole window: (B, C, T'); arguments as for `forward`."""
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
@@ -111,8 +116,7 @@ class AdaptedBackbone(nn.Module):
         else:
             run = self._run_clips
         features = run(frames, spans, keep).transpose(1, 2)  # (B, C, T') of this rank's clips
-        features = self._window.gather_time(features)
-        return F.interpolate(features, size=self.feature_steps, mode="linear", align_corners=False)
+        return self._window.gather_time(features)
 
     @torch.no_grad()
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:

@@ -23,12 +23,28 @@ class DetectionHead(nn.Module):
         levels: pyramid levels, each with a trainable scale on its distances.
         num_convs: convolutions per tower.
         cls_prior: initial probability of each class.
+        actionformer_norms: see `MaskedConv`.
     """
 
-    def __init__(self, *, width: int, num_classes: int, levels: int, num_convs: int, cls_prior: float) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_classes: int,
+        levels: int,
+        num_convs: int,
+        cls_prior: float,
+        actionformer_norms: bool = False,
+    ) -> None:
         super().__init__()
-        self.cls_convs = nn.ModuleList(MaskedConv(in_channels=width, out_channels=width) for _ in range(num_convs))
-        self.reg_convs = nn.ModuleList(MaskedConv(in_channels=width, out_channels=width) for _ in range(num_convs))
+
+        def tower() -> nn.ModuleList:
+            return nn.ModuleList(
+                MaskedConv(in_channels=width, out_channels=width, actionformer_norms=actionformer_norms)
+                for _ in range(num_convs)
+            )
+
+        self.cls_convs, self.reg_convs = tower(), tower()
         self.cls_head = nn.Conv1d(width, num_classes, kernel_size=3, padding=1)
         self.reg_head = nn.Conv1d(width, 2, kernel_size=3, padding=1)
         self.scales = nn.ModuleList(Scale() for _ in range(levels))

@@ -1,0 +1,129 @@
+"""Extract features of whole videos once, to train heads on them in minutes.
+
+    adatad-ds extract-features --recipe thumos14_videomae_s_frozen --out data/thumos14/features
+    adatad-ds extract-features --checkpoint runs/NAME --out FOLDER      (with a trained model's adapters)
+    adatad-ds extract-features --recipe R --clip-frames 16 --stride 4 --out FOLDER      (one feature a clip)
+
+Writes FOLDER/NAME.npy (T, C) for each video and FOLDER/features.json; docs/guides/features.md says how to train on
+them. Stopped and started again, it goes on with the videos that are not done. Several ranks (torchrun, srun) or the
+jobs of a Slurm array (--share "$SLURM_ARRAY_TASK_ID/8") each take a share of the videos.
+
+Exit code: 0 all videos are done, 1 some cannot be read (of several ranks 0, or a launcher would end the others), 2
+nothing could be started, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adatad_ds.cli.commands import command_parser
+from adatad_ds.errors import ConfigError
+from adatad_ds.system.launch import launched_rank, launched_ranks
+
+if TYPE_CHECKING:
+    from adatad_ds.config.schema import Config
+    from adatad_ds.data.features.plan import Snippet
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(prog, __doc__)
+    add = parser.add_argument
+    add("--recipe", help="its frozen backbone and data; with a published --checkpoint, its recipe")
+    add(
+        "--checkpoint", type=Path, help="a run, a checkpoint, an export or a published .pth: its backbone with adapters"
+    )
+    add("--out", type=Path, required=True, help="folder of the features")
+    add(
+        "--videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="files, folders (searched recursively), globs; default: those of data.annotations",
+    )
+    add("--stride", type=int, metavar="FRAMES", help="file frames between two features; default: the recipe's")
+    add(
+        "--clip-frames",
+        type=int,
+        metavar="FRAMES",
+        help="one feature a clip of so many frames, averaged; default: features as evaluation windows have them",
+    )
+    add("--frame-stride", type=int, default=1, metavar="FRAMES", help="file frames between a clip's, %(default)s")
+    add("--dtype", choices=("fp16", "fp32"), default="fp16", help="in which features are stored, %(default)s")
+    add("--share", default="0/1", metavar="I/N", help="take share I of N, counted from 0; default: all")
+    add("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
+    return parser
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Extract."""
+    arguments = make_parser(prog).parse_args(argv)
+    share, shares = _share(arguments.share)
+    from tqdm import tqdm
+
+    from adatad_ds.data.video_files import find_files
+    from adatad_ds.inference.feature_job import Job, extract, open_source
+
+    overrides = list(arguments.set)
+    if arguments.stride is not None and arguments.clip_frames is None:
+        overrides.append(f"data.feature_stride_frames={arguments.stride}")
+    source = open_source(
+        recipe=arguments.recipe,
+        checkpoint=arguments.checkpoint,
+        overrides=overrides,
+        averaged=not arguments.no_ema,
+    )
+    videos, absent = find_files(arguments.videos, reserved="features") if arguments.videos else ({}, [])
+    for message in absent:
+        print(f"error: {message}", file=sys.stderr)
+    ranks = launched_ranks()
+    job = Job(
+        out=arguments.out,
+        videos=videos,
+        snippet=_snippet(arguments, source.config),
+        dtype={"fp16": "float16", "fp32": "float32"}[arguments.dtype],
+        share=share * ranks + launched_rank(),
+        shares=shares * ranks,
+    )
+    failed = extract(source, job, report=tqdm.write)
+    # Launchers end all ranks when one exits with an error: they get 0, and features.json names what failed.
+    return 1 if (failed or absent) and ranks == 1 else 0
+
+
+def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:
+    """The clip of each feature; None: features as evaluation windows have them."""
+    from adatad_ds.data.features.plan import Snippet
+
+    if arguments.frame_stride < 1 or (arguments.stride or 1) < 1:
+        raise ConfigError("--stride and --frame-stride are at least 1 frame")
+    if arguments.clip_frames is None:
+        if arguments.frame_stride != 1:
+            raise ConfigError("--frame-stride goes with --clip-frames; without, data.frames_per_feature sets it")
+        if arguments.stride is not None and config.data.sampling == "resize":
+            raise ConfigError(
+                "this recipe resizes each video to the same number of features; --stride goes with --clip-frames, or "
+                "with --set data.sampling=random_trunc"
+            )
+        return None
+    frames, stride = arguments.clip_frames, arguments.stride or config.data.feature_stride_frames
+    if stride is None:
+        raise ConfigError("--clip-frames needs --stride: this recipe has none")
+    if frames < 1 or frames % config.clip_frames:
+        raise ConfigError(
+            f"--clip-frames {frames} is no multiple of {config.clip_frames}, the frames that {config.backbone.name} "
+            "takes at once"
+        )
+    return Snippet(frames=frames, frame_stride=arguments.frame_stride, stride=stride)
+
+
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--share {text}: give I/N with I from 0 to N - 1, as --share 0/4")
+    return int(found[1]), int(found[2])

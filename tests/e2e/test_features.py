@@ -1,0 +1,80 @@
+"""A detector on features: trained on any number of ranks, resumed, evaluated, its errors told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adatad_ds import predict
+from adatad_ds.cli import diagnose
+from adatad_ds.distributed.world import World
+from adatad_ds.evaluate import make_parser
+from adatad_ds.evaluate import run as run_evaluation
+from tests.support.launch import SMALL, finish, losses, train_command
+
+STRIDE = 2
+CHANNELS = 12
+FEATURES = {
+    key: value
+    for key, value in SMALL.items()
+    if key not in ("data.resolution", "data.short_side_before_crop", "backbone.drop_path")
+}
+
+
+@pytest.fixture(scope="module")
+def features(small_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise, with each class in a channel of its own."""
+    folder = tmp_path_factory.mktemp("features")
+    database = json.loads((small_videos / "annotations.json").read_text())["database"]
+    labels = sorted({action["label"] for video in database.values() for action in video["annotations"]})
+    for index, (name, video) in enumerate(database.items()):
+        rate = video["frame"] / video["duration"] / STRIDE
+        drawn = np.random.default_rng(index).normal(size=(-(-video["frame"] // STRIDE), CHANNELS))
+        for action in video["annotations"]:
+            start_step, end_step = (round(second * rate) for second in action["segment"])
+            drawn[start_step:end_step, labels.index(action["label"])] += 4
+        np.save(folder / f"{name}.npy", drawn.astype(np.float32))
+    return folder
+
+
+def command(features: Path, small_videos: Path, run: Path, **changes: object) -> list[str]:
+    layout: dict = {"ranks": 1, "ds_config": "zero2"} | changes
+    settings = FEATURES | {"data.features": features, "train.lr_head": 3e-3}
+    return train_command(data=small_videos, run=run, recipe="quickstart_features", settings=settings, **layout)
+
+
+@pytest.mark.slow
+def test_same_losses_on_any_number_of_ranks(features, small_videos, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finish(command(features, small_videos, alone))
+    whole = {"data__test_whole_videos": True}
+    finish(command(features, small_videos, together, ranks=2, ds_config="zero3_offload", data__workers=1, **whole))
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_it_learns_resumes_and_is_evaluated(features, small_videos, tmp_path, capsys):
+    run = tmp_path / "run"
+    schedule = {"train__schedule_epochs": 30, "train__eval_from_epoch": 30}
+    finish(command(features, small_videos, run, train__stop_epoch=15, **schedule))
+    finish(command(features, small_videos, run, train__stop_epoch=30, resume=True, **schedule))
+    assert sorted(losses(run)) == list(range(1, 61))
+    evaluate(run)
+    metrics = json.loads((run / "evaluate/metrics.json").read_text())
+    assert metrics["average_mAP"] > 0.3
+    detections, annotations = run / "evaluate/detections.json", small_videos / "annotations.json"
+    evaluate(detections, "--annotations", annotations)
+    again = json.loads((run / "evaluate/evaluate/metrics.json").read_text())
+    assert again["average_mAP"] == pytest.approx(metrics["average_mAP"], abs=1e-3), "times are rounded in the file"
+    assert diagnose.main([str(detections), str(annotations)], prog="diagnose") == 0
+    assert predict.main([str(small_videos), "--checkpoint", str(run)]) == 2
+    assert "detects in features, not in video files" in capsys.readouterr().err
+
+
+def evaluate(*arguments: object) -> None:
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    run_evaluation(make_parser().parse_args([str(argument) for argument in arguments]), world=world)
