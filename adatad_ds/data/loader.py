@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.augmentation.transforms import BY_TORCHVISION
 from adatad_ds.data.video_dataset import SampleKey
 from adatad_ds.data.worker_process import WorkerContext, start_worker
 from adatad_ds.errors import ConfigError, DataError
@@ -160,7 +159,7 @@ class BatchLoader(Generic[BatchT]):
             num_workers=config.workers,
             prefetch_factor=config.prefetch if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
-            multiprocessing_context=_processes(config) if several else None,
+            multiprocessing_context=WorkerContext(PRELOADED) if several else None,
             worker_init_fn=start_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # separate, so that loading does not affect the trainer's random numbers
@@ -213,8 +212,3 @@ def make_test_loader(
     shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
     keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
-
-
-def _processes(config: DataConfig) -> WorkerContext:
-    by_torchvision = ["adatad_ds.data.augmentation.operations"] if BY_TORCHVISION & {*config.augment} else []
-    return WorkerContext(PRELOADED + by_torchvision)
