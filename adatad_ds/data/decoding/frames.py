@@ -12,11 +12,13 @@ import av
 import numpy as np
 import torch
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.scaling import scale, scaled_size
+from adatad_ds.data.decoding.sparing import key_before, seek, sparingly_decoded
 from adatad_ds.data.decoding.video import (
     Index,
     VideoError,
@@ -29,6 +31,8 @@ from adatad_ds.data.decoding.video import (
 )
 
 DECORD_CHUNK_BYTES = 2**26  # full-size frames per call, to keep its copies small
+# PyAV 17 and later start a thread a core for each frame otherwise
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 Backend = Literal["decord", "pyav"]
 Frames = NDArray[np.uint8]
@@ -86,7 +90,8 @@ def stream_frames(
         backend: decoder; "decord" falls back to PyAV for files that it cannot read safely.
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
-            completely or may depend on such frames. "decord" does not report frames that its decoder conceals.
+            completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
+            are not looked at. "decord" does not report frames that its decoder conceals.
 
     Yields:
         RGB frames (h, w, 3), n of them.
@@ -114,8 +119,9 @@ def stream_frames(
             done += 1
     if done < len(wanted):
         missed = set() if lost is None else lost
+        scaler = VideoReformatter()
         for frame, count in _by_pyav(path, index, wanted[done:], num_threads=num_threads, lost=missed):
-            yield from repeat(finish(upright(frame)), count)
+            yield from repeat(finish(upright(frame, scaler=scaler)), count)
 
 
 def find_lost(path: Path) -> set[int]:
@@ -125,7 +131,7 @@ def find_lost(path: Path) -> set[int]:
         VideoError: nothing in the file can be decoded.
     """
     index, lost = index_of(path), set[int]()
-    for _ in _by_pyav(path, index, np.array([0, index.info.num_frames - 1]), num_threads=1, lost=lost):
+    for _ in _in_full(path, index, np.array([0, index.info.num_frames - 1]), num_threads=1, lost=lost):
         pass
     return lost
 
@@ -153,16 +159,32 @@ def _by_pyav(
 ) -> Iterator[tuple[Any, int]]:
     """Frames by PyAV, with the number of times that each is wanted.
 
-    Starts at the keyframe before the first wanted frame if that works, else at the beginning.
+    What is neither wanted nor referred to is not decoded, unless the file shows damage: then all is read again, as the
+    frames that are lost are to be told.
     """
+    given = 0
+    for frame, count in sparingly_decoded(path, index, wanted, num_threads=num_threads):
+        yield frame, count
+        given += count
+    if given == len(wanted):
+        return
+    for frame, count in _in_full(path, index, wanted, num_threads=num_threads, lost=lost):
+        again = min(given, count)
+        given -= again
+        if count > again:
+            yield frame, count - again
+
+
+def _in_full(
+    path: Path, index: Index, wanted: NDArray[np.int64], *, num_threads: int, lost: set[int]
+) -> Iterator[tuple[Any, int]]:
+    """Frames and counts as for `_by_pyav`, from the keyframe before the first wanted one if that works."""
     starts: list[int | None] = [None]
-    if index.times is not None:
-        earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
-        if len(earlier) and earlier[-1] > index.times[0]:
-            starts.insert(0, int(earlier[-1]))
+    if (key := key_before(index, wanted)) is not None:
+        starts.insert(0, key)
     for seek_to in starts:
         with opened(path, num_threads=num_threads) as (container, stream):
-            if seek_to is not None and not _seek(container, stream, seek_to):
+            if seek_to is not None and not seek(container, stream, seek_to):
                 continue
             positions = _positions(container, stream, index.times)
             first = next(positions, None)
@@ -201,14 +223,6 @@ def _chosen(
     yield previous, len(wanted) - row
 
 
-def _seek(container: Any, stream: Any, time: int) -> bool:
-    try:
-        container.seek(time, stream=stream, backward=True)
-    except av.FFmpegError:
-        return False
-    return True
-
-
 def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
     """Decoded frames with their index in display order: looked up by time, or counted if times are missing."""
     count = 0
@@ -220,15 +234,19 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
             count += 1
 
 
-def upright(frame: Any, size: tuple[int, int] | None = None) -> Frames:
+def upright(frame: Any, size: tuple[int, int] | None = None, *, scaler: VideoReformatter | None = None) -> Frames:
     """A decoded frame as RGB (h, w, 3), rotated as displayed.
 
     Args:
         frame: PyAV's frame.
         size: width and height of the result, for display; None: the file's own.
+        scaler: of the frames before, which spares setting up another one.
     """
     turns = round(frame.rotation / 90) % 4
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
+    scaler = scaler or VideoReformatter()
     # bilinear, as decord also converts YUV to RGB
-    rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    rgb = scaler.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", **ONE_THREAD
+    ).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
