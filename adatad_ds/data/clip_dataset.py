@@ -19,6 +19,7 @@ from adatad_ds.config.schema import Augmentation, Scaling
 from adatad_ds.data.augmentation.transforms import augment, square_crops
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import Backend, Frames, read_with_damage
+from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.labelled_videos import LabelledVideo, VideoList
 from adatad_ds.data.video_dataset import VideoDataset, VideoSample
@@ -180,6 +181,7 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         if crops not in (1, 3):
             raise ValueError(f"crops={crops} must be 1 or 3")
         super().__init__(videos=videos.videos, training=training, seed=seed, repeats=repeats)
+        check_reader(reader)
         self.classes = videos.classes
         self.views = 1 if training else clips * crops
         self._frames, self._stride, self._clips = frames, stride, clips

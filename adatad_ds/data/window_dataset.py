@@ -20,6 +20,7 @@ from adatad_ds.data.augmentation.transforms import augment, center_crop
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import Frames, read_with_damage
+from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import VideoError
 from adatad_ds.data.video_dataset import REPLACEMENTS, VideoDataset
 from adatad_ds.data.video_files import find_videos
@@ -76,6 +77,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
             repeats=repeats,
             replacements=REPLACEMENTS if frames is None else 0,
         )
+        check_reader(config.reader)
         self.classes = (ANY_ACTION,) if config.class_agnostic else annotations.classes
         self.reports = list(reports)
         self._config, self._paths = config, dict(paths)

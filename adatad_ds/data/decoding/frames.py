@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.libraries import WHOLE_FILE, Reader
 from adatad_ds.data.decoding.scaling import scale, scaled_size
 from adatad_ds.data.decoding.sparing import key_before, seek, sparingly_decoded
 from adatad_ds.data.decoding.video import (
@@ -30,11 +30,11 @@ from adatad_ds.data.decoding.video import (
     probe,
 )
 
-DECORD_CHUNK_BYTES = 2**26  # full-size frames per call, to keep its copies small
+CHUNK_BYTES = 2**26  # full-size frames per call of decord or TorchCodec, to keep their copies small
 # PyAV 17 and later start a thread a core for each frame otherwise
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
-Backend = Literal["decord", "pyav"]
+Backend = Literal["auto", "torchcodec", "pyav", "decord"]
 Frames = NDArray[np.uint8]
 Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
@@ -87,11 +87,13 @@ def stream_frames(
             get that frame, damaged frames are replaced by the one before.
         short_side: pixels of the shorter side of the result; the aspect ratio is kept.
         scaling: interpolation.
-        backend: decoder; "decord" falls back to PyAV for files that it cannot read safely.
+        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage. The
+            others fall back to it for files that they cannot read safely.
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
             completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
-            are not looked at. "decord" does not report frames that its decoder conceals.
+            are not looked at. "decord" and "torchcodec" do not report frames
+            that their decoders conceal.
 
     Yields:
         RGB frames (h, w, 3), n of them.
@@ -111,10 +113,10 @@ def stream_frames(
     wanted = np.clip(indices, 0, index.info.num_frames - 1)
     done = 0
     # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
-    # (dmlc/decord#373), and if leading frames are lost it silently returns later ones; it only gets files without
-    # anything unusual.
-    if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
-        for frame in _by_decord(path, index.info, wanted, finish=finish, num_threads=num_threads):
+    # (dmlc/decord#373), and if leading frames are lost it silently returns later ones. Both it and TorchCodec only get
+    # files without anything unusual, and hand over to PyAV where they fail.
+    if index.plain and backend in WHOLE_FILE:
+        for frame in _by_library(WHOLE_FILE[backend], path, index.info, wanted, finish=finish, num_threads=num_threads):
             yield frame
             done += 1
     if done < len(wanted):
@@ -136,21 +138,25 @@ def find_lost(path: Path) -> set[int]:
     return lost
 
 
-def _by_decord(
-    path: Path, info: VideoInfo, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
+def _by_library(
+    open_file: Callable[..., Reader | None],
+    path: Path,
+    info: VideoInfo,
+    wanted: NDArray[np.int64],
+    *,
+    finish: Finish,
+    num_threads: int,
 ) -> Iterator[Frames]:
-    """Frames by decord, until it fails (unsupported codecs, damaged packets)."""
-    import decord  # optional: no wheels for some platforms
-
+    """Frames by decord or TorchCodec, until it fails (unsupported codecs, damaged packets)."""
     distinct, counts = np.unique(wanted, return_counts=True)
     try:
-        reader = decord.VideoReader(str(path), num_threads=num_threads)
-        at_once = max(1, DECORD_CHUNK_BYTES // (3 * info.width * info.height))
-        for begin in range(0, len(distinct), at_once):
-            chunk = reader.get_batch(distinct[begin : begin + at_once]).asnumpy()
+        read = open_file(path, info, num_threads=num_threads)
+        at_once = max(1, CHUNK_BYTES // (3 * info.width * info.height))
+        for begin in range(0, len(distinct) if read else 0, at_once):
+            chunk = read(distinct[begin : begin + at_once])
             for frame, count in zip(chunk, counts[begin:], strict=False):
                 yield from repeat(finish(frame), count)
-    except (decord.DECORDError, RuntimeError, IndexError):
+    except (RuntimeError, ValueError, IndexError):
         return
 
 
