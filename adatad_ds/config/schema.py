@@ -58,6 +58,7 @@ class DataConfig:
     short_side_before_crop: numbers.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
     scaling: Scaling = "antialias"  # how frames are downscaled; "bilinear": as for published checkpoints
     augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
+    augment_on_device: bool = False  # all but the crop, by the rank's device instead of the workers; the same draws
 
     workers: numbers.NonNegativeInt = 2  # decoding processes per rank
     prefetch: numbers.PositiveInt = 2  # micro batches ahead, per worker

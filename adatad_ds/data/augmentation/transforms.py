@@ -6,7 +6,7 @@ F frames, h x w pixels before and S x S after; all frames uint8 RGB.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Literal
 
@@ -21,6 +21,8 @@ from adatad_ds.data.augmentation.colour import by_colour
 from adatad_ds.data.decoding.scaling import scale
 
 CHUNK_FRAMES = 4  # processed at once: their float copies fit into a core's cache
+
+DEVICE_CHUNK_FRAMES = 64  # enough to keep a GPU busy; their float copies take some 100 MB at 224 px
 
 CROP_AREA = (0.08, 1.0)  # share of the frame
 CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
@@ -53,28 +55,55 @@ def augment(
     Returns:
         (F, S, S, 3) uint8.
     """
-    height, width = frames.shape[1:3]
-    crop = draw_crop(height, width, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
+    crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
     return _apply(frames, [crop, *draw_steps(resolution=resolution, kinds=kinds, rng=rng)], resolution)
 
 
-def draw_crop(
-    height: int,
-    width: int,
+def crop_and_draw(
+    frames: Tensor | NDArray[np.uint8],
+    *,
+    resolution: int,
+    scaling: Scaling,
+    kinds: Collection[Augmentation],
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[Step, ...]]:
+    """The first part of `augment`: cropped frames (F, S, S, 3), and what `apply_steps` has still to do."""
+    crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
+    return _apply(frames, [crop], resolution), draw_steps(resolution=resolution, kinds=kinds, rng=rng)
+
+
+def apply_steps(frames: Tensor, steps: Sequence[Sequence[Step]]) -> None:
+    """The second part of `augment`, in place and a few frames at a time, which bounds what it takes in memory.
+
+    Args:
+        frames: (B, ..., F, S, S, 3) uint8, on any device.
+        steps: of each sample; none of it: nothing is left to do.
+    """
+    most = CHUNK_FRAMES if frames.device.type == "cpu" else DEVICE_CHUNK_FRAMES
+    for sample, drawn in zip(frames, steps, strict=bool(steps)):
+        for chunk in sample.flatten(0, -4).split(most) if drawn else ():
+            pixels = chunk.permute(0, 3, 1, 2)  # (n, 3, S, S)
+            for step in drawn:
+                pixels = step(pixels)
+            chunk.copy_(pixels.permute(0, 2, 3, 1))
+
+
+def _draw_crop(
+    frames: Tensor | NDArray[np.uint8],
     *,
     resolution: int,
     scaling: Scaling,
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
 ) -> Step:
-    """Draw the crop of frames of h x w pixels to S x S, the first part of `augment`."""
+    height, width = frames.shape[1:3]
     if "random_resized_crop" in kinds:
         return _random_resized_crop(height, width, resolution, scaling, rng)
     return _center_crop(height, width, resolution, scaling)
 
 
 def draw_steps(*, resolution: int, kinds: Collection[Augmentation], rng: np.random.Generator) -> tuple[Step, ...]:
-    """Draw what follows on the crop in `augment`; the steps can be pickled, and run on any device."""
+    """Draw what follows on the crop in `augment`: steps that can be pickled, and run on any device."""
     steps: list[Step] = []
     if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
         steps.append(partial(torch.flip, dims=[-1]))
