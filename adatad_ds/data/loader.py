@@ -165,8 +165,9 @@ def check_shared_memory(*, batch_bytes: int, batches: int, config: DataConfig, f
     workers = min(config.workers, fitting)
     fits = f"data.workers={workers}" + (f" --set data.prefetch={fitting // workers}" if workers else "")
     raise DataError(
-        f"data.workers={config.workers} x data.prefetch={config.prefetch}: {ahead} batches of {batch_bytes / 1e6:.1f} MB "
-        f"need {ahead * batch_bytes / 1e6:.1f} MB of shared memory, and {folder} has {free_bytes / 1e6:.1f} MB. "
+        f"data.workers={config.workers} x data.prefetch={config.prefetch}: {ahead} batches of "
+        f"{batch_bytes / 1e6:.1f} MB need {ahead * batch_bytes / 1e6:.1f} MB of shared memory, and {folder} has "
+        f"{free_bytes / 1e6:.1f} MB. "
         f"Use --set {fits}, or enlarge it (docker --shm-size)"
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +40,35 @@ def inverse_affine(
 
 
 def warp(frames: Tensor, *, matrix: Matrix) -> Tensor:
-    """Bilinear, black outside, as imgaug warps with OpenCV."""
+    """Bilinear, black outside, as imgaug warps with OpenCV; by OpenCV itself on the CPU, three times as fast.
+
+    PyTorch and OpenCV differ by one level at most, where a value lies between two.
+    """
+    if frames.device.type == "cpu":
+        return _by_opencv(frames, matrix)
+    return by_grid(frames, matrix)
+
+
+def _by_opencv(frames: Tensor, matrix: Matrix) -> Tensor:
+    import cv2  # here, as only warps need it
+
+    if cv2.getNumThreads() != torch.get_num_threads():
+        cv2.setNumThreads(torch.get_num_threads())  # one in a worker
+    height, width = frames.shape[2:]
+    turn = np.array(matrix)
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    turn[:, 2] += middle - turn[:, :2] @ middle  # from pixels to pixels, counted from a corner
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    frames = frames.contiguous() if frames.stride(3) != 1 else frames
+    out = torch.empty_like(frames)
+    source, target = frames.numpy(), out.numpy()
+    for place in np.ndindex(*frames.shape[:2]):
+        cv2.warpAffine(source[place], turn, (width, height), dst=target[place], flags=flags)
+    return out
+
+
+def by_grid(frames: Tensor, matrix: Matrix) -> Tensor:
+    """`warp` by PyTorch, on any device."""
     grid = _sources(matrix, frames).div_(_half_size(frames))
     planes = frames.transpose(0, 1).flatten(0, 1)[None].float()  # (1, 3 n, h, w), all by the same grid
     warped = F.grid_sample(planes, grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from adatad_ds.data.augmentation import colour, operations
 from adatad_ds.data.augmentation.colour import by_colour
 from adatad_ds.data.augmentation.transforms import draw_steps
-from adatad_ds.data.augmentation.warping import inverse_affine, warp, warp_as_pillow
+from adatad_ds.data.augmentation.warping import by_grid, inverse_affine, warp, warp_as_pillow
 
 SIDE = 40
 FEW = 1e-3  # share of levels that the order of floating operations may move by one
@@ -105,6 +105,10 @@ def test_warps_are_torchvisions(frames: Tensor, drawn: dict):
     lists = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     bilinear = F.affine(frames, **lists, scale=1.0, interpolation=F.InterpolationMode.BILINEAR)
     assert off_by(warp(by_colour(frames), matrix=inverse_affine(**drawn)), bilinear) <= (1, 4 * FEW)
+    assert off_by(
+        warp(frames.contiguous(memory_format=torch.channels_last), matrix=inverse_affine(**drawn)), bilinear
+    ) <= (1, 4 * FEW)
+    assert off_by(by_grid(by_colour(frames), inverse_affine(**drawn)), bilinear) <= (1, 4 * FEW)
     corner = (-SIDE / 2, -SIDE / 2)
     nearest = F.affine(frames, **lists, scale=1.0, fill=[128.0] * 3, center=[0.0, 0.0])
     pillow = warp_as_pillow(by_colour(frames), matrix=inverse_affine(**drawn, center=corner))
