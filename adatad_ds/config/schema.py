@@ -42,7 +42,8 @@ class DataConfig:
     exclude: tuple[str, ...] = ()  # names of videos to leave out
     exclude_file: str = ""  # more of them: one name per line, or a JSON list; may name videos not annotated here
     class_agnostic: bool = False  # a single class, any action; a video classifier names it (test.external_*)
-    reader: Literal["pyav", "decord"] = "pyav"  # same pixels; decord hides damage that it conceals
+    # same pixels; "auto" is pyav; decord and torchcodec hide damage that they conceal
+    reader: Literal["auto", "torchcodec", "pyav", "decord"] = "pyav"
 
     window_size: numbers.PositiveInt = 768  # feature steps T of one window
     frames_per_feature: numbers.PositiveInt = 1
@@ -62,6 +63,7 @@ class DataConfig:
     short_side_before_crop: numbers.Pixels = 182  # decoded short side in training; testing decodes at `resolution`
     scaling: Scaling = "antialias"  # how frames are downscaled; "bilinear": as for published checkpoints
     augment: tuple[Augmentation, ...] = ("random_resized_crop", "flip", "rand_augment", "color_jitter")
+    augment_on_device: bool = False  # all but the crop, by the rank's device instead of the workers; the same draws
 
     workers: numbers.NonNegativeInt = 2  # decoding processes per rank
     prefetch: numbers.PositiveInt = 2  # micro batches ahead, per worker

@@ -5,14 +5,16 @@ B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from adatad_ds.data.augmentation.operations import Step
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.video_dataset import VideoSample
+from adatad_ds.data.video_dataset import LoadingSeconds, VideoSample
 from adatad_ds.detection.timegrid import TimeGrid
 
 
@@ -48,6 +50,8 @@ class Batch:
     errors: list[str | None]
     damage: list[Damage | None]
     padding: list[bool]
+    steps: list[tuple[Step, ...]] = field(default_factory=list)  # augmentation left to the device
+    seconds: LoadingSeconds = field(default_factory=LoadingSeconds)
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, for asynchronous transfer to a GPU; called by the DataLoader."""
@@ -77,8 +81,11 @@ class Batch:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Collate samples into a batch."""
+    began = time.perf_counter()
+    frames = torch.stack([sample.frames for sample in samples])
+    copy_sec = time.perf_counter() - began
     return Batch(
-        frames=torch.stack([sample.frames for sample in samples]),
+        frames=frames,
         valid=torch.stack([sample.valid for sample in samples]),
         segments=[sample.segments_grid for sample in samples],
         labels=[sample.labels for sample in samples],
@@ -89,4 +96,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         errors=[sample.error for sample in samples],
         damage=[sample.damage for sample in samples],
         padding=[sample.padding for sample in samples],
+        steps=[sample.steps for sample in samples],
+        seconds=LoadingSeconds.total((sample.seconds for sample in samples), copy=copy_sec),
     )

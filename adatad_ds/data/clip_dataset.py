@@ -6,8 +6,9 @@ n frames of a file.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatad_ds.config.schema import Augmentation, Scaling
-from adatad_ds.data.augmentation.transforms import augment, square_crops
+from adatad_ds.data.augmentation.operations import Step
+from adatad_ds.data.augmentation.transforms import augment, crop_and_draw, square_crops
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import Backend, Frames, read_with_damage
+from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.labelled_videos import LabelledVideo, VideoList
-from adatad_ds.data.video_dataset import VideoDataset, VideoSample
+from adatad_ds.data.video_dataset import LoadingSeconds, VideoDataset, VideoSample
 
 IGNORED = -100  # label of blank samples, ignored by torch's cross_entropy
 
@@ -109,6 +112,8 @@ class ClipBatch:
     errors: list[str | None]
     damage: list[Damage | None]
     padding: list[bool]
+    steps: list[tuple[Step, ...]] = field(default_factory=list)  # augmentation left to the device
+    seconds: LoadingSeconds = field(default_factory=LoadingSeconds)
 
     def pin_memory(self) -> ClipBatch:
         """A copy in page-locked memory, for asynchronous transfer to a GPU; called by the DataLoader."""
@@ -117,8 +122,11 @@ class ClipBatch:
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
     """Collate samples into a batch."""
+    began = time.perf_counter()
+    frames = torch.stack([sample.frames for sample in samples])
+    copy_sec = time.perf_counter() - began
     return ClipBatch(
-        frames=torch.stack([sample.frames for sample in samples]),
+        frames=frames,
         labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         videos=[sample.video for sample in samples],
         sample_ids=[sample.sample_id for sample in samples],
@@ -126,6 +134,8 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
         errors=[sample.error for sample in samples],
         damage=[sample.damage for sample in samples],
         padding=[sample.padding for sample in samples],
+        steps=[sample.steps for sample in samples],
+        seconds=LoadingSeconds.total((sample.seconds for sample in samples), copy=copy_sec),
     )
 
 
@@ -148,6 +158,7 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         reader: decoder.
         seed: seed of everything random.
         repeats: samples of each video per training epoch.
+        augment_on_device: leave all of the augmentation but the crop to the device.
 
     Raises:
         ValueError: a count below 1, or a number of crops other than 1 and 3.
@@ -172,6 +183,7 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         reader: Backend = "pyav",
         seed: int = 0,
         repeats: int = 1,
+        augment_on_device: bool = False,
     ) -> None:
         counts = {"frames": frames, "stride": stride, "clips": clips, "resolution": resolution, "repeats": repeats}
         for name, count in counts.items():
@@ -180,6 +192,7 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         if crops not in (1, 3):
             raise ValueError(f"crops={crops} must be 1 or 3")
         super().__init__(videos=videos.videos, training=training, seed=seed, repeats=repeats)
+        check_reader(reader)
         self.classes = videos.classes
         self.views = 1 if training else clips * crops
         self._frames, self._stride, self._clips = frames, stride, clips
@@ -189,14 +202,21 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         self._scaling: Scaling = scaling
         self._resolution, self._short_side = resolution, short_side_before_crop if training else resolution
         self._augment = tuple(augment)
+        self._on_device = augment_on_device
 
     def _random(self, index: int, rng: np.random.Generator) -> ClipSample:
         video = self.videos[index]
         num_frames = probe(video.path).num_frames
         wanted = random_clip(num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng)
+        began = time.perf_counter()
         read, damage = self._read(video, wanted)
-        frames = augment(read, resolution=self._resolution, scaling=self._scaling, kinds=self._augment, rng=rng)
-        return ClipSample(frames=frames[None], label=video.label, video=video.name, damage=damage)
+        decoded = time.perf_counter()
+        way = {"resolution": self._resolution, "scaling": self._scaling, "kinds": self._augment, "rng": rng}
+        frames, steps = crop_and_draw(read, **way) if self._on_device else (augment(read, **way), ())
+        seconds = LoadingSeconds(decode=decoded - began, augment=time.perf_counter() - decoded)
+        return ClipSample(
+            frames=frames[None], label=video.label, video=video.name, damage=damage, seconds=seconds, steps=steps
+        )
 
     def _fixed(self, sample_id: int) -> ClipSample:
         video = self.videos[sample_id]

@@ -5,9 +5,11 @@ A global batch is the same set of samples, however it is split over data ranks, 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,12 +17,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.augmentation.transforms import BY_TORCHVISION
 from adatad_ds.data.video_dataset import SampleKey
 from adatad_ds.data.worker_process import WorkerContext, start_worker
 from adatad_ds.errors import ConfigError, DataError
 
 PRELOADED = ["torch", "adatad_ds.data.window_dataset", "adatad_ds.data.clip_dataset"]
+SHARED_MEMORY = Path("/dev/shm")
 LOOK_AFTER_WORKERS_SEC = 5.0  # between checks that workers are alive, while waiting for a batch
 
 BatchT = TypeVar("BatchT")
@@ -33,6 +35,11 @@ class Samples(Protocol[BatchT_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: SampleKey | None) -> Any: ...
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a sample's frames."""
+        ...
 
     @property
     def videos(self) -> Sequence[Any]:
@@ -140,6 +147,31 @@ def test_shard(num_windows: int, *, batch: int, rank: int, ranks: int) -> list[l
     return [ids[first : first + batch] for first in range(0, share, batch)]
 
 
+def check_shared_memory(*, batch_bytes: int, batches: int, config: DataConfig, folder: Path = SHARED_MEMORY) -> None:
+    """Check that the batches that workers hold ready fit into shared memory, through which they come.
+
+    Without room, a worker would be killed in the middle of training (SIGBUS).
+
+    Raises:
+        DataError: they do not fit; with the settings that do.
+    """
+    if not config.workers or not folder.is_dir():
+        return
+    free_bytes = shutil.disk_usage(folder).free
+    ahead = min(config.workers * config.prefetch, batches)
+    if ahead * batch_bytes <= free_bytes:
+        return
+    fitting = free_bytes // batch_bytes
+    workers = min(config.workers, fitting)
+    fits = f"data.workers={workers}" + (f" --set data.prefetch={fitting // workers}" if workers else "")
+    raise DataError(
+        f"data.workers={config.workers} x data.prefetch={config.prefetch}: {ahead} batches of "
+        f"{batch_bytes / 1e6:.1f} MB need {ahead * batch_bytes / 1e6:.1f} MB of shared memory, and {folder} has "
+        f"{free_bytes / 1e6:.1f} MB. "
+        f"Use --set {fits}, or enlarge it (docker --shm-size)"
+    )
+
+
 class BatchLoader(Generic[BatchT]):
     """A DataLoader that raises a `DataError` with advice when its workers die or get stuck."""
 
@@ -160,7 +192,7 @@ class BatchLoader(Generic[BatchT]):
             num_workers=config.workers,
             prefetch_factor=config.prefetch if several else None,
             timeout=min(LOOK_AFTER_WORKERS_SEC, config.worker_timeout_sec) if several else 0,
-            multiprocessing_context=_processes(config) if several else None,
+            multiprocessing_context=WorkerContext(PRELOADED) if several else None,
             worker_init_fn=start_worker,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # separate, so that loading does not affect the trainer's random numbers
@@ -203,6 +235,8 @@ def make_train_loader(
     dataset: Samples[BatchT], *, batches: StepRange, config: DataConfig, pin_memory: bool
 ) -> BatchLoader[BatchT]:
     """Loader of the micro batches of the coming optimizer steps, prefetched by worker processes."""
+    batch_bytes = batches.batches.micro_batch * dataset.sample_bytes
+    check_shared_memory(batch_bytes=batch_bytes, batches=len(batches), config=config)
     return BatchLoader(dataset, keys=batches, config=config, pin_memory=pin_memory)
 
 
@@ -211,10 +245,6 @@ def make_test_loader(
 ) -> BatchLoader[BatchT]:
     """Loader of this rank's share of the test samples, padded so that every rank has the same number of batches."""
     shard = test_shard(len(dataset), batch=batch, rank=rank, ranks=ranks)
+    check_shared_memory(batch_bytes=batch * dataset.sample_bytes, batches=len(shard), config=config)
     keys = [[None if index is None else (0, index) for index in ids] for ids in shard]
     return BatchLoader(dataset, keys=keys, config=config, pin_memory=pin_memory)
-
-
-def _processes(config: DataConfig) -> WorkerContext:
-    by_torchvision = ["adatad_ds.data.augmentation.operations"] if BY_TORCHVISION & {*config.augment} else []
-    return WorkerContext(PRELOADED + by_torchvision)

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adatad_ds.data.augmentation.operations import Step
+from adatad_ds.data.augmentation.transforms import apply_steps
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.video import VideoError
 
 REPLACEMENTS = 20  # videos tried in place of an unreadable one
 
 SampleKey = tuple[int, int]  # epoch, sample id
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingSeconds:
+    """Seconds of one worker: decoding and scaling, augmenting, copying samples into a batch."""
+
+    decode: float = 0.0
+    augment: float = 0.0
+    copy: float = 0.0
+
+    @staticmethod
+    def total(parts: Iterable[LoadingSeconds], *, copy: float = 0.0) -> LoadingSeconds:
+        """The sum of parts, and `copy` more."""
+        known = list(parts)
+        return LoadingSeconds(
+            decode=sum(part.decode for part in known),
+            augment=sum(part.augment for part in known),
+            copy=sum(part.copy for part in known) + copy,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +52,8 @@ class VideoSample:
         seed: 63 random bits for the model's own randomness.
         error: why the video that belongs here could not be read.
         damage: what is missing in the file that the frames are from.
+        steps: augmentation that is left to the device.
+        seconds: what loading it took.
         padding: only there to give all ranks the same number of samples.
     """
 
@@ -40,6 +64,17 @@ class VideoSample:
     error: str | None = None
     damage: Damage | None = None
     padding: bool = False
+    steps: tuple[Step, ...] = ()
+    seconds: LoadingSeconds = field(default_factory=lambda: LoadingSeconds())
+
+
+def frames_on(device: torch.device, frames: Tensor, steps: Sequence[Sequence[Step]]) -> Tensor:
+    """A batch's frames on a device, with the augmentation that workers left to it; `frames` are not modified."""
+    moved = frames.to(device, non_blocking=True)
+    if any(steps):
+        moved = moved.clone() if moved is frames else moved
+        apply_steps(moved, steps)
+    return moved
 
 
 VideoT = TypeVar("VideoT")
@@ -74,6 +109,11 @@ class VideoDataset(Dataset[SampleT], ABC, Generic[VideoT, SampleT]):
 
     def __len__(self) -> int:
         return len(self.videos) * (self._repeats if self._training else 1)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a sample's frames."""
+        return self._blank(None).frames.nbytes
 
     def __getitem__(self, key: SampleKey | None) -> SampleT:
         if key is None:

@@ -5,6 +5,7 @@ B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import AnnotationSet, Video, load_annotations
-from adatad_ds.data.augmentation.transforms import augment, center_crop
+from adatad_ds.data.augmentation.transforms import augment, center_crop, crop_and_draw
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import Frames, read_with_damage
+from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import VideoError, index_videos
 from adatad_ds.data.preparation.needs import check_prepared
-from adatad_ds.data.video_dataset import REPLACEMENTS, VideoDataset
+from adatad_ds.data.video_dataset import REPLACEMENTS, LoadingSeconds, VideoDataset
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.windows import (
     Timing,
@@ -76,6 +78,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
             repeats=repeats,
             replacements=REPLACEMENTS if frames is None else 0,
         )
+        check_reader(config.reader)
         self.classes = (ANY_ACTION,) if config.class_agnostic else annotations.classes
         self.reports = list(reports)
         self._config, self._paths = config, dict(paths)
@@ -132,9 +135,13 @@ class WindowDataset(VideoDataset[Video, Sample]):
     def _random(self, index: int, rng: np.random.Generator) -> Sample:
         config, source = self._config, self._source(index)
         window = resize_window(source) if config.sampling == "resize" else random_trunc_window(source, rng=rng)
+        began = time.perf_counter()
         read, damage = self._read(window, short_side=config.short_side_before_crop)
-        frames = augment(read, resolution=config.resolution, scaling=config.scaling, kinds=config.augment, rng=rng)
-        return self._sample(window, frames, damage)
+        decoded = time.perf_counter()
+        way = {"resolution": config.resolution, "scaling": config.scaling, "kinds": config.augment, "rng": rng}
+        frames, steps = crop_and_draw(read, **way) if config.augment_on_device else (augment(read, **way), ())
+        seconds = LoadingSeconds(decode=decoded - began, augment=time.perf_counter() - decoded)
+        return replace(self._sample(window, frames, damage), steps=steps, seconds=seconds)
 
     def _fixed(self, sample_id: int) -> Sample:
         config, window = self._config, self._fixed_window(sample_id)

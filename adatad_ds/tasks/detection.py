@@ -18,6 +18,7 @@ from adatad_ds.data.annotations import Video
 from adatad_ds.data.batch import Batch
 from adatad_ds.data.features.dataset import FeatureDataset
 from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.video_dataset import frames_on
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.detection.losses import LossNormalizer, detection_losses
 from adatad_ds.detection.points import Targets, assign_targets
@@ -119,7 +120,7 @@ class DetectionTask:
         sums = torch.zeros(len(self.loss_names), device=device)
         for batch, wanted in zip(batches, targets, strict=True):
             with record_function("forward"):
-                predictions = engine(batch.frames.to(device, non_blocking=True), batch.valid.to(device), batch.seeds)
+                predictions = engine(frames_on(device, batch.frames, batch.steps), batch.valid.to(device), batch.seeds)
                 shares = self._losses(predictions, wanted) / normalizer
             with record_function("backward"):
                 # Cancel the engine's averaging over ranks and micro batches, so that shares add up. Ranks of a temporal

@@ -21,6 +21,7 @@ from adatad_ds.data.augmentation.mixing import mix
 from adatad_ds.data.clip_dataset import ClipBatch, ClipDataset
 from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.video_dataset import frames_on
 from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
@@ -110,9 +111,13 @@ class RecognitionTask:
         # how the global batch is split.
         """
         settings, classes = self._settings, len(self.classes)
+        # mixed where they are, which is on the device if that has to augment them first
+        frames, labels = batch.frames, batch.labels
+        if any(batch.steps):
+            frames, labels = frames_on(self._world.device, frames, batch.steps), labels.to(self._world.device)
         frames, soft = mix(
-            batch.frames,
-            batch.labels,
+            frames,
+            labels,
             classes=classes,
             mixup_alpha=settings.mixup_alpha,
             cutmix_alpha=settings.cutmix_alpha,
@@ -193,6 +198,7 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
         reader=data.reader,
         seed=config.train.seed,
         repeats=config.train.repeats,
+        augment_on_device=data.augment_on_device,
     )
 
 

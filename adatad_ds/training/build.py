@@ -21,7 +21,7 @@ from adatad_ds.runs.lock import RunLock
 from adatad_ds.runs.resume import check_same_data
 from adatad_ds.tasks.base import Task
 from adatad_ds.tasks.factory import open_task
-from adatad_ds.training.guards import DamagedVideos, FailedVideos, SkippedSteps
+from adatad_ds.training.guards import DamagedVideos, DataWait, FailedVideos, SkippedSteps
 from adatad_ds.training.initial_model import InitialModel, build_initial_model
 from adatad_ds.training.monitor import Monitor
 from adatad_ds.training.preemption import StopRequest
@@ -181,6 +181,7 @@ def assemble(
         progress=progress,
         failed_videos=failed_videos,
         damaged_videos=DamagedVideos(world=world, report=report),
+        data_wait=DataWait(workers=config.data.workers, report=report),
         skipped_steps=skipped_steps,
         lock=session.lock,
         frozen_fingerprint=initial.frozen_fingerprint,

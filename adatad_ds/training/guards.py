@@ -1,4 +1,4 @@
-"""Stop conditions shared by all ranks: unreadable videos, non-finite losses and gradients."""
+"""Stop conditions shared by all ranks: unreadable videos, non-finite losses and gradients; and waiting for data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import DataError, TrainingError, summarize_list
+
+WAIT_STARTING_STEPS, WAIT_STEPS = 2, 50
+WAIT_SHARE = 0.1  # of the time, from which waiting is worth a message
 
 
 class FailedVideos:
@@ -46,6 +49,37 @@ class FailedVideos:
             raise DataError(
                 f"{len(self.errors)} training videos could not be read, more than data.max_failed_videos={self._most}; "
                 f"the last: {self.errors[-1]}. Repair the files, or leave them out with --set data.exclude=[...]"
+            )
+
+
+class DataWait:
+    """How much of its time a rank waits for data, said once if it is much.
+
+    Args:
+        workers: data.workers.
+        report: called with that message.
+    """
+
+    def __init__(self, *, workers: int, report: Callable[[str], None]) -> None:
+        self._workers = workers
+        self._report = report
+        self._steps = 0
+        self._wait_sec = self._total_sec = 0.0
+
+    def add(self, *, wait_sec: float, step_sec: float) -> None:
+        """Add a step: seconds of waiting, and in all. The first ones, when workers start, do not count."""
+        self._steps += 1
+        if self._steps > WAIT_STARTING_STEPS:
+            self._wait_sec += wait_sec
+            self._total_sec += step_sec
+        if self._steps == WAIT_STEPS and self._wait_sec >= WAIT_SHARE * self._total_sec:
+            busy_sec = max(self._total_sec - self._wait_sec, 1e-3 * self._total_sec)
+            # without workers, the rank itself reads while it waits, and one that reads meanwhile takes as long
+            read_sec = self._workers * self._total_sec if self._workers else self._wait_sec
+            self._report(
+                f"waiting for data {self._wait_sec / self._total_sec:.0%} of the time: data.workers="
+                f"{math.ceil(read_sec / busy_sec)} a rank (now {self._workers}) on as many cores, or prepared videos, "
+                "would do"
             )
 
 

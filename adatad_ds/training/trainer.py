@@ -14,6 +14,7 @@ from torch.profiler import record_function
 
 from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import TrainBatches, make_train_loader
+from adatad_ds.data.video_dataset import LoadingSeconds
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
 from adatad_ds.models.execution.segment_timer import Stopwatch
@@ -21,7 +22,7 @@ from adatad_ds.runs.checkpoint import CheckpointStore
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
 from adatad_ds.tasks.base import Evaluation, Task
-from adatad_ds.training.guards import DamagedVideos, FailedVideos, SkippedSteps, check_finite
+from adatad_ds.training.guards import DamagedVideos, DataWait, FailedVideos, SkippedSteps, check_finite
 from adatad_ds.training.monitor import Monitor, peak_memory_bytes, peak_memory_name
 from adatad_ds.training.optim import schedule
 from adatad_ds.training.preemption import StopAsked, StopRequest
@@ -56,6 +57,7 @@ class Trainer:
     progress: Progress
     failed_videos: FailedVideos
     damaged_videos: DamagedVideos
+    data_wait: DataWait
     skipped_steps: SkippedSteps
     lock: RunLock
     frozen_fingerprint: dict[str, str]  # of rank 0, which saves it
@@ -92,7 +94,9 @@ class Trainer:
                 self.progress.step = step + 1
                 self.monitor.advance(step, loss=sum(losses.values()))
                 if step % settings.log_every_steps == 0 or step + 1 == total_steps:
-                    self.log(step, losses, data_sec=fetched - began, began=began)
+                    loading = LoadingSeconds.total(batch.seconds for batch in accumulated)
+                    self.log(step, losses, data_sec=fetched - began, began=began, loading=loading)
+                self.data_wait.add(wait_sec=fetched - began, step_sec=time.perf_counter() - began)
             epoch, inside_epoch = divmod(step + 1, epoch_steps)
             regular = settings.checkpoint_every_steps and (step + 1) % settings.checkpoint_every_steps == 0
             if inside_epoch == 0 or regular or stops:
@@ -157,7 +161,9 @@ class Trainer:
             self.run_folder.mark_interrupted()
         self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
 
-    def log(self, step: int, losses: Mapping[str, float], *, data_sec: float, began: float) -> None:
+    def log(
+        self, step: int, losses: Mapping[str, float], *, data_sec: float, began: float, loading: LoadingSeconds
+    ) -> None:
         """Record a step's numbers. A collective."""
         peak_bytes = self.world.max(peak_memory_bytes(self.world.device))[0]
         elapsed = time.perf_counter() - began
@@ -175,6 +181,7 @@ class Trainer:
                 "time/step_sec": elapsed,
                 "time/data_wait_sec": data_sec,
                 "time/compute_sec": elapsed - data_sec,
+                **{f"time/{stage}_sec": seconds for stage, seconds in asdict(loading).items()},
                 "time/frames_per_sec": frames / elapsed,
                 f"memory/{peak_memory_name(self.world.device)}_gb": peak_bytes / 1e9,
                 **{f"segment_sec/{name}": seconds for name, seconds in self.stopwatch.take().items()},

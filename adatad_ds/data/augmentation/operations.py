@@ -1,25 +1,27 @@
 """Augmentations of colour and geometry, drawn once for all frames of a sample.
 
 AdaTAD and AIM were trained with imgaug 0.4.0 and OpenMMLab's pipelines; tests/unit/data/imgaug.npz holds imgaug's
-results on a picture. Frames are (F, 3, S, S) uint8.
+results on a picture. What is drawn is a list of steps, each a function of frames (n, 3, S, S) uint8 with its drawn
+arguments, on whatever device they are; steps can be pickled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from torchvision.transforms.v2 import functional as F
 
+from adatad_ds.data.augmentation import colour
+from adatad_ds.data.augmentation.warping import GREY, inverse_affine, warp, warp_as_pillow
 from adatad_ds.data.decoding.scaling import scale
 
 JITTER_FACTOR = (0.5, 1.5)  # brightness, contrast, saturation
 JITTER_HUE = (-0.1 * 255 / 180, 0.1 * 255 / 180)  # turns: the published 0.1 counts 255 of OpenCV's 180 hues
-GREY = [128.0, 128.0, 128.0]
 
 OPERATIONS = 2  # of RandAugment in mmaction's "default"
 LEVEL = 0.9
@@ -38,6 +40,7 @@ ERASING_TRIES = 10
 ERASING_COLOUR = (123, 117, 104)  # CLIP's mean, as the authors erase normalised frames with zeros
 
 Step = Callable[[Tensor], Tensor]
+Span = tuple[int, int]
 
 
 def rand_augment(side: int, rng: np.random.Generator) -> list[Step]:
@@ -63,24 +66,24 @@ def _operations(side: int, rng: np.random.Generator) -> list[Step]:
 
     # differs: the authors draw the five signs once per process; here each sample draws them.
     """
-    signs = rng.choice([-1.0, 1.0], size=5)
+    signs = rng.choice([-1.0, 1.0], size=5).tolist()
     enhanced = 1.8 * LEVEL + 0.1  # 1: unchanged
     shift, shear = 0.2 * LEVEL * side, 17.19 * LEVEL
     return [
-        _warp(shear=(signs[0] * shear, 0.0)),
-        _warp(shear=(0.0, signs[1] * shear)),
-        _warp(translate=(signs[2] * shift, 0.0)),
-        _warp(translate=(0.0, signs[3] * shift)),
-        _warp(angle=signs[4] * 30 * LEVEL),
-        lambda frames: F.posterize(frames, bits=max(1, int(4 * LEVEL))),
-        lambda frames: F.solarize(frames, threshold=256 * LEVEL),
-        lambda frames: F.adjust_saturation(frames, enhanced),
-        lambda frames: F.adjust_contrast(frames, enhanced),
-        lambda frames: F.adjust_brightness(frames, enhanced),
-        lambda frames: _sharpen(frames, enhanced),
-        F.autocontrast,
-        F.equalize,
-        F.invert,
+        partial(warp, matrix=inverse_affine(shear=(signs[0] * shear, 0.0))),
+        partial(warp, matrix=inverse_affine(shear=(0.0, signs[1] * shear))),
+        partial(warp, matrix=inverse_affine(translate=(signs[2] * shift, 0.0))),
+        partial(warp, matrix=inverse_affine(translate=(0.0, signs[3] * shift))),
+        partial(warp, matrix=inverse_affine(angle=signs[4] * 30 * LEVEL)),
+        partial(colour.posterize, bits=max(1, int(4 * LEVEL))),
+        partial(colour.solarize, threshold=256 * LEVEL),
+        partial(colour.saturate, factor=enhanced),
+        partial(colour.contrast, factor=enhanced),
+        partial(colour.brighten, factor=enhanced),
+        partial(_sharpen, factor=enhanced),
+        colour.autocontrast,
+        colour.equalize,
+        colour.invert,
         _cut_out(rng.random(2).tolist(), share=0.2 * LEVEL, side=side),
     ]
 
@@ -88,74 +91,54 @@ def _operations(side: int, rng: np.random.Generator) -> list[Step]:
 def _operations_n4_m7(side: int, rng: np.random.Generator) -> list[Step]:
     signs = rng.choice([-1.0, 1.0], size=9)
     color, contrast, brightness, sharpness = (1 + signs[:4] * 0.9 * M / M_SCALE).tolist()  # 1: unchanged
-    shear = signs[4:6] * math.degrees(0.3) * M / M_SCALE
-    shift = signs[6:8] * 0.33 * M / M_SCALE * side
-    corner = [0.0, 0.0]
+    shear = (signs[4:6] * math.degrees(0.3) * M / M_SCALE).tolist()
+    shift = (signs[6:8] * 0.33 * M / M_SCALE * side).tolist()
+    corner = (-side / 2, -side / 2)
     return [
-        lambda frames: frames,
-        F.autocontrast,
-        F.equalize,
-        F.invert,
-        _warp(angle=signs[8] * 30 * M / M_SCALE, center=None, as_pillow=True),
-        lambda frames: F.posterize(frames, bits=8 - int(6 * M / M_SCALE)),
-        lambda frames: F.solarize(frames, threshold=256 - int(256 * M / M_SCALE)),
-        lambda frames: F.adjust_saturation(frames, color),
-        lambda frames: F.adjust_contrast(frames, contrast),
-        lambda frames: F.adjust_brightness(frames, brightness),
-        lambda frames: _sharpen(frames, sharpness),
-        _warp(shear=(shear[0], 0.0), center=corner, as_pillow=True),
-        _warp(shear=(0.0, shear[1]), center=corner, as_pillow=True),
-        _warp(translate=(shift[0], 0.0), center=corner, as_pillow=True),
-        _warp(translate=(0.0, shift[1]), center=corner, as_pillow=True),
+        _unchanged,
+        colour.autocontrast,
+        colour.equalize,
+        colour.invert,
+        partial(warp_as_pillow, matrix=inverse_affine(angle=float(signs[8]) * 30 * M / M_SCALE)),
+        partial(colour.posterize, bits=8 - int(6 * M / M_SCALE)),
+        partial(colour.solarize, threshold=256 - int(256 * M / M_SCALE)),
+        partial(colour.saturate, factor=color),
+        partial(colour.contrast, factor=contrast),
+        partial(colour.brighten, factor=brightness),
+        partial(_sharpen, factor=sharpness),
+        partial(warp_as_pillow, matrix=inverse_affine(shear=(shear[0], 0.0), center=corner)),
+        partial(warp_as_pillow, matrix=inverse_affine(shear=(0.0, shear[1]), center=corner)),
+        partial(warp_as_pillow, matrix=inverse_affine(translate=(shift[0], 0.0), center=corner)),
+        partial(warp_as_pillow, matrix=inverse_affine(translate=(0.0, shift[1]), center=corner)),
         _cut_out(rng.random(2).tolist(), share=20 / 32 * M / M_SCALE, side=side),
         _blur,
-        lambda frames: _sharpen(frames, 0.0),
+        partial(_sharpen, factor=0.0),
     ]
 
 
-def _warp(
-    *,
-    angle: float = 0.0,
-    translate: Sequence[float] = (0.0, 0.0),
-    shear: Sequence[float] = (0.0, 0.0),
-    center: list[float] | None = None,
-    as_pillow: bool = False,
-) -> Step:
-    """An affine warp about a point (x, y), by default the centre; angles in degrees, `translate` in pixels.
-
-    As imgaug does with OpenCV: bilinear, black outside; `as_pillow`: nearest pixels, grey outside.
-    """
-    return lambda frames: F.affine(
-        frames,
-        angle=float(angle),
-        translate=[float(pixels) for pixels in translate],
-        scale=1.0,
-        shear=[float(degrees) for degrees in shear],
-        interpolation=F.InterpolationMode.NEAREST if as_pillow else F.InterpolationMode.BILINEAR,
-        fill=GREY if as_pillow else None,
-        center=center,
-    )
+def _unchanged(frames: Tensor) -> Tensor:
+    return frames
 
 
 def _crop_edges(side: int, rng: np.random.Generator) -> Step:
     """Crop up to M of 224 pixels from each edge, and resize to the old size."""
     top, right, bottom, left = (round(cut / M_CROP_SIDE * side) for cut in rng.uniform(0, M, size=4))
+    return partial(_crop_and_resize, top=top, bottom=side - bottom, left=left, right=side - right, side=side)
 
-    def step(frames: Tensor) -> Tensor:
-        frames = frames[..., top : side - bottom, left : side - right]
-        return scale(frames, height=side, width=side, scaling="bilinear")
 
-    return step
+def _crop_and_resize(frames: Tensor, *, top: int, bottom: int, left: int, right: int, side: int) -> Tensor:
+    return scale(frames[..., top:bottom, left:right], height=side, width=side, scaling="bilinear")
 
 
 def _sharpen(frames: Tensor, factor: float) -> Tensor:
-    """Extrapolate from the 3 x 3 smoothed frame, borders unchanged; like torchvision's, but 30 times faster."""
+    """Extrapolate from the 3 x 3 smoothed frame, borders unchanged, as torchvision does."""
     exact = frames.to(torch.int16)
-    rows = exact[..., :-2, :] + exact[..., 1:-1, :] + exact[..., 2:, :]
+    rows = exact[..., :-2, :] + exact[..., 1:-1, :]
+    rows.add_(exact[..., 2:, :])
     inner = exact[..., 1:-1, 1:-1]
-    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner).float().div_(13).round_()
+    smooth = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(inner, alpha=4).float().div_(13).round_()
     out = frames.clone()
-    out[..., 1:-1, 1:-1] = smooth.lerp_(inner.float(), factor).clamp_(0, 255).to(torch.uint8)
+    out[..., 1:-1, 1:-1] = colour.to_bytes(smooth.lerp_(inner.float(), factor))
     return out
 
 
@@ -174,12 +157,14 @@ def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
         (int(max(0, (place - share / 2) * side)), int(max(0, (place + share / 2) * side))) for place in center
     )
 
-    def step(frames: Tensor) -> Tensor:
-        frames = frames.clone()
-        frames[..., top:bottom, left:right] = int(GREY[0])
-        return frames
+    return partial(_paint, rows=(top, bottom), columns=(left, right), levels=(GREY, GREY, GREY))
 
-    return step
+
+def _paint(frames: Tensor, *, rows: Span, columns: Span, levels: Sequence[int]) -> Tensor:
+    frames = frames.clone()
+    colours = torch.tensor(levels, dtype=torch.uint8, device=frames.device)[:, None, None]
+    frames[..., slice(*rows), slice(*columns)] = colours
+    return frames
 
 
 def color_jitter(rng: np.random.Generator) -> list[Step]:
@@ -188,28 +173,13 @@ def color_jitter(rng: np.random.Generator) -> list[Step]:
     # differs: the order is drawn per sample; there, once per process.
     """
     brightness, contrast, saturation = rng.uniform(*JITTER_FACTOR, size=3).tolist()
-    hue = float(rng.uniform(*JITTER_HUE))
-    operations: list[Step] = [
-        lambda pixels: pixels * brightness,
-        lambda pixels: torch.lerp(_grey(pixels).mean(dim=(-2, -1), keepdim=True), pixels, contrast),
-        lambda pixels: torch.lerp(_grey(pixels), pixels, saturation),
-        lambda pixels: F.adjust_hue(pixels.clamp(0, 255).to(torch.uint8), hue).float(),  # on bytes, as there
+    turns = float(rng.uniform(*JITTER_HUE))
+    order = rng.permutation(4).tolist()
+    return [
+        partial(
+            colour.jitter, order=order, brightness=brightness, contrast=contrast, saturation=saturation, turns=turns
+        )
     ]
-    order = rng.permutation(len(operations))
-
-    def step(frames: Tensor) -> Tensor:
-        pixels = frames.float()
-        for index in order:
-            pixels = operations[index](pixels)
-        return pixels.clamp_(0, 255).to(torch.uint8)
-
-    return [step]
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    """Luma (n, 1, h, w) of RGB (n, 3, h, w)."""
-    red, green, blue = pixels.unbind(dim=-3)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
 
 
 def lighting(rng: np.random.Generator) -> Step:
@@ -218,8 +188,12 @@ def lighting(rng: np.random.Generator) -> Step:
     # differs: here frames are rounded and clipped to 0..255; the authors continue with the unrounded values.
     """
     along = rng.normal(0, LIGHTING_STD, size=3) * LIGHTING_VALUES
-    shift = torch.tensor(np.array(LIGHTING_VECTORS) @ along, dtype=torch.float32)[:, None, None]
-    return lambda frames: (frames + shift).round_().clamp_(0, 255).to(torch.uint8)
+    return partial(_shift, levels=(np.array(LIGHTING_VECTORS) @ along).tolist())
+
+
+def _shift(frames: Tensor, *, levels: Sequence[float]) -> Tensor:
+    shift = torch.tensor(levels, dtype=torch.float32, device=frames.device)[:, None, None]
+    return colour.to_bytes(frames.float().add_(shift).round_())
 
 
 def random_erasing(side: int, rng: np.random.Generator) -> list[Step]:
@@ -232,15 +206,6 @@ def random_erasing(side: int, rng: np.random.Generator) -> list[Step]:
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if height < side and width < side:
             top, left = (int(rng.integers(side - extent, endpoint=True)) for extent in (height, width))
-            return [_erase(top, left, height, width)]
+            rows, columns = (top, top + height), (left, left + width)
+            return [partial(_paint, rows=rows, columns=columns, levels=ERASING_COLOUR)]
     return []
-
-
-def _erase(top: int, left: int, height: int, width: int) -> Step:
-    def step(frames: Tensor) -> Tensor:
-        frames = frames.clone()
-        colour = torch.tensor(ERASING_COLOUR, dtype=torch.uint8)
-        frames[..., top : top + height, left : left + width] = colour[:, None, None]
-        return frames
-
-    return step

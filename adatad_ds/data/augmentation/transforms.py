@@ -6,7 +6,8 @@ F frames, h x w pixels before and S x S after; all frames uint8 RGB.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,21 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adatad_ds.config.schema import Augmentation, Scaling
+from adatad_ds.data.augmentation import operations
+from adatad_ds.data.augmentation.colour import by_colour
 from adatad_ds.data.decoding.scaling import scale
 
-CHUNK_FRAMES = 32  # processed at once, to bound the memory of their float copies
+CHUNK_FRAMES = 4  # processed at once: their float copies fit into a core's cache
+
+DEVICE_CHUNK_FRAMES = 64  # enough to keep a GPU busy; their float copies take some 100 MB at 224 px
 
 CROP_AREA = (0.08, 1.0)  # share of the frame
 CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10
 FLIP_PROBABILITY = 0.5
-BY_TORCHVISION: set[Augmentation] = {
-    "rand_augment",
-    "rand_augment_n4_m7",
-    "color_jitter",
-    "lighting",
-    "random_erasing",
-}  # implemented in operations.py
 
 Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
 
@@ -57,27 +55,69 @@ def augment(
     Returns:
         (F, S, S, 3) uint8.
     """
+    crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
+    return _apply(frames, [crop, *draw_steps(resolution=resolution, kinds=kinds, rng=rng)], resolution)
+
+
+def crop_and_draw(
+    frames: Tensor | NDArray[np.uint8],
+    *,
+    resolution: int,
+    scaling: Scaling,
+    kinds: Collection[Augmentation],
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[Step, ...]]:
+    """The first part of `augment`: cropped frames (F, S, S, 3), and what `apply_steps` has still to do."""
+    crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
+    return _apply(frames, [crop], resolution), draw_steps(resolution=resolution, kinds=kinds, rng=rng)
+
+
+def apply_steps(frames: Tensor, steps: Sequence[Sequence[Step]]) -> None:
+    """The second part of `augment`, in place and a few frames at a time, which bounds what it takes in memory.
+
+    Args:
+        frames: (B, ..., F, S, S, 3) uint8, on any device.
+        steps: of each sample; none of it: nothing is left to do.
+    """
+    most = CHUNK_FRAMES if frames.device.type == "cpu" else DEVICE_CHUNK_FRAMES
+    for sample, drawn in zip(frames, steps, strict=bool(steps)):
+        for chunk in sample.flatten(0, -4).split(most) if drawn else ():
+            pixels = chunk.permute(0, 3, 1, 2)  # (n, 3, S, S)
+            for step in drawn:
+                pixels = step(pixels)
+            chunk.copy_(pixels.permute(0, 2, 3, 1))
+
+
+def _draw_crop(
+    frames: Tensor | NDArray[np.uint8],
+    *,
+    resolution: int,
+    scaling: Scaling,
+    kinds: Collection[Augmentation],
+    rng: np.random.Generator,
+) -> Step:
     height, width = frames.shape[1:3]
     if "random_resized_crop" in kinds:
-        steps = [_random_resized_crop(height, width, resolution, scaling, rng)]
-    else:
-        steps = [_center_crop(height, width, resolution, scaling)]
-    if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
-        steps.append(lambda chunk: chunk.flip(-1))
-    if BY_TORCHVISION & {*kinds}:
-        from adatad_ds.data.augmentation import operations  # here, as torchvision takes seconds to import
+        return _random_resized_crop(height, width, resolution, scaling, rng)
+    return _center_crop(height, width, resolution, scaling)
 
-        if "rand_augment" in kinds:
-            steps += operations.rand_augment(resolution, rng)
-        if "rand_augment_n4_m7" in kinds:
-            steps += operations.rand_augment_n4_m7(resolution, rng)
-        if "color_jitter" in kinds:
-            steps += operations.color_jitter(rng)
-        if "lighting" in kinds:
-            steps.append(operations.lighting(rng))
-        if "random_erasing" in kinds:
-            steps += operations.random_erasing(resolution, rng)
-    return _apply(frames, steps, resolution)
+
+def draw_steps(*, resolution: int, kinds: Collection[Augmentation], rng: np.random.Generator) -> tuple[Step, ...]:
+    """Draw what follows on the crop in `augment`: steps that can be pickled, and run on any device."""
+    steps: list[Step] = []
+    if "flip" in kinds and rng.random() < FLIP_PROBABILITY:
+        steps.append(partial(torch.flip, dims=[-1]))
+    if "rand_augment" in kinds:
+        steps += operations.rand_augment(resolution, rng)
+    if "rand_augment_n4_m7" in kinds:
+        steps += operations.rand_augment_n4_m7(resolution, rng)
+    if "color_jitter" in kinds:
+        steps += operations.color_jitter(rng)
+    if "lighting" in kinds:
+        steps.append(operations.lighting(rng))
+    if "random_erasing" in kinds:
+        steps += operations.random_erasing(resolution, rng)
+    return (by_colour, *steps) if steps else ()
 
 
 def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling) -> Tensor:
@@ -117,11 +157,16 @@ def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: in
 
 
 def _crop_and_resize(top: int, left: int, height: int, width: int, resolution: int, scaling: Scaling) -> Step:
-    def step(frames: Tensor) -> Tensor:
-        frames = frames[..., top : top + height, left : left + width]
-        return scale(frames, height=resolution, width=resolution, scaling=scaling)
+    return partial(
+        _cropped, rows=(top, top + height), columns=(left, left + width), resolution=resolution, scaling=scaling
+    )
 
-    return step
+
+def _cropped(
+    frames: Tensor, *, rows: tuple[int, int], columns: tuple[int, int], resolution: int, scaling: Scaling
+) -> Tensor:
+    cut = frames[..., slice(*rows), slice(*columns)]
+    return scale(cut, height=resolution, width=resolution, scaling=scaling)
 
 
 def _center_crop(height: int, width: int, resolution: int, scaling: Scaling) -> Step:

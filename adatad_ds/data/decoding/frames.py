@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.libraries import WHOLE_FILE, Reader
 from adatad_ds.data.decoding.prepared import lost_frames, places_of, size_fault
 from adatad_ds.data.decoding.scaling import scale, scaled_size
+from adatad_ds.data.decoding.sparing import key_before, seek, sparingly_decoded
 from adatad_ds.data.decoding.video import (
     Index,
     VideoError,
@@ -30,9 +32,11 @@ from adatad_ds.data.decoding.video import (
     probe,
 )
 
-DECORD_CHUNK_BYTES = 2**26  # full-size frames per call, to keep its copies small
+CHUNK_BYTES = 2**26  # full-size frames per call of decord or TorchCodec, to keep their copies small
+# PyAV 17 and later start a thread a core for each frame otherwise
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
-Backend = Literal["decord", "pyav"]
+Backend = Literal["auto", "torchcodec", "pyav", "decord"]
 Frames = NDArray[np.uint8]
 Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
@@ -85,10 +89,13 @@ def stream_frames(
             get that frame, damaged frames are replaced by the one before.
         short_side: pixels of the shorter side of the result; the aspect ratio is kept.
         scaling: interpolation.
-        backend: decoder; "decord" falls back to PyAV for files that it cannot read safely.
+        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage. The
+            others fall back to it for files that they cannot read safely.
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
-            completely or may depend on such frames. "decord" does not report frames that its decoder conceals.
+            completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
+            are not looked at. "decord" and "torchcodec" do not report frames
+            that their decoders conceal.
 
     Yields:
         RGB frames (h, w, 3), n of them.
@@ -115,10 +122,17 @@ def stream_frames(
     wanted = places_of(index, numbers)  # in the file
     done = 0
     # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
-    # (dmlc/decord#373), and if leading frames are lost it silently returns later ones; it only gets files without
-    # anything unusual.
-    if backend == "decord" and index.plain and importlib.util.find_spec("decord") is not None:
-        for frame in _by_decord(path, index.info, wanted, finish=finish, num_threads=num_threads):
+    # (dmlc/decord#373), and if leading frames are lost it silently returns later ones. Both it and TorchCodec only get
+    # files without anything unusual, and hand over to PyAV where they fail.
+    if index.plain and backend in WHOLE_FILE:
+        for frame in _by_library(
+            WHOLE_FILE[backend],
+            path,
+            replace(index.info, num_frames=index.num_held),
+            wanted,
+            finish=finish,
+            num_threads=num_threads,
+        ):
             yield frame
             done += 1
     if done < len(wanted):
@@ -136,26 +150,30 @@ def find_lost(path: Path) -> set[int]:
         VideoError: nothing in the file can be decoded.
     """
     index, lost = index_of(path), set[int]()
-    for _ in _by_pyav(path, index, np.array([0, index.num_held - 1]), num_threads=1, lost=lost):
+    for _ in _in_full(path, index, np.array([0, index.num_held - 1]), num_threads=1, lost=lost):
         pass
     return lost_frames(index, lost, wanted=np.array([0, index.info.num_frames - 1]))
 
 
-def _by_decord(
-    path: Path, info: VideoInfo, wanted: NDArray[np.int64], *, finish: Finish, num_threads: int
+def _by_library(
+    open_file: Callable[..., Reader | None],
+    path: Path,
+    info: VideoInfo,
+    wanted: NDArray[np.int64],
+    *,
+    finish: Finish,
+    num_threads: int,
 ) -> Iterator[Frames]:
-    """Frames by decord, until it fails (unsupported codecs, damaged packets)."""
-    import decord  # optional: no wheels for some platforms
-
+    """Frames by decord or TorchCodec, until it fails (unsupported codecs, damaged packets)."""
     distinct, counts = np.unique(wanted, return_counts=True)
     try:
-        reader = decord.VideoReader(str(path), num_threads=num_threads)
-        at_once = max(1, DECORD_CHUNK_BYTES // (3 * info.width * info.height))
-        for begin in range(0, len(distinct), at_once):
-            chunk = reader.get_batch(distinct[begin : begin + at_once]).asnumpy()
+        read = open_file(path, info, num_threads=num_threads)
+        at_once = max(1, CHUNK_BYTES // (3 * info.width * info.height))
+        for begin in range(0, len(distinct) if read else 0, at_once):
+            chunk = read(distinct[begin : begin + at_once])
             for frame, count in zip(chunk, counts[begin:], strict=False):
                 yield from repeat(finish(frame), count)
-    except (decord.DECORDError, RuntimeError, IndexError):
+    except (RuntimeError, ValueError, IndexError):
         return
 
 
@@ -164,16 +182,32 @@ def _by_pyav(
 ) -> Iterator[tuple[Any, int]]:
     """Frames by PyAV, with the number of times that each is wanted.
 
-    Starts at the keyframe before the first wanted frame if that works, else at the beginning.
+    What is neither wanted nor referred to is not decoded, unless the file shows damage: then all is read again, as the
+    frames that are lost are to be told.
     """
+    given = 0
+    for frame, count in sparingly_decoded(path, index, wanted, num_threads=num_threads):
+        yield frame, count
+        given += count
+    if given == len(wanted):
+        return
+    for frame, count in _in_full(path, index, wanted, num_threads=num_threads, lost=lost):
+        again = min(given, count)
+        given -= again
+        if count > again:
+            yield frame, count - again
+
+
+def _in_full(
+    path: Path, index: Index, wanted: NDArray[np.int64], *, num_threads: int, lost: set[int]
+) -> Iterator[tuple[Any, int]]:
+    """Frames and counts as for `_by_pyav`, from the keyframe before the first wanted one if that works."""
     starts: list[int | None] = [None]
-    if index.times is not None:
-        earlier = index.key_times[index.key_times <= index.times[wanted[0]]]
-        if len(earlier) and earlier[-1] > index.times[0]:
-            starts.insert(0, int(earlier[-1]))
+    if (key := key_before(index, wanted)) is not None:
+        starts.insert(0, key)
     for seek_to in starts:
         with opened(path, num_threads=num_threads) as (container, stream):
-            if seek_to is not None and not _seek(container, stream, seek_to):
+            if seek_to is not None and not seek(container, stream, seek_to):
                 continue
             positions = _positions(container, stream, index.times)
             first = next(positions, None)
@@ -212,14 +246,6 @@ def _chosen(
     yield previous, len(wanted) - row
 
 
-def _seek(container: Any, stream: Any, time: int) -> bool:
-    try:
-        container.seek(time, stream=stream, backward=True)
-    except av.FFmpegError:
-        return False
-    return True
-
-
 def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> Iterator[tuple[int, Any]]:
     """Decoded frames with their index in display order: looked up by time, or counted if times are missing."""
     count = 0
@@ -243,5 +269,7 @@ def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: Video
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
     converter = converter or VideoReformatter()
-    rgb = converter.reformat(frame, width, height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    rgb = converter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", **ONE_THREAD
+    ).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

@@ -136,7 +136,7 @@ def test_colours_are_those_that_a_file_means(tmp_path: Path, matrix: str, full: 
     cb, cr = ((value - 128) * (1 if full else 255 / 224) for value in (u, v))
     r, b = luma + 2 * (1 - red) * cr, luma + 2 * (1 - blue) * cb
     expected = np.clip([r, (luma - red * r - blue * b) / (1 - red - blue), b], 0, 255)
-    for backend in ("pyav", "decord"):
+    for backend in ("pyav", "decord", "torchcodec"):
         shown = read_frames(tmp_path / "flat.mp4", np.array([0]), short_side=64, scaling="bilinear", backend=backend)
         assert np.abs(shown[0].astype(float) - expected).max() <= 2, backend
 
@@ -151,8 +151,9 @@ def test_readers_agree_on_other_pixels(tmp_path: Path, pixels: str):
         for _ in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    first, second = (
+    first, *others = (
         read_frames(tmp_path / "v.mp4", np.arange(3), short_side=60, scaling="bilinear", backend=backend)
-        for backend in ("pyav", "decord")
+        for backend in ("pyav", "decord", "torchcodec")
     )
-    np.testing.assert_array_equal(first, second)
+    for other in others:
+        np.testing.assert_array_equal(other, first)

@@ -39,11 +39,13 @@ def test_sizes_are_rounded_as_openmmlab_does():
 def test_readers_give_the_same_pixels(tmp_path, scaling, container):
     path = write_textured(tmp_path / f"v.{container}", frames=24, width=112, height=96)
     wanted = np.arange(0, 24, 3)
-    first, second = (
-        read_frames(path, wanted, short_side=72, scaling=scaling, backend=backend) for backend in ("decord", "pyav")
+    first, *others = (
+        read_frames(path, wanted, short_side=72, scaling=scaling, backend=backend)
+        for backend in ("pyav", "decord", "torchcodec", "auto")
     )
     assert first.shape == (8, 72, 84, 3)
-    np.testing.assert_array_equal(first, second)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
 
 
 def test_recipes_scale_as_their_checkpoints_were_trained():
