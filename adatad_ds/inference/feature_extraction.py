@@ -22,7 +22,7 @@ from adatad_ds.data.features.plan import Piece, Snippet, num_features, snippet_p
 from adatad_ds.data.window_stream import ahead, stream_rows
 from adatad_ds.data.windows import Timing, frames_shown
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
-from adatad_ds.models.factory import Backbone
+from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.weights.loading import tensor_hash
 
 CLIPS_AT_ONCE = 16  # of a piece

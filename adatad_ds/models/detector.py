@@ -6,7 +6,7 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.detection.points import make_points
+from adatad_ds.models.backbones.kinds import AnyBackbone
 from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
-
-if TYPE_CHECKING:
-    from adatad_ds.models.factory import AnyBackbone
 
 
 class Predictions(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.features import FeatureBackbone
+from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
@@ -29,11 +30,6 @@ from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 
-if TYPE_CHECKING:
-    from adatad_ds.models.backbones.adapted_image import AIMTransformer
-
-Backbone: TypeAlias = "AdaptedBackbone | AIMTransformer"  # frames (B, F, H, W, 3) to features (B, C, T)
-AnyBackbone: TypeAlias = "AdaptedBackbone | AIMTransformer | FeatureBackbone"
 Model: TypeAlias = Detector | Recogniser
 
 

@@ -5,14 +5,10 @@ B videos, V views of each, T frames per view, C channels, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.models.sample_noise import SampleNoise
-
-if TYPE_CHECKING:
-    from adatad_ds.models.factory import Backbone
 
 
 class Classifier(nn.Module):

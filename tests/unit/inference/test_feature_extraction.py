@@ -31,7 +31,8 @@ from adatad_ds.inference import feature_extraction
 from adatad_ds.inference.feature_extraction import Averages, FeatureExtractor, Interpolation
 from adatad_ds.inference.feature_job import open_source
 from adatad_ds.inference.trained_model import Trained, export
-from adatad_ds.models.factory import Backbone, build_backbone, build_detector
+from adatad_ds.models.backbones.kinds import Backbone
+from adatad_ds.models.factory import build_backbone, build_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor
 from tests.support.launch import REPOSITORY, environment
