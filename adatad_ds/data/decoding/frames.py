@@ -243,5 +243,5 @@ def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: Video
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
     converter = converter or VideoReformatter()
-    rgb = converter.reformat(frame, width, height, format="rgb24", interpolation="BILINEAR").to_ndarray()
+    rgb: Any = converter.reformat(frame, width, height, format="rgb24", interpolation="BILINEAR").to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
