@@ -11,6 +11,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory) -> None:
+    """The user's cache is none of the tests' business."""
+    os.environ["ADATAD_DS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def small_videos(tmp_path_factory) -> Path:
     """A generated data set: 8 training and 3 test videos with their annotations."""

@@ -269,7 +269,7 @@ def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: Video
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
     converter = converter or VideoReformatter()
-    rgb = converter.reformat(
+    rgb: Any = converter.reformat(
         frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", **ONE_THREAD
     ).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

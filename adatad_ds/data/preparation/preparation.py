@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from adatad_ds.config.schema import DataConfig
+from adatad_ds.config.schema import DataConfig, Scaling
 from adatad_ds.data.decoding.index_file import FileState
 from adatad_ds.data.decoding.prepared import Codec, Entry, Header, Manifest
 from adatad_ds.data.decoding.video import VideoError, index_of
@@ -113,7 +113,7 @@ def prepare_videos(
 
 
 def _header(configs: Sequence[DataConfig], codec: Codec, quality: int | None) -> Header:
-    scalings = {config.scaling for config in configs}
+    scalings: set[Scaling] = {config.scaling for config in configs}
     if len(scalings) > 1:
         raise ConfigError(
             f"these recipes scale pictures differently (data.scaling={' and '.join(sorted(scalings))}): prepare the "
