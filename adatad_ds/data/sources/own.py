@@ -67,6 +67,8 @@ READERS: Mapping[str, tuple[str, str, Callable[[Sequence[Path], Choices], Export
     ),
 }
 
+JSON_TOOLS = "via", "label-studio"  # whose files have the same suffix as what is written
+
 
 def prepare_own(
     tool: str,
@@ -97,7 +99,11 @@ def prepare_own(
     """
     if any(source.is_file() and source.resolve() == out.resolve() for source in sources):
         raise DataError(f"--out: {out} is one of the sources, which are not overwritten")
-    export, marks = _read(tool, [source for source in sources if source.resolve() != out.resolve()], choices, report)
+    if tool in JSON_TOOLS and any(
+        source.is_dir() and out.resolve().is_relative_to(source.resolve()) for source in sources
+    ):
+        raise DataError(f"--out: {out} would lie in a folder of --source, and be read as a file of it the next time")
+    export, marks = _read(tool, sources, choices, report)
     files = _files(videos)
     named = match_videos(export, list(files))
     indices, unreadable = _indexed(files)

@@ -514,6 +514,14 @@ def test_label_studio_min_and_annotators(tmp_path: Path, videos: Path, capsys: p
     assert read(out) == {"Match_1": [(0.0, 2.0, "jump")]}
 
 
+def test_what_is_written_is_not_read_again(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    source = write(tmp_path / "in/p.json", via({"1_a": segment(0.5, 1.0, _1="jump")}))
+    for out, message in ((source, "is one of the sources"), (tmp_path / "in/x/out.json", "would lie in a folder of")):
+        assert run("via", source if out == source else source.parent, videos, out) == 2
+        assert message in capsys.readouterr().err
+        assert json.loads(source.read_text())["project"]
+
+
 SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")], "completed_by": {"email": "a@b.c"}}]}
 
 
