@@ -569,6 +569,20 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             (),
             "track 3: frame 90 of Match 1.mp4, which has 40; is it the file that was annotated?",
         ),
+        (
+            "cvat",
+            "x.xml",
+            cvat(f'<track id="3" label="a">{box(30)}{box(80, outside=1)}</track>'),
+            (),
+            "track 3: frame 80 of Match 1.mp4, which has 40; is it the file that was annotated?",
+        ),
+        (
+            "csv",
+            "t.csv",
+            "file,start,end,label\nlate.mp4,1,2,a\n",
+            ("--labelled-only",),
+            "too few videos (1) to divide",
+        ),
         ("via", "p.json", {"project": {}, "file": []}, (), "p.json: attribute is missing, expected an object"),
         (
             "via",
