@@ -26,6 +26,7 @@ from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names, witho
 from adatad_ds.errors import DataError, summarize_list
 
 DIGITS = 6  # of seconds, behind the point
+MORE_FRAMES = 0.05, 30  # share of a file's frames, and frames, by which a tool may count more than it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ READERS: Mapping[str, tuple[str, str, Callable[[Sequence[Path], Choices], Export
     ),
 }
 
+JSON_TOOLS = "via", "label-studio"  # whose files have the same suffix as what is written
+
 
 def prepare_own(
     tool: str,
@@ -97,7 +100,11 @@ def prepare_own(
     """
     if any(source.is_file() and source.resolve() == out.resolve() for source in sources):
         raise DataError(f"--out: {out} is one of the sources, which are not overwritten")
-    export, marks = _read(tool, [source for source in sources if source.resolve() != out.resolve()], choices, report)
+    if tool in JSON_TOOLS and any(
+        source.is_dir() and out.resolve().is_relative_to(source.resolve()) for source in sources
+    ):
+        raise DataError(f"--out: {out} would lie in a folder of --source, and be read as a file of it the next time")
+    export, marks = _read(tool, sources, choices, report)
     files = _files(videos)
     named = match_videos(export, list(files))
     indices, unreadable = _indexed(files)
@@ -211,7 +218,8 @@ def _actions(
 def _shown_at(index: Index, frame: int, mark: Mark, name: str) -> float:
     """When a frame is shown, by the file's own times; the one after the last: when that one ends."""
     info = index.info
-    if frame == int(mark.end) and frame >= info.num_frames > mark.start:  # tools count some frames more
+    most = (1 + MORE_FRAMES[0]) * info.num_frames + MORE_FRAMES[1]
+    if mark.start < info.num_frames <= frame <= most:  # the end: tools count some frames more
         return info.duration_sec
     if frame >= info.num_frames:
         raise DataError(
@@ -240,6 +248,11 @@ def _subsets(
             report(f"videos without a subset, taken for {TRAINING}: {len(unsaid)} ({_listed(unsaid)})")
         return {name: subsets.get(name, TRAINING) for name in actions}
     validation = divided(actions, share=choices.share, seed=choices.seed)
+    if not validation:
+        raise DataError(
+            f"there are too few videos ({len(actions)}) to divide, as each class needs one to train on; name those for "
+            "validation in --validation LIST, or label more"
+        )
     report(
         f"{VALIDATION}: {len(validation)} of {len(actions)} videos by --validation-share {choices.share:g} "
         f"--seed {choices.seed} ({_listed(sorted(validation))})"

@@ -14,7 +14,7 @@ from adatad_ds.data.annotations import Video, load_annotations, subset_names
 from adatad_ds.data.decoding.video import VideoError
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.plots.figures import class_looks
+from adatad_ds.evaluation.plots.figures import Look, class_looks
 from adatad_ds.evaluation.video.overlay import write_annotated
 from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page
 
@@ -49,17 +49,22 @@ def write_annotation_pages(
     pages = page_names([video.name for video in members])
     problems = _problems(members, paths)
     shown = [video for video in members if video.name not in problems]
+    counts = Counter(action.label for video in members for action in video.actions)
+    looks = class_looks([label for label, _ in counts.most_common()])
     for number, video in enumerate(shown):
         around = {"previous": number - 1, "next": number + 1}
         links = [("all videos", OVERVIEW_FILE)]
         links += [(text, pages[shown[at].name]) for text, at in around.items() if 0 <= at < len(shown)]
-        _write_video(folder, pages[video.name], video, paths[video.name], links)
+        _write_video(folder, pages[video.name], video, paths[video.name], links, looks)
     overview = {
         "name": f"Annotations of {annotations}",
         "about": f"{len(members)} videos of {videos}, {sum(len(video.actions) for video in members)} segments, as "
         "training reads them. A click on a bar plays it.",
         "notes": [*notes, *(f"{name}: {problem}" for name, problem in problems.items())],
-        "classes": _classes(members),
+        "classes": [
+            {"label": label, "color": look.color, "hatch": look.hatch, "ink": look.ink, "count": counts[label]}
+            for label, look in looks.items()
+        ],
         "videos": [
             {
                 "name": video.name,
@@ -145,7 +150,14 @@ def _problems(members: Sequence[Video], paths: Mapping[str, Path]) -> dict[str, 
     return problems
 
 
-def _write_video(folder: Path, page: str, video: Video, path: Path, links: Sequence[tuple[str, str]]) -> None:
+def _write_video(
+    folder: Path,
+    page: str,
+    video: Video,
+    path: Path,
+    links: Sequence[tuple[str, str]],
+    looks: Mapping[str, Look],
+) -> None:
     records = segment_records(video)
     played = played_file(path, folder, records, scored=False)
     write_page(
@@ -157,13 +169,5 @@ def _write_video(folder: Path, page: str, video: Video, path: Path, links: Seque
         shown=None,
         about=f"annotated for {video.subset}; {path}",
         links=links,
+        looks=looks,
     )
-
-
-def _classes(members: Sequence[Video]) -> list[dict[str, Any]]:
-    """Looks and counts of the classes, the most frequent first."""
-    counts = Counter(action.label for video in members for action in video.actions)
-    return [
-        {"label": label, "color": look.color, "hatch": look.hatch, "ink": look.ink, "count": counts[label]}
-        for label, look in class_looks([label for label, _ in counts.most_common()]).items()
-    ]

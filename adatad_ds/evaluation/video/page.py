@@ -56,6 +56,7 @@ def write_page(
     truths: Sequence[Mapping[str, Any]] = (),
     about: str = "",
     links: Sequence[tuple[str, str]] = (),
+    looks: Mapping[str, Look] | None = None,
 ) -> None:
     """Write the page, which needs no network access.
 
@@ -69,6 +70,7 @@ def write_page(
         truths: annotated segments to show beside the detections, of the same form without `score`.
         about: a line below the name.
         links: texts and addresses of other pages.
+        looks: of the classes, where other pages show them, too; None: by the best score.
     """
     annotated = [
         {"segment": truth["segment"], "label": f"{truth['label']} {ANNOTATED}", "score": 1.0, "annotated": True}
@@ -80,7 +82,7 @@ def write_page(
     labels = sorted(best, key=lambda label: (-best[label], label))
     if annotated:  # an action's rows follow each other
         labels.sort(key=lambda label: (label.removesuffix(f" {ANNOTATED}"), label.endswith(ANNOTATED)))
-    looks = class_looks([label for label in labels if not label.endswith(ANNOTATED)])
+    looks = looks or class_looks([label for label in labels if not label.endswith(ANNOTATED)])
     content = {
         "name": name,
         "video": video,

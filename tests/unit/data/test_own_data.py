@@ -514,6 +514,14 @@ def test_label_studio_min_and_annotators(tmp_path: Path, videos: Path, capsys: p
     assert read(out) == {"Match_1": [(0.0, 2.0, "jump")]}
 
 
+def test_what_is_written_is_not_read_again(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    source = write(tmp_path / "in/p.json", via({"1_a": segment(0.5, 1.0, _1="jump")}))
+    for out, message in ((source, "is one of the sources"), (tmp_path / "in/x/out.json", "would lie in a folder of")):
+        assert run("via", source if out == source else source.parent, videos, out) == 2
+        assert message in capsys.readouterr().err
+        assert json.loads(source.read_text())["project"]
+
+
 SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")], "completed_by": {"email": "a@b.c"}}]}
 
 
@@ -560,6 +568,20 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             cvat(f'<track id="3" label="a">{box(90)}</track>'),
             (),
             "track 3: frame 90 of Match 1.mp4, which has 40; is it the file that was annotated?",
+        ),
+        (
+            "cvat",
+            "x.xml",
+            cvat(f'<track id="3" label="a">{box(30)}{box(80, outside=1)}</track>'),
+            (),
+            "track 3: frame 80 of Match 1.mp4, which has 40; is it the file that was annotated?",
+        ),
+        (
+            "csv",
+            "t.csv",
+            "file,start,end,label\nlate.mp4,1,2,a\n",
+            ("--labelled-only",),
+            "too few videos (1) to divide",
         ),
         ("via", "p.json", {"project": {}, "file": []}, (), "p.json: attribute is missing, expected an object"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from functools import partial
@@ -81,7 +82,16 @@ def test_lengths_can_be_chosen(tmp_path):
     made = partial(generate_videos, tmp_path, train=3, test=1, seed=2, workers=1)
     made(duration_sec=(2, 3))
     assert all(1.8 <= duration <= 3 for duration in durations())  # whole frames
+    (tmp_path / "labels.csv").unlink()  # as of earlier versions
     assert made(duration_sec=(2, 3)) == f"{tmp_path} is complete"
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = [(row["file"], float(row["start"]), float(row["end"]), row["label"]) for row in csv.DictReader(file)]
+    database = json.loads((tmp_path / "annotations.json").read_text())["database"]
+    assert rows == [
+        (f"{name}.mp4", *action["segment"], action["label"])
+        for name, video in database.items()
+        for action in video["annotations"]
+    ]
     made(duration_sec=(3, 4))  # another data set
     assert all(2.8 <= duration <= 4 for duration in durations())
     for seconds in ((1, 3), (4, 3), (3, math.inf), (math.nan, 3)):

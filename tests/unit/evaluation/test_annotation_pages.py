@@ -80,6 +80,10 @@ def test_a_videos_page(pages):
     assert re.search(r'<td>0:03\.00</td><td>0:04\.00</td><td>.*?run</td><td class="scored">', dom)
     assert "time (min:s)<" in dom
     assert 'href="index.html">all videos</a>' in dom
+    overview = (folder / "out/index.html").read_text(encoding="utf-8")
+    for label in ("run", "jump"):  # a class looks alike on all pages
+        look = re.compile(rf'{label}", "color": "(#\w+)"')
+        assert set(look.findall(overview)) == set(look.findall(dom)) != set()
     assert 'href="none.html">next</a>' in dom
     assert ">previous<" not in dom
     assert re.search(r'<tr tabindex="0" class="playing"><td>0:00.50</td>', dom)  # the video has been wound to 1.2 s
