@@ -19,7 +19,7 @@ from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
 
 if TYPE_CHECKING:
-    from adatad_ds.models.factory import AnyBackbone
+    from adatad_ds.models.factory import AnyBackbone, Backbone
 
 
 class Predictions(NamedTuple):
@@ -41,7 +41,8 @@ class Detector(nn.Module):
 
     def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
         super().__init__()
-        self.backbone = backbone
+        # Features have an empty transformer; all else that asks for one takes it for a backbone like any other.
+        self.backbone: Backbone = backbone  # pyright: ignore[reportAttributeAccessIssue]
         self.pyramid = pyramid
         self.head = head
 
