@@ -45,12 +45,8 @@ done_in
 
 if [[ $* == --features ]]; then
     stage "features of the frozen backbone, by $ranks processes"
-    for ((rank = 0; rank < ranks; rank++)); do
-        OMP_NUM_THREADS=$threads adatad-ds extract-features --recipe quickstart_frozen \
-            --out data/quickstart/features --share "$rank/$ranks" &
-        extracting+=($!)
-    done
-    for process in "${extracting[@]}"; do wait "$process"; done
+    OMP_NUM_THREADS=$threads torchrun --standalone --nproc_per_node "$ranks" -m adatad_ds extract-features \
+        --recipe quickstart_frozen --out data/quickstart/features
     done_in
     train quickstart_features quickstart_features
     python adatad_ds/evaluate.py runs/quickstart_features

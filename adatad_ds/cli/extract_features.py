@@ -87,7 +87,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         out=arguments.out,
         videos=videos,
         snippet=_snippet(arguments, source.config),
-        dtype={"fp16": "float16", "fp32": "float32"}[arguments.dtype],
+        dtype="float16" if arguments.dtype == "fp16" else "float32",
         share=share * ranks + launched_rank(),
         shares=shares * ranks,
     )

@@ -25,7 +25,7 @@ from adatad_ds.inference.trained_model import find_trained, load_model
 from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.system.launch import gpu_count, local_device
+from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 from adatad_ds.weights.loading import fill_backbone, find_weights, open_backbone_weights
 
 CLASS_LOGITS = "head.cls_head.weight"
@@ -127,8 +127,7 @@ def extract(source: Source, job: Job, *, report: Callable[[str], None]) -> list[
         DataError: no usable annotations or files.
     """
     config = source.config
-    gpus = gpu_count()
-    device = torch.device("cuda", local_device(os.environ, gpus=gpus)) if gpus else torch.device("cpu")
+    device = _device()
     extractor = FeatureExtractor(backbone=source.backbone.to(device), config=config, snippet=job.snippet, device=device)
     settings = _settings(source, job, context_frames=extractor.context_clips * config.clip_frames)
     files = _files(config, job.videos)
@@ -182,6 +181,13 @@ def _extract(
     if damage:
         report(f"damaged: {damage}")
     return facts
+
+
+def _device() -> torch.device:
+    """This process's own GPU among those that its launcher's processes share; without any, the CPU."""
+    environment, gpus = dict(os.environ), gpu_count()
+    complete_environment(environment)
+    return torch.device("cuda", local_device(environment, gpus=gpus)) if gpus else torch.device("cpu")
 
 
 def _settings(source: Source, job: Job, *, context_frames: int) -> FeatureSettings:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.detection.points import make_points
-from adatad_ds.models.backbones.kinds import AnyBackbone
+from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
 from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
@@ -39,7 +39,8 @@ class Detector(nn.Module):
 
     def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
         super().__init__()
-        self.backbone = backbone
+        # Features have an empty transformer; all else that asks for one takes it for a backbone like any other.
+        self.backbone: Backbone = backbone  # pyright: ignore[reportAttributeAccessIssue]
         self.pyramid = pyramid
         self.head = head
 

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "train.eval_every",
     "data.test_subset",
     "data.test_window_overlap",
+    "data.test_whole_videos",
     "recognition.test_list",
     "recognition.test_clips",
     "recognition.test_crops",

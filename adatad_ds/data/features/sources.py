@@ -91,7 +91,7 @@ class FeatureSources:
                 f"data.features have {parts} channels, backbone.feature_channels = {wanted}; give the features that "
                 f"the recipe is for, or --set backbone.feature_channels={self.channels}"
             )
-        self._usual = [
+        self._usual: list[Layout] = [
             layout_of(max(arrays, key=lambda array: abs(array.shape[0] - array.shape[1])), channels=channels)
             or "time first"
             for arrays, channels in zip(looked_at, self._channels, strict=True)
@@ -128,7 +128,7 @@ class FeatureSources:
             VideoError: unreadable, or sources that differ in length.
         """
         arrays = tuple(files.open(files.find(video.name) or video.name) for files in self._files)
-        layouts = tuple(
+        layouts: tuple[Layout, ...] = tuple(
             layout_of(array, channels=channels, usual=usual) or "time first"
             for array, channels, usual in zip(arrays, self._channels, self._usual, strict=True)
         )
