@@ -29,6 +29,12 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
     parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
     parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument(
+        "--core-frames-per-sec",
+        type=float,
+        metavar="N",
+        help="that one core gives, by tools/bench/data.py: cores a GPU",
+    )
     parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
     return parser
 
@@ -52,5 +58,6 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     name = planned_gpu(arguments.gpu)
     temporal = arguments.temporal or config.parallel.temporal
     layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
-    print(plan_report(planner, layout, GPUS[name], name=name))
+    known = arguments.core_frames_per_sec
+    print(plan_report(planner, layout, GPUS[name], name=name, core_frames_per_sec=known))
     return 0

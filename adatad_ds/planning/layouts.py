@@ -8,6 +8,7 @@ dense bf16 peak.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,7 +141,9 @@ def planned_gpu(named: str | None) -> str:
         raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
 
 
-def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> str:
+def plan_report(
+    planner: Planner, layout: Layout, gpu: GPU, *, name: str, core_frames_per_sec: float | None = None
+) -> str:
     """One layout, what fits, and what to change.
 
     Args:
@@ -148,19 +151,22 @@ def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> str
         layout: how it is to run.
         gpu: what it is to run on.
         name: of that GPU.
+        core_frames_per_sec: frames that one core decodes and augments in a second, if known.
 
     Raises:
         ConfigError: it cannot be run so.
     """
     config = planner.config
     plan = planner.plan(layout)
+    floor = floor_sec(plan, layout.gpus, gpu)
     lines = [
         f"{config.backbone.name}, {config.backbone.tuning}, {config.sample_frames} frames, "
         f"{config.data.resolution} px, {config.train.precision}, global batch {config.train.global_batch}, "
         f"micro batch {config.train.micro_batch}",
         f"{layout}\n",
         plan.table(),
-        f"time floor of a step on {layout.gpus} x {name}: {floor_sec(plan, layout.gpus, gpu):.2f} s\n",
+        f"time floor of a step on {layout.gpus} x {name}: {floor:.2f} s",
+        f"{frames_line(config, gpus=layout.gpus, step_sec=floor, core_frames_per_sec=core_frames_per_sec)}\n",
         f"{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}",
         f"most frames in this layout: {planner.most_frames(layout, gpu.memory_gb)}",
     ]
@@ -174,6 +180,21 @@ def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str) -> str
     found = planner.first_fit(layout.gpus, gpu.memory_gb)
     lines.append(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
     return "\n".join([*lines, *reading_plan(config)])
+
+
+def frames_line(config: Config, *, gpus: int, step_sec: float, core_frames_per_sec: float | None) -> str:
+    """How many frames a second a GPU takes in steps of so many seconds, and how many cores give them.
+
+    Raises:
+        ConfigError: a core that gives none.
+    """
+    if core_frames_per_sec is not None and not core_frames_per_sec > 0:
+        raise ConfigError(f"--core-frames-per-sec={core_frames_per_sec:g} must be positive")
+    needed = config.train.global_batch * config.sample_frames / (step_sec * gpus)
+    line = f"frames at that speed: {needed:.0f} a second for each GPU"
+    if core_frames_per_sec is None:
+        return f"{line}; tools/bench/data.py measures what a core gives, for --core-frames-per-sec"
+    return f"{line}; {core_frames_per_sec:g} a core: {math.ceil(needed / core_frames_per_sec)} cores a GPU"
 
 
 def grid_lines(planner: Planner) -> Iterator[str]:

@@ -69,14 +69,16 @@ def brighten(frames: Tensor, *, factor: float) -> Tensor:
 
 def contrast(frames: Tensor, *, factor: float) -> Tensor:
     """Extrapolate from each frame's mean luma, whose pixels are whole numbers as in torchvision."""
-    means = luma(frames).floor_().mean((1, 2))
-    return to_bytes(frames.float().mul_(factor).add_(means[:, None, None, None], alpha=1 - factor))
+    pixels = frames.float()
+    means = luma(pixels).floor_().mean((1, 2))
+    return to_bytes(pixels.mul_(factor).add_(means[:, None, None, None], alpha=1 - factor))
 
 
 def saturate(frames: Tensor, *, factor: float) -> Tensor:
     """Extrapolate from the luma of each pixel, a whole number as in torchvision."""
-    grey = luma(frames).floor_()
-    return to_bytes(frames.float().mul_(factor).add_(grey[:, None], alpha=1 - factor))
+    pixels = frames.float()
+    grey = luma(pixels).floor_()
+    return to_bytes(pixels.mul_(factor).add_(grey[:, None], alpha=1 - factor))
 
 
 def autocontrast(frames: Tensor) -> Tensor:
@@ -102,10 +104,10 @@ def equalize(frames: Tensor) -> Tensor:
     return look_up(frames, entries.to(torch.uint8).view(-1, 3, LEVELS))
 
 
-def luma(frames: Tensor) -> Tensor:
-    """Luma (n, h, w) float32, not rounded."""
-    red, green, blue = (colour.float() for colour in frames.unbind(1))
-    return red.mul_(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+def luma(pixels: Tensor) -> Tensor:
+    """Luma (n, h, w) of floating pixels (n, 3, h, w), not rounded."""
+    red, green, blue = pixels.unbind(1)
+    return red.mul(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def turn_hue(frames: Tensor, *, turns: float) -> Tensor:
@@ -115,20 +117,15 @@ def turn_hue(frames: Tensor, *, turns: float) -> Tensor:
     between them: all of it up to a sixth of a turn from the colour's own hue, nothing from a third on. Levels are
     rounded as in torchvision.
     """
-    red, green, blue = (colour.float().mul_(HUE_ROUNDING) for colour in frames.unbind(1))
-    high = torch.maximum(red, green)
-    high = torch.maximum(high, blue, out=high)
-    low = torch.minimum(red, green)
-    low = torch.minimum(low, blue, out=low)
+    colours = frames.transpose(0, 1).float().mul_(HUE_ROUNDING)  # (3, n, h, w)
+    high, low = colours.amax(0), colours.amin(0)
     range_ = high - low
-    hue = _hue(red, green, blue, high=high, range_=range_).add_(range_, alpha=6 * turns)
-    bottom = low - range_
-    out = torch.empty_like(frames)
-    for colour in range(3):
-        distance = hue.sub(range_, alpha=2.0 * colour).abs_()  # from the colour's own hue; or the other way around:
-        level = distance.sub_(range_, alpha=3.0).abs_().add_(bottom).clamp_(low, high)
-        out[:, colour] = level.to(torch.int16)
-    return out
+    hue = _hue(*colours, high=high, range_=range_).add_(range_, alpha=6 * turns)
+    own = torch.tensor([0.0, 2.0, 4.0], device=frames.device).view(3, 1, 1, 1)
+    levels = torch.addcmul(hue, range_, own, value=-1).abs_()  # distance from each colour's own hue
+    levels.sub_(range_, alpha=3.0).abs_().add_(low - range_)  # whichever way around the circle is shorter
+    levels = torch.clamp(levels, low, high, out=levels)
+    return levels.to(torch.int16).to(torch.uint8).transpose(0, 1)
 
 
 def _hue(red: Tensor, green: Tensor, blue: Tensor, *, high: Tensor, range_: Tensor) -> Tensor:
@@ -173,12 +170,13 @@ def _linear(frames: Tensor, steps: Sequence[tuple[int, float]]) -> Tensor:
         elif kind == 2:
             grey, even = grey + rest / factor * (own + grey * white), even + rest / factor * even * white
         own, grey, even = own * factor, grey * factor, even * factor
-    pixels = frames.float().mul_(own)
+    pixels = frames.float()
+    shift = None
     if grey or even:
-        lumas = luma(frames)
+        lumas = luma(pixels)
         shift = lumas.mean((1, 2), keepdim=True).mul_(even) + lumas.mul_(grey)
-        pixels.add_(shift[:, None])
-    return to_bytes(pixels)
+    pixels.mul_(own)
+    return to_bytes(pixels if shift is None else pixels.add_(shift[:, None]))
 
 
 def _levels(frames: Tensor) -> Tensor:
