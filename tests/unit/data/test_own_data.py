@@ -333,6 +333,21 @@ def test_elan(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     assert "--tiers: there is no 'Actions'; tiers and their segments: Action (2), Phase" in capsys.readouterr().err
 
 
+def test_elan_shares_the_time_of_parts_without_times_tier_by_tier(tmp_path: Path, videos: Path):
+    """Whatever the slots of other tiers that lie between theirs in the file."""
+    document = elan(
+        elan_tier(
+            "A", aligned("a1", "ts1", "ts2", "x"), aligned("a2", "ts2", "ts3", "y"), aligned("a3", "ts3", "ts4", "z")
+        ),
+        elan_tier("B", aligned("b1", "ts1", "ts7", "v"), aligned("b2", "ts7", "ts4", "w")),
+    ).replace('<TIME_SLOT TIME_SLOT_ID="ts3"/>', '<TIME_SLOT TIME_SLOT_ID="ts7"/><TIME_SLOT TIME_SLOT_ID="ts3"/>')
+    assert run("elan", write(tmp_path / "x.eaf", document), videos, tmp_path / "a.json", "--tiers", "all") == 0
+    assert {label: (start, end) for start, end, label in read(tmp_path / "a.json")["Match 1"]} == {
+        **{"x": (0.5, 1.0), "y": (1.0, 1.5), "z": (1.5, 2.0)},
+        **{"v": (0.5, 1.25), "w": (1.25, 2.0)},
+    }
+
+
 def test_elan_skips_the_beginning_of_a_video(tmp_path: Path, videos: Path):
     document = elan(elan_tier("A", aligned("a1", "ts1", "ts4", "jump")), origin='TIME_ORIGIN="1200"')
     assert run("elan", write(tmp_path / "x.eaf", document), videos, tmp_path / "a.json") == 0
