@@ -27,7 +27,7 @@ from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video
 from adatad_ds.data.windows import find_timing
 from adatad_ds.errors import ConfigError
-from adatad_ds.inference import feature_extraction
+from adatad_ds.inference import feature_extraction, feature_job
 from adatad_ds.inference.feature_extraction import Averages, FeatureExtractor, Interpolation
 from adatad_ds.inference.feature_job import open_source
 from adatad_ds.inference.trained_model import Trained, export
@@ -354,4 +354,14 @@ def test_a_trained_model_extracts_with_its_adapters(videos, tmp_path):
 def test_neither_recipe_nor_checkpoint():
     with pytest.raises(ConfigError, match="--recipe NAME"):
         open_source(recipe=None, checkpoint=None, overrides=())
-    assert os.environ.get("RANK") is None
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(feature_job, "gpu_count", lambda: 2)
+    assert feature_job._device() == torch.device("cuda", 0)
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert feature_job._device() == torch.device("cuda", 1)
+    assert os.environ.get("MASTER_ADDR") is None, "the environment is left as it was"
