@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installing
@@ -30,7 +31,7 @@ import torch
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.augmentation.transforms import augment
-from adatad_ds.data.decoding.frames import Frames, read_frames
+from adatad_ds.data.decoding.frames import Backend, Frames, read_frames
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.data.window_dataset import WindowDataset
@@ -38,9 +39,9 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
 
 WIDTH, HEIGHT, FPS = 320, 240, 30
-READERS = ("pyav", "torchcodec", "decord")
+READERS: tuple[Backend, ...] = ("pyav", "torchcodec", "decord")
 Row = dict[str, float | str]
-Stage = Callable[[], object]
+Way = Backend | Literal["reference"]
 
 
 def main() -> int:
@@ -75,16 +76,17 @@ def main() -> int:
     return 0
 
 
-def available(way: str) -> bool:
+def available(way: Way) -> bool:
     """Whether a way's libraries are there; says so if not."""
-    needed = {"reference": ("decord", "cv2"), "pyav": ()}.get(way, (way,))
+    libraries = {"reference": ("decord", "cv2"), "decord": ("decord",), "torchcodec": ("torchcodec",)}
+    needed = libraries.get(way, ())
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         print(f"{way}: left out, as {', '.join(missing)} is not installed")
     return not missing
 
 
-def measure(ways: Sequence[str], video: Path, *, config: DataConfig, samples: int) -> list[Row]:
+def measure(ways: Sequence[Way], video: Path, *, config: DataConfig, samples: int) -> list[Row]:
     """A row for each way: mean CPU seconds of the stages of a sample."""
     stride = max(1, (probe(video).num_frames - 1) // config.window_frames)
     indices = np.arange(config.window_frames) * min(stride, config.feature_stride_frames or 1)
@@ -106,7 +108,7 @@ def measure(ways: Sequence[str], video: Path, *, config: DataConfig, samples: in
     ]
 
 
-def run(way: str, video: Path, indices: np.ndarray, *, config: DataConfig, seed: int) -> tuple[float, float]:
+def run(way: Way, video: Path, indices: np.ndarray, *, config: DataConfig, seed: int) -> tuple[float, float]:
     """CPU seconds of decoding and scaling, and of augmenting, one sample."""
     rng, began = np.random.default_rng(seed), time.process_time()
     if way == "reference":
@@ -183,9 +185,9 @@ def reference_augment(frames: list[Frames], *, side: int, rng: np.random.Generat
     rows, columns = (min(most, round(math.sqrt(area * f))) for most, f in ((height, 1 / aspect), (width, aspect)))
     top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
     turn = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), 27, 1)
-    shear, move = np.float32([[1, 0.3, 0], [0, 1, 0]]), np.float32([[1, 0, 0.18 * side], [0, 1, 0]])
+    shear, move = np.array([[1, 0.3, 0], [0, 1, 0]]), np.array([[1, 0, 0.18 * side], [0, 1, 0.0]])
 
-    def warped(matrix: np.ndarray) -> Callable:
+    def warped(matrix: Any) -> Callable:
         return lambda image: Image.fromarray(cv2.warpAffine(np.asarray(image), matrix, (side, side)))
 
     operations = [
@@ -202,7 +204,7 @@ def reference_augment(frames: list[Frames], *, side: int, rng: np.random.Generat
     ]
     chosen = rng.choice(len(operations), size=2, replace=False)
     flip, hue = rng.random() < 0.5, rng.uniform(-0.1, 0.1)
-    brightness, contrast, saturation = rng.uniform(0.5, 1.5, size=3)
+    brightness, contrast, saturation = rng.uniform(0.5, 1.5, size=3).tolist()
     out = []
     for frame in frames:
         image = cv2.resize(frame[top : top + rows, left : left + columns], (side, side))
@@ -228,10 +230,10 @@ def make_video(path: Path, *, frames: int) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    scene = sum(
-        np.kron(rng.normal(0, size, (2 * HEIGHT // size, 2 * WIDTH // size, 3)), np.ones((size, size, 1)))
-        for size in (4, 16, 80)
-    )
+    scene = np.zeros((2 * HEIGHT, 2 * WIDTH, 3))
+    for size in (4, 16, 80):
+        squares = rng.normal(0, size, (2 * HEIGHT // size, 2 * WIDTH // size, 3))
+        scene += np.kron(squares, np.ones((size, size, 1)))
     scene = 128 + scene * (45 / scene.std())
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)

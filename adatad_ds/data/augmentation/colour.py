@@ -20,7 +20,27 @@ LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue
 
 def by_colour(frames: Tensor) -> Tensor:
     """The same frames (n, 3, h, w), with the pixels of each colour contiguous over all frames."""
-    return frames.transpose(0, 1).contiguous().transpose(0, 1)
+    pixels = frames.permute(0, 2, 3, 1)
+    if frames.device.type != "cpu" or not pixels.is_contiguous():
+        return frames.transpose(0, 1).contiguous().transpose(0, 1)
+    import cv2  # several times as fast as PyTorch's copy
+
+    count, height, width = pixels.shape[:3]
+    planes = torch.empty((3, count * height, width), dtype=torch.uint8)
+    cv2.split(pixels.reshape(-1, width, 3).numpy(), list(planes.numpy()))
+    return planes.view(3, count, height, width).transpose(0, 1)
+
+
+def by_pixel(frames: Tensor, out: Tensor) -> None:
+    """Copy frames (n, 3, h, w), in any layout of memory, to (n, h, w, 3)."""
+    planes = frames.transpose(0, 1)
+    if frames.device.type != "cpu" or not planes.is_contiguous() or not out.is_contiguous():
+        out.copy_(frames.permute(0, 2, 3, 1))
+        return
+    import cv2  # as above
+
+    width = frames.shape[3]
+    cv2.merge(list(planes.reshape(3, -1, width).numpy()), out.view(-1, width, 3).numpy())
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adatad_ds.config.schema import Augmentation, Scaling
 from adatad_ds.data.augmentation import operations
-from adatad_ds.data.augmentation.colour import by_colour
+from adatad_ds.data.augmentation.colour import by_colour, by_pixel
 from adatad_ds.data.decoding.scaling import scale
 
 CHUNK_FRAMES = 4  # processed at once: their float copies fit into a core's cache
@@ -85,7 +85,7 @@ def apply_steps(frames: Tensor, steps: Sequence[Sequence[Step]]) -> None:
             pixels = chunk.permute(0, 3, 1, 2)  # (n, 3, S, S)
             for step in drawn:
                 pixels = step(pixels)
-            chunk.copy_(pixels.permute(0, 2, 3, 1))
+            by_pixel(pixels, chunk)
 
 
 def _draw_crop(
@@ -152,7 +152,7 @@ def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: in
         chunk = source[begin : begin + CHUNK_FRAMES].permute(0, 3, 1, 2)  # (n, 3, h, w)
         for step in steps:
             chunk = step(chunk)
-        out[begin : begin + CHUNK_FRAMES] = chunk.permute(0, 2, 3, 1)
+        by_pixel(chunk, out[begin : begin + CHUNK_FRAMES])
     return out
 
 

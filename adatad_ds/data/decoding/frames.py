@@ -168,8 +168,10 @@ def _by_library(
     distinct, counts = np.unique(wanted, return_counts=True)
     try:
         read = open_file(path, info, num_threads=num_threads)
+        if read is None:
+            return
         at_once = max(1, CHUNK_BYTES // (3 * info.width * info.height))
-        for begin in range(0, len(distinct) if read else 0, at_once):
+        for begin in range(0, len(distinct), at_once):
             chunk = read(distinct[begin : begin + at_once])
             for frame, count in zip(chunk, counts[begin:], strict=False):
                 yield from repeat(finish(frame), count)
@@ -268,8 +270,6 @@ def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: Video
     turns = round(frame.rotation / 90) % 4
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
-    converter = converter or VideoReformatter()
-    rgb: Any = converter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", **ONE_THREAD
-    ).to_ndarray()
+    way: Any = {"width": width, "height": height, "format": "rgb24", "interpolation": "BILINEAR", **ONE_THREAD}
+    rgb: Any = (converter or VideoReformatter()).reformat(frame, **way).to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

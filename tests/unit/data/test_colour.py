@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from adatad_ds.data.augmentation import colour, operations
-from adatad_ds.data.augmentation.colour import by_colour
+from adatad_ds.data.augmentation.colour import by_colour, by_pixel
 from adatad_ds.data.augmentation.transforms import draw_steps
 from adatad_ds.data.augmentation.warping import by_grid, inverse_affine, warp, warp_as_pillow
 
@@ -29,6 +29,20 @@ def frames() -> Tensor:
     few[:, 0, 0] = (1, 2, 3)
     noise = rng.integers(0, 256, (2, 3, SIDE, SIDE))
     return torch.from_numpy(np.concatenate([noise, np.stack([patches, even, few])]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("height", [1, 7])
+def test_layouts_hold_the_same_frames(height: int):
+    pixels = torch.randint(0, 256, (4, height, 9, 3), dtype=torch.uint8)
+    frames = pixels.permute(0, 3, 1, 2)
+    for given in (frames, frames.contiguous(), frames[..., 1:], frames[1:2]):
+        planes = by_colour(given)
+        assert torch.equal(planes, given)
+        assert all(colour.is_contiguous() for colour in planes.unbind(1))
+        for source in (planes, given, planes.flip(-1)):
+            out = torch.empty(source.permute(0, 2, 3, 1).shape, dtype=torch.uint8)
+            by_pixel(source, out)
+            assert torch.equal(out, source.permute(0, 2, 3, 1))
 
 
 def off_by(ours: Tensor, theirs: Tensor) -> tuple[int, float]:

@@ -46,7 +46,14 @@ AUGMENTATIONS = {"RandomResizedCrop": "random_resized_crop", "ColorJitter": "lig
 # Fields of ours without counterpart: the user's files, how the work is run, and what other tunings and tasks have.
 OURS = {"data.annotations", "data.videos", "data.train_subset", "data.test_subset", "data.classes", "data.exclude"}
 OURS |= {"data.exclude_file", "data.min_action_share"}
-OURS |= {"data.reader", "data.workers", "data.prefetch", "data.worker_timeout_sec", "data.max_failed_videos"}
+OURS |= {
+    "data.reader",
+    "data.augment_on_device",
+    "data.workers",
+    "data.prefetch",
+    "data.worker_timeout_sec",
+    "data.max_failed_videos",
+}
 OURS |= {"data.window_size", "data.frames_per_feature", "data.feature_stride_frames", "data.sampling"}
 OURS |= {"data.class_agnostic", "data.fixed_fps", "data.offset_frames", "data.trunc_thresh", "data.crop_ratio"}
 OURS |= {"data.test_window_overlap", "backbone.weights", "backbone.adapter", "backbone.adapter_blocks"}
