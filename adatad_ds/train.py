@@ -79,10 +79,9 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
     elif arguments.diff:
         yield config_diff(config, find_recipe(arguments.diff).config)
     else:
-        from adatad_ds.data.features.sources import with_feature_channels
         from adatad_ds.training.dry_run import dry_run, weights_that_fit
 
-        config = with_feature_channels(config)
+        config = as_features_are(config)
         yield dry_run(config, arguments.deepspeed_config)
         yield weights_that_fit(config)
 
@@ -94,15 +93,23 @@ def recipe_config(arguments: argparse.Namespace) -> Config:
     )
 
 
+def as_features_are(config: Config) -> Config:
+    """The config with the channels of the features that it names, if it reads any."""
+    if not config.backbone.is_features:
+        return config
+    from adatad_ds.data.features.sources import with_feature_channels  # a decoder: not for what needs none
+
+    return with_feature_channels(config)
+
+
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and the ds_config as in its file."""
-    from adatad_ds.data.features.sources import with_feature_channels
     from adatad_ds.distributed.ds_config import read_ds_config
     from adatad_ds.training.profiling import parse_profile
 
     if arguments.profile:
         parse_profile(arguments.profile)  # report errors early
-    return with_feature_channels(recipe_config(arguments)), read_ds_config(arguments.deepspeed_config)
+    return as_features_are(recipe_config(arguments)), read_ds_config(arguments.deepspeed_config)
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
