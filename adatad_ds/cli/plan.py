@@ -33,7 +33,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "--core-frames-per-sec",
         type=float,
         metavar="N",
-        help="that one core gives, by tools/bench/data.py: cores a GPU",
+        help="frames a second that one core decodes and augments: then also the cores that a GPU needs",
     )
     parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
     return parser
