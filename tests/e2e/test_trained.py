@@ -179,7 +179,7 @@ def test_a_wrong_backbone_under_a_right_adapter(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_path):
+def test_a_published_checkpoint_evaluates_and_fine_tunes(run, longer_videos, tmp_path):
     trained, raw = find_trained(run), find_trained(run, averaged=False)
     states = [published(load_model(each, num_classes=5), beside=False) for each in (raw, trained)]
     content = {"epoch": 2, "state_dict": states[0], "state_dict_ema": states[1]}
@@ -214,7 +214,7 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     settings = SETTINGS | still | {"backbone__weights": tmp_path / "published.pth", "ranks": 2, "ds_config": "zero3"}
     settings |= {"train__ema_decay": 1 - 1e-9, "data__classes": names}
     settings |= {"data__annotations": run.parent / "annotations.json"}  # of its odd labels
-    printed = finish(train_command(data=small_videos, run=again, **settings))
+    printed = finish(train_command(data=longer_videos, run=again, **settings))
     assert f"class logits: 0 {names[0]}, 1 {names[1]}, " in printed
     finish(tool("adatad_ds/evaluate.py", again, "--output", tmp_path / "of_fine_tuned"))
     fine_tuned = json.loads((tmp_path / "of_fine_tuned" / "detections.json").read_text())["results"]
@@ -228,8 +228,8 @@ def test_a_published_checkpoint_evaluates_and_fine_tunes(run, small_videos, tmp_
     fewer = [{k: v[:2] if ".cls_head." in k else v for k, v in state.items()} for state in states]
     torch.save({"state_dict": fewer[0], "state_dict_ema": fewer[1]}, tmp_path / "fewer.pth")
     settings["backbone__weights"] = tmp_path / "fewer.pth"
-    done = start(train_command(data=small_videos, run=tmp_path / "fewer", **settings))
+    done = start(train_command(data=longer_videos, run=tmp_path / "fewer", **settings))
     assert done.returncode != 0
     assert "was trained for 2 classes, the data have" in done.stderr
-    output = finish(train_command(data=small_videos, run=tmp_path / "fewer", head__reset_classifier=True, **settings))
+    output = finish(train_command(data=longer_videos, run=tmp_path / "fewer", head__reset_classifier=True, **settings))
     assert "newly initialised: head.cls_head.weight, head.cls_head.bias" in output
