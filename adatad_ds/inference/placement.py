@@ -71,11 +71,12 @@ def forward_bytes(detector: Detector, config: Config) -> int:
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
         at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
         features = frames // TUBELET_FRAMES
+        pixel = 1 + FLOAT + (size if size < FLOAT else 0)  # reordered, normalised, in the model's type
     else:
         tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens
-        waiting, at_work, features = 0, 5 * width + 2 * hidden, frames
+        waiting, at_work, features, pixel = 0, 5 * width + 2 * hidden, frames, 2 * FLOAT
     tokens = chunk * tokens_of_frame
-    as_pixels = 2 * FLOAT * chunk * 3 * resolution**2 + tokens * width * size
+    as_pixels = pixel * chunk * 3 * resolution**2 + tokens * width * size
     kept = frames * 3 * resolution**2 + waiting + FLOAT * features * width
     return int(kept + max(as_pixels, tokens * at_work * size))
 

@@ -56,7 +56,14 @@ OURS |= {
 }
 OURS |= {"data.window_size", "data.frames_per_feature", "data.feature_stride_frames", "data.sampling"}
 OURS |= {"data.class_agnostic", "data.fixed_fps", "data.offset_frames", "data.trunc_thresh", "data.crop_ratio"}
-OURS |= {"data.test_window_overlap", "backbone.weights", "backbone.adapter", "backbone.adapter_blocks"}
+OURS |= {"data.features", "data.skip_missing", "data.offset_steps", "data.test_whole_videos"}
+OURS |= {
+    "backbone.feature_channels",
+    "data.test_window_overlap",
+    "backbone.weights",
+    "backbone.adapter",
+    "backbone.adapter_blocks",
+}
 OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
 OURS |= {"backbone.activation_checkpointing", "backbone.stored_on_device_gb", "train.seed", "train.precision"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}
