@@ -79,8 +79,10 @@ def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> 
 
 def padded_steps(config: Config, steps: int) -> int:
     """Feature steps of the pyramid's input for samples of so many: more than a window's only of whole videos."""
+    if steps <= config.pyramid_steps:
+        return config.pyramid_steps
     multiple = step_multiple(config.head)
-    return max(config.pyramid_steps, -(-steps // multiple) * multiple)
+    return -(-steps // multiple) * multiple
 
 
 def step_multiple(head: HeadConfig) -> int:

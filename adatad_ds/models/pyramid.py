@@ -99,8 +99,9 @@ class Pyramid(nn.Module):
         Returns:
             Features (B, T / 2^l, C) and masks (B, T / 2^l) of each level l.
         """
-        steps = max(self.steps, -(-features.shape[1] // self.step_multiple) * self.step_multiple)
-        padding = steps - features.shape[1]
+        own = features.shape[1]
+        steps = self.steps if own <= self.steps else -(-own // self.step_multiple) * self.step_multiple
+        padding = steps - own
         x, valid = F.pad(features, (0, 0, 0, padding)), F.pad(valid, (0, padding))
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)

@@ -1,4 +1,4 @@
-"""TemporalMaxer's pyramid: each level is the maximum of three steps of the one below, and learns nothing."""
+"""Lengths of the pyramid's levels; those of TemporalMaxer, maxima of three steps of the one below."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from adatad_ds.config import loading
 from adatad_ds.errors import ConfigError
+from adatad_ds.models.detector import detector_points
 from adatad_ds.models.factory import build_heads
 from adatad_ds.recipes.catalog import find_recipe
 
@@ -36,3 +37,15 @@ def test_levels_are_maxima_of_three_steps():
 def test_no_transformer_blocks():
     with pytest.raises(ConfigError, match=r"no transformer blocks: use --set head\.arch=\[2,0,3\]"):
         loading.override(find_recipe("quickstart").config, ("head.name=temporalmaxer",))
+
+
+def test_a_window_is_padded_to_the_pyramids_steps_alone():
+    """However wide local attention is: only whole videos that are longer are padded to its complete windows."""
+    changes = ("head.arch=[1,1,2]", "head.regression_range=[[0,4],[4,8],[8,10000]]", "data.window_size=32")
+    config = loading.override(find_recipe("epic_verb_videomae_l").config, (*changes, "head.width=16"))
+    assert max(config.head.attn_windows) > 32 // 4
+    pyramid, _ = build_heads(config, in_channels=5, num_classes=2)
+    points = len(detector_points(config, device=torch.device("cpu")))
+    for steps in (32, 20):
+        _, masks = pyramid(torch.randn(1, steps, 5), torch.ones(1, steps, dtype=torch.bool))
+        assert sum(mask.shape[1] for mask in masks) == points == 32 + 16 + 8
