@@ -51,7 +51,7 @@ def torchcodec_reader(path: Path, info: VideoInfo, *, num_threads: int) -> Reade
     """
     if importlib.util.find_spec("torchcodec") is None:
         return None
-    from torchcodec.decoders import VideoDecoder
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]  # optional
 
     decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact")
     if len(decoder) != info.num_frames:
@@ -70,7 +70,7 @@ def check_reader(reader: str) -> None:
     elsewhere = "or use --set data.reader=auto"
     if importlib.util.find_spec("torchcodec") is None:
         raise ConfigError(f"data.reader=torchcodec: TorchCodec is not installed; pip install torchcodec, {elsewhere}")
-    from torchcodec.decoders import VideoDecoder
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]  # optional
 
     try:
         VideoDecoder(NO_VIDEO)  # loads FFmpeg's libraries
