@@ -53,7 +53,7 @@ def report_error(error: Exception, world: World | None = None) -> int:
     if world is None:
         say_error(message)
     else:
-        world.say_once(message, say_error, agreed=isinstance(error, RankError))
+        world.say_once(message, say_error, of_all=of_all)
     return 2 if cause is None or is_users(cause) else 1
 
 

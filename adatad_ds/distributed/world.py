@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -176,33 +177,40 @@ class World:
                 "is none being written?"
             )
 
-    def say_once(self, message: str, say: Callable[[str], None], *, agreed: bool) -> None:
+    def say_once(self, message: str, say: Callable[[str], None], *, of_all: bool) -> None:
         """Say on one rank what several may have to say; return when it is said. No collective: ranks may fail alone.
 
         Args:
             message: what to say.
             say: says it.
-            agreed: every rank is about to say it; otherwise the first that comes says it.
+            of_all: every rank will say it. Rank 0, in which the store lives, waits for the others to hear that it is
+                said: a rank that finds no store says it itself.
         """
         if self.size == 1:
             say(message)
             return
-        key, claimed = hashlib.sha256(message.encode()).hexdigest(), [self.is_main] if agreed else []
+        key, claimed = hashlib.sha256(message.encode()).hexdigest(), []
 
         def claim() -> None:
             store = dist.distributed_c10d._get_default_store()
-            if not agreed:
-                claimed.append(store.add(f"{key}/claims", 1) == 1)
+            claimed.append(store.add(f"{key}/claims", 1) == 1)
             if not claimed[0]:
                 store.wait([f"{key}/said"], timedelta(seconds=_STORE_SEC))
 
         def confirm() -> None:
             dist.distributed_c10d._get_default_store().set(f"{key}/said", "yes")
 
+        def until_all_came() -> None:
+            store = dist.distributed_c10d._get_default_store()
+            while store.add(f"{key}/claims", 0) < self.size:
+                time.sleep(0.05)
+
         _within(_STORE_SEC, claim)
-        if claimed in ([], [True]):  # no answer: rank 0, which has the store, is gone
+        if claimed in ([], [True]):  # no answer: rank 0 is gone
             say(message)
             _within(_STORE_SEC, confirm)
+        if of_all and self.is_main:
+            _within(_STORE_SEC, until_all_came)
 
     def groups(self, size: int) -> RankGroup:
         """This rank's group where consecutive `size` ranks form one each. A collective of its members alone."""

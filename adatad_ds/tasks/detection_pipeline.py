@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ def find_candidates(
         report: told about videos that could not be read.
     """
     world = mesh.world
+    points_of = cache(lambda steps: detector_points(config, device=world.device, steps=steps))  # one kind, as a rule
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
     damage: dict[str, Damage | None] = {}
@@ -56,7 +57,7 @@ def find_candidates(
     for own_batch in world.together(batches):
         batch = own_batch.blank_unreadable(mesh.gather_over_time(own_batch.errors))
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
-        points = detector_points(config, device=world.device, steps=batch.valid.shape[1])
+        points = points_of(batch.valid.shape[1])
         segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):

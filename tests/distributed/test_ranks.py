@@ -72,6 +72,32 @@ def test_errors_cross_ranks_and_are_said_once(tmp_path):
     assert "code 1" in second
 
 
+LATE = """
+import sys, time
+from adatad_ds.distributed.process import end_process, report_error
+from adatad_ds.distributed.world import World
+from adatad_ds.errors import ConfigError, RankError
+
+world = World.join()
+error = ConfigError("of all")
+try:
+    world.raise_anywhere(RankError("agreed") if KIND == "agreed" else None)
+except RankError as agreed:
+    error = agreed
+time.sleep(3 * world.rank)
+end_process(report_error(error, world))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["agreed", "of its own"])
+def test_said_once_however_late_a_rank_comes(kind, tmp_path):
+    """Also where rank 0, in which the store lives, has said it long before."""
+    (code_0, first), (code_1, second) = run_ranks(f"KIND = {kind!r}\n{LATE}", tmp_path)
+    assert (code_0, code_1) == (2, 2), first + second
+    assert (first + second).count("error: ") == 1, first + second
+
+
 HANG = """
 import threading, time
 from adatad_ds.distributed.world import World
