@@ -7,7 +7,7 @@ import torch
 
 from adatad_ds.config import loading
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.detector import detector_points
+from adatad_ds.models.detector import detector_points, step_multiple
 from adatad_ds.models.factory import build_heads
 from adatad_ds.recipes.catalog import find_recipe
 
@@ -41,11 +41,11 @@ def test_no_transformer_blocks():
 
 def test_a_window_is_padded_to_the_pyramids_steps_alone():
     """However wide local attention is: only whole videos that are longer are padded to its complete windows."""
-    changes = ("head.arch=[1,1,2]", "head.regression_range=[[0,4],[4,8],[8,10000]]", "data.window_size=32")
-    config = loading.override(find_recipe("epic_verb_videomae_l").config, (*changes, "head.width=16"))
-    assert max(config.head.attn_windows) > 32 // 4
+    changes = ("head.width=16", "data.window_size=64")
+    config = loading.override(find_recipe("epic_verb_videomae_l").config, changes)
+    assert step_multiple(config.head) == 256  # local attention over 8 steps of stride 32
     pyramid, _ = build_heads(config, in_channels=5, num_classes=2)
     points = len(detector_points(config, device=torch.device("cpu")))
-    for steps in (32, 20):
+    for steps in (64, 40):
         _, masks = pyramid(torch.randn(1, steps, 5), torch.ones(1, steps, dtype=torch.bool))
-        assert sum(mask.shape[1] for mask in masks) == points == 32 + 16 + 8
+        assert sum(mask.shape[1] for mask in masks) == points == 64 + 32 + 16 + 8 + 4 + 2
