@@ -137,11 +137,12 @@ def cut(source: Path, path: Path, *, share: float) -> Path:
     return path
 
 
-def scramble_packet(source: Path, path: Path, *, packet: int) -> Path:
-    """A copy in which the payload of one packet, in file order, is noise."""
+def scramble_packet(source: Path, path: Path, *, packet: int, spared: float = 0.0) -> Path:
+    """A copy in which the payload of one packet, in file order, is noise but for the spared part at its beginning."""
     with av.open(str(source)) as container:
         chosen = [p for p in container.demux(video=0) if p.size][packet]
-        start, size = chosen.pos, chosen.size
+        kept = int(spared * chosen.size)
+        start, size = chosen.pos + kept, chosen.size - kept
     content = bytearray(source.read_bytes())
     content[start : start + size] = np.random.default_rng(0).bytes(size)
     path.write_bytes(bytes(content))

@@ -58,6 +58,19 @@ def test_damage_is_told_as_by_reading_everything(folder: Path, packet: int):
     assert lost or len(alone) == 1
 
 
+@pytest.mark.parametrize("packet", [2, 12, 18])
+def test_a_picture_that_comes_out_wrong_is_told_though_nobody_wants_it(folder: Path, packet: int):
+    """All later ones up to the next keyframe lean on it, and the decoder flags none of them."""
+    whole = write_video(folder / "forward.mp4", frames=FRAMES, b_frames=0, gop=40)
+    path = scramble_packet(whole, folder / f"half{packet}.mp4", packet=packet, spared=0.5)
+    lost: set[int] = set()
+    wanted = np.arange(0, FRAMES, 4)
+    frames = read_frames(path, wanted, short_side=96, scaling="bilinear", backend="pyav", lost=lost)
+    wrong = {int(number) for number in wanted[frame_numbers(frames) != wanted]}
+    assert wrong <= lost
+    assert lost == find_lost(path)
+
+
 def test_nothing_is_left_out_where_everything_is_wanted(folder: Path):
     path = write_video(folder / "dense.mp4", frames=20)
     assert not list(sparingly_decoded(path, index_of(path), np.arange(20), num_threads=1))
