@@ -473,7 +473,7 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     make = ["-m", "adatad_ds", "generate", "videos", "--out", str(tmp_path / "data")]
-    made = run(*make, "--train", "3", "--test", "2", "--seed", "1")
+    made = run(*make, "--train", "3", "--test", "2", "--seed", "20", "--seconds", "14", "22")
     assert made.returncode == 0, made.stderr
     data = ["--annotations", str(tmp_path / "data/annotations.json"), "--videos", str(tmp_path / "data/videos")]
     check = ["-m", "adatad_ds", "check-data", *data, "--out", str(tmp_path / "out"), "--recipe", "quickstart"]
@@ -489,7 +489,16 @@ def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     assert (tmp_path / "out" / "distributions.png").stat().st_size > 10_000
     for settings_file in ("settings.txt", "settings_small.txt"):
         words = shlex.split((tmp_path / "out" / settings_file).read_text())
-        words += ["--set", "train.stop_epoch=1", "--set", "train.eval_from_epoch=1", "--run-dir", str(tmp_path / "run")]
+        words += [
+            "--set",
+            "train.repeats=1",
+            "--set",
+            "train.stop_epoch=1",
+            "--set",
+            "train.eval_from_epoch=1",
+            "--run-dir",
+            str(tmp_path / "run"),
+        ]
         engine = ["--deepspeed_config", "ds_configs/zero2.json"]
         train = run("adatad_ds/train.py", *engine, "--recipe", "quickstart", *words)
         assert train.returncode == 0, train.stderr

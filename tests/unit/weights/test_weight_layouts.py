@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.initialization import no_init_weights
 
 from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import CheckpointError
@@ -101,7 +103,7 @@ def mmaction(spec: ViTSpec) -> Shapes:
 
 
 def hugging_face(
-    spec: ViTSpec, cls: type = transformers.VideoMAEForVideoClassification
+    spec: ViTSpec, cls: type = transformers.VideoMAEForVideoClassification, *, frames: int = 16
 ) -> transformers.PreTrainedModel:
     config = transformers.VideoMAEConfig(
         hidden_size=spec.width,
@@ -110,21 +112,22 @@ def hugging_face(
         intermediate_size=spec.mlp_hidden,
         patch_size=spec.patch,
         image_size=spec.pretrained_side,
+        num_frames=frames,
         layer_norm_eps=1e-6,
         use_mean_pooling=cls is transformers.VideoMAEForVideoClassification,
     )
     return cls(config)
 
 
-def by_transformers(spec: ViTSpec) -> Shapes:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in hugging_face(spec).state_dict().items()}
+@cache
+def by_transformers(spec: ViTSpec, cls: type = transformers.VideoMAEForVideoClassification) -> Shapes:
+    """The shapes at any number of frames; the table of positions, made number by number, grows with them."""
+    with torch.device("meta"), no_init_weights():
+        return {name: tuple(tensor.shape) for name, tensor in hugging_face(spec, cls, frames=2).state_dict().items()}
 
 
 def by_transformers_with_decoder(spec: ViTSpec) -> Shapes:
-    with torch.device("meta"):
-        model = hugging_face(spec, transformers.VideoMAEForPreTraining)
-        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return by_transformers(spec, transformers.VideoMAEForPreTraining)
 
 
 def by_older_transformers(spec: ViTSpec) -> Shapes:
