@@ -49,13 +49,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
     config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
     ds_config = read_ds_config(arguments.ds_config)
-    planner = Planner(config, ds_config, num_classes=arguments.classes)
+    name = planned_gpu(arguments.gpu) if not arguments.grid else arguments.gpu
+    memory_gb = GPUS[name].memory_gb if name else None
+    planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=memory_gb)
     if arguments.grid:
         for line in grid_lines(planner):
             print(line)
         return 0
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
-    name = planned_gpu(arguments.gpu)
     temporal = arguments.temporal or config.parallel.temporal
     layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
     known = arguments.core_frames_per_sec

@@ -126,7 +126,8 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
         ConfigError: none.
     """
     config, kind = one_window_at_a_time(cell.config()), _planned_gpu(cell, site)
-    planner = Planner(config, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
+    ds_config, classes = read_ds_config(site.ds_config), max(1, len(config.data.classes))
+    planner = Planner(config, ds_config, num_classes=classes, memory_gb=GPUS[kind].memory_gb)
     for count in nodes:
         found = planner.first_fit(count * site.ranks_per_node, GPUS[kind].memory_gb)
         if found is None:
