@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adatad_ds.config.schema import Config
+from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.activations import BudgetError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
@@ -22,6 +23,8 @@ from adatad_ds.planning.reading import reading_plan
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
+# ZeRO-3 shares out frozen weights, too, and gathers them again for every span: where they fit, ZeRO-2 is faster.
+POLICIES = ("ds_configs/zero2.json", "ds_configs/zero3.json")
 GRID_FRAMES = (1536, 3072, 6144, 12288)
 
 
@@ -41,6 +44,24 @@ class Layout:
             f"--gpus {self.gpus} --set parallel.temporal={self.temporal} --set backbone.clips_per_chunk={self.chunk}, "
             f"stored tensors {wait}"
         )
+
+
+def choose_policy(
+    config: Config, gpus: int, memory_gb: float, *, num_classes: int
+) -> tuple[str, tuple[Layout, Plan] | None]:
+    """The ds_config for so many GPUs, and its first layout that fits them; None: no layout fits with either.
+
+    ZeRO-2, where with ZeRO-3 neither larger chunks nor stored tensors on the device would fit that with ZeRO-2 do not.
+    """
+    found = {}
+    for path in POLICIES:
+        planner = Planner(config, read_ds_config(path), num_classes=num_classes, memory_gb=memory_gb)
+        if fit := planner.first_fit(gpus, memory_gb):
+            found[path] = fit
+    if not found:
+        return POLICIES[-1], None
+    best = min(found, key=lambda path: (-found[path][0].chunk, found[path][0].host))  # of equals the first
+    return best, found[best]
 
 
 class Planner:
