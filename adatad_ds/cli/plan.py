@@ -1,7 +1,6 @@
 """Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change where it does not.
 
-    adatad-ds plan --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 \\
-        --ds_config ds_configs/zero3.json --gpu H100-80
+    adatad-ds plan --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 --gpu H100-80
     adatad-ds plan --recipe thumos14_videomaev2_g_1536 --ds_config ds_configs/zero3.json --grid
 
 Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
@@ -24,7 +23,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__)
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
-    parser.add_argument("--ds_config", required=True, type=Path)
+    parser.add_argument("--ds_config", type=Path, help="default: zero2.json where frozen weights fit, else zero3.json")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
     parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
@@ -44,18 +43,36 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     from adatad_ds.config.loading import override
     from adatad_ds.distributed.ds_config import read_ds_config
-    from adatad_ds.planning.layouts import Layout, Planner, grid_lines, one_window_at_a_time, plan_report, planned_gpu
+    from adatad_ds.planning.layouts import (
+        POLICIES,
+        Layout,
+        Planner,
+        choose_policy,
+        grid_lines,
+        one_window_at_a_time,
+        plan_report,
+        planned_gpu,
+    )
     from adatad_ds.recipes.catalog import find_recipe
 
     config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
-    ds_config = read_ds_config(arguments.ds_config)
-    planner = Planner(config, ds_config, num_classes=arguments.classes)
+    name = planned_gpu(arguments.gpu) if arguments.gpu or not arguments.grid else None
+    memory_gb = GPUS[name].memory_gb if name else None
+    path = arguments.ds_config
+    if path is None and memory_gb is None:
+        path = POLICIES[-1]
+    elif path is None:
+        path, _ = choose_policy(config, arguments.gpus, memory_gb, num_classes=arguments.classes)
+        fit = "fit each GPU, and are not gathered again for every span"
+        why = f"the frozen weights {fit}" if path == POLICIES[0] else "the frozen weights are shared out over the GPUs"
+        print(f"--deepspeed_config {path}: {why}")
+    ds_config = read_ds_config(path)
+    planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=memory_gb)
     if arguments.grid:
         for line in grid_lines(planner):
             print(line)
         return 0
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
-    name = planned_gpu(arguments.gpu)
     temporal = arguments.temporal or config.parallel.temporal
     layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
     known = arguments.core_frames_per_sec

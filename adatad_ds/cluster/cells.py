@@ -15,7 +15,7 @@ from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_named
-from adatad_ds.planning.layouts import Planner, one_window_at_a_time
+from adatad_ds.planning.layouts import Planner, choose_policy, one_window_at_a_time
 from adatad_ds.recipes.catalog import find_recipe
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)  # that the planner may choose
@@ -120,15 +120,20 @@ def resolution_settings(data: DataConfig, side: int) -> tuple[str, ...]:
 
 
 def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
-    """The first of these numbers of nodes that a cell fits, with temporal ranks and chunks, by the memory planner.
+    """The first of these numbers of nodes that a cell fits, with temporal ranks, chunks and ZeRO stage, by the planner.
 
     Raises:
         ConfigError: none.
     """
     config, kind = one_window_at_a_time(cell.config()), _planned_gpu(cell, site)
-    planner = Planner(config, read_ds_config(site.ds_config), num_classes=max(1, len(config.data.classes)))
+    classes, memory_gb = max(1, len(config.data.classes)), GPUS[kind].memory_gb
     for count in nodes:
-        found = planner.first_fit(count * site.ranks_per_node, GPUS[kind].memory_gb)
+        ranks = count * site.ranks_per_node
+        if site.ds_config:
+            planner = Planner(config, read_ds_config(site.ds_config), num_classes=classes, memory_gb=memory_gb)
+            path, found = "", planner.first_fit(ranks, memory_gb)
+        else:
+            path, found = choose_policy(config, ranks, memory_gb, num_classes=classes)
         if found is None:
             continue
         layout = found[0]
@@ -137,7 +142,7 @@ def choose_layout(cell: Cell, site: Site, *, nodes: Sequence[int]) -> Cell:
             f"backbone.clips_per_chunk={layout.chunk}",
             f"train.micro_batch={config.train.micro_batch or 'null'}",
         )
-        return replace(cell, nodes=count, assignments=(*cell.assignments, *chosen), on_host=layout.host)
+        return replace(cell, nodes=count, assignments=(*cell.assignments, *chosen), on_host=layout.host, ds_config=path)
     tried = " or ".join(map(str, nodes))
     raise ConfigError(
         f"{cell.name} fits on no {tried} nodes of {site.ranks_per_node} x {kind}, by adatad-ds plan; "

@@ -18,6 +18,7 @@ from adatad_ds.config.loading import override
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
+from adatad_ds.planning.layouts import POLICIES
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import REVISION_FILE, revision
 
@@ -37,6 +38,7 @@ class Cell:
         nodes: how many.
         on_host: stored activations wait in host memory, whatever the ds_config says.
         extra: further options of train.py.
+        ds_config: path of the engine's policy; "": the site's.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Cell:
     nodes: int
     on_host: bool = False
     extra: tuple[str, ...] = ()
+    ds_config: str = ""
 
     def config(self) -> Config:
         """As train.py will see it.
@@ -70,6 +73,10 @@ class Grid:
     site: Site
     cells: tuple[Cell, ...]
 
+    def ds_config_of(self, cell: Cell) -> str:
+        """Path of the engine's policy for a cell."""
+        return cell.ds_config or self.site.ds_config or POLICIES[0]
+
     def write(self) -> None:
         """Make its folder, with the snapshot."""
         folder = self.folder.resolve()
@@ -77,16 +84,16 @@ class Grid:
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
         for part in SNAPSHOT:
             shutil.copytree(CLONE / part, folder / "code" / part, ignore=ignored)
-        for on_host in {cell.on_host for cell in self.cells}:
-            ds_config = dict(read_ds_config(Path(self.site.ds_config)))
+        for path, on_host in {(self.ds_config_of(cell), cell.on_host) for cell in self.cells}:
+            ds_config = dict(read_ds_config(Path(path)))
             if on_host:
                 section = ds_config.get("activation_checkpointing", {})
                 ds_config["activation_checkpointing"] = section | {"cpu_checkpointing": True}
-            copied = _snapshot_of(self.site.ds_config, folder, on_host=on_host)
+            copied = _snapshot_of(path, folder, on_host=on_host)
             copied.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         (folder / "code" / REVISION_FILE).write_text(json.dumps(revision(), indent=1) + "\n", encoding="utf-8")
         for index, cell in enumerate(self.cells):
-            words = cell.arguments(folder, self.site.ds_config)
+            words = cell.arguments(folder, self.ds_config_of(cell))
             (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n", encoding="utf-8")
             (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n", encoding="utf-8")
         content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}

@@ -22,7 +22,7 @@ class Site:
         ranks_per_node: tasks of a node.
         cpus_per_rank: of each.
         gpu: what GPU of slurm/site.env says, else the type in the nodes' GRES; "": nothing does.
-        ds_config: path of the engine's policy.
+        ds_config: path of the engine's policy; "": as the planner chooses, and ZeRO-2 where nothing is planned.
         options: more options of sbatch.
         cells_at_once: of a grid; None: no limit.
     """
@@ -70,7 +70,7 @@ def read_site(recipes: Sequence[str]) -> Site:
         ranks_per_node=ranks or gpus or 2,
         cpus_per_rank=cpus,
         gpu=gpu,
-        ds_config=value("DS_CONFIG") or "ds_configs/zero3.json",
+        ds_config=value("DS_CONFIG", ""),
         options=tuple(options),
         cells_at_once=number_of("CELLS_AT_ONCE"),
     )

@@ -107,7 +107,7 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
     for cell in (grid.cells[index] for index in chosen):
         config, ranks = cell.config(), cell.nodes * grid.site.ranks_per_node
         if cell.extra:
-            words = cell.arguments(grid.folder, site.ds_config)
+            words = cell.arguments(grid.folder, grid.ds_config_of(cell))
             asked = [sys.executable, "adatad_ds/train.py", *words, "--print-config"]
             done = subprocess.run(asked, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -116,7 +116,8 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
             raise ConfigError(
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
             )
-        resolve_ds_config(read_ds_config(site.ds_config), config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
+        ds_config = read_ds_config(grid.ds_config_of(cell))
+        resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
         where = (*config.annotation_files.values(), config.data.videos)
         if where not in seen:
             try:
@@ -185,8 +186,9 @@ def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool, report: Callable
     for indices, command in orders:
         report(" ".join(command))
         for index in indices:
-            words = grid.cells[index].arguments(grid.folder, grid.site.ds_config)
-            report(f"    {index}: {grid.cells[index].name}: train.py {' '.join(words)}")
+            cell = grid.cells[index]
+            words = cell.arguments(grid.folder, grid.ds_config_of(cell))
+            report(f"    {index}: {cell.name}: train.py {' '.join(words)}")
     if dry_run:
         return
     for _, command in orders:  # of the script in the clone: the snapshot is not there yet

@@ -37,6 +37,8 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
         others = [arg for arg in args if arg is not type(None)]
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         fitting = [arg for arg in others if (typing.get_origin(arg) is tuple) == is_list]
+        if isinstance(value, str):  # `1.5 | "auto"`
+            fitting = [arg for arg in fitting if arg is str or typing.get_origin(arg) is Literal] or fitting
         return coerce(value, (fitting or others)[0], key)
     if origin is Literal:
         if value not in args:

@@ -104,6 +104,7 @@ class BackboneConfig:
     activation_checkpointing: bool = True
     feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
     clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
+    activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
     stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
 
     # image transformers only (AIM)

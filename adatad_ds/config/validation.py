@@ -117,6 +117,13 @@ def _backbone(config: Config) -> Iterator[str]:
         )
     if backbone.aim_adapters is not None and len(set(backbone.aim_adapters)) != len(backbone.aim_adapters):
         yield "backbone.aim_adapters names an adapter twice"
+    if backbone.activation_memory_gb is not None:
+        if backbone.tuning not in ("tia", "side"):
+            yield f"backbone.activation_memory_gb is for backbone.tuning=tia and side, not {backbone.tuning}"
+        if not backbone.activation_checkpointing:
+            yield "backbone.activation_checkpointing=false keeps everything: it leaves no backbone.activation_memory_gb"
+        if backbone.stored_on_device_gb:
+            yield "backbone.stored_on_device_gb is chosen within backbone.activation_memory_gb: set one of them"
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"

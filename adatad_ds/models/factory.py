@@ -23,6 +23,7 @@ from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
+from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
 from adatad_ds.models.heads.actionformer import DetectionHead
@@ -40,11 +41,15 @@ class Runtime:
     Attributes:
         window: its share of a window in time.
         storage: stores activations until the backward pass. Unused by image transformers.
+        retention: which activations are kept until then; None: as `backbone.activation_checkpointing` has it.
+        clips_per_chunk: None: as `backbone.clips_per_chunk` has it.
         stopwatch: times recomputed segments. Unused by image transformers.
     """
 
     window: TimeShard = field(default_factory=WholeWindow)
     storage: Storage = field(default_factory=lambda: Storage(StoragePolicy()))
+    retention: Retention | None = None
+    clips_per_chunk: int | None = None
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -171,7 +176,8 @@ def build_backbone(
         feature_steps=feature_steps,
         drop_path=backbone.drop_path,
         activation_checkpointing=backbone.activation_checkpointing,
-        clips_per_chunk=backbone.clips_per_chunk,
+        retention=runtime.retention or (Retention() if backbone.activation_checkpointing else Retention(graphs=None)),
+        clips_per_chunk=backbone.clips_per_chunk if runtime.clips_per_chunk is None else runtime.clips_per_chunk,
         storage=runtime.storage,
         stopwatch=runtime.stopwatch,
     )

@@ -10,8 +10,8 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,36 @@ from torch.utils._pytree import tree_map_only
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
-from adatad_ds.models.execution.recompute import OnceAccumulated
+from adatad_ds.models.execution.activation_store import Span
+from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
+
+
+class SegmentBytes(NamedTuple):
+    """Bytes of one span in a segment.
+
+    Attributes:
+        run: peak of running it without a graph.
+        build: peak of running it with one.
+        graph: what the graph holds then.
+        backward: peak of its backward pass, the graph included.
+    """
+
+    run: int
+    build: int
+    graph: int
+    backward: int
 
 
 @cache
 def span_bytes(
     backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
-) -> tuple[int, dict[int, int]]:
-    """Peak bytes of processing one span of time.
+) -> tuple[int, dict[int, SegmentBytes]]:
+    """Bytes of processing one span of time, given its input and the gradient of its output.
 
     Returns:
-        Bytes to embed it and run a block; bytes to recompute and back-propagate a segment, by its number of frozen
-        blocks.
+        Peak of embedding it and running a block; bytes of a segment by its number of frozen blocks.
     """
     config = Config(
         data=DataConfig(resolution=resolution),
@@ -57,18 +73,30 @@ def span_bytes(
         adapter = model.adapters["0"]
         reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
         steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
-        context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
+        # As in a stored tensor: contiguous for a single window alone.
+        context = torch.empty(windows, 1 + reach + steps + reach, *rest, dtype=dtype)[:, 1:]
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
-        def differentiate(blocks: int) -> None:
-            out = context[:, reach : reach + steps] + adapter(context, reach, reach)
+        def segment(tokens: Tensor, context: Span, start: int, blocks: int) -> Tensor:
+            before, after = context
+            out = tokens[:, before : tokens.shape[1] - after] + adapter(tokens, before, after)
             for _ in range(blocks):
-                out = vit.blocks[0](out.view(windows * clips, -1, spec.width)).view_as(gradient)
-            OnceAccumulated(adapter).differentiate(out, gradient, context, last=False)
+                out = vit.blocks[0](out.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+            return out
 
-        return live_bytes(embed), {
-            blocks: live_bytes(lambda blocks=blocks: differentiate(blocks)) for blocks in lengths
-        }
+        def measured(blocks: int) -> SegmentBytes:
+            through = partial(segment, blocks=blocks)
+            with torch.no_grad():
+                run = live_bytes(lambda: through(context, (reach, reach), 0))
+            with LiveBytes() as count:
+                graph, out = build_graph(through, (0, steps), context, (reach, reach))
+                del out
+                build, held = count.peak, count.held
+                count.peak = held
+                OnceAccumulated(adapter).differentiate(graph.root, gradient, graph.tokens, last=False)
+                return SegmentBytes(run, build, held, count.peak)
+
+        return live_bytes(embed), {blocks: measured(blocks) for blocks in lengths}
 
 
 @cache
@@ -137,18 +165,20 @@ def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
-def live_bytes(run: Callable[[], None]) -> int:
+def live_bytes(run: Callable[[], object]) -> int:
     """Peak bytes of the tensors that `run` creates."""
-    with _LiveBytes() as count:
+    with LiveBytes() as count:
         run()
     return count.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are created in it: those `held` now, and their `peak`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._held = 0
+        self.held = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -163,9 +193,9 @@ class _LiveBytes(TorchDispatchMode):
             return
         self._known.add(storage)
         size = storage.nbytes()
-        self._held += size
-        self.peak = max(self.peak, self._held)
+        self.held += size
+        self.peak = max(self.peak, self.held)
         weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
-        self._held -= size
+        self.held -= size

@@ -14,8 +14,11 @@ import torch
 
 from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
+from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.fake_run import fake_tensors, live_bytes
 
 
@@ -29,8 +32,6 @@ class ImageCost:
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
 
-    stored_tensors = 0  # chunks are recomputed from their frames
-
     def __init__(self, config: Config) -> None:
         self._config = config
         self._model = _built(config)
@@ -39,8 +40,8 @@ class ImageCost:
         """0: there are no stored tensors."""
         return 0
 
-    def flop(self, *, executed: bool) -> float:
-        """FLOPs of a sample's forward and backward pass; `executed`: with recomputation."""
+    def flop(self, *, recomputed: float) -> float:
+        """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         config, model = self._config, self._model
         vit, width = model.vit, model.width
         mlp = sum(p.numel() for p in vit.blocks[0].get_submodule("mlp").parameters() if p.dim() == 2)
@@ -60,16 +61,12 @@ class ImageCost:
         backward = depth * (linear + 2 * attention + 2 * adapters)
         if model.tuning == "full":
             backward += depth * linear + embedding
-        return forward + backward + (forward if executed and model.activation_checkpointing else 0.0)
+        return forward + backward + recomputed * forward
 
-    def working_bytes(self, *, windows: int, clips: int, on_device: int) -> int:
-        """Peak bytes of a rank's forward and backward pass, given the gradients of weights.
-
-        Args:
-            windows: windows per forward pass.
-            clips: clips of each on this rank.
-            on_device: 0.
-        """
+    def activations(
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+    ) -> Activations:
+        """A rank's forward and backward pass, given the gradients of weights; arguments: see `VideoCost`."""
         config, backbone, size = self._config, self._config.backbone, self._config.train.dtype.itemsize
         total = windows * clips
         at_once = min(backbone.clips_per_chunk or total, total)
@@ -81,7 +78,18 @@ class ImageCost:
         # Autograd sums the gradients of all chunks before it accumulates a weight's gradient.
         chunked = recomputes and at_once < total
         trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-        return together + features + (size * trainable if chunked else 0)
+        return Activations(
+            retention=Retention(),
+            clips_per_chunk=backbone.clips_per_chunk,
+            stored=0,  # chunks are recomputed from their frames
+            on_device=0,
+            tensor_bytes=0,
+            graphs=0,
+            spans=0,
+            graph_bytes=0,
+            peak_bytes=together + features + (size * trainable if chunked else 0),
+            recomputed=float(backbone.activation_checkpointing and backbone.tuning != "frozen"),
+        )
 
 
 @cache

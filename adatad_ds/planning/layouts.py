@@ -14,13 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from adatad_ds.config.schema import Config
+from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
+from adatad_ds.planning.activations import BudgetError
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
-from adatad_ds.planning.memory import Plan, make_plan
+from adatad_ds.planning.memory import Plan, make_plan, usable_bytes
 from adatad_ds.planning.reading import reading_plan
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
+# ZeRO-3 shares out frozen weights, too, and gathers them again for every span: where they fit, ZeRO-2 is faster.
+POLICIES = ("ds_configs/zero2.json", "ds_configs/zero3.json")
 GRID_FRAMES = (1536, 3072, 6144, 12288)
 
 
@@ -42,6 +46,24 @@ class Layout:
         )
 
 
+def choose_policy(
+    config: Config, gpus: int, memory_gb: float, *, num_classes: int
+) -> tuple[str, tuple[Layout, Plan] | None]:
+    """The ds_config for so many GPUs, and its first layout that fits them; None: no layout fits with either.
+
+    ZeRO-2, where with ZeRO-3 neither larger chunks nor stored tensors on the device would fit that with ZeRO-2 do not.
+    """
+    found = {}
+    for path in POLICIES:
+        planner = Planner(config, read_ds_config(path), num_classes=num_classes, memory_gb=memory_gb)
+        if fit := planner.first_fit(gpus, memory_gb):
+            found[path] = fit
+    if not found:
+        return POLICIES[-1], None
+    best = min(found, key=lambda path: (-found[path][0].chunk, found[path][0].host))  # of equals the first
+    return best, found[best]
+
+
 class Planner:
     """Plans a recipe in other layouts and with other windows.
 
@@ -49,10 +71,13 @@ class Planner:
         config: of the recipe; a micro batch of one window, the rest of the batch by accumulation.
         ds_config: ZeRO stage, offload, buckets.
         num_classes: K.
+        memory_gb: of a GPU, for `backbone.activation_memory_gb=auto`.
     """
 
-    def __init__(self, config: Config, ds_config: Mapping[str, Any], *, num_classes: int) -> None:
-        self.config, self._num_classes = config, num_classes
+    def __init__(
+        self, config: Config, ds_config: Mapping[str, Any], *, num_classes: int, memory_gb: float | None = None
+    ) -> None:
+        self.config, self._num_classes, self._memory_gb = config, num_classes, memory_gb
         self._ds_config = copy.deepcopy(dict(ds_config))
 
     def plan(self, layout: Layout, *, frames: int | None = None) -> Plan:
@@ -69,13 +94,22 @@ class Planner:
         )
         section = self._ds_config.get("activation_checkpointing", {}) | {"cpu_checkpointing": layout.host}
         ds_config = self._ds_config | {"activation_checkpointing": section}
-        return make_plan(config, ds_config=ds_config, ranks=layout.gpus, num_classes=self._num_classes)
+        return make_plan(
+            config,
+            ds_config=ds_config,
+            ranks=layout.gpus,
+            num_classes=self._num_classes,
+            memory_gb=self._memory_gb,
+        )
 
     def first_fit(self, gpus: int, memory_gb: float, *, frames: int | None = None) -> tuple[Layout, Plan] | None:
         """The layout for so many GPUs that fits, the fastest first: on the device, then in host memory, then chunks."""
         for chunk, host, temporal in self._choices(gpus, frames):
             layout = Layout(gpus, temporal, chunk, host)
-            plan = self.plan(layout, frames=frames)
+            try:
+                plan = self.plan(layout, frames=frames)
+            except BudgetError:
+                continue
             if fits(plan, memory_gb):
                 return layout, plan
         return None
@@ -126,7 +160,7 @@ def one_window_at_a_time(config: Config) -> Config:
 
 def fits(plan: Plan, memory_gb: float) -> bool:
     """Whether a plan fits a GPU of so many GB, with 1 GB and 5 % held back."""
-    return plan.device_bytes <= (0.95 * memory_gb - 1.0) * 1e9
+    return plan.device_bytes <= usable_bytes(memory_gb)
 
 
 def planned_gpu(named: str | None) -> str:

@@ -13,8 +13,10 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.detector import Detector
-from adatad_ds.models.factory import build_model
+from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.models.factory import adapted_blocks, build_model
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.fake_run import head_bytes
 from adatad_ds.planning.video_backbones import VideoCost
 
@@ -37,11 +39,13 @@ class Plan:
 
     Attributes:
         lines: entries of the memory.
+        activations: what waits for the backward pass, and what runs again.
         useful_flop: FLOPs per step of all ranks: forward pass and gradients, without recomputation.
         executed_flop: the same with recomputation.
     """
 
     lines: tuple[Line, ...]
+    activations: Activations
     useful_flop: float
     executed_flop: float
 
@@ -67,17 +71,34 @@ class Plan:
         rows.append(
             f"a step of all ranks: {self.useful_flop / 1e12:.1f} TFLOP useful, {self.executed_flop / 1e12:.1f} executed"
         )
+        if self.activations.stored:
+            rows.append(str(self.activations))
         return "\n".join(rows)
 
 
-def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_classes: int) -> Plan:
-    """Plan a training run on `ranks` GPUs.
+def usable_bytes(memory_gb: float) -> int:
+    """What of a GPU's memory is planned with: 1 GB and 5 % are held back."""
+    return int((0.95 * memory_gb - 1.0) * 1e9)
+
+
+def make_plan(
+    config: Config,
+    *,
+    ds_config: Mapping[str, Any],
+    ranks: int,
+    num_classes: int,
+    memory_gb: float | None = None,
+    cuda: bool = True,
+) -> Plan:
+    """Plan a training run.
 
     Args:
         config: config of the run; `parallel.temporal` ranks share each window.
         ds_config: ZeRO stage, offload, buckets and activation storage, as in its file.
         ranks: total number of ranks.
         num_classes: K.
+        memory_gb: of each device, for `backbone.activation_memory_gb=auto`; None: not known.
+        cuda: whether they are GPUs.
 
     Raises:
         ConfigError: it cannot be run this way.
@@ -87,7 +108,7 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
     temporal, clips = config.parallel.temporal, config.sample_frames // config.clip_frames
     if ranks % temporal or temporal > clips:
         raise ConfigError(f"parallel.temporal={temporal} must divide {ranks} ranks and be at most the {clips} clips")
-    resolved = resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=True)
+    resolved = resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=cuda)
     windows = resolved["train_micro_batch_size_per_gpu"]
     size = config.train.dtype.itemsize
     bare = replace(config, backbone=replace(config.backbone, weights=None))
@@ -114,15 +135,10 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
 
     clips = -(-clips // temporal)
     frames = windows * clips * config.clip_frames * config.data.resolution**2 * 3
-    cost = backbone_cost(config)
-    stored, tensor = cost.stored_tensors, cost.tensor_bytes(windows * clips * config.clip_frames)
-    policy, _ = activation_policy(resolved, config=config, stored_tensors=stored, cuda=True)
-    on_device = policy.on_device(stored, tensor)
-    working = cost.working_bytes(windows=windows, clips=clips, on_device=on_device)
     head = 0
     if isinstance(model, Detector):
         head = head_bytes(config, in_channels=model.backbone.width, num_classes=num_classes, windows=windows)
-    lines = (
+    others = (
         held("frozen weights", size * frozen // shares, host=weights_on_host),
         held("trainable weights", size * trainable // shares, host=weights_on_host),
         held("masters, moments, average", ADAM_BYTES * trainable // ranks, host=adam_on_host),
@@ -130,15 +146,40 @@ def make_plan(config: Config, *, ds_config: Mapping[str, Any], ranks: int, num_c
         Line("gathered weights", gathered),
         Line("gradient bucket", bucket),
         Line("frames", frames),
-        Line(f"{stored} stored tensors of {tensor / 1e9:.3f} GB", on_device * tensor, (stored - on_device) * tensor),
-        Line("backbone at work", working, transient=True),
+    )
+    cost, budget = backbone_cost(config), config.backbone.activation_memory_gb
+    automatic = budget == "auto"
+    if automatic:
+        if memory_gb is None:
+            raise ConfigError("backbone.activation_memory_gb=auto needs a GPU whose memory is known; set it in GB")
+        budget = (usable_bytes(memory_gb) - sum(line.device for line in others)) / 1e9
+    stored_tensors = len(adapted_blocks(config.backbone))
+    policy, _ = activation_policy(resolved, config=config, stored_tensors=stored_tensors, cuda=cuda)
+    placed = cost.activations(
+        windows=windows,
+        clips=clips,
+        policy=policy,
+        budget=None if budget is None else int(budget * 1e9),
+        beside=head if automatic else 0,
+    )
+    tensor, on_device = placed.tensor_bytes, placed.on_device
+    lines = (
+        *others,
+        Line(
+            f"{placed.stored} stored tensors of {tensor / 1e9:.3f} GB",
+            on_device * tensor,
+            (placed.stored - on_device) * tensor,
+        ),
+        *([Line(f"graphs of {placed.graphs} of {placed.spans} spans", placed.graph_bytes)] * bool(placed.graphs)),
+        Line("backbone at work", placed.peak_bytes - placed.kept_bytes, transient=True),
         Line("head", head, transient=True),
     )
     windows_a_step = config.train.global_batch
     return Plan(
         lines=lines,
-        useful_flop=windows_a_step * step_flop(config),
-        executed_flop=windows_a_step * step_flop(config, executed=True),
+        activations=placed,
+        useful_flop=windows_a_step * cost.flop(recomputed=0.0),
+        executed_flop=windows_a_step * cost.flop(recomputed=placed.recomputed),
     )
 
 
@@ -149,34 +190,37 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
 
     Args:
         config: config of the run.
-        executed: include recomputation.
+        executed: include recomputation, as it is without a budget.
     """
-    return backbone_cost(config).flop(executed=executed)
+    again = executed and config.backbone.activation_checkpointing and config.backbone.tuning != "frozen"
+    return backbone_cost(config).flop(recomputed=float(again))
 
 
 class BackboneCost(Protocol):
     """What a backbone costs, without running it."""
 
-    @property
-    def stored_tensors(self) -> int:
-        """Tensors that wait for the backward pass, each of all tokens of the rank's clips."""
-        ...
-
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
         ...
 
-    def flop(self, *, executed: bool) -> float:
-        """FLOPs of a sample's forward and backward pass; `executed`: with recomputation."""
+    def flop(self, *, recomputed: float) -> float:
+        """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         ...
 
-    def working_bytes(self, *, windows: int, clips: int, on_device: int) -> int:
-        """Peak bytes of the activations, apart from stored tensors.
+    def activations(
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+    ) -> Activations:
+        """What waits for the backward pass, and what runs again.
 
         Args:
             windows: windows per forward pass.
             clips: clips of each on this rank.
-            on_device: stored tensors that stay on the device.
+            policy: where stored tensors wait without a budget.
+            budget: bytes of the device; None: as the config has it.
+            beside: bytes that the head takes while they wait.
+
+        Raises:
+            ConfigError: nothing fits the budget.
         """
         ...
 

@@ -13,6 +13,7 @@ MAY_CHANGE = (
     "parallel.temporal",
     "train.micro_batch",
     "backbone.activation_checkpointing",
+    "backbone.activation_memory_gb",
     "backbone.clips_per_chunk",
     "backbone.stored_on_device_gb",
     "data.workers",

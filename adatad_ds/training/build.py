@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.execution.activation_store import Storage
+from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.factory import Runtime, adapted_blocks
+from adatad_ds.planning.activations import Activations
+from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
@@ -73,7 +77,8 @@ def build_trainer(
     config = world.attempt(lambda: in_published_order(config, order=class_order))
     mesh = Mesh(world=world, config=config)
     ds_config = resolve_ds_config(policy, config=config, ranks=world.size, cuda=world.device.type == "cuda")
-    runtime = make_runtime(config, ds_config, mesh=mesh)
+    activations = place_activations(config, policy, world=world)
+    runtime = make_runtime(config, ds_config, activations=activations, mesh=mesh)
 
     store = run.checkpoints(keep=config.train.keep_checkpoints)
     saved = find_saved(run, store, config=config, resume=resume, world=world)
@@ -85,6 +90,8 @@ def build_trainer(
     )
 
     lines = [*task.reports, *initial.reports]
+    if activations is not None:
+        lines.append(str(activations))
     if saved is None:
         lines += initial.describe_published(task)
     if engine.average.warmup:
@@ -103,15 +110,62 @@ def build_trainer(
     )
 
 
-def make_runtime(config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh) -> Runtime:
-    """How this rank runs the backbone: its share of windows, and where the ds_config stores activations.
+def place_activations(config: Config, policy: Mapping[str, Any], *, world: World) -> Activations | None:
+    """Where activations wait within `backbone.activation_memory_gb`; None: it is not set. A collective.
+
+    Raises:
+        ConfigError: too little memory, or a device whose memory is not known.
+        RankError: either of these, on some rank.
+    """
+    if config.backbone.activation_memory_gb is None:
+        return None
+    cuda = world.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(world.device).total_memory / 1e9 if cuda else None
+    if memory is not None:
+        memory = -world.max(-memory)[0]  # the smallest: all ranks keep alike, as ZeRO-3 gathers weights for all
+    return world.attempt(
+        lambda: (
+            make_plan(
+                config,
+                ds_config=policy,
+                ranks=world.size,
+                num_classes=len(config.data.classes) or 1,
+                memory_gb=memory,
+                cuda=cuda,
+            ).activations
+        )
+    )
+
+
+def make_runtime(
+    config: Config, ds_config: Mapping[str, Any], *, activations: Activations | None, mesh: Mesh
+) -> Runtime:
+    """How this rank runs the backbone: its share of windows, and where activations wait.
+
+    Args:
+        config: of the run.
+        ds_config: the resolved one.
+        activations: as planned; None: as config and ds_config have them.
+        mesh: the ranks.
 
     Raises:
         ConfigError: a wrong section `activation_checkpointing`.
     """
     stored, cuda = len(adapted_blocks(config.backbone)), mesh.world.device.type == "cuda"
     policy, stopwatch = activation_policy(ds_config, config=config, stored_tensors=stored, cuda=cuda)
-    return Runtime(window=mesh.window(), storage=Storage(policy), stopwatch=stopwatch)
+    if activations is None:
+        return Runtime(window=mesh.window(), storage=Storage(policy), stopwatch=stopwatch)
+    policy = StoragePolicy(
+        offload=activations.on_device < activations.stored,
+        device_bytes=activations.on_device * activations.tensor_bytes,
+    )
+    return Runtime(
+        window=mesh.window(),
+        storage=Storage(policy),
+        retention=activations.retention,
+        clips_per_chunk=activations.clips_per_chunk,
+        stopwatch=stopwatch,
+    )
 
 
 def open_data(

@@ -32,7 +32,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -149,12 +148,9 @@ class Bench:
 
     def _prepare(self, way: str, *, sharing: bool) -> tuple[AdaptedBackbone, Callable[[Tensor], Tensor]]:
         recomputes = way in ("ours", "host", "alone")
-        backbone = replace(self.config.backbone, activation_checkpointing=recomputes)
-        if not recomputes:
-            backbone = replace(backbone, clips_per_chunk=0)
         torch.manual_seed(0)
         model = build_detector(
-            replace(self.config, backbone=backbone),
+            self.config,
             num_classes=1,
             runtime=Runtime(
                 window=self.mesh.window() if sharing else WholeWindow(),
@@ -162,8 +158,8 @@ class Bench:
             ),
         ).backbone.to(self.world.device, self.config.train.dtype)
         assert isinstance(model, AdaptedBackbone), "image transformers have one way alone"
-        if way in ("published", "blocks"):
-            return model, lambda frames: checkpointed_by_block(model, frames)
+        if not recomputes:
+            return model, lambda frames: block_by_block(model, frames, checkpointed=way != "plain")
         return model, model
 
     def _run(self, step: Callable[[], None], backbone: AdaptedBackbone) -> Row:
@@ -182,23 +178,24 @@ class Bench:
         return {"median_sec": median(seconds[1:] or seconds), "peak_bytes": peak}
 
 
-def checkpointed_by_block(backbone: AdaptedBackbone, frames: Tensor) -> Tensor:
-    """Features with each block and its adapter under one checkpoint, over the whole window (`tia`)."""
+def block_by_block(backbone: AdaptedBackbone, frames: Tensor, *, checkpointed: bool) -> Tensor:
+    """Features with each block and its adapter over the whole window, perhaps under one checkpoint (`tia`)."""
     clips = frames.reshape(-1, CLIP_FRAMES, *frames.shape[2:])
     windows, steps = len(frames), frames.shape[1] // 2
     tokens = backbone.vit.embed(clips)
     for index, block in enumerate(backbone.vit.blocks):
-        if index not in backbone.adapted_blocks:
-            tokens = checkpoint(block, tokens, use_reentrant=False)
-            continue
-        adapter = backbone.adapters[str(index)]
+        adapter = backbone.adapters[str(index)] if index in backbone.adapted_blocks else None
 
-        def adapted(tokens: Tensor, block: torch.nn.Module = block, adapter: torch.nn.Module = adapter) -> Tensor:
+        def adapted(
+            tokens: Tensor, block: torch.nn.Module = block, adapter: torch.nn.Module | None = adapter
+        ) -> Tensor:
             tokens = block(tokens)
+            if adapter is None:
+                return tokens
             whole = tokens.view(windows, steps, -1, tokens.shape[-1])
             return (whole + adapter(whole)).view_as(tokens)
 
-        tokens = checkpoint(adapted, tokens, use_reentrant=False)
+        tokens = checkpoint(adapted, tokens, use_reentrant=False) if checkpointed else adapted(tokens)
     return tokens.mean(dim=1, dtype=torch.float32)
 
 

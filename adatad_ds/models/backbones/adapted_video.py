@@ -18,9 +18,11 @@ from adatad_ds.config.schema import Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
-from adatad_ds.models.execution.recompute import BlockSpan, Execution, pool, run_segments, sum_adapters
+from adatad_ds.models.execution.recompute import run_segments, sum_adapters
+from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.execution.window_share import TimeShard, with_context
+from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
+from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 
 CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
@@ -35,8 +37,7 @@ class AdaptedBackbone(nn.Module):
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
-    Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py runs `tia` and
-    `side`.
+    Adapters see the whole window. recompute.py runs `tia` and `side`; how much of them it recomputes, `retention` says.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
@@ -44,7 +45,8 @@ class AdaptedBackbone(nn.Module):
         tuning: one of the four above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
-        activation_checkpointing: keep one tensor per adapted block for the backward pass, and recompute the rest.
+        activation_checkpointing: for `full`: keep one tensor per block for the backward pass, and recompute the rest.
+        retention: for `tia` and `side`: what is kept for the backward pass.
         clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all.
         window: this rank's share of a window in time.
         storage: holds stored tensors until the backward pass.
@@ -60,6 +62,7 @@ class AdaptedBackbone(nn.Module):
         feature_steps: int,
         drop_path: float,
         activation_checkpointing: bool,
+        retention: Retention,
         clips_per_chunk: int,
         window: TimeShard,
         storage: Storage,
@@ -72,6 +75,7 @@ class AdaptedBackbone(nn.Module):
         self.tuning = tuning
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
+        self.retention = retention
         self.clips_per_chunk = clips_per_chunk
         self.drop_path = drop_path
         self.storage = storage
@@ -108,10 +112,9 @@ class AdaptedBackbone(nn.Module):
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        with_grad, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
-        if adapted and (self.activation_checkpointing or not with_grad):
+        if self.tuning in ("tia", "side"):
             run = self._run_segments
-        elif with_grad and self.tuning != "frozen":
+        elif self.tuning == "full" and torch.is_grad_enabled():
             run = self._run_whole
         else:
             run = self._run_clips
@@ -127,12 +130,13 @@ class AdaptedBackbone(nn.Module):
         )
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Run `tia` or `side` with one stored tensor per adapted block (recompute.py): (B, T', C)."""
+        """Run `tia` or `side`, segment by segment (recompute.py): (B, T', C)."""
         clips = frames.shape[1] // CLIP_FRAMES
         execution = Execution(
             spans=spans,
             window=self._window,
             storage=self.storage,
+            retention=self.retention,
             stopwatch=self.stopwatch,
             shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
             whole=self._window.share(clips).total == clips,
@@ -144,24 +148,13 @@ class AdaptedBackbone(nn.Module):
         return run_segments((next(outputs) for outputs in leading), segments, execution)
 
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Run each block over the whole window before the next, under plain autograd: (B, T', C)."""
-        if self.tuning == "full":
-            tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
-        else:
-            with torch.no_grad():
-                outputs = list(zip(*self._leading(frames, spans, keep), strict=True))
-            *taps, tokens = (torch.cat(parts, dim=1) for parts in outputs)
-            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: none with `tia`
-                tokens = tokens + self._adapter(index, tap)
-        if self.tuning == "tia":
-            tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
-        for index in range(self.grad_free_blocks, self.vit.spec.depth):
+        """Run each block over the whole window before the next, under plain autograd (`full`): (B, T', C)."""
+        tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
+        for index in range(self.vit.spec.depth):
             parts = [
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-            if index in self.adapted_blocks:
-                tokens = tokens + self._adapter(index, tokens)
         return pool(tokens)
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
@@ -213,14 +206,9 @@ class AdaptedBackbone(nn.Module):
             clips = self.vit.blocks[index](clips, None if keep is None else keep[:, index])
         return clips.view(tokens.shape)
 
-    def _adapter(self, index: int, tokens: Tensor) -> Tensor:
-        """Output of block `index`'s adapter over the whole window: (B, T', S, C) to the same."""
-        adapter = self.adapters[str(index)]
-        return adapter(*with_context(tokens, _reach(adapter), self._window))
-
     def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run blocks; with checkpointing, keep only their input for the backward pass (`full`)."""
-        if self.activation_checkpointing and torch.is_grad_enabled():
+        if self.activation_checkpointing:
             return recomputed(self._blocks, blocks, tokens, start, keep)
         return self._blocks(blocks, tokens, start, keep)
 

@@ -8,7 +8,7 @@ B windows, T tubelets on this rank, S positions, C channels.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -65,18 +65,6 @@ class WholeWindow:
         return features
 
 
-def with_context(tokens: Tensor, reach: int, window: TimeShard) -> tuple[Tensor, int, int]:
-    """Tokens with up to `reach` tubelets of context on both sides, differentiable.
-
-    Returns:
-        (B, before + T + after, S, C), before, after.
-    """
-    if reach == 0:
-        return tokens, 0, 0
-    before, after = _Neighbours.apply(tokens, reach, window)  # pyright: ignore[reportGeneralTypeIssues]
-    return torch.cat([before, tokens, after], dim=1), before.shape[1], after.shape[1]
-
-
 class SlidingContext:
     """Buffer that takes tokens span by span and returns them with up to `reach` tubelets of context.
 
@@ -101,20 +89,3 @@ class SlidingContext:
         self._first = max(begins, self._done - self._reach)
         self._kept = tokens[:, self._first - begins :].clone()  # a view would keep all of it
         return start, tokens, start - begins, ends - self._done
-
-
-class _Neighbours(torch.autograd.Function):
-    """The neighbours' nearest tubelets; backward sends their gradients back and adds what arrives to the ends."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, reach: int, window: TimeShard) -> tuple[Tensor, Tensor]:
-        ctx.shape, ctx.reach, ctx.window = tokens.shape, reach, window
-        return window.neighbours(tokens[:, :reach], tokens[:, -reach:])
-
-    @staticmethod
-    def backward(ctx: Any, before: Tensor, after: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        first, last = ctx.window.neighbours_adjoint(before, after, ctx.reach)
-        gradient = before.new_zeros(ctx.shape)
-        gradient[:, : first.shape[1]] += first
-        gradient[:, gradient.shape[1] - last.shape[1] :] += last
-        return gradient, None, None

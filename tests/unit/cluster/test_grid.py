@@ -14,6 +14,8 @@ from adatad_ds.cluster.site import gpus_in
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.errors import ConfigError
+from adatad_ds.planning.layouts import choose_policy, one_window_at_a_time
+from adatad_ds.planning.memory import usable_bytes
 from adatad_ds.recipes.catalog import find_recipe
 from tests.support.site import SITE
 
@@ -66,6 +68,26 @@ def test_the_planner_chooses():
     assert giant.nodes > 1 or giant.on_host or giant.config().backbone.clips_per_chunk < 8
 
 
+def test_zero_2_where_the_frozen_weights_fit():
+    """2 GB of the giant's on each of 8 GPUs, or an eighth of them; the site's own wish comes first."""
+    giant = one_window_at_a_time(find_recipe("thumos14_videomaev2_g").config)
+    for memory_gb, chosen in ((24, "ds_configs/zero2.json"), (3.4, "ds_configs/zero3.json")):
+        path, found = choose_policy(giant, 8, memory_gb, num_classes=20)
+        assert path == chosen
+        assert found is not None
+        assert found[1].device_bytes <= usable_bytes(memory_gb)
+    assert choose_policy(giant, 8, 1.5, num_classes=20)[1] is None
+    overrides, site = Overrides(recipes=("thumos14_videomae_s",), frames=(768,), resolutions=(160,)), SITE
+    for wish, of_cell, taken in (
+        ("", "ds_configs/zero2.json", "ds_configs/zero2.json"),
+        ("ds_configs/zero1.json", "", "ds_configs/zero1.json"),
+    ):
+        site = replace(SITE, gpu="A100-80", ds_config=wish)
+        (cell,) = read_cells(Path("slurm/frames.json"), overrides, site)
+        assert cell.ds_config == of_cell
+        assert Grid(Path("grid"), site, (cell,)).ds_config_of(cell) == taken
+
+
 def test_what_fits_nowhere_is_said():
     lone = replace(SITE, ranks_per_node=1, gpu="RTX4090-24")
     with pytest.raises(ConfigError, match="fits on no 1 nodes of 1 x RTX4090-24"):
@@ -97,6 +119,7 @@ def test_written_and_read(tmp_path):
     cells = (
         Cell(name="a", recipe="quickstart", assignments=("data.resolution=32",), nodes=1),
         Cell(name="b", recipe="quickstart", assignments=(), nodes=2, on_host=True, extra=("--resume", "never")),
+        Cell(name="c", recipe="quickstart", assignments=(), nodes=2, ds_config="ds_configs/zero2.json", on_host=True),
     )
     grid = Grid(tmp_path / "grid", SITE, cells)
     grid.write()
@@ -107,6 +130,10 @@ def test_written_and_read(tmp_path):
     ds_config = json.loads(Path(words[words.index("--deepspeed_config") + 1]).read_text())
     assert ds_config["activation_checkpointing"]["cpu_checkpointing"] is True
     assert "activation_checkpointing" not in json.loads((tmp_path / "grid/code/ds_configs/zero3.json").read_text())
+    words = (tmp_path / "grid/cells/2.args").read_text().splitlines()
+    ds_config = json.loads(Path(words[words.index("--deepspeed_config") + 1]).read_text())
+    assert ds_config["zero_optimization"]["stage"] == 2
+    assert ds_config["activation_checkpointing"]["cpu_checkpointing"] is True
     assert (tmp_path / "grid/code/adatad_ds/train.py").exists()
     assert json.loads((tmp_path / "grid/code/revision.json").read_text()).keys() == {"git", "git_changes"}
     with pytest.raises(ConfigError, match="is no grid's folder"):

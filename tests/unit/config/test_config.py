@@ -41,6 +41,27 @@ def test_lists_of_words_need_no_quotes():
     assert config.data.exclude == ("v_1", "v_2")
 
 
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("3", 3.0), ("1.5", 1.5), ("null", None)])
+def test_a_budget_is_a_number_or_auto(text, value, tmp_path):
+    config = override(Config(), [f"backbone.activation_memory_gb={text}"])
+    assert config.backbone.activation_memory_gb == value
+    config.save(tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"activation_checkpointing": False}, "activation_checkpointing=false keeps everything"),
+        ({"stored_on_device_gb": 1.0}, "set one of them"),
+        ({"tuning": "frozen"}, "is for backbone.tuning=tia and side, not frozen"),
+    ],
+)
+def test_a_budget_is_refused_where_it_says_nothing(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        override(Config(), ["backbone.activation_memory_gb=1", *(f"backbone.{key}={changes[key]}" for key in changes)])
+
+
 def test_round_trip_through_a_file(tmp_path):
     for recipe in all_recipes().values():
         path = tmp_path / "config.json"
@@ -77,6 +98,7 @@ def test_overrides_reach_typed_values():
         ("train.global_batch=True", "train.global_batch must be int"),
         ("backbone.tuning=lora", "must be one of 'frozen', 'full', 'tia', 'side'"),
         ("head.arch=[2,2]", "head.arch must hold 3 values"),
+        ("backbone.activation_memory_gb=all", "must be one of 'auto'; got 'all'"),
         ("test.tiou=0.5", "test.tiou must be a list"),
         ("data.window_size=100", "no multiple of 16"),
         ("data.window_size=16", "no multiple of 32"),
@@ -94,6 +116,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
     ("assignment", "said"),
     [
         ("data.window_size=0", "[1, inf)"),
+        ("backbone.activation_memory_gb=-1", "[0, inf) GB"),
         ("data.frames_per_feature=0", "[1, inf)"),
         ("data.feature_stride_frames=-4", "[1, inf)"),
         ("data.fixed_fps=0", "(0, inf) frames a second"),

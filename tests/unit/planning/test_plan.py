@@ -24,8 +24,9 @@ from adatad_ds.config.schema import (
 )
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.factory import build_detector
-from adatad_ds.planning.memory import make_plan, step_flop
+from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.planning.activations import BudgetError
+from adatad_ds.planning.memory import make_plan, step_flop, usable_bytes
 from adatad_ds.train import main
 from tests.support.count_bucket import BUCKET
 from tests.support.launch import environment
@@ -156,9 +157,89 @@ def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointin
         model.backbone(window).sum().backward()
 
     step()  # gradients are there from now on
+    assert backbone_bytes(config) == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+
+
+def backbone_bytes(config: Config) -> int:
+    """Planned for the backbone's activations."""
     lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
-    planned = sum(line.device for line in lines if "stored tensors" in line.name or "backbone" in line.name)
-    assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+    return sum(line.device for line in lines if re.search("stored tensors|graphs|backbone", line.name))
+
+
+def budgeted(gb: float | str | None, **backbone) -> Config:
+    changed = replace(CONFIG.backbone, activation_memory_gb=gb, **backbone)
+    return replace(CONFIG, data=replace(CONFIG.data, window_size=256), backbone=changed)
+
+
+@pytest.mark.parametrize("tuning", ["tia", "side"])
+def test_every_budget_is_kept_used_and_planned_as_it_is(tuning):
+    """From the least to no recomputation: more memory, less time, never more than asked for, as planned within 10 %."""
+    with pytest.raises(BudgetError) as too_little:
+        make_plan(budgeted(0.0, tuning=tuning), ds_config=ZERO2, ranks=1, num_classes=3)
+    least = too_little.value.needed
+    most = backbone_bytes(replace(budgeted(None, tuning=tuning, activation_checkpointing=False)))
+    window = torch.zeros(1, 256, 64, 64, 3, dtype=torch.uint8)
+    before, repeats = float("inf"), 0
+    for share in (0, 0.02, 0.05, 0.2, 0.6, 1):
+        budget = least + share * (most - least)
+        config = budgeted((budget + 1) / 1e9, tuning=tuning)
+        placed = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).activations
+        runtime = Runtime(retention=placed.retention, clips_per_chunk=placed.clips_per_chunk)
+        model = build_detector(config, num_classes=3, runtime=runtime).backbone
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        peak = cpu_allocator_peak(lambda model=model: model(window).sum().backward())
+        assert placed.peak_bytes == backbone_bytes(config) <= budget + 1
+        assert placed.peak_bytes == pytest.approx(peak, rel=0.1), share
+        assert placed.recomputed <= before
+        repeats += placed.recomputed < before
+        before = placed.recomputed
+    assert before == 0
+    assert repeats >= (5 if tuning == "tia" else 3)
+
+
+def test_what_is_recomputed_within_a_budget_is_counted():
+    config = budgeted(0.05)
+    plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3)
+    placed = plan.activations
+    assert 0 < placed.recomputed < 1
+    torch.manual_seed(0)
+    runtime = Runtime(retention=placed.retention, clips_per_chunk=placed.clips_per_chunk)
+    model = build_detector(config, num_classes=3, runtime=runtime).backbone
+    with Flop() as counter:
+        model(torch.zeros(1, 256, 64, 64, 3, dtype=torch.uint8)).sum().backward()
+    assert plan.executed_flop == pytest.approx(counter.total, rel=0.02)
+
+
+def test_host_memory_is_taken_before_inputs_are_made_again():
+    """Where the DeepSpeed config allows it."""
+    host = ZERO2 | {"activation_checkpointing": {"cpu_checkpointing": True}}
+    stored = make_plan(budgeted(None), ds_config=ZERO2, ranks=1, num_classes=3).activations
+    config = budgeted(0.8 * stored.peak_bytes / 1e9)
+    here, away = (make_plan(config, ds_config=each, ranks=1, num_classes=3).activations for each in (ZERO2, host))
+    assert here.recomputed > 1 >= away.recomputed
+    assert here.on_device == here.stored < stored.stored
+    assert 0 < away.on_device < away.stored == stored.stored
+    assert away.peak_bytes <= 0.8 * stored.peak_bytes
+
+
+def test_smaller_chunks_where_one_is_most_of_the_peak():
+    config = replace(budgeted(0.02, clips_per_chunk=0), train=replace(CONFIG.train, precision="fp32"))
+    assert make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).activations.clips_per_chunk in (1, 2, 4)
+
+
+def test_auto_is_what_the_device_has_left():
+    """All the rest of the plan beside it: the head's while everything kept waits, too."""
+    config = budgeted("auto")
+    for memory_gb in (1.2, 1.3, 24):
+        plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3, memory_gb=memory_gb)
+        assert plan.device_bytes <= usable_bytes(memory_gb)
+        assert plan.device_bytes > 0.9 * usable_bytes(memory_gb) or plan.activations.recomputed == 0
+    assert plan.activations.recomputed == 0
+    with pytest.raises(ConfigError, match="needs a GPU whose memory is known"):
+        make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3)
+    with pytest.raises(BudgetError, match=r"too little; the least that can be done with is 0\.\d+ GB, 1 clips"):
+        make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3, memory_gb=1.0)
 
 
 AIM = replace(

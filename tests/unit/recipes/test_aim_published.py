@@ -65,7 +65,8 @@ OURS |= {
     "backbone.adapter_blocks",
 }
 OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
-OURS |= {"backbone.activation_checkpointing", "backbone.stored_on_device_gb", "train.seed", "train.precision"}
+OURS |= {"backbone.activation_checkpointing", "backbone.activation_memory_gb", "backbone.stored_on_device_gb"}
+OURS |= {"train.seed", "train.precision"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}
 OURS |= {"train.ema_warmup", "train.max_skipped_steps", "train.hang_timeout_sec", "train.stop_timeout_sec"}
 OURS |= {"train.log_every_steps", "recognition.train_list", "recognition.test_list", "recognition.class_names"}

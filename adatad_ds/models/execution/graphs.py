@@ -1,0 +1,72 @@
+"""Graphs of single spans: built, perhaps kept for a while, and differentiated one after the other.
+
+B windows, t tubelets of a span, S positions, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from adatad_ds.models.execution.activation_store import Span
+
+Run: TypeAlias = Callable[[Tensor, Span, int], Tensor]  # tokens with context, the context, first tubelet: the output
+
+
+class SpanGraph(NamedTuple):
+    """The graph of a span.
+
+    Attributes:
+        span: the span.
+        tokens: its input, with context; a leaf.
+        context: tubelets of context before and after it.
+        root: where its backward pass begins. An edge, since a tensor would hold the output.
+    """
+
+    span: Span
+    tokens: Tensor
+    context: Span
+    root: GradientEdge
+
+
+def build_graph(run: Run, span: Span, tokens: Tensor, context: Span) -> tuple[SpanGraph, Tensor]:
+    """Run a span with a graph, which starts at its tokens; the graph and the output, (B, t, S, C), without one."""
+    tokens = tokens.detach().requires_grad_()
+    with torch.enable_grad():
+        out = run(tokens, context, span[0])
+    return SpanGraph(span, tokens, context, get_gradient_edge(out)), out.detach()
+
+
+class OnceAccumulated:
+    """Sums a module's gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
+
+    Args:
+        module: owner of the parameters.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = list(module.parameters())
+        self._sums: list[Tensor] | None = None
+
+    def differentiate(self, root: GradientEdge, gradient: Tensor, *inputs: Tensor, last: bool) -> Sequence[Tensor]:
+        """Gradients of the inputs; with the `last` graph, the parameters get theirs of all graphs."""
+        if last:
+            handles = [
+                parameter.register_hook(lambda own, total=total: (own.float() + total).to(own.dtype))
+                for parameter, total in zip(self._parameters, self._sums or (), strict=False)
+            ]
+            torch.autograd.backward(root, gradient)
+            for handle in handles:
+                handle.remove()
+            return [tensor.grad for tensor in inputs]  # pyright: ignore[reportReturnType]
+        gradients = torch.autograd.grad(root, (*inputs, *self._parameters), gradient)
+        own = gradients[len(inputs) :]
+        if self._sums is None:
+            self._sums = [each.float() for each in own]
+        else:
+            torch._foreach_add_(self._sums, [each.float() for each in own])
+        return gradients[: len(inputs)]

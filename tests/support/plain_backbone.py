@@ -1,0 +1,31 @@
+"""An adapted video backbone under plain autograd, whole windows at once: the oracle of every way to run it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.backbones.clips import drop_path_factors
+from adatad_ds.models.execution.window_share import WholeWindow
+from adatad_ds.models.sample_noise import SampleNoise
+
+
+def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
+    """As `AdaptedBackbone.tubelet_features`, block after block: (B, C, T')."""
+    windows, clips = len(frames), frames.shape[1] // 16
+    keep = None
+    if noise is not None and model.drop_path:
+        depth = len(model.vit.blocks)
+        keep = drop_path_factors(
+            noise, rate=model.drop_path, depth=depth, branches=(2,), window=WholeWindow(), clips=clips
+        ).flatten(0, 1)
+    tokens = model.vit.embed(frames.reshape(-1, 16, *frames.shape[2:]))  # (B * n, N, C)
+    over_time = (windows, clips * CLIP_TUBELETS, model.vit.grid_side**2, tokens.shape[-1])
+    beside = torch.zeros(())
+    for index, block in enumerate(model.vit.blocks):
+        tokens = block(tokens, None if keep is None else keep[:, index])
+        if index in model.adapted_blocks:
+            adapted = model.adapters[str(index)](tokens.view(over_time)).view_as(tokens)
+            tokens, beside = (tokens + adapted, beside) if model.tuning == "tia" else (tokens, beside + adapted)
+    return (tokens + beside).view(over_time).mean(dim=2).transpose(1, 2)
