@@ -24,6 +24,7 @@ from adatad_ds.detection.points import assign_targets
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.models.detector import Detector, detector_points, padded_steps, valid_points
 from adatad_ds.models.factory import build_detector
+from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.loading import find_weights, published_state
 from tests.support.published_heads import (
@@ -119,6 +120,7 @@ def test_losses_pair_by_pair():
     head, points = config.head, detector_points(config, device=torch.device("cpu"))
     torch.manual_seed(0)
     detector = build_detector(config, num_classes=3)
+    assert isinstance(detector.head, TriDetHead)
     torch.nn.init.normal_(detector.head.start_head.weight, std=1.0)
     valid = torch.arange(16) < torch.tensor([[16], [11]])
     segments = [torch.tensor([[3.2, 8.0], [3.2, 8.0]]), torch.tensor([[1.0, 12.0]])]
