@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from adatad_ds.config.head import SGP_GROUPS
+
 if TYPE_CHECKING:
     from adatad_ds.config.schema import Config
 
@@ -72,8 +74,13 @@ def _head(config: Config) -> Iterator[str]:
         )
     if len(head.attn_windows) != head.levels:
         yield f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)"
-    if head.width % head.heads:
+    if head.name == "actionformer" and head.width % head.heads:
         yield f"head.width = {head.width} is no multiple of head.heads = {head.heads}"
+    if head.name == "tridet" and head.width % SGP_GROUPS:
+        yield f"head.width = {head.width} is no multiple of {SGP_GROUPS}, the groups of head.name=tridet's norms"
+    for key in ("tower_kernel", "boundary_kernel", "sgp_window"):
+        if getattr(head, key) % 2 == 0:
+            yield f"head.{key} = {getattr(head, key)} must be odd, centred on its step"
     for least, most in head.regression_range:
         if least >= most:
             yield f"head.regression_range: {[least, most]} must increase, in feature steps of its level"

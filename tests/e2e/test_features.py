@@ -49,9 +49,11 @@ def command(features: Path, small_videos: Path, run: Path, **changes: object) ->
 
 @pytest.mark.slow
 def test_same_losses_on_any_number_of_ranks(features, small_videos, tmp_path):
+    """TriDet, with noise on its features: the same for a video on whichever rank."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    finish(command(features, small_videos, alone))
-    whole = {"data__test_whole_videos": True}
+    tridet = {"head__name": "tridet", "head__input_noise": 0.5}
+    finish(command(features, small_videos, alone, **tridet))
+    whole = {"data__test_whole_videos": True, "test__topk_per_level": True} | tridet
     finish(command(features, small_videos, together, ranks=2, ds_config="zero3_offload", data__workers=1, **whole))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
 
