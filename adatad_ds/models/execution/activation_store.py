@@ -98,10 +98,6 @@ class CopyStreams:
         current.wait_event(read)
         self.used(values, current)
 
-    def reuse(self) -> None:
-        """Let copies to host memory wait for those back: they write where these still read."""
-        self._out.wait_stream(self._in)
-
     def used(self, values: Tensor, stream: Any) -> None:
         """Tell the allocator that a stream uses this tensor, which another one allocated."""
         values.record_stream(stream)
@@ -129,13 +125,11 @@ class Storage:
         return [*host, *(DeviceTensor(like.new_empty(shape)) for _ in range(on_device))]
 
     def give_back(self, buffer: Tensor) -> None:
-        """Return a host buffer for reuse, at once: what is written to it then waits for copies that still read it."""
+        """Return a host buffer for reuse, at once: a write waits for the computation, which waited for all reads."""
         self._free.setdefault((buffer.numel(), buffer.dtype), []).append(buffer)
 
     def _host_buffer(self, elements: int, like: Tensor) -> Tensor:
         if free := self._free.get((elements, like.dtype)):
-            if self.streams is not None:
-                self.streams.reuse()
             return free.pop()
         buffer = torch.empty(elements, dtype=like.dtype)
         if like.device.type == "cuda" and not lock_pages(buffer, torch.cuda.cudart()):
