@@ -25,7 +25,7 @@ FLOORS = (
     ("tasks", "planning"),
     ("runs",),
     ("training", "inference"),
-    (*ENTRIES, "cluster"),
+    (*ENTRIES, "cluster", "serving"),
     ("cli",),
     ("__main__",),
 )
