@@ -14,6 +14,7 @@ MAY_CHANGE = (
     "train.micro_batch",
     "backbone.activation_checkpointing",
     "backbone.clips_per_chunk",
+    "backbone.cache_features",
     "backbone.stored_on_device_gb",
     "data.workers",
     "data.prefetch",
