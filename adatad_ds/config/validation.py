@@ -146,8 +146,29 @@ def _backbone(config: Config) -> Iterator[str]:
             "backbone.tuning=aim, aim_adapters, clip_frames, pixel_mean and pixel_std are for image transformers, "
             f"which {backbone.name} is not; their names are timm's, vit_..."
         )
+    if backbone.cache_features:
+        yield from _cached_features(config)
     if backbone.tuning == "full" and config.train.lr_backbone is None:
         yield "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5"
+
+
+def _cached_features(config: Config) -> Iterator[str]:
+    data, wanted = config.data, "backbone.cache_features keeps the features of a frozen backbone"
+    if config.backbone.tuning != "frozen" or config.recognition:
+        yield f"{wanted} of a detector: it needs backbone.tuning=frozen"
+    if data.sampling != "resize":
+        yield (
+            f"{wanted}, which random windows do not have: their features depend on where their clips begin. Extract "
+            "those of whole videos with adatad-ds extract-features, and train with backbone.name=features; or "
+            "data.sampling=resize"
+        )
+    if data.augment or data.short_side_before_crop != data.resolution:
+        yield (
+            f"{wanted}, which augmented frames change in each epoch: use --set data.augment=[] --set "
+            f"data.short_side_before_crop={data.resolution}"
+        )
+    if config.parallel.temporal != 1:
+        yield "parallel.temporal splits a backbone's frames over ranks; with backbone.cache_features, none are left"
 
 
 def _patch_sides(backbone: str) -> tuple[int, ...]:

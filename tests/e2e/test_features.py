@@ -80,3 +80,26 @@ def test_it_learns_resumes_and_is_evaluated(features, small_videos, tmp_path, ca
 def evaluate(*arguments: object) -> None:
     world = World(rank=0, size=1, device=torch.device("cpu"))
     run_evaluation(make_parser().parse_args([str(argument) for argument in arguments]), world=world)
+
+
+@pytest.mark.slow
+def test_cached_features_give_the_losses_of_frames(small_videos, tmp_path):
+    """Filled by two ranks, read by them, resumed by one; the run is then evaluated on frames."""
+    resized = {"data.sampling": "resize", "data.augment": "[]", "data.short_side_before_crop": 32}
+    settings = SMALL | resized | {"backbone.drop_path": 0, "train.lr_head": 3e-3, "train.eval_from_epoch": 2}
+    frames, cached = tmp_path / "frames", tmp_path / "cached"
+    way: dict = {"data": small_videos, "recipe": "quickstart_frozen", "settings": settings}
+    finish(train_command(run=frames, ranks=1, ds_config="zero2", **way))
+    way["backbone__cache_features"] = True
+    output = finish(train_command(run=cached, ranks=2, ds_config="zero3", train__stop_epoch=1, **way))
+    files = {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")}
+    assert len(files) == 11
+    assert "6 of 6 videos of share 0 of 2" in output
+    finish(train_command(run=cached, ranks=1, ds_config="zero2", resume=True, **way))
+    assert {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")} == files
+    assert losses(cached) == pytest.approx(losses(frames), rel=1e-5)
+    found = [json.loads((run / "evaluations/epoch_0002/metrics.json").read_text()) for run in (frames, cached)]
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    finish(launched("pool", 1, ["adatad_ds/evaluate.py", str(cached)]))
+    again = json.loads((cached / "evaluate/metrics.json").read_text())
+    assert again["average_mAP"] == pytest.approx(found[0]["average_mAP"], abs=1e-3)

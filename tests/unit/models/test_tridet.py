@@ -23,8 +23,9 @@ from adatad_ds.detection.losses import diou_loss, paired_iou, sigmoid_focal_loss
 from adatad_ds.detection.points import assign_targets
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.models.detector import Detector, detector_points, padded_steps, valid_points
-from adatad_ds.models.factory import build_detector
+from adatad_ds.models.factory import build_detector, build_heads
 from adatad_ds.models.heads.tridet import TriDetHead
+from adatad_ds.planning.fake_run import head_bytes, live_bytes
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.loading import find_weights, published_state
 from tests.support.published_heads import (
@@ -207,6 +208,30 @@ def test_without_positives_every_parameter_has_a_gradient():
     (classification + regression).backward()
     named = (*detector.head.named_parameters(), *detector.pyramid.named_parameters())
     assert not [name for name, parameter in named if parameter.grad is None]
+
+
+def test_its_plan_is_what_a_step_takes():
+    """The planner's peak, of fake tensors, beside that of real ones with targets and losses."""
+    config = loading.override(find_recipe("quickstart").config, (*SMALL, "data.window_size=256", "head.width=64"))
+    planned = head_bytes(config, in_channels=8, num_classes=40, windows=2)
+    pyramid, head = build_heads(config, in_channels=8, num_classes=40)
+    points, valid = detector_points(config, device=torch.device("cpu")), torch.ones(2, 256, dtype=torch.bool)
+    targets = assign_targets(
+        points=points,
+        valid=valid_points(valid, config),
+        segments=[torch.tensor([[10.0, 30.0], [60.0, 64.0]])] * 2,
+        labels=[torch.tensor([3, 5])] * 2,
+        num_classes=40,
+        center_radius=1.5,
+        filter_similar_gt=True,
+    )
+    features = torch.randn(2, 256, 8, requires_grad=True)
+
+    def step() -> None:
+        found = head(*pyramid(features, valid))
+        torch.stack(found.losses(points=points, targets=targets, settings=config.head)).sum().backward()
+
+    assert live_bytes(step) == pytest.approx(planned, rel=0.3)
 
 
 def test_other_classes_leave_out_all_class_logits(tmp_path):
