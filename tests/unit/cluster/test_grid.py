@@ -57,6 +57,7 @@ def test_odd_windows_are_refused(frames):
         window_settings(THUMOS.data, frames)
 
 
+@pytest.mark.slow
 def test_the_planner_chooses():
     cells = read_cells(Path("slurm/models.json"), Overrides(frames=(3072,)), replace(SITE, gpu="RTX4090-24"))
     small, *_, giant = cells
@@ -88,12 +89,14 @@ def test_zero_2_where_the_frozen_weights_fit():
         assert Grid(Path("grid"), site, (cell,)).ds_config_of(cell) == taken
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_said():
     lone = replace(SITE, ranks_per_node=1, gpu="RTX4090-24")
     with pytest.raises(ConfigError, match="fits on no 1 nodes of 1 x RTX4090-24"):
         read_cells(Path("slurm/frames.json"), Overrides(frames=(786432,), nodes=1), lone)
 
 
+@pytest.mark.slow
 def test_clips_of_recognition_cover_the_same_frames_of_the_file():
     """As published: 8, 16 and 32 frames, 16, 8 and 4 apart."""
     site = replace(SITE, gpu="A100-80")

@@ -71,6 +71,7 @@ def test_unknown_products_are_not_passed_over():
         torch.ones(2, 2).mv(torch.ones(2))
 
 
+@pytest.mark.slow
 def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
     """Whole, however little learns. In a process of its own: it joins a process group, as every run does."""
     done = subprocess.run(
@@ -134,6 +135,7 @@ def test_recomputation_is_counted(tuning):
     assert step_flop(config, executed=True) == pytest.approx(counter.total, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "tuning", "blocks", "checkpointing"),
     [
@@ -258,6 +260,7 @@ AIM = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "adapters", "checkpointing"),
     [
@@ -286,6 +289,7 @@ def test_image_transformers(tuning, adapters, checkpointing):
     assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
 
 
+@pytest.mark.slow
 def test_recognition():
     clips = RecognitionConfig(train_list="", test_list="", frames=8)
     config = replace(AIM, recognition=clips, train=replace(CONFIG.train, global_batch=16))
@@ -295,6 +299,7 @@ def test_recognition():
     assert list(frames.values()) == [16 * 8 * 64 * 64 * 3, 2 * 8 * 64 * 64 * 3]
 
 
+@pytest.mark.slow
 def test_ranks_share():
     config = replace(CONFIG, parallel=ParallelConfig(temporal=4), data=replace(CONFIG.data, window_size=1024))
 
@@ -318,6 +323,7 @@ def test_what_cannot_be_run_has_no_plan():
         make_plan(config, ds_config=ZERO2, ranks=4, num_classes=3)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_plan(capsys):
     options = ["--recipe", "thumos14_videomae_s", "--set", "backbone.weights=null", "--dry-run"]
     assert main([*options, "--deepspeed_config", "ds_configs/zero3_offload.json"]) == 0
