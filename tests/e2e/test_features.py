@@ -102,4 +102,5 @@ def test_cached_features_give_the_losses_of_frames(small_videos, tmp_path):
     assert found[1] == pytest.approx(found[0], abs=1e-4)
     finish(launched("pool", 1, ["adatad_ds/evaluate.py", str(cached)]))
     again = json.loads((cached / "evaluate/metrics.json").read_text())
-    assert again["average_mAP"] == pytest.approx(found[0]["average_mAP"], abs=1e-3)
+    best = max(json.loads(file.read_text())["average_mAP"] for file in cached.glob("evaluations/*/metrics.json"))
+    assert again["average_mAP"] == pytest.approx(best, abs=1e-4)
