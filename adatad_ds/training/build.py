@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from adatad_ds.config.schema import Config
@@ -23,6 +24,7 @@ from adatad_ds.tasks.base import Task
 from adatad_ds.tasks.factory import open_task
 from adatad_ds.training.guards import DamagedVideos, DataWait, FailedVideos, SkippedSteps
 from adatad_ds.training.initial_model import InitialModel, build_initial_model
+from adatad_ds.training.mirrors import open_mirrors
 from adatad_ds.training.monitor import Monitor
 from adatad_ds.training.preemption import StopRequest
 from adatad_ds.training.profiling import Profiler, parse_profile
@@ -42,6 +44,7 @@ class Session:
         world: the ranks.
         stop: whether this rank has been asked to stop.
         profile: START:STOP, the steps to trace; None: no step.
+        mirrors: names of libraries that get the scalars, too.
     """
 
     run: RunFolder
@@ -49,6 +52,7 @@ class Session:
     world: World
     stop: StopRequest
     profile: str | None = None
+    mirrors: Sequence[str] = ()
 
 
 def build_trainer(
@@ -92,15 +96,24 @@ def build_trainer(
     if saved is not None and world.is_main:
         lines += describe_resume(run, store, config=config, saved=saved)
     world.on_main(lambda: run.describe(config=config, ds_config=ds_config, classes=task.classes))
-    monitor = world.attempt(
-        lambda: Monitor(folder=run.path, active=world.is_main, start_step=progress.step, total_steps=total_steps)
-    )
+    monitor = world.attempt(lambda: open_monitor(config, session, start_step=progress.step, total_steps=total_steps))
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in lines:
         monitor.say(line)
     return assemble(
         config, session, task=task, batches=batches, initial=initial, engine=engine, progress=progress, monitor=monitor
     )
+
+
+def open_monitor(config: Config, session: Session, *, start_step: int, total_steps: int) -> Monitor:
+    """The run's log, with its mirrors; of rank 0, silent on the others."""
+    folder, active = session.run.path, session.world.is_main
+    mirrors = None
+    if session.mirrors and active:
+        mirrors = open_mirrors(
+            session.mirrors, folder=folder, config=config, resumed=start_step > 0, report=partial(print, flush=True)
+        )
+    return Monitor(folder=folder, active=active, start_step=start_step, total_steps=total_steps, mirrors=mirrors)
 
 
 def make_runtime(config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh) -> Runtime:
