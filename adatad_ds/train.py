@@ -106,7 +106,7 @@ def as_features_are(config: Config) -> Config:
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and the ds_config as in its file."""
     from adatad_ds.distributed.ds_config import read_ds_config
-    from adatad_ds.training.mirrors import check_mirrors
+    from adatad_ds.runs.mirrors import check_mirrors
     from adatad_ds.training.profiling import parse_profile
 
     check_mirrors(arguments.mirror)

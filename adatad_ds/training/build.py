@@ -19,12 +19,12 @@ from adatad_ds.models.factory import Runtime, adapted_blocks
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
+from adatad_ds.runs.mirrors import open_mirrors
 from adatad_ds.runs.resume import check_same_data
 from adatad_ds.tasks.base import Task
 from adatad_ds.tasks.factory import open_task
 from adatad_ds.training.guards import DamagedVideos, DataWait, FailedVideos, SkippedSteps
 from adatad_ds.training.initial_model import InitialModel, build_initial_model
-from adatad_ds.training.mirrors import open_mirrors
 from adatad_ds.training.monitor import Monitor
 from adatad_ds.training.preemption import StopRequest
 from adatad_ds.training.profiling import Profiler, parse_profile

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from adatad_ds.evaluation.plots.attempt import try_to_draw
-from adatad_ds.training.mirrors import Mirrors
+from adatad_ds.runs.mirrors import Mirrors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
