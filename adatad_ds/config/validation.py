@@ -121,6 +121,9 @@ def _backbone(config: Config) -> Iterator[str]:
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
     image_settings = (backbone.aim_adapters, backbone.clip_frames, backbone.pixel_mean, backbone.pixel_std)
+    targets = backbone.lora_targets
+    if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
+        yield "backbone.lora_targets must name at least one of qkv, proj, fc1, fc2, and none twice"
     if backbone.is_image:
         if backbone.tuning not in ("frozen", "full", "aim"):
             yield (

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +27,34 @@ from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
 
 
+class SegmentKind(NamedTuple):
+    """What a segment costs by: whether it has an adapter, whether its first block is tuned inside, blocks in all."""
+
+    adapter: bool
+    inside: bool
+    blocks: int
+
+
 @cache
 def span_bytes(
-    backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
-) -> tuple[int, dict[int, int]]:
+    backbone: BackboneConfig,
+    precision: Precision,
+    resolution: int,
+    windows: int,
+    clips: int,
+    kinds: tuple[SegmentKind, ...],
+) -> tuple[int, dict[SegmentKind, int]]:
     """Peak bytes of processing one span of time.
 
     Returns:
-        Bytes to embed it and run a block; bytes to recompute and back-propagate a segment, by its number of frozen
-        blocks.
+        Bytes to embed it and run a block; bytes to recompute and back-propagate a segment, by its kind.
     """
     config = Config(
         data=DataConfig(resolution=resolution),
         backbone=replace(backbone, weights=None, adapter_blocks=(0,)),
         train=TrainConfig(precision=precision),
     )
-    spec, dtype = replace(backbone_spec(backbone.name), depth=1), config.train.dtype
+    spec, dtype = replace(backbone_spec(backbone.name), depth=2), config.train.dtype
     with shapes_only():  # initialisation reads values, which fake tensors lack
         model = build_backbone(config, feature_steps=1, spec=spec)
     assert isinstance(model, AdaptedBackbone)
@@ -54,21 +66,28 @@ def span_bytes(
             with torch.no_grad():
                 vit.blocks[0](vit.embed(frames))
 
-        adapter = model.adapters["0"]
-        reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
         steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
-        context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
-        def differentiate(blocks: int) -> None:
-            out = context[:, reach : reach + steps] + adapter(context, reach, reach)
-            for _ in range(blocks):
-                out = vit.blocks[0](out.view(windows * clips, -1, spec.width)).view_as(gradient)
-            OnceAccumulated(adapter).differentiate(out, gradient, context, last=False)
+        def segment_bytes(kind: SegmentKind) -> int:
+            adapter = model.adapters["0"] if kind.adapter else None
+            reach: int = adapter.reach if adapter is not None else 0  # pyright: ignore[reportAssignmentType]
+            blocks = [vit.blocks[0 if kind.inside and index == 0 else 1] for index in range(kind.blocks)]
+            parts = blocks if adapter is None else [adapter, *blocks]
+            trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
+            context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
 
-        return live_bytes(embed), {
-            blocks: live_bytes(lambda blocks=blocks: differentiate(blocks)) for blocks in lengths
-        }
+            def differentiate() -> None:
+                out = context[:, reach : reach + steps]
+                if adapter is not None:
+                    out = out + adapter(context, reach, reach)
+                for block in blocks:
+                    out = block(out.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                OnceAccumulated(trainable).differentiate(out, gradient, context, last=False)
+
+            return live_bytes(differentiate)
+
+        return live_bytes(embed), {kind: segment_bytes(kind) for kind in kinds}
 
 
 @cache

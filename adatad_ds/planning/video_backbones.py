@@ -12,8 +12,8 @@ from itertools import pairwise
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
-from adatad_ds.models.factory import adapted_blocks, backbone_spec
-from adatad_ds.planning.fake_run import span_bytes, whole_bytes
+from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
+from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
 
 
 class VideoCost:
@@ -29,13 +29,14 @@ class VideoCost:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._spec = backbone_spec(config.backbone.name)
-        self._adapted = sorted(adapted_blocks(config.backbone))
+        self._tuned = sorted(adapted_blocks(config.backbone))
+        self._stored = stored_outputs_of(config.backbone)
         self._positions = self._spec.positions(config.data.resolution)
 
     @property
     def stored_tensors(self) -> int:
-        """One per adapted block, where recompute.py runs the backbone."""
-        return len(self._adapted) if self._recomputes else 0
+        """One per tuned block, where recompute.py runs the backbone."""
+        return len(self._stored) if self._recomputes else 0
 
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
@@ -49,18 +50,27 @@ class VideoCost:
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
         attention = 4.0 * tokens * CLIP_TUBELETS * self._positions * spec.width
         embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
-        blocks = self._adapted
         hidden = int(spec.width * config.backbone.adapter_ratio)
         middle = hidden**2 + config.backbone.adapter_kernel * hidden if config.backbone.adapter == "tia" else 0
-        adapter = 2.0 * tokens * (2 * spec.width * hidden + middle)
-        above = {"frozen": 0, "side": 0, "full": spec.depth, "tia": spec.depth - 1 - min(blocks, default=0)}[tuning]
+        adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if config.backbone.has_adapters else 0.0
+        added = len(self._tuned) * (adapter + self._lora_flop(tokens))
+        below = spec.depth if tuning in ("frozen", "side") else 0 if tuning == "full" else self._stored[0] + 1
+        above = spec.depth - below
         recomputed = executed and config.backbone.activation_checkpointing
-        forward = embedding + spec.depth * (linear + attention) + len(blocks) * adapter
-        backward = above * (linear + 2 * attention) + len(blocks) * 2 * adapter
+        forward = embedding + spec.depth * (linear + attention) + added
+        backward = above * (linear + 2 * attention) + 2 * added
         if tuning == "full":
             backward += embedding + above * linear
-        again = above * (linear + attention) + len(blocks) * adapter if recomputed else 0.0
+        again = above * (linear + attention) + added if recomputed else 0.0
         return forward + backward + again
+
+    def _lora_flop(self, tokens: int) -> float:
+        """FLOPs of a block's low-rank updates; DoRA's norms, of weights alone, are left out."""
+        backbone, width, hidden = self._config.backbone, self._spec.width, self._spec.mlp_hidden
+        if backbone.tuned_inside != "lora":
+            return 0.0
+        channels = {"qkv": 4 * width, "proj": 2 * width, "fc1": width + hidden, "fc2": width + hidden}
+        return 2.0 * tokens * backbone.lora_rank * sum(channels[target] for target in backbone.lora_targets)
 
     def working_bytes(self, *, windows: int, clips: int, on_device: int) -> int:
         """Peak bytes of the activations, apart from stored tensors.
@@ -78,22 +88,27 @@ class VideoCost:
             return whole_bytes(backbone, precision, resolution, windows, clips)
         segments, chunk = self._segments(), backbone.clips_per_chunk
         at_once = -(-clips // -(-clips // max(1, chunk // windows))) if chunk else clips
-        lengths = tuple(sorted(set(segments)))
-        forward, backward = span_bytes(backbone, precision, resolution, windows, at_once, lengths)
+        kinds = tuple(sorted(set(segments)))
+        forward, backward = span_bytes(backbone, precision, resolution, windows, at_once, kinds)
         tensor = self.tensor_bytes(windows * clips * self._config.clip_frames)
-        gradient = tensor if backbone.tuning == "tia" else 0
+        gradient = tensor if backbone.tuning != "side" else 0
         peaks = [forward]
-        for still_to_come, blocks in enumerate(reversed(segments)):
-            peaks.append(gradient + backward[blocks] - min(on_device, still_to_come) * tensor)
+        for still_to_come, kind in enumerate(reversed(segments)):
+            peaks.append(gradient + backward[kind] - min(on_device, still_to_come) * tensor)
         return max(peaks)
 
     @property
     def _recomputes(self) -> bool:
         """Whether recompute.py runs the backbone."""
-        return self._config.backbone.activation_checkpointing and self._config.backbone.tuning in ("tia", "side")
+        return self._config.backbone.activation_checkpointing and bool(self._stored)
 
-    def _segments(self) -> list[int]:
-        """Number of frozen blocks that each segment recomputes, lowest first (`side`: 0)."""
-        if self._config.backbone.tuning == "side":
-            return [0] * len(self._adapted)
-        return [last - first for first, last in pairwise([*self._adapted, self._spec.depth - 1])]
+    def _segments(self) -> list[SegmentKind]:
+        """What each segment recomputes, lowest first (`side`: no blocks)."""
+        backbone = self._config.backbone
+        if backbone.tuning == "side":
+            return [SegmentKind(adapter=True, inside=False, blocks=0)] * len(self._stored)
+        adapted = self._tuned if backbone.has_adapters else []
+        return [
+            SegmentKind(adapter=first in adapted, inside=backbone.tuned_inside is not None, blocks=last - first)
+            for first, last in pairwise([*self._stored, self._spec.depth - 1])
+        ]

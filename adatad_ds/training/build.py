@@ -14,7 +14,7 @@ from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.factory import Runtime, adapted_blocks
+from adatad_ds.models.factory import Runtime, stored_outputs_of
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
@@ -109,7 +109,7 @@ def make_runtime(config: Config, ds_config: Mapping[str, Any], *, mesh: Mesh) ->
     Raises:
         ConfigError: a wrong section `activation_checkpointing`.
     """
-    stored, cuda = len(adapted_blocks(config.backbone)), mesh.world.device.type == "cuda"
+    stored, cuda = len(stored_outputs_of(config.backbone)), mesh.world.device.type == "cuda"
     policy, stopwatch = activation_policy(ds_config, config=config, stored_tensors=stored, cuda=cuda)
     return Runtime(window=mesh.window(), storage=Storage(policy), stopwatch=stopwatch)
 

@@ -1,7 +1,7 @@
 """The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames per window, n = F / 16 clips per window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens
-per clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of a clip's 8 tubelets.
+B windows, F frames per window in n clips, T' tubelets, S = h * w positions, C channels, T feature steps. Tokens of a
+span of time are (B, t, S, C), t a multiple of a clip's tubelets.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adatad_ds.config.backbone import Tuning
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
-from adatad_ds.config.schema import Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
@@ -22,26 +22,30 @@ from adatad_ds.models.execution.recompute import BlockSpan, Execution, pool, run
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, with_context
 from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 
 CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
 
 
 class AdaptedBackbone(nn.Module):
-    """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
+    """A video transformer over the clips of a window, tuned in one of these ways (AdaTAD, section 3, and others).
 
     - `frozen`: no gradient, no adapters.
     - `full`: every weight is trainable, no adapters.
     - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+    - `lora`, `bitfit`, `norm`: parts of chosen blocks are trainable (tuning/inside.py).
+    - `tia+lora`: both.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
-    Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py runs `tia` and
-    `side`.
+    Adapters see the whole window. With activation checkpointing, and without gradients, recompute.py runs all but
+    `frozen` and `full`.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
-        tuning: one of the four above.
+        inside: what is trained inside blocks; opened here.
+        tuning: one of those above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
         activation_checkpointing: keep one tensor per adapted block for the backward pass, and recompute the rest.
@@ -56,6 +60,7 @@ class AdaptedBackbone(nn.Module):
         *,
         vit: VisionTransformer,
         adapters: dict[int, nn.Module],
+        inside: InsideTuning | None = None,
         tuning: Tuning,
         feature_steps: int,
         drop_path: float,
@@ -69,6 +74,9 @@ class AdaptedBackbone(nn.Module):
         self.vit = vit.requires_grad_(tuning == "full")
         self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
         self.adapted_blocks = sorted(adapters)
+        self.stored_outputs = stored_outputs(adapters=self.adapted_blocks, inside=inside.blocks if inside else ())
+        if inside is not None:
+            inside.open(self.vit.blocks)
         self.tuning = tuning
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
@@ -85,10 +93,10 @@ class AdaptedBackbone(nn.Module):
 
     @property
     def grad_free_blocks(self) -> int:
-        """Leading blocks that need no gradient: all below and including the first adapted one."""
+        """Leading blocks that need no gradient: all up to the first stored output."""
         if self.tuning == "full":
             return 0
-        return self.adapted_blocks[0] + 1 if self.tuning == "tia" else self.vit.spec.depth
+        return len(self.vit.blocks) if self.tuning in ("frozen", "side") else self.stored_outputs[0] + 1
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
@@ -108,8 +116,8 @@ class AdaptedBackbone(nn.Module):
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        with_grad, adapted = torch.is_grad_enabled(), self.tuning in ("tia", "side")
-        if adapted and (self.activation_checkpointing or not with_grad):
+        with_grad = torch.is_grad_enabled()
+        if self.stored_outputs and (self.activation_checkpointing or not with_grad):
             run = self._run_segments
         elif with_grad and self.tuning != "frozen":
             run = self._run_whole
@@ -127,7 +135,7 @@ class AdaptedBackbone(nn.Module):
         )
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Run `tia` or `side` with one stored tensor per adapted block (recompute.py): (B, T', C)."""
+        """Run with one stored tensor per tuned block (recompute.py): (B, T', C)."""
         clips = frames.shape[1] // CLIP_FRAMES
         execution = Execution(
             spans=spans,
@@ -151,10 +159,10 @@ class AdaptedBackbone(nn.Module):
             with torch.no_grad():
                 outputs = list(zip(*self._leading(frames, spans, keep), strict=True))
             *taps, tokens = (torch.cat(parts, dim=1) for parts in outputs)
-            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: none with `tia`
+            for index, tap in zip(self.adapted_blocks, taps, strict=False):  # `side`: the others have none
                 tokens = tokens + self._adapter(index, tap)
-        if self.tuning == "tia":
-            tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
+            if self.tuning != "side" and self.grad_free_blocks - 1 in self.adapted_blocks:
+                tokens = tokens + self._adapter(self.grad_free_blocks - 1, tokens)
         for index in range(self.grad_free_blocks, self.vit.spec.depth):
             parts = [
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
@@ -182,16 +190,19 @@ class AdaptedBackbone(nn.Module):
         return (outputs(*span) for span in spans)
 
     def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
-        """Segments from each adapted block's output to the next one's, the last one up to the top."""
+        """Segments from each stored output to the next one, the last one up to the top."""
         segments = []
-        for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
-            blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
-            adapter = self.adapters[str(first)]
+        for first, last in pairwise([*self.stored_outputs, len(self.vit.blocks) - 1]):
+            blocks = range(first + 1, last + 1)
+            adapter = self.adapters[str(first)] if first in self.adapted_blocks else None
+            own = [] if adapter is None else [adapter]
+            inside = [] if self.tuning == "side" else [self.vit.blocks[index] for index in blocks]
             segments.append(
                 BlockSpan(
-                    block=first,
+                    name=f"into_block_{first + 1}" if adapter is None else f"block_{first}",
                     adapter=adapter,
-                    reach=_reach(adapter),
+                    reach=0 if adapter is None else _reach(adapter),
+                    trainable=tuple(p for part in (*own, *inside) for p in part.parameters() if p.requires_grad),
                     run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
                 )
             )

@@ -1,10 +1,11 @@
 """Adapted transformers with bounded memory: one stored tensor per adapted block.
 
 A segment leads from one adapted block's output y (before its adapter) to the next one's: z = y + adapter(y), then the
-frozen blocks up to and including the next adapted one. Only y is stored. Both passes go span by span over time, a few
-clips at a time: the adapter needs no more context than its temporal convolution reaches, the blocks none. Backward
-recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. Memory thus holds the
-stored tensors, one gradient and one span's graph, however long the window is.
+blocks up to and including the next adapted one. Only y is stored. Blocks that are tuned inside (LoRA, biases, norms)
+are part of segments in the same way; without adapters, y is what enters such a block. Both passes go span by span over
+time, a few clips at a time: the adapter needs no more context than its temporal convolution reaches, the blocks none.
+Backward recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. Memory thus holds
+the stored tensors, one gradient and one span's graph, however long the window is.
 
 `torch.utils.checkpoint` around a segment would hold the graphs of all its spans at once in the backward pass.
 
@@ -13,7 +14,7 @@ B windows, T tubelets on this rank, S positions, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -28,25 +29,32 @@ from adatad_ds.models.execution.window_share import SlidingContext, TimeShard
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpan:
-    """The segment between two stored tensors: an adapter and the frozen blocks after it.
+    """The segment between two stored tensors: an adapter, if there is one, and the blocks after it.
 
     Attributes:
-        block: the adapted block's index, for reports.
-        adapter: its adapter, called on a span with context (see `adapters.py`).
+        name: for reports.
+        adapter: called on a span with context (see `adapters.py`); None: blocks alone.
         reach: tubelets of context that the adapter needs.
-        run: runs the frozen blocks that follow on the span at tubelet `start`: (B, t, S, C), start to (B, t, S, C).
+        trainable: the adapter's parameters, and those of the blocks.
+        run: runs the blocks that follow on the span at tubelet `start`: (B, t, S, C), start to (B, t, S, C).
     """
 
-    block: int
-    adapter: nn.Module
+    name: str
+    adapter: nn.Module | None
     reach: int
+    trainable: tuple[nn.Parameter, ...]
     run: Callable[[Tensor, int], Tensor]
 
     def __call__(self, tokens: Tensor, context: Span, start: int) -> Tensor:
         """(B, before + t + after, S, C) to (B, t, S, C)."""
         before, after = context
         own = tokens[:, before : tokens.shape[1] - after]
-        return self.run(own + self.adapter(tokens, before, after), start)
+        return self.run(own if self.adapter is None else own + self.adapter(tokens, before, after), start)
+
+    def added(self, tokens: Tensor, context: Span) -> Tensor:
+        """The adapter's output alone: (B, before + t + after, S, C) to (B, t, S, C)."""
+        assert self.adapter is not None
+        return self.adapter(tokens, *context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +85,19 @@ class Execution:
 
     def timed(self, segment: BlockSpan, name: str) -> AbstractContextManager[None]:
         """Time one pass through a segment."""
-        return self.stopwatch.around(f"block_{segment.block}/{name}", self.like.device)
+        return self.stopwatch.around(f"{segment.name}/{name}", self.like.device)
 
 
 def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
-    """Run the transformer from the first adapted block's output to the top, averaged over positions (`tia`).
+    """Run the transformer from the first stored tensor to the top, averaged over positions.
 
     Args:
-        first: that output, span by span, without a graph: (B, t, S, C).
-        segments: segments from each adapted block to the next, the last one to the top.
+        first: the first segment's input, span by span, without a graph: (B, t, S, C).
+        segments: from each stored tensor to the next, the last one to the top.
         execution: how they run.
 
     Returns:
-        (B, T, C) float32, differentiable in the adapters' parameters.
+        (B, T, C) float32, differentiable in the segments' trainable parameters.
     """
     if not torch.is_grad_enabled():
         pair = [_Input(DeviceTensor(execution.like.new_empty(execution.shape))) for _ in segments[:2]]
@@ -157,8 +165,8 @@ class _SideSum(torch.autograd.Function):
         for segment, here in zip(segments, inputs, strict=True):
             with execution.timed(segment, "forward"):
                 here.meet_neighbours(segment.reach, execution.window)
-                for (start, _), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
-                    pooled.add(start, segment.adapter(tokens, before, after))
+                for (start, _), (tokens, context) in here.read(execution.spans, segment.reach):
+                    pooled.add(start, segment.added(tokens, context))
         ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
         return pooled.values
 
@@ -167,11 +175,11 @@ class _SideSum(torch.autograd.Function):
         inputs, execution = ctx.inputs, ctx.execution
         gradient = _unpooled(gradient, execution)
         for segment in reversed(ctx.segments):
-            here, parameters = inputs.pop(), OnceAccumulated(segment.adapter)
+            here, parameters = inputs.pop(), OnceAccumulated(segment.trainable)
             with execution.timed(segment, "backward"):
-                for (start, stop), (tokens, (before, after)) in here.read(execution.spans, segment.reach):
+                for (start, stop), (tokens, context) in here.read(execution.spans, segment.reach):
                     with torch.enable_grad():
-                        out = segment.adapter(tokens, before, after)
+                        out = segment.added(tokens, context)
                     parameters.differentiate(out, gradient[:, start:stop], last=stop == here.steps)
         return (None,) * 4
 
@@ -182,7 +190,7 @@ def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Bloc
     for (start, stop), outputs in zip(execution.spans, first, strict=True):
         for segment, of_block in zip(segments, waiting, strict=True):
             at, tokens, before, after = of_block.push(next(outputs), last=stop == execution.shape[1])
-            pooled.add(at, segment.adapter(tokens, before, after))
+            pooled.add(at, segment.added(tokens, (before, after)))
         pooled.add(start, next(outputs))
     return pooled.values
 
@@ -204,8 +212,8 @@ def _forward(
 
 
 def _backward(segment: BlockSpan, here: _Input, gradient: Tensor, execution: Execution) -> None:
-    """Turn the gradient of a segment's output into that of its input, in place; accumulate its adapter's gradients."""
-    parameters = OnceAccumulated(segment.adapter)
+    """Turn the gradient of a segment's output into its input's, in place; accumulate its parameters' gradients."""
+    parameters = OnceAccumulated(segment.trainable)
     ends = here.ends(gradient)  # gradients of the neighbours' tubelets, before and after
     overhang = gradient[:, :0]  # of the tubelets after a span, from the spans before
     for (start, stop), (tokens, context) in here.read(execution.spans, segment.reach):
@@ -291,14 +299,14 @@ def pool(tokens: Tensor) -> Tensor:
 
 
 class OnceAccumulated:
-    """Sums a module's gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
+    """Sums parameters' gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
 
     Args:
-        module: owner of the parameters.
+        parameters: those that a graph trains, all of which every graph uses.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._parameters = list(module.parameters())
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
         self._sums: list[Tensor] | None = None
 
     def differentiate(self, out: Tensor, gradient: Tensor, *inputs: Tensor, last: bool) -> Sequence[Tensor]:

@@ -111,7 +111,7 @@ def learn(config: Config) -> None:
     model.backbone(frames).sum().backward()
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side"])
+@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side", "lora", "bitfit", "norm", "tia+lora"])
 @pytest.mark.parametrize("blocks", [None, (2, 4)])
 def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=False)
@@ -125,7 +125,7 @@ def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     assert step_flop(config) == pytest.approx(counter.total, rel=0.02)
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("tuning", ["tia", "side", "lora", "bitfit", "tia+lora"])
 def test_recomputation_is_counted(tuning):
     config = replace(CONFIG, backbone=replace(CONFIG.backbone, tuning=tuning, adapter_blocks=(1, 3, 5)))
     with Flop() as counter:
@@ -144,6 +144,13 @@ def test_recomputation_is_counted(tuning):
         (128, "full", None, False),
         (128, "side", None, True),
         (128, "side", None, False),
+        (128, "lora", None, True),
+        (256, "lora", (0, 2, 5), True),
+        (128, "lora", None, False),
+        (256, "bitfit", None, True),
+        (256, "norm", (1, 4), True),
+        (256, "tia+lora", None, True),
+        (128, "tia+lora", (1, 4), True),
     ],
 )
 def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointing):
