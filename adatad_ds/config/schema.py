@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.config.backbone import BackboneConfig
+from adatad_ds.config.parsing import CLIP_FRAMES
 
 if TYPE_CHECKING:
     import torch
 
-Tuning = Literal["frozen", "full", "tia", "side", "aim"]
-AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
-FEATURES = "features"  # the backbone's name where data.features are read
 REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 Scaling = Literal["bilinear", "antialias"]  # see data/decoding/scaling.py
 Augmentation = Literal[
@@ -85,55 +83,6 @@ class DataConfig:
         """File frames between two consecutive frames of a window (sliding windows only)."""
         assert self.feature_stride_frames is not None
         return self.feature_stride_frames // self.frames_per_feature
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Video or image transformer, and how it is tuned."""
-
-    # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm; `features`: data.features
-    name: str = "videomae_s"
-    weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
-    tuning: Tuning = "tia"
-    adapter: Literal["tia", "plain"] = "tia"
-    adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # None: all blocks
-    adapter_ratio: numbers.WidthShare = 0.25
-    adapter_kernel: numbers.PositiveInt = 3
-    adapter_dilation: numbers.PositiveInt = 1
-    drop_path: numbers.Probability = 0.0
-    activation_checkpointing: bool = True
-    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
-    clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
-    activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
-    stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
-
-    # image transformers only (AIM)
-    pixel_mean: tuple[numbers.GreyLevel, numbers.GreyLevel, numbers.GreyLevel] | None = None  # RGB; None: as in timm
-    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # as above
-    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
-    aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
-    aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output
-    clip_frames: numbers.PositiveInt | None = None  # frames per temporal-attention clip; None: 16, in recognition all T
-
-    @property
-    def is_features(self) -> bool:
-        """Whether features are read, and there is no transformer."""
-        return self.name == FEATURES
-
-    @property
-    def is_image(self) -> bool:
-        """Whether this is an image transformer."""
-        return self.name.startswith("vit_")
-
-    @property
-    def frames_per_token(self) -> int:
-        """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
-        return 1 if self.is_image or self.is_features else TUBELET_FRAMES
-
-    @property
-    def adapter_reach(self) -> int:
-        """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
-        return 0 if self.is_image or self.is_features else self.adapter_dilation * (self.adapter_kernel // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

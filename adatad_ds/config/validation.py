@@ -118,8 +118,8 @@ def _backbone(config: Config) -> Iterator[str]:
     if backbone.aim_adapters is not None and len(set(backbone.aim_adapters)) != len(backbone.aim_adapters):
         yield "backbone.aim_adapters names an adapter twice"
     if backbone.activation_memory_gb is not None:
-        if backbone.tuning not in ("tia", "side"):
-            yield f"backbone.activation_memory_gb is for backbone.tuning=tia and side, not {backbone.tuning}"
+        if not (backbone.has_adapters or backbone.tuned_inside):
+            yield f"backbone.activation_memory_gb is for adapters, LoRA, biases and norms, not tuning={backbone.tuning}"
         if not backbone.activation_checkpointing:
             yield "backbone.activation_checkpointing=false keeps everything: it leaves no backbone.activation_memory_gb"
         if backbone.stored_on_device_gb:
@@ -128,6 +128,9 @@ def _backbone(config: Config) -> Iterator[str]:
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
     image_settings = (backbone.aim_adapters, backbone.clip_frames, backbone.pixel_mean, backbone.pixel_std)
+    targets = backbone.lora_targets
+    if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
+        yield "backbone.lora_targets must name at least one of qkv, proj, fc1, fc2, and none twice"
     if backbone.is_image:
         if backbone.tuning not in ("frozen", "full", "aim"):
             yield (

@@ -171,4 +171,4 @@ def _context_clips(backbone: Backbone) -> int:
         return 0
     reaches = [int(adapter.reach) for adapter in backbone.adapters.values()]  # pyright: ignore[reportArgumentType]
     clips = [-(-reach // CLIP_TUBELETS) for reach in reaches]
-    return sum(clips) if backbone.tuning == "tia" else max(clips, default=0)
+    return max(clips, default=0) if backbone.tuning == "side" else sum(clips)

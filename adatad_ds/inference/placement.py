@@ -83,12 +83,10 @@ def forward_bytes(detector: Detector, config: Config) -> int:
 
 def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
     """Frames whose tokens are held between a video transformer's blocks."""
-    if backbone.tuning == "tia":  # one tensor that a segment reads, one that it writes
-        return min(2, len(backbone.adapters)) * frames
     if backbone.tuning == "side":
         reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
         return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
-    return 0
+    return min(2, len(backbone.stored_outputs)) * frames  # one that a segment reads, one that it writes
 
 
 def _bytes(module: nn.Module) -> int:

@@ -30,6 +30,8 @@ from adatad_ds.models.heads.actionformer import DetectionHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
 
@@ -171,6 +173,7 @@ def build_backbone(
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
+        inside=_inside(backbone, spec),
         window=runtime.window,
         tuning=backbone.tuning,
         feature_steps=feature_steps,
@@ -184,7 +187,7 @@ def build_backbone(
 
 
 def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of a video transformer's adapted blocks, each with one stored tensor; () for image transformers.
+    """Indices of a video transformer's tuned blocks; () for image transformers.
 
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
@@ -192,6 +195,18 @@ def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
     if backbone.is_image or backbone.is_features:
         return ()
     return _adapted_blocks(backbone, backbone_spec(backbone.name))
+
+
+def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
+    """Blocks of a video transformer whose outputs wait for the backward pass (`stored_outputs`); [] for others.
+
+    Raises:
+        ConfigError: as for `adapted_blocks`.
+    """
+    blocks = adapted_blocks(backbone)
+    return stored_outputs(
+        adapters=blocks if backbone.has_adapters else (), inside=blocks if backbone.tuned_inside else ()
+    )
 
 
 def backbone_spec(name: str) -> ViTSpec:
@@ -238,4 +253,13 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
             dilation=backbone.adapter_dilation,
         )
 
-    return {block: adapter() for block in _adapted_blocks(backbone, spec)}
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.has_adapters else {}
+
+
+def _inside(backbone: BackboneConfig, spec: ViTSpec) -> InsideTuning | None:
+    if backbone.tuned_inside is None:
+        return None
+    lora = LoRASettings(
+        rank=backbone.lora_rank, alpha=backbone.lora_alpha, targets=backbone.lora_targets, dora=backbone.lora_dora
+    )
+    return InsideTuning(way=backbone.tuned_inside, blocks=_adapted_blocks(backbone, spec), lora=lora)

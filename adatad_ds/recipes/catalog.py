@@ -6,15 +6,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from adatad_ds.config.backbone import FEATURES, Tuning
 from adatad_ds.config.schema import (
-    FEATURES,
     BackboneConfig,
     Config,
     DataConfig,
     HeadConfig,
     TestConfig,
     TrainConfig,
-    Tuning,
 )
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.actionformer import actionformer_recipes

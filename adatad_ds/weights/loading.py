@@ -20,6 +20,7 @@ from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.factory import Model
 from adatad_ds.models.recogniser import Recogniser
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
 from adatad_ds.weights.head_layouts import open_actionformer_weights
@@ -126,6 +127,9 @@ def fill_backbone(
             if not parameter.requires_grad:
                 hashes[key] = tensor_hash(value)
             del value
+        for name, parameter in filled.items():
+            if is_update(name) and parameter.dtype != dtype:  # partitioned as it is
+                parameter.data = parameter.data.to(dtype)
         if names:
             host(part)
     return hashes

@@ -19,6 +19,7 @@ import torch
 
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked
 
@@ -146,7 +147,8 @@ def fit_video_weights(weights: Weights, vit: VisionTransformer, *, backbone: str
             f"the weights in {weights.source} are of another transformer: {weights.size}, where backbone.name="
             f"{backbone} has {wanted}"
         )
-    check_fit(weights.vit, {key: tuple(p.shape) for key, p in vit.named_parameters()}, source=weights.source)
+    shapes = {key: tuple(p.shape) for key, p in vit.named_parameters() if not is_update(key)}
+    check_fit(weights.vit, shapes, source=weights.source)
     return weights
 
 

@@ -1,7 +1,7 @@
 """The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames per window, n = F / 16 clips per window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens
-per clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of a clip's 8 tubelets.
+B windows, F frames per window in n clips, T' tubelets, S = h * w positions, C channels, T feature steps. Tokens of a
+span of time are (B, t, S, C), t a multiple of a clip's tubelets.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adatad_ds.config.backbone import Tuning
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
-from adatad_ds.config.schema import Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
@@ -24,29 +24,34 @@ from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 
 CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
 
 
 class AdaptedBackbone(nn.Module):
-    """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
+    """A video transformer over the clips of a window, tuned in one of these ways (AdaTAD, section 3, and others).
 
     - `frozen`: no gradient, no adapters.
     - `full`: every weight is trainable, no adapters.
     - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+    - `lora`, `bitfit`, `norm`: parts of chosen blocks are trainable (tuning/inside.py).
+    - `tia+lora`: both.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
-    Adapters see the whole window. recompute.py runs `tia` and `side`; how much of them it recomputes, `retention` says.
+    Adapters see the whole window. recompute.py runs all but `frozen` and `full`; how much of them it recomputes,
+    `retention` says.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
-        tuning: one of the four above.
+        inside: what is trained inside blocks; applied to the transformer's here.
+        tuning: one of those above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
         activation_checkpointing: for `full`: keep one tensor per block for the backward pass, and recompute the rest.
-        retention: for `tia` and `side`: what is kept for the backward pass.
+        retention: except for `frozen` and `full`: what is kept for the backward pass.
         clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all.
         window: this rank's share of a window in time.
         storage: holds stored tensors until the backward pass.
@@ -58,6 +63,7 @@ class AdaptedBackbone(nn.Module):
         *,
         vit: VisionTransformer,
         adapters: dict[int, nn.Module],
+        inside: InsideTuning | None = None,
         tuning: Tuning,
         feature_steps: int,
         drop_path: float,
@@ -72,6 +78,9 @@ class AdaptedBackbone(nn.Module):
         self.vit = vit.requires_grad_(tuning == "full")
         self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
         self.adapted_blocks = sorted(adapters)
+        self.stored_outputs = stored_outputs(adapters=self.adapted_blocks, inside=inside.blocks if inside else ())
+        if inside is not None:
+            inside.apply(self.vit.blocks)
         self.tuning = tuning
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
@@ -89,10 +98,10 @@ class AdaptedBackbone(nn.Module):
 
     @property
     def grad_free_blocks(self) -> int:
-        """Leading blocks that need no gradient: all below and including the first adapted one."""
+        """Leading blocks that need no gradient: all up to the first stored output."""
         if self.tuning == "full":
             return 0
-        return self.adapted_blocks[0] + 1 if self.tuning == "tia" else self.vit.spec.depth
+        return len(self.vit.blocks) if self.tuning in ("frozen", "side") else self.stored_outputs[0] + 1
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
@@ -112,7 +121,7 @@ class AdaptedBackbone(nn.Module):
         windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        if self.tuning in ("tia", "side"):
+        if self.stored_outputs:
             run = self._run_segments
         elif self.tuning == "full" and torch.is_grad_enabled():
             run = self._run_whole
@@ -130,7 +139,7 @@ class AdaptedBackbone(nn.Module):
         )
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Run `tia` or `side`, segment by segment (recompute.py): (B, T', C)."""
+        """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
         clips = frames.shape[1] // CLIP_FRAMES
         execution = Execution(
             spans=spans,
@@ -150,7 +159,7 @@ class AdaptedBackbone(nn.Module):
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each block over the whole window before the next, under plain autograd (`full`): (B, T', C)."""
         tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
-        for index in range(self.vit.spec.depth):
+        for index in range(len(self.vit.blocks)):
             parts = [
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
@@ -175,16 +184,18 @@ class AdaptedBackbone(nn.Module):
         return (outputs(*span) for span in spans)
 
     def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
-        """Segments from each adapted block's output to the next one's, the last one up to the top."""
+        """Segments from each stored output to the next one, the last one up to the top."""
         segments = []
-        for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
-            blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
-            adapter = self.adapters[str(first)]
+        for first, last in pairwise([*self.stored_outputs, len(self.vit.blocks) - 1]):
+            blocks = range(first + 1, last + 1)
+            adapter = self.adapters[str(first)] if first in self.adapted_blocks else None
+            parts = [*([] if adapter is None else [adapter]), *(self.vit.blocks[index] for index in blocks)]
             segments.append(
                 BlockSpan(
-                    block=first,
+                    name=f"into_block_{first + 1}" if adapter is None else f"block_{first}",
                     adapter=adapter,
-                    reach=_reach(adapter),
+                    reach=0 if adapter is None else _reach(adapter),
+                    trainable=tuple(p for part in parts for p in part.parameters() if p.requires_grad),
                     run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
                 )
             )
