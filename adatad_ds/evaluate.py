@@ -5,6 +5,7 @@
     python adatad_ds/evaluate.py PUBLISHED.pth --recipe NAME
     python adatad_ds/evaluate.py DETECTIONS.json --annotations FILE   (of whatever origin: the metrics alone)
     python adatad_ds/evaluate.py raw.npz --set test.sigma=0.5   (of --save-candidates; suppression and metrics again)
+    python adatad_ds/evaluate.py A/raw.npz B/raw.npz --output FOLDER   (an ensemble: candidates of all, suppressed once)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -54,11 +55,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 def run(arguments: argparse.Namespace, *, world: World) -> None:
     """Find the model or candidates, and evaluate them."""
     from adatad_ds.evaluation.candidates_file import read_candidates
+    from adatad_ds.evaluation.ensemble import describe_fusion, fuse_candidates
     from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
     from adatad_ds.inference.trained_model import find_trained
     from adatad_ds.runs.checkpoint import find_checkpoint
 
-    path: Path = arguments.path
+    paths: list[Path] = arguments.paths
+    path, *others = paths
+    _check_paths(paths, output=arguments.output, weights=arguments.weights)
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
     for key, value in (("annotations", arguments.annotations), ("test_subset", arguments.subset)):
         overrides += [] if value is None else [f"data.{key}={value!r}"]
@@ -73,8 +77,11 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         )
         return
     if path.suffix == ".npz":
+        parts = world.attempt(lambda: [read_candidates(each) for each in paths])
+        for line in describe_fusion(parts) if world.is_main else ():
+            print(f"warning: {line}")
         evaluate_again(
-            world.attempt(lambda: read_candidates(path)),
+            world.attempt(lambda: fuse_candidates(parts, weights=arguments.weights)) if others else parts[0],
             overrides=overrides,
             output=arguments.output or path.parent,
             world=world,
@@ -102,16 +109,34 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         )
 
 
+def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequence[float]) -> None:
+    """Raises ConfigError where several files are no ensemble, or weights do not belong to them."""
+    if len(paths) > 1:
+        if other := [str(path) for path in paths if path.suffix != ".npz"]:
+            raise ConfigError(
+                f"several files make an ensemble of candidates, which {other[0]} does not hold: evaluate each model "
+                "with --save-candidates, then all raw.npz together"
+            )
+        if output is None:
+            raise ConfigError("an ensemble needs --output FOLDER for its results")
+    if weights and (len(weights) != len(paths) or len(paths) == 1 or min(weights) <= 0):
+        raise ConfigError(
+            f"--weights takes a positive number for each of several raw.npz; got {len(weights)} for {len(paths)}"
+        )
+
+
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command line; `prog`: the command's name in messages, by default this file's."""
     parser = argparse.ArgumentParser(
         prog=prog, description="Evaluate a trained detector or recogniser.", allow_abbrev=False
     )
     parser.add_argument(
-        "path",
+        "paths",
+        nargs="+",
+        metavar="PATH",
         type=Path,
-        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, a raw.npz, or "
-        "detections in a .json",
+        help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, detections in a "
+        ".json, or raw.npz files of --save-candidates, several of which make an ensemble",
     )
     parser.add_argument(
         "--recipe", help="recipe of a published checkpoint or of detections; see train.py --list-recipes"
@@ -128,6 +153,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--save-candidates",
         action="store_true",
         help="save the candidates before suppression as raw.npz, to evaluate it",
+    )
+    parser.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="W",
+        help="of an ensemble: a factor on each file's scores",
     )
     parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -1,6 +1,7 @@
 """Detect actions in video files; no launcher, no annotations.
 
     python adatad_ds/predict.py VIDEO... --checkpoint runs/NAME [-o predictions] [--annotated] [--html]
+    python adatad_ds/predict.py STREAM --live --checkpoint runs/NAME [-o predictions --html]
 
     from adatad_ds.predict import load_detector
     detections = load_detector("runs/NAME").detect("match.mp4")
@@ -22,11 +23,12 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
 from adatad_ds.data.labelled_videos import read_class_names
 from adatad_ds.data.video_files import find_files
 from adatad_ds.distributed.process import run_process
-from adatad_ds.errors import UserError
+from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.system.utf8 import use_utf8
 
 if TYPE_CHECKING:
+    from adatad_ds.data.live.source import LiveSource
     from adatad_ds.inference.video_detector import Detection, VideoDetector, load_detector
 
 __all__ = ["Detection", "VideoDetector", "load_detector", "main"]
@@ -48,13 +50,16 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     arguments = make_parser(prog).parse_args(argv)
     import torch  # seconds, as what follows
 
+    from adatad_ds.data.decoding.video import VideoError
     from adatad_ds.evaluation.detections_file import write_results
     from adatad_ds.evaluation.operating_point import ShownFrom
+    from adatad_ds.inference.live_report import report_live
     from adatad_ds.inference.prediction import RESULTS_FILE, Wanted, predict
     from adatad_ds.inference.video_detector import load_detector
 
     try:
-        videos, absent = find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
+        source = live_source(arguments) if arguments.live else None
+        videos, absent = ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
         detector = load_detector(
             arguments.checkpoint,
             recipe=arguments.recipe,
@@ -65,10 +70,16 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             max_device_gb=arguments.max_device_gb,
         )
         if arguments.recipe:  # a published checkpoint, which does not name its classes
-            print(describe_logits(detector.classes))
+            print(describe_logits(detector.classes), file=sys.stderr if source else sys.stdout)
+        shown = ShownFrom.choose(arguments.score, detector.operating_point)
+        if source:
+            folder = arguments.output if arguments.html else None
+            timing = {"reach_sec": arguments.reach_sec, "max_delay_sec": arguments.max_delay_sec}
+            report_live(detector, source, shown=shown, folder=folder, **timing)
+            return 0
         wanted = Wanted(
             folder=arguments.output,
-            shown=ShownFrom.choose(arguments.score, detector.operating_point),
+            shown=shown,
             annotated=arguments.annotated,
             html=arguments.html,
             embedded_mb=arguments.embed_mb,
@@ -78,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         for message in absent:
             print(f"error: {message}", file=sys.stderr)
         failed = predict(detector, videos, wanted=wanted)
-    except (UserError, OSError) as error:
+    except (UserError, VideoError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
@@ -89,7 +100,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what {arguments.output / RESULTS_FILE} names is done", file=sys.stderr)
+        done = "what was printed is done" if arguments.live else f"what {arguments.output / RESULTS_FILE} names is done"
+        print(f"\ninterrupted; {done}", file=sys.stderr)
         return 130
     return 1 if failed or absent else 0
 
@@ -142,7 +154,80 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="device memory limit; the part of the backbone that does not fit stays in host memory; default: the free "
         "memory",
     )
+    add_live_options(parser)
     return parser
+
+
+def add_live_options(parser: argparse.ArgumentParser) -> None:
+    """The options of live videos."""
+    add = parser.add_argument_group("live videos").add_argument
+    add(
+        "--live",
+        action="store_true",
+        help="VIDEO is a live one: - (standard input), rtsp://..., http://..., a camera (/dev/video0), a pipe, a file "
+        "that grows. Detections are printed as lines of JSON as soon as they are final; --html writes live.html to the "
+        "output folder, which updates",
+    )
+    add(
+        "--reach-sec",
+        type=float,
+        metavar="SEC",
+        help="a detection begins at most so long before its window; default: an eighth of a window",
+    )
+    add(
+        "--max-delay-sec",
+        type=float,
+        metavar="SEC",
+        help="what may still change is told after so long all the same; default: eight windows",
+    )
+    add(
+        "--idle-sec",
+        type=float,
+        default=10.0,
+        metavar="SEC",
+        help="without data for so long, a file has ended and others are opened again; default: %(default)s",
+    )
+    add(
+        "--reconnect-sec",
+        type=float,
+        default=60.0,
+        metavar="SEC",
+        help="try for so long to open a stream again; 0: never; default: %(default)s",
+    )
+    add("--input-format", metavar="NAME", help="FFmpeg's name of the stream's format, where it is not recognised")
+    add(
+        "--input-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of FFmpeg's for the stream, as rtsp_transport=tcp, framerate=30",
+    )
+
+
+def live_source(arguments: argparse.Namespace) -> LiveSource:
+    """The stream that is asked for.
+
+    Raises:
+        ConfigError: options that cannot be meant.
+    """
+    from adatad_ds.data.live.source import LiveSource
+
+    if len(arguments.videos) != 1:
+        raise ConfigError(f"--live takes one stream, not {len(arguments.videos)}; start a process for each")
+    if arguments.annotated:
+        raise ConfigError("--annotated writes a copy of a whole video, and a live one has no end; leave it out")
+    for name in ("reach_sec", "max_delay_sec", "idle_sec", "reconnect_sec"):
+        if (value := getattr(arguments, name)) is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: expected seconds, 0 or more")
+    if wrong := [option for option in arguments.input_option if "=" not in option]:
+        raise ConfigError(f"--input-option {wrong[0]}: expected NAME=VALUE")
+    return LiveSource(
+        address=arguments.videos[0],
+        format=arguments.input_format,
+        options=dict(option.split("=", 1) for option in arguments.input_option),
+        idle_sec=arguments.idle_sec,
+        reconnect_sec=arguments.reconnect_sec,
+    )
 
 
 if __name__ == "__main__":

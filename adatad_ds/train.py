@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
                 _show(text)
             return 0
         from adatad_ds.distributed.world import World  # PyTorch and DeepSpeed: seconds
+        from adatad_ds.inference.feature_cache import cache_features
         from adatad_ds.training.session import train
 
         world = World.join()
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
                 profile=arguments.profile,
                 world=world,
                 stop=stop,
+                cache_features=cache_features,
             )
         world.leave()
     except Exception as error:

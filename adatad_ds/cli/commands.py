@@ -56,6 +56,7 @@ BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
     "Results": {
         "evaluate": Command("evaluate", "detections and mAP of a run, an export or a published model", is_rank=True),
         "predict": Command("predict", "detect actions in video files", is_rank=True),
+        "serve": Command("cli.serve", "answer requests over HTTP on this machine: videos in, detections out"),
         "diagnose": Command("cli.diagnose", "errors of detections by kind, and the mAP that each costs"),
         "report": Command("cli.report", "a page on a run: curves, errors, videos with players, settings, costs"),
         "compare": Command("cli.compare", "several runs side by side: mAP; as a page, curves and settings, too"),

@@ -56,25 +56,23 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     from adatad_ds.recipes.catalog import find_recipe
 
     config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
-    name = planned_gpu(arguments.gpu) if arguments.gpu or not arguments.grid else None
-    memory_gb = GPUS[name].memory_gb if name else None
     path = arguments.ds_config
-    if path is None and memory_gb is None:
-        path = POLICIES[-1]
-    elif path is None:
-        path, _ = choose_policy(config, arguments.gpus, memory_gb, num_classes=arguments.classes)
-        fit = "fit each GPU, and are not gathered again for every span"
-        why = f"the frozen weights {fit}" if path == POLICIES[0] else "the frozen weights are shared out over the GPUs"
-        print(f"--deepspeed_config {path}: {why}")
-    ds_config = read_ds_config(path)
-    planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=memory_gb)
     if arguments.grid:
+        planner = Planner(config, read_ds_config(path or POLICIES[-1]), num_classes=arguments.classes)
         for line in grid_lines(planner):
             print(line)
         return 0
+    name = planned_gpu(arguments.gpu)
+    gpu = GPUS[name]
+    if path is None:
+        path, _ = choose_policy(config, arguments.gpus, gpu.memory_gb, num_classes=arguments.classes)
+        fit = "fit each GPU, and are not gathered again for every span"
+        print(f"--deepspeed_config {path}: frozen weights {fit if path == POLICIES[0] else 'are shared out over GPUs'}")
+    ds_config = read_ds_config(path)
+    planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=gpu.memory_gb)
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
     temporal = arguments.temporal or config.parallel.temporal
     layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
     known = arguments.core_frames_per_sec
-    print(plan_report(planner, layout, GPUS[name], name=name, core_frames_per_sec=known))
+    print(plan_report(planner, layout, gpu, name=name, core_frames_per_sec=known))
     return 0

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
 from adatad_ds.config.backbone import BackboneConfig
+from adatad_ds.config.head import HeadConfig
 from adatad_ds.config.parsing import CLIP_FRAMES
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["bf16", "fp16", "fp32"]
-REGRESSION_RANGE = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10000.0))
 Scaling = Literal["bilinear", "antialias"]  # see data/decoding/scaling.py
 Augmentation = Literal[
     "random_resized_crop", "flip", "rand_augment", "rand_augment_n4_m7", "color_jitter", "lighting", "random_erasing"
@@ -86,52 +86,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """The pyramid and ActionFormer's heads."""
-
-    name: Literal["actionformer", "temporalmaxer"] = (
-        "actionformer"  # attention, or max pooling alone (arXiv 2303.09055)
-    )
-    width: numbers.PositiveInt = 512
-    # convolutions, transformer blocks, halving blocks
-    arch: tuple[numbers.NonNegativeInt, numbers.NonNegativeInt, numbers.NonNegativeInt] = (2, 2, 5)
-    heads: numbers.PositiveInt = 4
-    max_len: numbers.PositiveInt | None = None  # steps that windows are padded to; None: no padding
-    attn_window: numbers.Steps | tuple[numbers.Steps, ...] = -1  # one for all levels, or one per level; -1: global
-    abs_pos_embed: bool = False
-    drop_path: numbers.Probability = 0.1
-    input_dropout: numbers.Probability = 0.0
-    proj_dropout: numbers.Probability = 0.0  # after the attention's projection and both layers of the MLP
-    num_convs: numbers.PositiveInt = 2
-    cls_prior: numbers.OpenFraction = 0.01
-    actionformer_norms: bool = False  # as in its authors' code: not masked again, epsilon 1e-5
-    regression_range: tuple[tuple[numbers.Reach, numbers.Reach], ...] = REGRESSION_RANGE
-    point_offset: bool = False
-    loss_normalizer: numbers.PositiveFloat = 100.0
-    loss_normalizer_momentum: numbers.Probability = 0.9
-    center_radius: numbers.PositiveFloat = 1.5
-    label_smoothing: numbers.Probability = 0.0
-    reg_loss_weight: numbers.NonNegativeFloat = 1.0
-    filter_similar_gt: bool = True
-    reset_classifier: bool = False  # newly initialise the class logits if `backbone.weights` is a detector
-
-    @property
-    def levels(self) -> int:
-        """Pyramid levels: one at full rate and one per halving block."""
-        return self.arch[2] + 1
-
-    @property
-    def attn_windows(self) -> tuple[int, ...]:
-        """The attention window of each level."""
-        return (self.attn_window,) * self.levels if isinstance(self.attn_window, int) else self.attn_window
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Feature steps between two points of each level."""
-        return tuple(2**level for level in range(self.levels))
-
-
-@dataclass(frozen=True, kw_only=True)
 class RecognitionConfig:
     """Classification of short videos instead of detection; of `data`, only the file settings apply.
 
@@ -172,7 +126,8 @@ class TrainConfig:
     ema_warmup: bool | None = None  # smaller decay at first; None: only if the run is too short to do without
     warmup_epochs: numbers.Epochs = 5.0
     warmup_start: numbers.Fraction = 0.0  # share of the learning rate at which the warm-up starts
-    schedule_epochs: numbers.PositiveInt = 100  # when the cosine would reach 0
+    schedule_epochs: numbers.PositiveInt = 100  # when the cosine would reach its end
+    cosine_end: numbers.Fraction = 0.0  # share of the learning rate at which the cosine ends
     cosine: Literal["step", "epoch"] = "step"  # decays per step after the warm-up, or per epoch from the first one
     stop_epoch: numbers.PositiveInt = 60
     repeats: numbers.PositiveInt = 1  # windows drawn per training video and epoch
@@ -200,7 +155,9 @@ class TestConfig:
 
     batch: numbers.PositiveInt = 1  # windows per rank and forward pass
     pre_nms_thresh: numbers.Probability = 0.001
-    pre_nms_topk: numbers.PositiveInt = 2000
+    pre_nms_topk: numbers.PositiveInt = 2000  # candidates per window, or per level of its pyramid
+    topk_per_level: bool = False  # `pre_nms_topk` counts for each level (ActionFormer, TriDet)
+    min_duration_steps: numbers.NonNegativeFloat = 0.0  # drop candidates of at most this length, in feature steps
     suppression: Literal["gaussian", "linear", "hard"] = "gaussian"
     sigma: numbers.PositiveFloat = 0.7
     tiou_suppression: numbers.TIoU = 0.5  # linear and hard suppression only

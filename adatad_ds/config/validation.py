@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from adatad_ds.config.head import SGP_GROUPS
+
 if TYPE_CHECKING:
     from adatad_ds.config.schema import Config
 
@@ -72,8 +74,13 @@ def _head(config: Config) -> Iterator[str]:
         )
     if len(head.attn_windows) != head.levels:
         yield f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)"
-    if head.width % head.heads:
+    if head.name == "actionformer" and head.width % head.heads:
         yield f"head.width = {head.width} is no multiple of head.heads = {head.heads}"
+    if head.name == "tridet" and head.width % SGP_GROUPS:
+        yield f"head.width = {head.width} is no multiple of {SGP_GROUPS}, the groups of head.name=tridet's norms"
+    for key in ("tower_kernel", "boundary_kernel", "sgp_window"):
+        if getattr(head, key) % 2 == 0:
+            yield f"head.{key} = {getattr(head, key)} must be odd, centred on its step"
     for least, most in head.regression_range:
         if least >= most:
             yield f"head.regression_range: {[least, most]} must increase, in feature steps of its level"
@@ -142,8 +149,29 @@ def _backbone(config: Config) -> Iterator[str]:
             "backbone.tuning=aim, aim_adapters, clip_frames, pixel_mean and pixel_std are for image transformers, "
             f"which {backbone.name} is not; their names are timm's, vit_..."
         )
+    if backbone.cache_features:
+        yield from _cached_features(config)
     if backbone.tuning == "full" and config.train.lr_backbone is None:
         yield "backbone.tuning=full needs train.lr_backbone, e.g. --set train.lr_backbone=1e-5"
+
+
+def _cached_features(config: Config) -> Iterator[str]:
+    data, wanted = config.data, "backbone.cache_features keeps the features of a frozen backbone"
+    if config.backbone.tuning != "frozen" or config.recognition:
+        yield f"{wanted} of a detector: it needs backbone.tuning=frozen"
+    if data.sampling != "resize":
+        yield (
+            f"{wanted}, which random windows do not have: their features depend on where their clips begin. Extract "
+            "those of whole videos with adatad-ds extract-features, and train with backbone.name=features; or "
+            "data.sampling=resize"
+        )
+    if data.augment or data.short_side_before_crop != data.resolution:
+        yield (
+            f"{wanted}, which augmented frames change in each epoch: use --set data.augment=[] --set "
+            f"data.short_side_before_crop={data.resolution}"
+        )
+    if config.parallel.temporal != 1:
+        yield "parallel.temporal splits a backbone's frames over ranks; with backbone.cache_features, none are left"
 
 
 def _patch_sides(backbone: str) -> tuple[int, ...]:

@@ -115,13 +115,22 @@ def sliding_windows(source: WindowSource) -> list[VideoWindow]:
     """Overlapping windows over the whole video; the last one ends where the video ends."""
     config = source.config
     steps = -(-source.timing.num_frames // (config.frame_stride * config.frames_per_feature))
-    hop = max(1, int(config.window_size * (1 - config.test_window_overlap)))
+    hop = window_hop(config)
     last = max(0, steps - config.window_size)
     # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
     starts = [step * config.frames_per_feature for step in (*range(0, last, hop), last)]
-    return [
-        _cut(source, start_slot=start, length=min(config.window_frames, source.num_slots - start)) for start in starts
-    ]
+    return [window_at(source, start_slot=start) for start in starts]
+
+
+def window_at(source: WindowSource, *, start_slot: int) -> VideoWindow:
+    """The window that begins at a slot; where the video ends before, it is padded."""
+    length = min(source.config.window_frames, source.num_slots - start_slot)
+    return _cut(source, start_slot=start_slot, length=length)
+
+
+def window_hop(config: DataConfig) -> int:
+    """Feature steps from one test window to the next."""
+    return max(1, int(config.window_size * (1 - config.test_window_overlap)))
 
 
 def whole_window(source: WindowSource) -> VideoWindow:

@@ -5,7 +5,7 @@ B windows, P points, K classes, N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,28 +49,48 @@ def decode_segments(points: Tensor, distances: Tensor) -> Tensor:
 
 
 def select_candidates(
-    *, segments_grid: Tensor, scores: Tensor, valid: Tensor, grid: TimeGrid, score_thresh: float, topk: int
+    *,
+    scores: Tensor,
+    valid: Tensor,
+    segments_of: Callable[[Tensor, Tensor], Tensor],
+    grid: TimeGrid,
+    score_thresh: float,
+    topk: int,
+    levels: Sequence[int] = (),
+    min_duration: float = 0.0,
 ) -> Candidates:
     """The best (point, class) pairs of one window, in seconds, not yet clipped to the video.
 
     Args:
-        segments_grid: (P, 2).
         scores: (P, K), after the sigmoid.
         valid: (P,) bool; other points are ignored.
+        segments_of: of points (N,) and classes (N,), on the CPU, to segments (N, 2) in grid units.
         grid: position of the window in its video.
         score_thresh: only pairs with a score above this are kept.
         topk: maximum number of pairs kept.
+        levels: points of each level, summing to P; each level keeps `topk` pairs. (): all together do.
+        min_duration: only segments longer than this are kept, in grid units; 0: all.
     """
-    segments_grid, scores = segments_grid[valid].float().cpu(), scores[valid].float().cpu()
-    finite = segments_grid.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
-    segments_grid, scores = segments_grid[finite], scores[finite]
     num_classes = scores.shape[1]
-    flat = scores.flatten()
-    above = (flat > score_thresh).nonzero().squeeze(1)
-    best = above[flat[above].sort(descending=True, stable=True).indices[:topk]]
-    point = best // num_classes
-    seconds = grid.to_sec(segments_grid[point].double())
-    return Candidates(segments_sec=seconds.float(), scores=flat[best], labels=best % num_classes)
+    flat = scores.float().cpu().flatten()
+    # not NaN: no comparison with it holds
+    above = ((flat > score_thresh) & valid.cpu().repeat_interleave(num_classes)).nonzero().squeeze(1)
+    ends = torch.tensor([points * num_classes for points in levels or [len(scores)]]).cumsum(0)
+    parts = above.tensor_split(torch.searchsorted(above, ends)[:-1].tolist())
+    best = torch.cat([part[_falling(flat[part])[:topk]] for part in parts])
+    best = best[_falling(flat[best])]
+    point, label = best // num_classes, best % num_classes
+    segments = segments_of(point, label).double().cpu()
+    kept = segments.isfinite().all(dim=1) & flat[best].isfinite()
+    if min_duration > 0:
+        kept &= segments[:, 1] - segments[:, 0] > min_duration
+    seconds = grid.to_sec(segments[kept])
+    return Candidates(segments_sec=seconds.float(), scores=flat[best][kept], labels=label[kept])
+
+
+def _falling(scores: Tensor) -> Tensor:
+    """Order by decreasing score; ties keep theirs."""
+    return scores.sort(descending=True, stable=True).indices
 
 
 def merge_candidates(parts: Sequence[Candidates]) -> Candidates:

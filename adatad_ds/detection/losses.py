@@ -43,11 +43,18 @@ def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """
     start, end = predicted.unbind(-1)
     target_start, target_end = target.unbind(-1)
-    overlap = (torch.minimum(end, target_end) - torch.maximum(start, target_start)).clamp(min=0)
-    union = (end - start) + (target_end - target_start) - overlap
     enclosing = torch.maximum(end, target_end) - torch.minimum(start, target_start)
     between_centers = 0.5 * ((start + end) - (target_start + target_end))
-    return 1 - overlap / union.clamp(min=_EPS) + (between_centers / enclosing.clamp(min=_EPS)) ** 2
+    return 1 - paired_iou(predicted, target) + (between_centers / enclosing.clamp(min=_EPS)) ** 2
+
+
+def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """Temporal IoU of paired segments, (..., 2) each, to (...)."""
+    start, end = predicted.unbind(-1)
+    target_start, target_end = target.unbind(-1)
+    overlap = (torch.minimum(end, target_end) - torch.maximum(start, target_start)).clamp(min=0)
+    union = (end - start) + (target_end - target_start) - overlap
+    return overlap / union.clamp(min=_EPS)
 
 
 def detection_losses(
@@ -72,19 +79,57 @@ def detection_losses(
         targets: see `assign_targets`.
         label_smoothing: moves multi-hot targets towards 1 / (K + 1).
     """
-    num_classes = class_logits.shape[-1]
-    smoothed = targets.classes * (1 - label_smoothing) + label_smoothing / (num_classes + 1)
-    counts = valid[..., None]
-    # Invalid points are replaced before the loss: a NaN or infinity there would survive a product with 0.
-    logits = torch.where(counts, class_logits.float(), 0.0)
-    classification = (sigmoid_focal_loss(logits, smoothed) * counts).sum()
-
+    classification = _valid_focal_loss(class_logits, valid, targets, label_smoothing).sum()
     positive = targets.positive[..., None]
     # Elsewhere both get the same unit segment, so that no masked element divides by zero in the backward pass.
     predicted = decode_segments(points, torch.where(positive, distances.float(), 1.0))
     target = decode_segments(points, torch.where(positive, targets.distances, 1.0))
     regression = (diou_loss(predicted, target) * targets.positive).sum()
     return classification, regression
+
+
+def iou_weighted_losses(
+    *,
+    class_logits: Tensor,
+    valid: Tensor,
+    targets: Targets,
+    pairs: tuple[Tensor, ...],
+    distances: Tensor,
+    label_smoothing: float,
+    power: float,
+) -> tuple[Tensor, Tensor]:
+    """Unnormalised sums of a batch with distances of each class (TriDet, arXiv 2303.07347, section 3.4).
+
+    Focal over valid points, where that of positives is multiplied by IoU^power, and DIoU over pairs of a positive point
+    and one of its classes. As published, the gradient reaches the distances through the weights, too.
+
+    Args:
+        class_logits: (B, P, K).
+        valid: (B, P) bool.
+        targets: see `assign_targets`.
+        pairs: window, point and class of N pairs, (N,) each.
+        distances: (N, 2) in strides.
+        label_smoothing: moves multi-hot targets towards 1 / (K + 1).
+        power: exponent of the IoU.
+    """
+    window, point, label = pairs
+    away = torch.tensor([-1.0, 1.0], device=distances.device)
+    predicted, target = distances * away, targets.distances[window, point] * away
+    # The derivative of a small power is infinite at 0.
+    weights = paired_iou(predicted, target).clamp(min=_EPS) ** power
+    focal = _valid_focal_loss(class_logits, valid, targets, label_smoothing)
+    classification = focal.sum() + (focal[window, point, label] * (weights - 1)).sum()
+    return classification, diou_loss(predicted, target).sum()
+
+
+def _valid_focal_loss(class_logits: Tensor, valid: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
+    """Focal loss of each class of each point, (B, P, K), 0 where the point is not valid."""
+    num_classes = class_logits.shape[-1]
+    smoothed = targets.classes * (1 - label_smoothing) + label_smoothing / (num_classes + 1)
+    counts = valid[..., None]
+    # Invalid points are replaced before the loss: a NaN or infinity there would survive a product with 0.
+    logits = torch.where(counts, class_logits.float(), 0.0)
+    return sigmoid_focal_loss(logits, smoothed) * counts
 
 
 class LossNormalizer:

@@ -59,7 +59,52 @@ def suppress(
     segments = candidates.segments_sec.numpy().astype(np.float32)
     scores = candidates.scores.numpy().astype(np.float32)
     labels = candidates.labels.numpy()
+    kept, kept_scores = keep_best(
+        segments,
+        scores,
+        labels,
+        method=method,
+        sigma=sigma,
+        tiou=tiou,
+        min_score=min_score,
+        max_per_video=max_per_video,
+        per_class=per_class,
+    )
+    kept_segments = segments[kept]
+    if voting_thresh > 0 and not per_class:
+        kept_segments = vote(kept_segments, segments, scores, voting_thresh)
+    return Candidates(
+        segments_sec=torch.from_numpy(kept_segments),
+        scores=torch.from_numpy(kept_scores),
+        labels=torch.from_numpy(labels[kept]),
+    )
 
+
+def keep_best(
+    segments: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    method: Method,
+    sigma: float,
+    tiou: float,
+    min_score: float,
+    max_per_video: int,
+    per_class: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (M,) of the candidates that `suppress` keeps, and their scores (M,), by decreasing score.
+
+    Args:
+        segments: (N, 2) float32.
+        scores: (N,) float32.
+        labels: (N,).
+        method: this and the rest as for `suppress`.
+        sigma: see there.
+        tiou: see there.
+        min_score: see there.
+        max_per_video: see there.
+        per_class: see there.
+    """
     # differs: the published soft-NMS keeps the first of each class even below min_score; here nothing below is kept.
     eligible = np.flatnonzero(scores > min_score if method == "hard" and min_score > 0 else scores >= min_score)
     groups = labels if per_class else np.zeros_like(labels)
@@ -67,17 +112,10 @@ def suppress(
     kept, kept_scores = np.empty(0, np.int64), np.empty(0, np.float32)
     for index in _similar_in_size(eligible, groups[eligible]):
         table = _Table(index, segments, scores, decay=decay)
-        kept, kept_scores = _keep_best(table, kept, kept_scores, limit=max_per_video, min_score=np.float32(min_score))
-    kept, kept_scores = _first(kept, kept_scores, groups, limit=max_per_video)
-
-    kept_segments = segments[kept]
-    if voting_thresh > 0 and not per_class:
-        kept_segments = _vote(kept_segments, segments, scores, voting_thresh)
-    return Candidates(
-        segments_sec=torch.from_numpy(kept_segments),
-        scores=torch.from_numpy(kept_scores),
-        labels=torch.from_numpy(labels[kept]),
-    )
+        kept, kept_scores = _keep_best_of(
+            table, kept, kept_scores, limit=max_per_video, min_score=np.float32(min_score)
+        )
+    return _first(kept, kept_scores, groups, limit=max_per_video)
 
 
 def _similar_in_size(eligible: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
@@ -99,7 +137,7 @@ def _similar_in_size(eligible: np.ndarray, groups: np.ndarray) -> Iterator[np.nd
         yield table
 
 
-def _keep_best(
+def _keep_best_of(
     table: _Table, kept: np.ndarray, kept_scores: np.ndarray, *, limit: int, min_score: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add what a table keeps to what others have kept, as far as it may be among the first `limit`.
@@ -208,7 +246,7 @@ def _decay(method: Method, sigma: float, tiou: float) -> Decay:
     return {"gaussian": gaussian, "linear": linear, "hard": hard}[method]
 
 
-def _vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
+def vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
     """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2)."""
     voted = kept.copy()
     rows = max(1, _VOTES // max(1, len(segments)))

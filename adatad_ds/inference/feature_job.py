@@ -91,7 +91,16 @@ def open_source(
         return Source(backbone=model.backbone, config=_alone(trained.config), trained=trained.name)
     if recipe is None:
         raise ConfigError("give --recipe NAME for a frozen backbone, or --checkpoint for a trained one")
-    config = loading.override(find_recipe(recipe).config, overrides)
+    return frozen_source(loading.override(find_recipe(recipe).config, overrides))
+
+
+def frozen_source(config: Config) -> Source:
+    """A config's backbone without adapters.
+
+    Raises:
+        ConfigError: unknown backbone.
+        CheckpointError: weights that are missing, unreadable or do not fit.
+    """
     frozen = replace(config.backbone, tuning="frozen", aim_adapters=None, aim_before_time=False, drop_path=0.0)
     config = _alone(replace(config, backbone=frozen))
     torch.manual_seed(config.train.seed)  # of a backbone without weights
@@ -111,13 +120,14 @@ def open_source(
     )
 
 
-def extract(source: Source, job: Job, *, report: Callable[[str], None]) -> list[str]:
+def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: bool = True) -> list[str]:
     """Extract this share's videos that are not done yet.
 
     Args:
         source: the backbone.
         job: what is extracted.
         report: told about videos that are damaged or cannot be read, and about what is written.
+        bar: show the progress.
 
     Returns:
         One line for each video that cannot be read.
@@ -137,10 +147,10 @@ def extract(source: Source, job: Job, *, report: Callable[[str], None]) -> list[
 
     held: dict[str, VideoFeatures] = {}
     failed: dict[str, str] = {}
-    with tqdm(own, unit="video", desc="features", dynamic_ncols=True) as bar:
-        for video, path in bar:
+    with tqdm(own, unit="video", desc="features", dynamic_ncols=True, disable=not bar) as progress:
+        for video, path in progress:
             try:
-                held[video.name] = _extract(video, path, extractor, folder, config=config, bar=bar, report=report)
+                held[video.name] = _extract(video, path, extractor, folder, config=config, bar=progress, report=report)
             except (VideoError, DataError) as error:
                 failed[video.name] = str(error)
                 report(f"no features: {error}")

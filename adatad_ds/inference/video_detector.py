@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.candidates_file import VideoCandidates
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.inference import trained_model
 from adatad_ds.inference.placement import place
@@ -65,6 +66,21 @@ class VideoDetector:
         test = replace(config.test, external_scores="")  # they belong to other videos
         self._config = replace(config, parallel=ParallelConfig(), test=test)
 
+    @property
+    def config(self) -> Config:
+        """The config by which it detects."""
+        return self._config
+
+    def find_candidates(self, batches: Iterable[Batch]) -> dict[str, VideoCandidates]:
+        """Candidates of windows, merged by video; not yet suppressed."""
+        return find_candidates(
+            forward=self._module,
+            batches=batches,
+            config=self._config,
+            mesh=Mesh(world=World(rank=0, size=1, device=self._device), config=self._config),
+            report=lambda message: None,
+        )
+
     def detect(
         self,
         path: str | Path,
@@ -88,13 +104,7 @@ class VideoDetector:
         world = World(rank=0, size=1, device=self._device)
         batches = stream_batches(video, path, windows, config=config.data, batch=config.test.batch)
         with closing(batches):
-            candidates = find_candidates(
-                forward=self._module,
-                batches=_counted(batches, len(windows), progress),
-                config=config,
-                mesh=Mesh(world=world, config=config),
-                report=lambda message: None,
-            )
+            candidates = self.find_candidates(_counted(batches, len(windows), progress))
         for line in damaged_videos(candidates).values():
             report(line)
         results = finish(candidates, videos=[video.name], classes=self.classes, config=config, world=world)

@@ -1,4 +1,4 @@
-"""The whole detector: frames of a window in, class logits and boundary distances at every pyramid point out.
+"""The whole detector: frames of a window in, predictions at every pyramid point out.
 
 B windows, F frames, T feature steps, P points of all levels, K classes.
 """
@@ -6,7 +6,6 @@ B windows, F frames, T feature steps, P points of all levels, K classes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +14,17 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.detection.points import make_points
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
-from adatad_ds.models.heads.actionformer import DetectionHead
+from adatad_ds.models.heads.actionformer import ActionFormerHead
+from adatad_ds.models.heads.interface import Predictions
+from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
-
-
-class Predictions(NamedTuple):
-    """The detector's outputs for a batch of windows; a tuple, in which DeepSpeed's hooks find the tensors.
-
-    Attributes:
-        class_logits: (B, P, K) float32.
-        distances: (B, P, 2) float32, to start and end, in strides of the point's level.
-        valid: (B, P) bool, False beyond the video's end.
-    """
-
-    class_logits: Tensor
-    distances: Tensor
-    valid: Tensor
 
 
 class Detector(nn.Module):
     """Adapted backbone, pyramid and heads."""
 
-    def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: DetectionHead) -> None:
+    def __init__(self, *, backbone: AnyBackbone, pyramid: Pyramid, head: ActionFormerHead | TriDetHead) -> None:
         super().__init__()
         # Features have an empty transformer; all else that asks for one takes it for a backbone like any other.
         self.backbone: Backbone = backbone  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,18 +32,17 @@ class Detector(nn.Module):
         self.head = head
 
     def forward(self, frames: Tensor, valid: Tensor, seeds: Tensor | None = None) -> Predictions:
-        """Predict class logits and distances.
+        """Predict at every point of the pyramid.
 
         Args:
             frames: (B, F, H, W, 3) uint8; or features (B, T, C).
             valid: (B, T) bool, False beyond the video's end.
-            seeds: (B,) int64, per-sample seeds of drop path and dropout in training; None: nothing is dropped.
+            seeds: (B,) int64, per-sample seeds of drop path, dropout and noise in training; None: without.
         """
         noise = None if seeds is None else SampleNoise(seeds=seeds.tolist(), device=frames.device)
         features = self.backbone(frames, noise).transpose(1, 2)  # (B, T, C)
         levels, masks = self.pyramid(features.to(self.head.cls_head.weight.dtype), valid, noise)
-        class_logits, distances = self.head(levels, masks)
-        return Predictions(class_logits, distances, torch.cat(masks, dim=1))
+        return self.head(levels, masks)
 
 
 def detector_points(config: Config, *, device: torch.device, steps: int = 0) -> Tensor:
@@ -86,7 +72,9 @@ def padded_steps(config: Config, steps: int) -> int:
 
 
 def step_multiple(head: HeadConfig) -> int:
-    """What whole videos are padded to a multiple of: complete local attention windows, as published."""
+    """What whole videos are padded to a multiple of: complete windows of attention or SGP layers, as published."""
+    if head.name == "tridet":
+        return head.strides[-1] * head.sgp_window
     windows = zip(head.strides, head.attn_windows, strict=True)
     return math.lcm(head.strides[-1], max(stride * (max(window, 1) // 2 * 2 or 1) for stride, window in windows))
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from adatad_ds.config.schema import BackboneConfig, Config
+from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.features import FeatureBackbone
@@ -26,9 +26,11 @@ from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
-from adatad_ds.models.heads.actionformer import DetectionHead
-from adatad_ds.models.pyramid import Pyramid
+from adatad_ds.models.heads.actionformer import ActionFormerHead
+from adatad_ds.models.heads.tridet import TriDetHead
+from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock
 from adatad_ds.models.recogniser import Classifier, Recogniser
+from adatad_ds.models.sgp import SGPBlock
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 from adatad_ds.models.tuning.lora import LoRASettings
@@ -84,33 +86,68 @@ def build_detector(
     return Detector(backbone=backbone, pyramid=pyramid, head=heads)
 
 
-def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, DetectionHead]:
+def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, ActionFormerHead | TriDetHead]:
     """A detector's pyramid and heads, on features of `in_channels` channels."""
     head = config.head
     pyramid = Pyramid(
         in_channels=in_channels,
         width=head.width,
         arch=head.arch,
-        heads=head.heads,
-        attn_windows=head.attn_windows,
+        make_block=lambda level, stride: _pyramid_block(head, level=level, stride=stride),
         steps=config.pyramid_steps,
         step_multiple=step_multiple(head),
         abs_pos_embed=head.abs_pos_embed,
-        drop_path=head.drop_path,
         input_dropout=head.input_dropout,
-        proj_dropout=head.proj_dropout,
+        input_noise=head.input_noise,
         actionformer_norms=head.actionformer_norms,
-        pooling=head.name == "temporalmaxer",
     )
-    heads = DetectionHead(
+    tower_width = head.tower_width or head.width
+    if head.name == "tridet":
+        return pyramid, TriDetHead(
+            width=head.width,
+            tower_width=tower_width,
+            kernel=head.tower_kernel,
+            boundary_kernel=head.boundary_kernel,
+            num_classes=num_classes,
+            levels=head.levels,
+            num_convs=head.num_convs,
+            num_bins=head.num_bins,
+            cls_prior=head.cls_prior,
+            actionformer_norms=head.actionformer_norms,
+        )
+    return pyramid, ActionFormerHead(
         width=head.width,
+        tower_width=tower_width,
+        kernel=head.tower_kernel,
         num_classes=num_classes,
         levels=head.levels,
         num_convs=head.num_convs,
         cls_prior=head.cls_prior,
         actionformer_norms=head.actionformer_norms,
     )
-    return pyramid, heads
+
+
+def _pyramid_block(head: HeadConfig, *, level: int, stride: int) -> PyramidBlock | MaxPooling | SGPBlock:
+    if head.name == "temporalmaxer":
+        return MaxPooling(stride=stride)
+    if head.name == "tridet":
+        return SGPBlock(
+            width=head.width,
+            window=head.sgp_window if level else 1,
+            scale=head.sgp_scale,
+            stride=stride,
+            mlp_width=head.sgp_mlp_width or 4 * head.width,
+            drop_path=head.drop_path if level else None,
+            init_std=head.sgp_init_std,
+        )
+    return PyramidBlock(
+        width=head.width,
+        heads=head.heads,
+        attn_window=head.attn_windows[level],
+        stride=stride,
+        drop_path=head.drop_path,
+        proj_dropout=head.proj_dropout,
+    )
 
 
 def build_recogniser(config: Config, *, num_classes: int, runtime: Runtime | None = None) -> Recogniser:

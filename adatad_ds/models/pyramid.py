@@ -6,6 +6,8 @@ after every operation over time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,22 +21,20 @@ HALVING = 2
 
 
 class Pyramid(nn.Module):
-    """Masked convolutions, transformer blocks at full rate, then blocks that halve the rate; LayerNorm on each level.
+    """Masked convolutions, blocks at full rate, then blocks that halve the rate; LayerNorm on each level.
 
     Args:
         in_channels: channels of the backbone's features.
         width: channels C of every level.
-        arch: numbers of convolutions, of transformer blocks, and of halving blocks (= levels - 1).
-        heads: attention heads.
-        attn_windows: attention window of each level, in steps, centred on the query; -1: global.
+        arch: numbers of convolutions, of blocks at full rate, and of halving blocks (= levels - 1).
+        make_block: makes the block of a level and a stride (1 or 2): a module that maps features (B, T, C), mask (B, T)
+            and noise to features and mask of T / stride steps.
         steps: T, the window's feature steps plus padding.
         step_multiple: what longer ones are padded to a multiple of; 0: of the coarsest level's stride.
         abs_pos_embed: add a fixed sine-cosine position embedding after the convolutions.
-        drop_path: stochastic depth rate of both branches of each block.
         input_dropout: dropout rate of input channels in training.
-        proj_dropout: dropout rate after the attention's projection and after both layers of the MLP.
+        input_noise: deviation of Gaussian noise added to the features in training.
         actionformer_norms: see `MaskedConv`.
-        pooling: halve the rate by max pooling alone (TemporalMaxer, arXiv 2303.09055) instead of transformer blocks.
     """
 
     def __init__(
@@ -43,20 +43,17 @@ class Pyramid(nn.Module):
         in_channels: int,
         width: int,
         arch: tuple[int, int, int],
-        heads: int,
-        attn_windows: tuple[int, ...],
+        make_block: Callable[[int, int], nn.Module],
         steps: int,
         step_multiple: int = 0,
         abs_pos_embed: bool,
-        drop_path: float,
-        input_dropout: float,
-        proj_dropout: float,
+        input_dropout: float = 0.0,
+        input_noise: float = 0.0,
         actionformer_norms: bool = False,
-        pooling: bool = False,
     ) -> None:
         super().__init__()
         convolutions, full_rate, halving = arch
-        self.input_dropout = input_dropout
+        self.input_dropout, self.input_noise = input_dropout, input_noise
         self.steps = steps
         self.step_multiple = step_multiple or HALVING**halving
         self.embed = nn.ModuleList(
@@ -69,20 +66,8 @@ class Pyramid(nn.Module):
         self.position: Tensor | None
         self.register_buffer("position", position, persistent=False)
 
-        def block(stride: int, window: int) -> PyramidBlock | MaxPooling:
-            if pooling:
-                return MaxPooling(stride=stride)
-            return PyramidBlock(
-                width=width,
-                heads=heads,
-                attn_window=window,
-                stride=stride,
-                drop_path=drop_path,
-                proj_dropout=proj_dropout,
-            )
-
-        self.stem = nn.ModuleList(block(1, attn_windows[0]) for _ in range(full_rate))
-        self.branch = nn.ModuleList(block(HALVING, attn_windows[level + 1]) for level in range(halving))
+        self.stem = nn.ModuleList(make_block(0, 1) for _ in range(full_rate))
+        self.branch = nn.ModuleList(make_block(level, HALVING) for level in range(1, halving + 1))
         eps = ACTIONFORMER_EPS if actionformer_norms else CONV_NORM_EPS
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(halving + 1))
 
@@ -103,6 +88,8 @@ class Pyramid(nn.Module):
         steps = self.steps if own <= self.steps else -(-own // self.step_multiple) * self.step_multiple
         padding = steps - own
         x, valid = F.pad(features, (0, 0, 0, padding)), F.pad(valid, (0, padding))
+        if noise is not None and self.input_noise > 0:
+            x = x + self.input_noise * noise.normal(*x.shape[1:]).to(x.dtype)
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
         for convolution in self.embed:
@@ -128,18 +115,21 @@ class Pyramid(nn.Module):
 
 
 class MaskedConv(nn.Module):
-    """Kernel-3 temporal convolution without bias, LayerNorm, ReLU; masked before the norm and at the end.
+    """Temporal convolution without bias, LayerNorm, ReLU; masked before the norm and at the end.
 
     Args:
         in_channels: of the input.
         out_channels: of the output.
+        kernel: of the convolution, odd.
         actionformer_norms: as in ActionFormer's own code: not masked at the end, so that padding holds the norm's bias.
     """
 
-    def __init__(self, *, in_channels: int, out_channels: int, actionformer_norms: bool = False) -> None:
+    def __init__(
+        self, *, in_channels: int, out_channels: int, kernel: int = 3, actionformer_norms: bool = False
+    ) -> None:
         super().__init__()
         self.actionformer_norms = actionformer_norms
-        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=kernel, padding=kernel // 2, bias=False)
         self.norm = nn.LayerNorm(out_channels, eps=ACTIONFORMER_EPS if actionformer_norms else CONV_NORM_EPS)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -189,7 +179,7 @@ class PyramidBlock(nn.Module):
 
 
 class MaxPooling(nn.Module):
-    """Masked max pooling over three steps; may halve the rate."""
+    """Masked max pooling over three steps (TemporalMaxer, arXiv 2303.09055); may halve the rate."""
 
     def __init__(self, *, stride: int) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """Random numbers per sample, independent of ranks and batches.
 
-Drop path and dropout draw from here, so that a sample gets the same masks on any rank, in any micro batch, when
+Drop path, dropout and noise draw from here, so that a sample gets the same masks on any rank, in any micro batch, when
 recomputed, and after a resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,18 @@ class SampleNoise:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape) float32."""
-        drawn = torch.stack([torch.rand(shape, generator=generator) for generator in self._generators])
-        return drawn.to(self._device, non_blocking=True)
+        return self._drawn(torch.rand, shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, (B, *shape) float32."""
+        return self._drawn(torch.randn, shape)
 
     def keep(self, *shape: int, rate: float | Tensor) -> Tensor:
         """Inverted-dropout factors, (B, *shape): 0 with probability `rate`, else 1 / (1 - rate)."""
         drawn = self.uniform(*shape)
         rate = torch.as_tensor(rate, device=self._device)
         return (drawn >= rate).float() / (1.0 - rate)
+
+    def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        drawn = torch.stack([draw(shape, generator=generator) for generator in self._generators])
+        return drawn.to(self._device, non_blocking=True)

@@ -205,8 +205,8 @@ def within(
     needed = max(least.peak_bytes, least.kept_bytes + beside)
     advice = "" if host else ", and less with cpu_checkpointing: true in the DeepSpeed config"
     raise BudgetError(
-        f"backbone.activation_memory_gb: {budget / 1e9:.3f} GB are too little; the least that can be done with is "
-        f"{needed / 1e9:.3f} GB, {least.clips_per_chunk} clips a chunk{advice}",
+        f"backbone.activation_memory_gb: {max(0, budget) / 1e9:.3f} GB are too little; the least that can be done with "
+        f"is {needed / 1e9:.3f} GB, {least.clips_per_chunk} clips a chunk{advice}",
         needed=needed,
     )
 

@@ -19,6 +19,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
+from adatad_ds.recipes.tridet import tridet_recipes
 
 __all__ = ["Recipe", "all_recipes", "config_diff", "find_recipe", "recipe_table"]
 
@@ -46,7 +47,8 @@ def all_recipes() -> dict[str, Recipe]:
         "quickstart_frozen": _quickstart("frozen"),
         "quickstart_features": _quickstart_features(),
     }
-    return quickstart | dict(published_recipes()) | dict(aim_recipes()) | dict(actionformer_recipes())
+    on_features = dict(actionformer_recipes()) | dict(tridet_recipes())
+    return quickstart | dict(published_recipes()) | dict(aim_recipes()) | on_features
 
 
 def recipe_table() -> str:

@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "backbone.activation_checkpointing",
     "backbone.activation_memory_gb",
     "backbone.clips_per_chunk",
+    "backbone.cache_features",
     "backbone.stored_on_device_gb",
     "data.workers",
     "data.prefetch",

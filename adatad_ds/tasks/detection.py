@@ -1,4 +1,4 @@
-"""Detection as a task: windows of videos, ActionFormer's losses, mean average precision.
+"""Detection as a task: windows of videos, the losses of the head, mean average precision.
 
 P points of all pyramid levels, K classes.
 """
@@ -20,12 +20,13 @@ from adatad_ds.data.features.dataset import FeatureDataset
 from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.video_dataset import frames_on
 from adatad_ds.data.window_dataset import WindowDataset
-from adatad_ds.detection.losses import LossNormalizer, detection_losses
+from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
-from adatad_ds.models.detector import Detector, Predictions, detector_points, valid_points
+from adatad_ds.models.detector import Detector, detector_points, valid_points
+from adatad_ds.models.heads.interface import Predictions
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
 from adatad_ds.tasks.detection_pipeline import (
@@ -147,14 +148,7 @@ class DetectionTask:
     def _losses(self, predictions: Predictions, targets: Targets) -> Tensor:
         """Classification and weighted regression of a micro batch, (2,), summed over its points."""
         head = self._config.head
-        classification, regression = detection_losses(
-            class_logits=predictions.class_logits,
-            distances=predictions.distances,
-            points=self._points,
-            valid=predictions.valid,
-            targets=targets,
-            label_smoothing=head.label_smoothing,
-        )
+        classification, regression = predictions.losses(points=self._points, targets=targets, settings=head)
         return torch.stack([classification, head.reg_loss_weight * regression])
 
     def sum_over_samples(self, *values: float | Tensor) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from adatad_ds.evaluation.candidates_file import VideoCandidates
 from adatad_ds.evaluation.detections_file import to_records
 from adatad_ds.evaluation.external_classifier import VideoScores, fuse, read_video_scores
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
-from adatad_ds.models.detector import Predictions, detector_points
+from adatad_ds.models.detector import detector_points
+from adatad_ds.models.heads.interface import Predictions
 
 Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
 
@@ -48,7 +49,7 @@ def find_candidates(
         mesh: the ranks.
         report: told about videos that could not be read.
     """
-    world = mesh.world
+    world, test = mesh.world, config.test
     points_of = cache(lambda steps: detector_points(config, device=world.device, steps=steps))  # one kind, as a rule
     own: dict[str, list[Candidates]] = {}
     durations: dict[str, float] = {}
@@ -58,7 +59,6 @@ def find_candidates(
         batch = own_batch.blank_unreadable(mesh.gather_over_time(own_batch.errors))
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         points = points_of(batch.valid.shape[1])
-        segments = decode_segments(points, predictions.distances)
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):
             damage[video] = merged(damage.get(video), batch.damage[index])
@@ -70,12 +70,14 @@ def find_candidates(
             # differs: the published code skips threshold and limit where there is one class; what scores less than
             # the threshold could only vote, by that score.
             candidates = select_candidates(
-                segments_grid=segments[index],
                 scores=scores[index],
                 valid=predictions.valid[index],
+                segments_of=partial(_segments_of, predictions, points, index),
                 grid=batch.grids[index],
-                score_thresh=config.test.pre_nms_thresh,
-                topk=config.test.pre_nms_topk,
+                score_thresh=test.pre_nms_thresh,
+                topk=test.pre_nms_topk,
+                levels=points[:, 3].unique_consecutive(return_counts=True)[1].tolist() if test.topk_per_level else (),
+                min_duration=test.min_duration_steps,
             )
             own.setdefault(video, []).append(candidates)
             durations[video] = batch.grids[index].duration_sec
@@ -95,6 +97,12 @@ def find_candidates(
             merge_candidates(by_video[video]), duration_sec=durations[video], damage=str(missing) if missing else ""
         )
     return found
+
+
+def _segments_of(predictions: Predictions, points: Tensor, window: int, point: Tensor, label: Tensor) -> Tensor:
+    """Segments (N, 2) in grid units of points (N,) and classes (N,) of a window."""
+    point, label = point.to(points.device), label.to(points.device)
+    return decode_segments(points[point], predictions.distances_of(torch.full_like(point, window), point, label))
 
 
 def damaged_videos(candidates: Mapping[str, VideoCandidates]) -> dict[str, str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from adatad_ds.config.backbone import FEATURES
 from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
@@ -36,6 +38,14 @@ from adatad_ds.training.update_stats import Updates
 from adatad_ds.weights.loading import in_published_order
 
 
+class CacheFeatures(Protocol):
+    """Fills a folder with the features of a config's videos; see `inference.feature_cache`, which is not imported."""
+
+    def __call__(self, config: Config, *, folder: Path, world: World) -> tuple[Config, dict[str, str]]:
+        """The config that reads the features, and the fingerprint of the frozen backbone. A collective."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """This process's part in a run.
@@ -56,7 +66,13 @@ class Session:
 
 
 def build_trainer(
-    config: Config, policy: Mapping[str, Any], *, class_order: ClassOrder | None, resume: bool, session: Session
+    config: Config,
+    policy: Mapping[str, Any],
+    *,
+    class_order: ClassOrder | None,
+    resume: bool,
+    cache_features: CacheFeatures,
+    session: Session,
 ) -> Trainer:
     """Build a run's trainer. A collective.
 
@@ -65,6 +81,7 @@ def build_trainer(
         policy: the ds_config as its file has it.
         class_order: classes of a published detector's logits; None: unknown.
         resume: continue from the newest complete checkpoint, if any.
+        cache_features: called with `backbone.cache_features`.
         session: this process's part in the run.
 
     Raises:
@@ -82,8 +99,11 @@ def build_trainer(
 
     store = run.checkpoints(keep=config.train.keep_checkpoints)
     saved = find_saved(run, store, config=config, resume=resume, world=world)
-    task, batches = open_data(config, ds_config, mesh=mesh, saved=saved)
-    initial = build_initial_model(config, ds_config, task=task, runtime=runtime, world=world)
+    reads, frozen = config, None
+    if config.backbone.cache_features:
+        reads, frozen = cache_features(config, folder=run.path / FEATURES, world=world)
+    task, batches = open_data(reads, ds_config, mesh=mesh, saved=saved)
+    initial = build_initial_model(config, ds_config, task=task, runtime=runtime, world=world, cached=frozen)
     total_steps = config.train.stop_epoch * batches.steps_per_epoch
     engine, progress = start_engine(
         config, ds_config, task=task, initial=initial, saved=saved, total_steps=total_steps, world=world

@@ -13,6 +13,8 @@ from adatad_ds.data.features.sources import feature_fingerprint
 from adatad_ds.distributed.engine import partitioner
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import summarize_list
+from adatad_ds.models.backbones.features import FeatureBackbone
+from adatad_ds.models.detector import Detector
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.factory import Model, Runtime, build_model
 from adatad_ds.tasks.base import Task
@@ -52,9 +54,23 @@ class InitialModel:
 
 
 def build_initial_model(
-    config: Config, ds_config: dict[str, Any], *, task: Task, runtime: Runtime, world: World
+    config: Config,
+    ds_config: dict[str, Any],
+    *,
+    task: Task,
+    runtime: Runtime,
+    world: World,
+    cached: dict[str, str] | None = None,
 ) -> InitialModel:
     """Build the model and load its pretrained weights. A collective.
+
+    Args:
+        config: of the run.
+        ds_config: resolved.
+        task: of the run.
+        runtime: of this rank.
+        world: the ranks.
+        cached: fingerprint of the frozen backbone whose features are read in its place; None: it runs.
 
     Raises:
         ConfigError: unknown backbone, or adapters that do not fit it.
@@ -62,6 +78,12 @@ def build_initial_model(
     """
     torch.manual_seed(config.train.seed)  # of the initialisation alone: samples carry their own seeds
     model = world.attempt(lambda: build_model(config, num_classes=len(task.classes), runtime=runtime))
+    if cached is not None:  # the head is initialised as beside the backbone
+        assert isinstance(model, Detector)
+        model.backbone = FeatureBackbone(channels=model.backbone.width)  # pyright: ignore[reportAttributeAccessIssue]
+        return InitialModel(
+            model=model, stopwatch=runtime.stopwatch, frozen_fingerprint=cached, published={}, reports=[]
+        )
     vit = model.backbone.vit
     weights = world.attempt(lambda: find_weights(config.backbone, vit))
     reports = weights_reports(weights, config.backbone)

@@ -18,18 +18,19 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
     """Optimizer groups of all trainable parameters: {backbone, adapter, head} x {decayed, not}.
 
     Weight decay applies, as by the authors of AdaTAD and AIM, to every tensor of backbone, adapters and a recogniser's
-    classifier, including biases, norms and scales; in a detector's pyramid and heads, as by ActionFormer's, to tensors
-    with two axes longer than 1. Each group has `name`, `base_lr` (reached after the warm-up), `lr` (0, where the
-    schedule starts) and `weight_decay`.
+    classifier, including biases, norms and scales; in a detector's pyramid and heads, as by ActionFormer's and
+    TriDet's, to the weights of linear layers and convolutions. Each group has `name`, `base_lr` (reached after the
+    warm-up), `lr` (0, where the schedule starts) and `weight_decay`.
     """
     lr_backbone = train.lr_adapter if train.lr_backbone is None else train.lr_backbone  # an image model's final norm
     rates = {"backbone": lr_backbone, "adapter": train.lr_adapter, "head": train.lr_head}
+    weights = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d)}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = parameter_kind(name)
             in_detector = kind == "head" and not name.startswith(CLASSIFIER)
-            decayed = not in_detector or sum(size > 1 for size in parameter.shape) > 1
+            decayed = not in_detector or name in weights
             groups.setdefault((kind, decayed), []).append(parameter)
     decays = {"backbone": train.weight_decay_backbone, "adapter": train.weight_decay, "head": train.weight_decay}
     return [
@@ -76,18 +77,20 @@ def schedule(
     warmup_steps: float,
     total_steps: int,
     warmup_start: float = 0.0,
+    cosine_end: float = 0.0,
     epoch_steps: int | None = None,
 ) -> float:
-    """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine to 0 at `total_steps`.
+    """Learning-rate factor of optimizer step `step` (from 0): a linear warm-up and a cosine that ends at `total_steps`.
 
     With `warmup_start` 0, step 0 has rate 0, as by AdaTAD's authors (OpenTAD, LinearWarmupCosineAnnealingLR).
-    # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends at a rate of 1e-8.
+    # differs: theirs reaches 1 at step `warmup_steps` - 1, and ends no lower than at a rate of 1e-8.
 
     Args:
         step: optimizer step.
         warmup_steps: length of the warm-up.
-        total_steps: step at which the cosine reaches 0.
+        total_steps: step at which the cosine ends.
         warmup_start: factor at which the warm-up starts.
+        cosine_end: factor at which the cosine ends.
         epoch_steps: None: the cosine starts after the warm-up and decays with each step (AdaTAD). Otherwise steps per
             epoch: it starts at the first step and decays with each epoch, multiplied by the warm-up (mmcv, AIM).
     """
@@ -96,4 +99,4 @@ def schedule(
         progress = max(0.0, step - warmup_steps) / max(1, total_steps - warmup_steps)
     else:
         progress = step // epoch_steps * epoch_steps / total_steps
-    return warmed * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return warmed * (cosine_end + (1 - cosine_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

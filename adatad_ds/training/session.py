@@ -11,7 +11,7 @@ from adatad_ds.distributed.world import World
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
-from adatad_ds.training.build import Session, build_trainer
+from adatad_ds.training.build import CacheFeatures, Session, build_trainer
 from adatad_ds.training.preemption import StopRequest
 
 
@@ -25,6 +25,7 @@ def train(
     profile: str | None,
     world: World,
     stop: StopRequest,
+    cache_features: CacheFeatures,
 ) -> None:
     """Build the trainer and run it; nothing stays alive when this returns. A collective.
 
@@ -37,6 +38,7 @@ def train(
         profile: START:STOP, the steps to trace.
         world: the ranks.
         stop: whether this rank has been asked to stop.
+        cache_features: see `build_trainer`.
     """
     run = RunFolder(folder)
     lock = RunLock(run.path)  # rank 0 holds it
@@ -47,6 +49,7 @@ def train(
             ds_config,
             class_order=class_order,
             resume=resume,
+            cache_features=cache_features,
             session=Session(run=run, lock=lock, world=world, stop=stop, profile=profile),
         )
         if stale:

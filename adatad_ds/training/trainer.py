@@ -119,6 +119,7 @@ class Trainer:
             warmup_steps=settings.warmup_epochs * epoch_steps,
             total_steps=settings.schedule_epochs * epoch_steps,
             warmup_start=settings.warmup_start,
+            cosine_end=settings.cosine_end,
             epoch_steps=epoch_steps if settings.cosine == "epoch" else None,
         )
 

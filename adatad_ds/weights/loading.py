@@ -23,7 +23,7 @@ from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
-from adatad_ds.weights.head_layouts import open_actionformer_weights
+from adatad_ds.weights.head_layouts import open_head_weights
 from adatad_ds.weights.image_layouts import fit_image_weights, open_aim_weights
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
 VIT = "backbone.vit."  # where a detector has its transformer
-_CLASSIFIERS = ("head.cls_head.", "head.classifier.")  # of a detector, of a recogniser
+# of a detector, with TriDet's heads, of a recogniser
+_CLASSIFIERS = ("head.cls_head.", "head.start_head.", "head.end_head.", "head.classifier.")
 Transformer: TypeAlias = "VisionTransformer | ImageTransformer"
 WHERE_FROM = {
     "videomae_s": _VIDEOMAE_PAGE,
@@ -52,7 +53,7 @@ def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -
     """Recognise the file that a config names; see `open_weights` and `open_aim_weights`."""
     assert backbone.weights is not None
     if backbone.is_features:
-        return open_actionformer_weights(backbone.weights, averaged=averaged)
+        return open_head_weights(backbone.weights, averaged=averaged)
     if backbone.is_image:
         return open_aim_weights(backbone.weights)
     return open_weights(backbone.weights, averaged=averaged)

@@ -31,7 +31,11 @@ CASES = {  # 4 clips a window, or 3, which 2 ranks share unevenly
         2,
         {"backbone__tuning": "tia+lora", "backbone__activation_checkpointing": True, **SOME_GRAPHS},
     ),
-    "P=2, 3 clips": (2, 2, {"data__window_size": 24, "backbone__activation_checkpointing": True, **LEAST}),
+    "P=2, 3 clips, tridet": (
+        2,
+        2,
+        {"data__window_size": 24, "backbone__activation_checkpointing": True, "head__name": "tridet", **LEAST},
+    ),
     "P=4, bare": (4, 4, {}),
     "P=2 x 2 data ranks, side": (4, 2, {"backbone__tuning": "side", "backbone__drop_path": 0.0}),
 }

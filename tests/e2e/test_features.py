@@ -49,9 +49,11 @@ def command(features: Path, small_videos: Path, run: Path, **changes: object) ->
 
 @pytest.mark.slow
 def test_same_losses_on_any_number_of_ranks(features, small_videos, tmp_path):
+    """TriDet, with noise on its features: the same for a video on whichever rank."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    finish(command(features, small_videos, alone))
-    whole = {"data__test_whole_videos": True}
+    tridet = {"head__name": "tridet", "head__input_noise": 0.5}
+    finish(command(features, small_videos, alone, **tridet))
+    whole = {"data__test_whole_videos": True, "test__topk_per_level": True} | tridet
     finish(command(features, small_videos, together, ranks=2, ds_config="zero3_offload", data__workers=1, **whole))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
 
@@ -78,3 +80,27 @@ def test_it_learns_resumes_and_is_evaluated(features, small_videos, tmp_path, ca
 def evaluate(*arguments: object) -> None:
     world = World(rank=0, size=1, device=torch.device("cpu"))
     run_evaluation(make_parser().parse_args([str(argument) for argument in arguments]), world=world)
+
+
+@pytest.mark.slow
+def test_cached_features_give_the_losses_of_frames(small_videos, tmp_path):
+    """Filled by two ranks, read by them, resumed by one; the run is then evaluated on frames."""
+    resized = {"data.sampling": "resize", "data.augment": "[]", "data.short_side_before_crop": 32}
+    settings = SMALL | resized | {"backbone.drop_path": 0, "train.lr_head": 3e-3, "train.eval_from_epoch": 2}
+    frames, cached = tmp_path / "frames", tmp_path / "cached"
+    way: dict = {"data": small_videos, "recipe": "quickstart_frozen", "settings": settings}
+    finish(train_command(run=frames, ranks=1, ds_config="zero2", **way))
+    way["backbone__cache_features"] = True
+    output = finish(train_command(run=cached, ranks=2, ds_config="zero3", train__stop_epoch=1, **way))
+    files = {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")}
+    assert len(files) == 11
+    assert "6 of 6 videos of share 0 of 2" in output
+    finish(train_command(run=cached, ranks=1, ds_config="zero2", resume=True, **way))
+    assert {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")} == files
+    assert losses(cached) == pytest.approx(losses(frames), rel=1e-5)
+    found = [json.loads((run / "evaluations/epoch_0002/metrics.json").read_text()) for run in (frames, cached)]
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    finish(launched("pool", 1, ["adatad_ds/evaluate.py", str(cached)]))
+    again = json.loads((cached / "evaluate/metrics.json").read_text())
+    best = max(json.loads(file.read_text())["average_mAP"] for file in cached.glob("evaluations/*/metrics.json"))
+    assert again["average_mAP"] == pytest.approx(best, abs=1e-4)

@@ -89,8 +89,8 @@ def test_detections(case, setting):
         proposals = torch.from_numpy(golden[f"proposals{window}"])
         start_frame = meta["window_start_frame"] + meta["offset_frames"]
         candidates = select_candidates(
-            segments_grid=proposals,
             scores=torch.from_numpy(golden[f"scores{window}"]),
+            segments_of=lambda point, label, proposals=proposals: proposals[point],
             valid=torch.ones(len(proposals), dtype=torch.bool),
             grid=TimeGrid(
                 origin_sec=start_frame / meta["fps"],

@@ -69,6 +69,7 @@ def build(case: str, **backbone_changes) -> tuple[Config, Detector]:
     return config, load(case, config, spec, classes=settings["classes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_public_command_converts_them(case, tmp_path):
     """Both the last weights and the average come through `adatad-ds convert` unchanged."""

@@ -100,15 +100,25 @@ def write_late(path: Path, *, frames: int, late_sec: float, fps: int = 10) -> Pa
     return path
 
 
-def write_elementary(path: Path, *, frames: int, fps: int, codec: str = "libx264", told: bool = True) -> Path:
+def write_elementary(
+    path: Path,
+    *,
+    frames: int,
+    fps: int,
+    codec: str = "libx264",
+    told: bool = True,
+    width: int = 176,
+    height: int = 96,
+) -> Path:
     """A numbered stream without a container; `told`: its headers tell the rate (libx265 can leave it out)."""
     with av.open(str(path), "w", format={"libx264": "h264", "libx265": "hevc"}[codec]) as container:
         stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 176, 96, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         quiet = {"x265-params": f"log-level=none:vui-timing-info={int(told)}"} if codec == "libx265" else {}
         stream.options = {"preset": "ultrafast"} | quiet
         for index in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")))
+            picture = numbered_frame(index, width=width, height=height)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
 

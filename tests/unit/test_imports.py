@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support.launch import environment
 
 PACKAGE = Path(__file__).resolve().parents[2] / "adatad_ds"
@@ -25,7 +27,7 @@ FLOORS = (
     ("tasks", "planning"),
     ("runs",),
     ("training", "inference"),
-    (*ENTRIES, "cluster"),
+    (*ENTRIES, "cluster", "serving"),
     ("cli",),
     ("__main__",),
 )
@@ -78,6 +80,7 @@ def test_every_room_has_its_floor():
     assert {room_of(path) for path in imported_by()} == {room for rooms in FLOORS for room in rooms}
 
 
+@pytest.mark.slow
 def test_each_outside_world_has_one_door():
     assert offenders("deepspeed", {"distributed/engine.py"}) == []
     assert offenders("torch.distributed", {"distributed/world.py"}) == []
@@ -121,6 +124,7 @@ def path_text(path: Path) -> str:
     return (PACKAGE / path).read_text()
 
 
+@pytest.mark.slow
 def test_what_takes_seconds_to_import_waits_until_it_is_needed():
     """Every rank and every tool would pay for it."""
     late = ("timm", "torchvision", "transformers", "accelerate", "torch._dynamo")
@@ -130,6 +134,7 @@ def test_what_takes_seconds_to_import_waits_until_it_is_needed():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_deepspeed_compiles_nothing_to_ask_about_our_optimizer():
     code = """
 import sys
@@ -161,6 +166,7 @@ print("torch._inductor.lowering" in sys.modules)
     assert done.stdout.split()[-1:] == ["False"], done.stderr
 
 
+@pytest.mark.slow
 def test_text_files_are_utf8_whatever_the_locale():
     """Names of videos and classes may be in any script."""
     unsaid = []

@@ -66,25 +66,30 @@ def test_every_command_helps_without_pytorch(command):
     assert imported(code) == set()
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_pytorch_alone():
     assert imported(entry("train", "--recipe", "quickstart", "--dry-run")) == {"torch"}
 
 
+@pytest.mark.slow
 def test_a_rank_starts_with_pytorch_deepspeed_and_a_decoder():
     assert imported("import adatad_ds.training.session") == {"torch", "deepspeed", "av"}
 
 
+@pytest.mark.slow
 def test_a_worker_starts_with_pytorch_and_a_decoder():
     """Its server preloads these; the rank's main module, which each worker imports too, adds nothing."""
     code = "import importlib; from adatad_ds.data.loader import PRELOADED; [*map(importlib.import_module, PRELOADED)]"
     assert imported(f"{code}\nimport adatad_ds.train") == {"torch", "av"}
 
 
+@pytest.mark.slow
 def test_the_library_is_there_when_asked_for():
     code = "from adatad_ds.predict import load_detector, Detection, VideoDetector; assert callable(load_detector)"
     assert "deepspeed" not in imported(code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_no_rank_imports_what_would_compile(stage):
     """From the engine's start to a step, each stage of ZeRO."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import World
 from adatad_ds.models.detector import Detector, Predictions
-from adatad_ds.models.factory import build_detector
+from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
+from adatad_ds.models.execution.retention import Retention
+from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.loading import fill_backbone, find_weights
 from tools.gpu_parts.inputs import CLASSES, random_batch, task_without_videos
@@ -23,7 +25,7 @@ MOST = {"fp32": {"loss": 1e-5, "features": 1e-4, "gradients": 1e-3}, "bf16": {"l
 
 
 def run(record: Recorder, device: torch.device) -> None:
-    """Losses, features and gradients of the quickstart's model, run in two ways, against plain fp32 on a CPU.
+    """Losses, features and gradients of the quickstart's model, run in several ways, against fp32 on a CPU.
 
     The CPU's own numbers are held to the published implementations' by tests/golden.
     """
@@ -31,14 +33,20 @@ def run(record: Recorder, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False
     config = find_recipe("quickstart").config
     expected = compute(config, torch.device("cpu"), precision="fp32")
-    for name, backbone in (
-        ("autograd", config.backbone),
-        ("recomputed in chunks", replace(config.backbone, activation_checkpointing=True, clips_per_chunk=2)),
-    ):
-        for precision in ("fp32", "bf16") if backbone is not config.backbone or not record.miniature else ("fp32",):
+    recomputed = replace(config.backbone, activation_checkpointing=True, clips_per_chunk=2)
+    ways = [
+        ("every graph kept", config.backbone, Runtime()),
+        ("recomputed in chunks", recomputed, Runtime()),
+        ("some graphs kept", recomputed, Runtime(retention=Retention(graphs=9))),
+        ("inputs made again", recomputed, Runtime(retention=Retention(inputs=3))),
+    ]
+    if device.type == "cuda":
+        ways.append(("stored on the host", recomputed, Runtime(storage=Storage(StoragePolicy(offload=True)))))
+    for name, backbone, runtime in ways:
+        for precision in ("fp32", "bf16") if name == "recomputed in chunks" or not record.miniature else ("fp32",):
             changed = replace(config, backbone=backbone)
             try:
-                actual = compute(changed, device, precision=precision)
+                actual = compute(changed, device, precision=precision, runtime=runtime)
             except RuntimeError as error:
                 record.failed(f"{precision}, {name}", error)
                 continue
@@ -67,10 +75,12 @@ class Autograd:
         """The weights stay as they are."""
 
 
-def compute(config: Config, device: torch.device, *, precision: Literal["fp32", "bf16"]) -> dict[str, list[Tensor]]:
+def compute(
+    config: Config, device: torch.device, *, precision: Literal["fp32", "bf16"], runtime: Runtime | None = None
+) -> dict[str, list[Tensor]]:
     """First losses, features, and all gradients, on the CPU in fp32."""
     config = replace(config, train=replace(config.train, precision=precision))
-    detector = _detector(config).to(device, config.train.dtype)
+    detector = _detector(config, runtime).to(device, config.train.dtype)
     world = World(rank=0, size=1, device=device)
     batch = random_batch(config, windows=1)
     with torch.no_grad():
@@ -81,9 +91,9 @@ def compute(config: Config, device: torch.device, *, precision: Literal["fp32", 
     return {kind: [each.detach().float().cpu() for each in tensors] for kind, tensors in numbers.items()}
 
 
-def _detector(config: Config) -> Detector:
+def _detector(config: Config, runtime: Runtime | None) -> Detector:
     torch.manual_seed(0)
-    detector = build_detector(config, num_classes=CLASSES)
+    detector = build_detector(config, num_classes=CLASSES, runtime=runtime)
     weights = find_weights(config.backbone, detector.backbone.vit)
     assert weights is not None, "the quickstart has weights of its own"
     vit = detector.backbone.vit

@@ -18,7 +18,10 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.models.execution.retention import Retention
+from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.recipes.catalog import find_recipe
 from tools.bench.step import Bench, cpu_allocator_peak, matmul_flop_per_sec
@@ -41,6 +44,7 @@ class Setting:
     pixels: int
     ds_config: str
     variants: tuple[tuple[int, bool], ...] = ((8, False),)  # (clips a chunk, stored tensors in host memory)
+    budgets: bool = False  # and backbone.activation_memory_gb
 
     def __str__(self) -> str:
         """As in the report."""
@@ -48,13 +52,14 @@ class Setting:
         return f"{name}, {self.frames} frames, {self.pixels} px, {self.ds_config}"
 
 
+BUDGETS = (0.25, 0.5, 1.0)  # between full recomputation and none, or what the device has
 ALL_VARIANTS = ((8, False), (8, True), (4, False), (2, False), (1, False))
 SETTINGS = [  # most valuable first: what does not fit the time limit is missing from the report's end
     Setting(GIANT, 1536, 224, "zero2", ((8, False), (8, True), (4, False))),
-    Setting(GIANT, 768, 160, "zero2", ALL_VARIANTS),
+    Setting(GIANT, 768, 160, "zero2", ALL_VARIANTS, budgets=True),
     Setting(GIANT, 768, 160, "zero3_offload"),
     Setting(GIANT, 768, 160, "zero3"),
-    Setting(SMALL, 768, 160, "zero2", ALL_VARIANTS),
+    Setting(SMALL, 768, 160, "zero2", ALL_VARIANTS, budgets=True),
     Setting(SMALL, 768, 160, "zero3"),
     Setting(SMALL, 768, 160, "zero3_offload"),
     Setting(BASE, 768, 160, "zero2", ALL_VARIANTS),
@@ -66,7 +71,7 @@ SETTINGS = [  # most valuable first: what does not fit the time limit is missing
     Setting(GIANT, 1536, 224, "zero3_offload"),
 ]
 MINIATURE = [
-    Setting("quickstart", 64, 32, "zero2", ((2, False), (1, False))),
+    Setting("quickstart", 64, 32, "zero2", ((2, False), (1, False)), budgets=True),
     Setting("quickstart", 64, 32, "zero3_offload"),
 ]
 
@@ -99,8 +104,44 @@ def _measure(record: Recorder, setting: Setting, *, world: World, roof: float) -
                 _compare_with_plan(record, what, config, ds_config, chunk=chunk, host=host)
             except (RuntimeError, ConfigError) as error:
                 record.failed(what, error)
+        if setting.budgets:
+            step.model.backbone.clips_per_chunk = setting.variants[0][0]
+            step.storage.policy = StoragePolicy()
+            _measure_budgets(record, setting, step, ds_config, world.device, roof=roof)
     finally:
         step.close()
+
+
+def _measure_budgets(
+    record: Recorder, setting: Setting, step: WholeStep, ds_config: dict[str, Any], device: torch.device, *, roof: float
+) -> None:
+    config, backbone = config_of(setting), step.model.backbone
+    assert isinstance(backbone, AdaptedBackbone)
+    on_gpu = device.type == "cuda"
+    memory_gb = torch.cuda.get_device_properties(device).total_memory / 1e9 if on_gpu else None
+
+    def placed(**backbone: Any) -> Activations:
+        changed = replace(config, backbone=replace(config.backbone, **backbone))
+        return make_plan(
+            changed, ds_config=ds_config, ranks=1, num_classes=CLASSES, memory_gb=memory_gb, cuda=on_gpu
+        ).activations
+
+    least = placed().peak_bytes
+    most = placed(activation_memory_gb="auto") if on_gpu else placed(activation_checkpointing=False)
+    for share in BUDGETS:
+        gb = (least + share * (most.peak_bytes - least)) / 1e9
+        what = f"{setting}, a budget of {100 * share:.0f} % from full recomputation to none"
+        try:
+            here = placed(activation_memory_gb=gb)
+            backbone.retention = here.retention
+            backbone.clips_per_chunk = here.clips_per_chunk
+            record.amount(f"{what}: forward passes recomputed", here.recomputed, "")
+            _measure_variant(record, what, step, device, roof=roof)
+            chunk = config.backbone.clips_per_chunk
+            _compare_with_plan(record, what, config, ds_config, chunk=chunk, host=False, budget_gb=gb)
+        except (RuntimeError, ConfigError) as error:
+            record.failed(what, error)
+    backbone.retention = Retention()
 
 
 def _measure_variant(record: Recorder, what: str, step: WholeStep, device: torch.device, *, roof: float) -> None:
@@ -133,14 +174,23 @@ def _measure_variant(record: Recorder, what: str, step: WholeStep, device: torch
 
 
 def _compare_with_plan(
-    record: Recorder, what: str, config: Config, ds_config: dict[str, Any], *, chunk: int, host: bool
+    record: Recorder,
+    what: str,
+    config: Config,
+    ds_config: dict[str, Any],
+    *,
+    chunk: int,
+    host: bool,
+    budget_gb: float | None = None,
 ) -> None:
     measured = record.fact(f"{what}: peak")
     if measured is None:
         return
     ds_config = copy.deepcopy(ds_config)
     ds_config.setdefault("activation_checkpointing", {})["cpu_checkpointing"] = host
-    planned_config = replace(config, backbone=replace(config.backbone, clips_per_chunk=chunk))
+    planned_config = replace(
+        config, backbone=replace(config.backbone, clips_per_chunk=chunk, activation_memory_gb=budget_gb)
+    )
     plan = make_plan(planned_config, ds_config=ds_config, ranks=1, num_classes=CLASSES)
     planned = plan.device_bytes
     if record.miniature:  # a CPU's allocator is asked for what comes and goes within a step

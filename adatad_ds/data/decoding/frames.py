@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-import torch
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.libraries import WHOLE_FILE, Reader
 from adatad_ds.data.decoding.prepared import lost_frames, places_of, size_fault
-from adatad_ds.data.decoding.scaling import scale, scaled_size
+from adatad_ds.data.decoding.scaling import scale_frame, scaled_size
 from adatad_ds.data.decoding.sparing import key_before, seek, sparingly_decoded
 from adatad_ds.data.decoding.video import (
     Index,
@@ -110,11 +109,7 @@ def stream_frames(
     def finish(frame: Frames) -> Frames:
         if index.held is not None:  # what was coded may be a row or column larger
             frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
-        if frame.shape[:2] == (height, width):
-            return frame
-        pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
-        pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
-        return np.ascontiguousarray(pixels.numpy())
+        return scale_frame(frame, height=height, width=width, scaling=scaling)
 
     if (fault := size_fault(index, short_side=short_side, scaling=scaling)) is not None:
         raise VideoError(f"{path}: {fault}; run adatad-ds prepare-videos with this recipe, too")

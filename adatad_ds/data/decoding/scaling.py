@@ -5,7 +5,10 @@ n frames, h x w pixels; all frames uint8.
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adatad_ds.config.schema import Scaling
@@ -21,6 +24,15 @@ def scale(frames: Tensor, *, height: int, width: int, scaling: Scaling) -> Tenso
     if frames.shape[-2:] == (height, width):
         return frames
     return F.interpolate(frames, size=(height, width), mode="bilinear", antialias=scaling == "antialias")
+
+
+def scale_frame(frame: NDArray[np.uint8], *, height: int, width: int, scaling: Scaling) -> NDArray[np.uint8]:
+    """Resize one frame (h, w, 3) to (height, width, 3), as `scale`."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    pixels = torch.from_numpy(frame)[None].permute(0, 3, 1, 2)
+    pixels = scale(pixels, height=height, width=width, scaling=scaling)[0].permute(1, 2, 0)
+    return np.ascontiguousarray(pixels.numpy())
 
 
 def scaled_size(*, height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -115,6 +115,11 @@ def _index_file(folder: Path) -> IndexFile | None:
         return None
 
 
+def forget_indexes() -> None:
+    """Drop what is held of files, for a process that reads ever other ones."""
+    _indexed.cache_clear()
+
+
 @lru_cache(maxsize=1024)
 def _indexed(path: Path, named: str, state: FileState, manifest: Manifest | None) -> Index:
     """The index of a file in a state, with those facts of its original; `named`: the path for messages."""
@@ -169,8 +174,8 @@ def demuxed(path: Path) -> Index:
         known = sorted(time for time in times if time is not None)
         usable = len(known) == len(times) and all(a < b for a, b in pairwise(known)) and bool(stream.time_base)
         seconds = (np.array(known) - known[0]) * float(stream.time_base) if usable else None  # from the first frame on
-        told_fps = _told_fps(stream, seconds, timed=timed)
-        fps = told_fps or ASSUMED_FPS
+        headers_fps = told_fps(stream, seconds, timed=timed)
+        fps = headers_fps or ASSUMED_FPS
         start_sec = known[0] * float(stream.time_base) - clock_zero_sec(container) if usable else 0.0
         start_sec = start_sec if start_sec > LATE_INTERVALS / fps else 0.0
         lost_sec = _lost_sec(container, stream, end_sec, held_sec=len(times) / fps, fps=fps)
@@ -198,7 +203,7 @@ def demuxed(path: Path) -> Index:
             start_sec=start_sec,
             missing_sec=lost_sec,
             gaps_sec=holes,
-            rate_assumed=told_fps is None,
+            rate_assumed=headers_fps is None,
         ),
     )
     known_times = np.array(known, dtype=np.int64) if usable else None
@@ -219,7 +224,7 @@ def demuxed(path: Path) -> Index:
     )
 
 
-def _told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:
+def told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:
     """Frame rate; for an elementary stream, which has no times, from the codec's headers, as FFmpeg guesses 25."""
     if not timed:
         rate = stream.codec_context.framerate

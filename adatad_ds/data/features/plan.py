@@ -12,7 +12,7 @@ F frames of a piece, T features of the video.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,8 @@ def span_pieces(
     steps = num_features(timing, config, None)
     clips = -(-steps * config.frames_per_feature // clip_frames)
     if config.sampling == "resize":
-        source = WindowSource(video=video, video_index=0, timing=timing, config=config, label_ids={})
+        unlabelled = replace(video, actions=())
+        source = WindowSource(video=unlabelled, video_index=0, timing=timing, config=config, label_ids={})
         window = resize_window(source)
         places = np.minimum(np.arange(clips * clip_frames), config.window_frames - 1)
         numbers, seconds = window.frame_indices[places], window.frame_sec[places]

@@ -34,12 +34,18 @@ class Dataset:
     annotations_from: str
     videos_from: str
     terms: str
+    features_from: str  # public features of this data set
+    feature_terms: str
     exclusions: Mapping[str, str] = field(default_factory=dict)  # video: why it is customarily left out
     read_test: Callable[[Sequence[Path]], Annotations] | None = None  # of a challenge's videos, from separate files
 
 
 EPIC_VIDEOS = "https://github.com/epic-kitchens/epic-kitchens-download-scripts"
 EPIC_TERMS = "Creative Commons BY-NC 4.0: with credit, not for commercial purposes."
+OPENTAD = "https://github.com/sming256/OpenTAD/tree/main/tools/prepare_data"
+ACTIONFORMER = "https://github.com/happyharrycn/actionformer_release"
+NO_FEATURE_TERMS = "these pages state none of their own for features; those of the videos' owners apply."
+THUMOS_FEATURES = f"{ACTIONFORMER} (I3D), {OPENTAD}/thumos (I3D, TSN, SlowFast, VideoMAE, VideoMAEv2)"
 THUMOS_VIDEOS = "https://www.crcv.ucf.edu/THUMOS14/download.html (validation set, test set)"
 
 DATASETS: Mapping[str, Dataset] = {
@@ -52,6 +58,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://www.crcv.ucf.edu/THUMOS14/download.html (temporal annotations, both archives)",
         videos_from=THUMOS_VIDEOS,
         terms="read them on the owners' page; the videos are from YouTube.",
+        features_from=THUMOS_FEATURES,
+        feature_terms=NO_FEATURE_TERMS,
         exclusions={
             "video_test_0000270": "wrong annotations",
             "video_test_0001292": "no annotations",
@@ -67,6 +75,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="http://activity-net.org/download.html (activity_net.v1-3.min.json)",
         videos_from="http://activity-net.org/download.html (a form asks for access, which lasts seven days)",
         terms="read them in the owners' form; the videos are from YouTube.",
+        features_from=f"{ACTIONFORMER} (TSP, I3D), {OPENTAD}/activitynet (TSP, TSN, SlowFast, VideoMAE)",
+        feature_terms=NO_FEATURE_TERMS,
     ),
     "epic_verb": Dataset(
         title="EPIC-Kitchens-100, verbs",
@@ -78,6 +88,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
         videos_from=EPIC_VIDEOS,
         terms=EPIC_TERMS,
+        features_from=f"{ACTIONFORMER} (SlowFast, for verbs and nouns)",
+        feature_terms=NO_FEATURE_TERMS,
     ),
     "epic_noun": Dataset(
         title="EPIC-Kitchens-100, nouns",
@@ -89,6 +101,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
         videos_from=EPIC_VIDEOS,
         terms=EPIC_TERMS,
+        features_from=f"{ACTIONFORMER} (SlowFast, for verbs and nouns)",
+        feature_terms=NO_FEATURE_TERMS,
     ),
     "ego4d_mq": Dataset(
         title="Ego4D moment queries",
@@ -100,6 +114,11 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://ego4d-data.org/docs/start-here (moments_train.json, moments_val.json)",
         videos_from="https://ego4d-data.org/docs/start-here (the clips of the episodic memory benchmark)",
         terms="a licence agreement to be signed with the owners before the download.",
+        features_from=(
+            "https://ego4d-data.org/docs/start-here (SlowFast, Omnivore), https://github.com/showlab/EgoVLP/issues/1 "
+            "(EgoVLP)"
+        ),
+        feature_terms="the licence agreement of Ego4D; ActionFormer's authors may not pass these features on.",
     ),
     "multithumos": Dataset(
         title="MultiTHUMOS",
@@ -110,6 +129,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://ai.stanford.edu/~syyeung/everymoment.html (multithumos.zip)",
         videos_from=f"THUMOS14's: {THUMOS_VIDEOS}",
         terms="the owners' page states none for the annotations; for the videos, THUMOS14's.",
+        features_from=f"THUMOS14's: {THUMOS_FEATURES}",
+        feature_terms=NO_FEATURE_TERMS,
     ),
     "charades": Dataset(
         title="Charades",
@@ -120,6 +141,8 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://prior.allenai.org/projects/charades (Charades.zip)",
         videos_from="https://prior.allenai.org/projects/charades (Charades_v1_480.zip, or the original size)",
         terms="the owners' license.txt, which comes with the files: non-commercial use.",
+        features_from=f"{OPENTAD}/charades (VGG, I3D, VideoMAE)",
+        feature_terms="those of the owners' license.txt: non-commercial use.",
     ),
     "hacs": Dataset(
         title="HACS Segments 1.1.1",
@@ -130,6 +153,11 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://github.com/hangzhaomit/HACS-dataset (HACS_v1.1.1.zip)",
         videos_from="https://github.com/hangzhaomit/HACS-dataset (download_videos.py; a form for videos that are gone)",
         terms="read them in the owners' form; the videos are from YouTube.",
+        features_from=(
+            "https://github.com/qinzhi-0110/Temporal-Context-Aggregation-Network-Pytorch (SlowFast), "
+            f"{OPENTAD}/hacs (the same), http://hacs.csail.mit.edu/hacs_segments_features.zip (I3D)"
+        ),
+        feature_terms=NO_FEATURE_TERMS,
     ),
     "fineaction": Dataset(
         title="FineAction",
@@ -140,5 +168,7 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/annotations_gt.json)",
         videos_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/video)",
         terms="read them on that page; https://github.com/Richard-61/FineAction states none.",
+        features_from="https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/TAD.md (VideoMAEv2)",
+        feature_terms=NO_FEATURE_TERMS,
     ),
 }

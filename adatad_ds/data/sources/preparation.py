@@ -71,6 +71,7 @@ def prepare(
         entries += dataset.read_test(sources).entries
     report("\n".join(count_table(dataset, entries)))
     report(f"videos: {dataset.videos_from}\nterms: {dataset.terms}")
+    report(f"features: {dataset.features_from}\nterms of features: {dataset.feature_terms}")
 
     listed_names = excluded_names(entries, exclude_file, report=report) if exclude_file is not None else set()
     entries = [entry for entry in entries if entry.name not in listed_names]

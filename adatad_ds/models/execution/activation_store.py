@@ -1,7 +1,8 @@
 """Storage of activations until the backward pass: on the device, in host memory, or in both under a byte budget.
 
 A stored tensor is written once and read span by span, so that only the current spans of one in host memory are on the
-device. On a GPU, copies run on their own stream, one span ahead of use, through page-locked memory.
+device. On a GPU, copies run on two streams of their own, since the bus carries both directions at once, one span ahead
+of use, through page-locked memory.
 
 B windows, T tubelets, S positions, C channels.
 """
@@ -55,45 +56,77 @@ class StoragePolicy:
         return min(count, self.device_bytes // tensor_bytes) if self.offload else count
 
 
-class Storage:
-    """Allocates stored tensors; keeps the host buffers and the copy stream from step to step."""
+class CopyStreams:
+    """Two streams beside the computation: one for copies to host memory, one for those back.
 
-    def __init__(self, policy: StoragePolicy) -> None:
-        self.policy = policy
+    Args:
+        device: a GPU.
+        runtime: `torch.cuda`.
+    """
+
+    def __init__(self, device: torch.device, runtime: Any = torch.cuda) -> None:
+        self._device, self._runtime = device, runtime
+        self._out, self._in = runtime.Stream(device), runtime.Stream(device)
+
+    @contextlib.contextmanager
+    def to_host(self, values: Tensor) -> Iterator[None]:
+        """Copy values that the work queued so far computes."""
+        self._out.wait_stream(self._runtime.current_stream(self._device))
+        with self._runtime.stream(self._out):
+            yield
+        self.used(values, self._out)
+
+    def written(self) -> torch.Event:
+        """Event after the copies to host memory so far."""
+        return self._out.record_event()
+
+    @contextlib.contextmanager
+    def to_device(self, written: torch.Event) -> Iterator[None]:
+        """Copy what was written at that event, and not before the computation has come here."""
+        self._in.wait_stream(self._runtime.current_stream(self._device))
+        self._in.wait_event(written)
+        with self._runtime.stream(self._in):
+            yield
+
+    def read(self) -> torch.Event:
+        """Event after the copies to the device so far."""
+        return self._in.record_event()
+
+    def arrived(self, values: Tensor, read: torch.Event) -> None:
+        """Let the computation wait for values that were copied at that event."""
+        current = self._runtime.current_stream(self._device)
+        current.wait_event(read)
+        self.used(values, current)
+
+    def used(self, values: Tensor, stream: Any) -> None:
+        """Tell the allocator that a stream uses this tensor, which another one allocated."""
+        values.record_stream(stream)
+
+
+class Storage:
+    """Allocates stored tensors; keeps the host buffers and the copy streams from step to step.
+
+    Args:
+        policy: where tensors are stored.
+        streams: for copies; None: those of the first GPU whose tensors go to host memory.
+    """
+
+    def __init__(self, policy: StoragePolicy, *, streams: CopyStreams | None = None) -> None:
+        self.policy, self.streams = policy, streams
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = {}  # host buffers by size and type, flat
-        self._stream: torch.cuda.Stream | None = None
 
     def reserve(self, count: int, shape: tuple[int, ...], *, like: Tensor) -> list[Stored]:
         """Allocate `count` tensors (B, T, S, C) with the type and device of `like`; they are read in reverse order."""
         elements = torch.Size(shape).numel()
         on_device = self.policy.on_device(count, elements * like.element_size())
-        if on_device < count and like.device.type == "cuda" and self._stream is None:
-            self._stream = torch.cuda.Stream(like.device)
+        if on_device < count and like.device.type == "cuda" and self.streams is None:
+            self.streams = CopyStreams(like.device)
         host = [HostTensor(self._host_buffer(elements, like), shape, self) for _ in range(count - on_device)]
         return [*host, *(DeviceTensor(like.new_empty(shape)) for _ in range(on_device))]
 
     def give_back(self, buffer: Tensor) -> None:
-        """Return a host buffer for reuse, at once: all copies are ordered on one stream."""
+        """Return a host buffer for reuse, at once: a write waits for the computation, which waited for all reads."""
         self._free.setdefault((buffer.numel(), buffer.dtype), []).append(buffer)
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Run on the copy stream, after the work queued so far on the compute stream."""
-        if self._stream is None:
-            yield
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            yield
-
-    def mark_used(self, tensor: Tensor, *, by_copies: bool) -> None:
-        """Tell the allocator that the other stream uses this tensor."""
-        if self._stream is not None:
-            tensor.record_stream(self._stream if by_copies else torch.cuda.current_stream(tensor.device))
-
-    def copied(self) -> torch.Event | None:
-        """Event after the copies queued so far."""
-        return None if self._stream is None else self._stream.record_event()  # pyright: ignore[reportReturnType]
 
     def _host_buffer(self, elements: int, like: Tensor) -> Tensor:
         if free := self._free.get((elements, like.dtype)):
@@ -135,6 +168,7 @@ class HostTensor:
         self._values = buffer.view(steps, windows, *rest)
         self._storage = storage
         self._device = torch.device("cpu")
+        self._written: torch.Event | None = None
 
     def __del__(self) -> None:
         """Return the buffer."""
@@ -148,10 +182,14 @@ class HostTensor:
     def write(self, start: int, values: Tensor) -> None:
         """Put (B, t, S, C) at tubelet `start`, in the background."""
         self._device = values.device
-        values = values.transpose(0, 1).contiguous()
-        with self._storage.aside():
-            self._values[start : start + len(values)].copy_(values, non_blocking=True)
-            self._storage.mark_used(values, by_copies=True)
+        values, streams = values.transpose(0, 1).contiguous(), self._storage.streams
+        own = self._values[start : start + len(values)]
+        if streams is None:
+            own.copy_(values)
+            return
+        with streams.to_host(values):
+            own.copy_(values, non_blocking=True)
+        self._written = streams.written()
 
     def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
         """Each span in turn, on the device, while the next one is being copied."""
@@ -166,14 +204,16 @@ class HostTensor:
 
     def _fetch(self, span: Span) -> tuple[Tensor, torch.Event | None]:
         start, stop = span
-        with self._storage.aside():
+        streams = self._storage.streams
+        if streams is None or self._written is None:
+            return self._values[start:stop].to(self._device), None
+        with streams.to_device(self._written):
             values = self._values[start:stop].to(self._device, non_blocking=True)
-            return values, self._storage.copied()
+        return values, streams.read()
 
-    def _arrived(self, values: Tensor, copied: torch.Event | None) -> Tensor:
-        if copied is not None:
-            torch.cuda.current_stream(self._device).wait_event(copied)  # pyright: ignore[reportArgumentType]
-            self._storage.mark_used(values, by_copies=False)
+    def _arrived(self, values: Tensor, read: torch.Event | None) -> Tensor:
+        if read is not None and self._storage.streams is not None:
+            self._storage.streams.arrived(values, read)
         return values.transpose(0, 1)
 
 

@@ -5,20 +5,54 @@ B windows, T_l steps of level l, P points of all levels, C channels, K classes.
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.models.pyramid import MaskedConv
+from adatad_ds.config.head import HeadConfig
+from adatad_ds.detection.losses import detection_losses
+from adatad_ds.detection.points import Targets
+from adatad_ds.models.heads.parts import Scale, class_prior_bias, tower
 
 
-class DetectionHead(nn.Module):
-    """Two towers of masked convolutions, shared by all levels, each followed by a kernel-3 convolution.
+class PointPredictions(NamedTuple):
+    """`Predictions` whose distances are the same for all classes.
+
+    Attributes:
+        class_logits: (B, P, K) float32.
+        distances: (B, P, 2) float32, to start and end, in strides of the point's level.
+        valid: (B, P) bool, False beyond the video's end.
+    """
+
+    class_logits: Tensor
+    distances: Tensor
+    valid: Tensor
+
+    def distances_of(self, window: Tensor, point: Tensor, label: Tensor) -> Tensor:
+        """See `Predictions`."""
+        return self.distances[window, point]
+
+    def losses(self, *, points: Tensor, targets: Targets, settings: HeadConfig) -> tuple[Tensor, Tensor]:
+        """Focal and DIoU loss; see `Predictions`."""
+        return detection_losses(
+            class_logits=self.class_logits,
+            distances=self.distances,
+            points=points,
+            valid=self.valid,
+            targets=targets,
+            label_smoothing=settings.label_smoothing,
+        )
+
+
+class ActionFormerHead(nn.Module):
+    """Two towers of masked convolutions, shared by all levels, each followed by a convolution.
 
     Args:
         width: channels C of the pyramid.
+        tower_width: channels of the towers.
+        kernel: of all convolutions.
         num_classes: K.
         levels: pyramid levels, each with a trainable scale on its distances.
         num_convs: convolutions per tower.
@@ -30,6 +64,8 @@ class DetectionHead(nn.Module):
         self,
         *,
         width: int,
+        tower_width: int,
+        kernel: int,
         num_classes: int,
         levels: int,
         num_convs: int,
@@ -37,27 +73,20 @@ class DetectionHead(nn.Module):
         actionformer_norms: bool = False,
     ) -> None:
         super().__init__()
-
-        def tower() -> nn.ModuleList:
-            return nn.ModuleList(
-                MaskedConv(in_channels=width, out_channels=width, actionformer_norms=actionformer_norms)
-                for _ in range(num_convs)
-            )
-
-        self.cls_convs, self.reg_convs = tower(), tower()
-        self.cls_head = nn.Conv1d(width, num_classes, kernel_size=3, padding=1)
-        self.reg_head = nn.Conv1d(width, 2, kernel_size=3, padding=1)
+        self.cls_convs, self.reg_convs = (
+            tower(width, tower_width, kernel=kernel, num_convs=num_convs, actionformer_norms=actionformer_norms)
+            for _ in range(2)
+        )
+        self.cls_head = nn.Conv1d(tower_width, num_classes, kernel_size=kernel, padding=kernel // 2)
+        self.reg_head = nn.Conv1d(tower_width, 2, kernel_size=kernel, padding=kernel // 2)
         self.scales = nn.ModuleList(Scale() for _ in range(levels))
-        self.cls_head.bias = nn.Parameter(torch.full((num_classes,), -math.log((1 - cls_prior) / cls_prior)))
+        self.cls_head.bias = class_prior_bias(num_classes, cls_prior)
         # differs: published heads start around 0, where ReLU blocks the gradient of half the outputs; a whole side can
         # die there at higher learning rates. Most distances are about one stride, so that is the initial value here.
         self.reg_head.bias = nn.Parameter(torch.ones(2))
 
-    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Levels (B, T_l, C) and masks (B, T_l) to class logits (B, P, K) and distances (B, P, 2), both float32.
-
-        Distances to start and end are in strides of their level and non-negative.
-        """
+    def forward(self, levels: list[Tensor], masks: list[Tensor]) -> PointPredictions:
+        """Levels (B, T_l, C) and masks (B, T_l) to predictions."""
         logits, distances = [], []
         for level, mask, scale in zip(levels, masks, self.scales, strict=True):
             to_classify = to_regress = level
@@ -66,16 +95,8 @@ class DetectionHead(nn.Module):
                 to_regress = reg_conv(to_regress, mask)
             logits.append(self.cls_head(to_classify.transpose(1, 2)))
             distances.append(F.relu(scale(self.reg_head(to_regress.transpose(1, 2)))))
-        return torch.cat(logits, dim=2).transpose(1, 2).float(), torch.cat(distances, dim=2).transpose(1, 2).float()
-
-
-class Scale(nn.Module):
-    """Trainable factor, initially 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same shape."""
-        return x * self.weight
+        return PointPredictions(
+            class_logits=torch.cat(logits, dim=2).transpose(1, 2).float(),
+            distances=torch.cat(distances, dim=2).transpose(1, 2).float(),
+            valid=torch.cat(masks, dim=1),
+        )

@@ -81,7 +81,7 @@ def test_without_a_gpu_the_planner_asks_for_its_name(tmp_path, monkeypatch, caps
 def test_the_plan_names_the_ds_config(capsys):
     assert main(["plan", "--recipe", "quickstart", "--gpu", "A100-80"]) == 0
     printed = capsys.readouterr().out
-    assert "--deepspeed_config ds_configs/zero2.json: the frozen weights fit each GPU" in printed
+    assert "--deepspeed_config ds_configs/zero2.json: frozen weights fit each GPU" in printed
     assert "activations: 6 stored tensors (6 on the device)" in printed
 
 

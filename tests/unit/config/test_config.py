@@ -240,3 +240,22 @@ def test_rank_comes_from_the_launcher():
     assert complete_environment(alone) == 0
     assert alone["WORLD_SIZE"] == "1"
     assert int(alone["MASTER_PORT"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "said"),
+    [
+        ("thumos14_videomae_s_frozen", [], "random windows do not have: their features depend on where their clips"),
+        ("activitynet_videomae_s", [], r"it needs backbone\.tuning=frozen"),
+        ("activitynet_videomae_s", [], r"use --set data\.augment=\[\] --set data\.short_side_before_crop=160"),
+        ("activitynet_videomae_s_frozen", ["parallel.temporal=2"], "none are left"),
+        ("kinetics400_clip_b16_8", [], "of a detector"),
+    ],
+)
+def test_features_that_cannot_be_cached(recipe, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        override(find_recipe(recipe).config, [*changes, "backbone.cache_features=true"])
+
+
+def test_a_frozen_recipe_on_resized_videos_can_cache():
+    assert override(find_recipe("activitynet_videomae_s_frozen").config, ["backbone.cache_features=true"])

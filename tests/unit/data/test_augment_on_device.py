@@ -53,6 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     )
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_workers(config: DataConfig):
     """Through worker processes and collation; padding and unreadable samples have nothing left to do."""
     there = WindowDataset.for_training(config, seed=3)

@@ -246,6 +246,7 @@ def of_lengths(seconds: list[float], rates: list[float]) -> Lengths:
     return Lengths(sec=sec, frames=sec * np.resize(np.array(rates), len(sec)), video_share=np.ones(len(sec)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     seconds=st.lists(st.floats(0.02, 4000), min_size=1, max_size=40),
@@ -340,6 +341,7 @@ def test_picture(tmp_path: Path, classes: int):
 # --- the command
 
 
+@pytest.mark.slow
 def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]):
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -477,6 +477,7 @@ def test_unknown_class():
         make_clip("hop", generator("train", 1, 0, 0))
 
 
+@pytest.mark.slow
 def test_make_clips(tmp_path: Path):
     command = [
         sys.executable,

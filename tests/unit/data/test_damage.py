@@ -24,7 +24,8 @@ from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.evaluation.candidates_file import SavedCandidates, read_candidates, write_candidates
 from adatad_ds.evaluation.detections_file import read_results, write_results
-from adatad_ds.models.detector import Predictions, detector_points
+from adatad_ds.models.detector import detector_points
+from adatad_ds.models.heads.actionformer import PointPredictions
 from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates
 from adatad_ds.training.guards import DamagedVideos
 from tests.support.videos import (
@@ -191,9 +192,9 @@ def test_evaluation_tells_it_by_video(folder: Path, tmp_path: Path):
     points = detector_points(config, device=ALONE.device)
     count = len(points)
 
-    def forward(frames: torch.Tensor, valid: torch.Tensor) -> Predictions:
+    def forward(frames: torch.Tensor, valid: torch.Tensor) -> PointPredictions:
         shape = (len(frames), count)
-        return Predictions(
+        return PointPredictions(
             class_logits=torch.zeros(*shape, 1),
             distances=torch.ones(*shape, 2),
             valid=torch.ones(shape, dtype=torch.bool),

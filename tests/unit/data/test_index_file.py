@@ -138,6 +138,7 @@ def test_without_a_place_files_are_read(tmp_path, monkeypatch):
     forget()
 
 
+@pytest.mark.slow
 def test_one_rank_probes_for_all(tmp_path, cache):
     """Each file is demuxed once, though four processes ask for all at once."""
     folder = tmp_path / "videos"

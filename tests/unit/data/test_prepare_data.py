@@ -514,7 +514,8 @@ def test_a_source_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_documented(name: str):
     dataset, text = DATASETS[name], DOCS.read_text(encoding="utf-8")
     section = next(part for part in text.split("\n## ") if f"adatad-ds prepare-data {name} " in part)
-    for url in re.findall(r"https?://[^ ;:)]+", f"{dataset.annotations_from} {dataset.videos_from}"):
+    links = f"{dataset.annotations_from} {dataset.videos_from} {dataset.features_from}"
+    for url in re.findall(r"https?://[^ ;:),]+", links):
         assert url in section
     for excluded in dataset.exclusions:
         assert excluded in section

@@ -374,6 +374,7 @@ def test_unreadable_originals_are_listed(originals, tmp_path, capsys):
     assert all(sample.error is None for sample in all_samples(replace(at(config, out), exclude_file=str(listed))))
 
 
+@pytest.mark.slow
 def test_killed_preparation_goes_on(originals, tmp_path):
     config, out = settings(originals), tmp_path / "out"
     started = subprocess.Popen(command(config, out, "--workers=1"), cwd=ROOT, start_new_session=True)

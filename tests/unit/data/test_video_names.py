@@ -156,6 +156,7 @@ def test_keys_that_stand_twice(tmp_path: Path):
         read_results(path)
 
 
+@pytest.mark.slow
 def test_detections_under_other_names_are_analysed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     annotations = annotate(tmp_path / "a.json", **{"clip.mp4": entry("validation"), "gone": entry("validation")})
     record = {"segment": [1.0, 2.0], "label": "x", "score": 0.9}

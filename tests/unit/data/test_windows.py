@@ -36,6 +36,7 @@ def slide(film: Video, cfg: DataConfig, *, num_frames: int, fps: float):
     return sliding_windows(cut_from(film, cfg, num_frames=num_frames, fps=fps))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     num_frames=st.integers(1, 900),

@@ -73,6 +73,7 @@ def ended(others: list[psutil.Process]) -> bool:
     return not alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_the_group_is_the_ranks(number):
     process, others = start()
@@ -86,6 +87,7 @@ def test_a_signal_to_the_group_is_the_ranks(number):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_nobody_survives_a_killed_rank():
     process, others = start()
     process.kill()
@@ -93,6 +95,7 @@ def test_nobody_survives_a_killed_rank():
     assert ended(others)
 
 
+@pytest.mark.slow
 def test_a_rank_that_exits_ends_them():
     process, others = start("exit")
     _, said = process.communicate(timeout=60)

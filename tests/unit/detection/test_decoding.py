@@ -20,14 +20,18 @@ def select(
     grid: TimeGrid = GRID,
     score_thresh: float = 0.1,
     topk: int = 100,
+    levels: tuple[int, ...] = (),
+    min_duration: float = 0.0,
 ) -> Candidates:
     return select_candidates(
-        segments_grid=torch.tensor(segments),
+        segments_of=lambda point, label: torch.tensor(segments)[point],
         scores=torch.tensor(scores),
         valid=torch.tensor(valid if valid is not None else [True] * len(segments)),
         grid=grid,
         score_thresh=score_thresh,
         topk=topk,
+        levels=levels,
+        min_duration=min_duration,
     )
 
 
@@ -74,6 +78,25 @@ def test_pairs_come_by_falling_score_in_seconds():
 def test_threshold_is_exclusive_and_topk_cuts():
     assert select([[0, 2]], [[0.5, 0.75]], score_thresh=0.5).labels.tolist() == [1]
     assert select([[0, 2], [4, 8]], [[0.2, 0.9], [0.5, 0.3]], topk=2).scores.tolist() == pytest.approx([0.9, 0.5])
+
+
+def test_each_level_keeps_its_own_best():
+    segments = [[float(i), float(i + 1)] for i in range(6)]
+    scores = [[0.2, 0.3], [0.9, 0.8], [0.7, 0.6], [0.05, 0.4], [0.5, 0.05], [0.05, 0.05]]
+    alike = {"levels": (3, 2, 1), "topk": 2}
+    found = select(segments, scores, **alike)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5, 0.4])
+    assert found.labels.tolist() == [0, 1, 0, 1]
+    assert found.segments_sec[:, 0].tolist() == [10.5, 10.5, 12, 11.5]
+    without_first = [False, *[True] * 5]
+    assert len(select(segments, scores, valid=[False] * 6, **alike)) == 0
+    assert len(select(segments, scores, valid=without_first, levels=(3, 2, 1), topk=5)) == 6
+
+
+def test_short_segments_are_dropped_after_the_best_were_taken():
+    segments, scores = [[0, 0.04], [0, 0.06], [0, 9]], [[0.9], [0.8], [0.7]]
+    assert select(segments, scores, min_duration=0.05, topk=2).scores.tolist() == pytest.approx([0.8])
+    assert select(segments, scores, topk=2).scores.tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_of_equal_scores_the_first_points_are_kept():

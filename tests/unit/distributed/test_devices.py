@@ -76,6 +76,7 @@ def test_nothing_else_asks_whether_there_is_a_gpu():
     assert asking == ["adatad_ds/system/launch.py"]
 
 
+@pytest.mark.slow
 def test_collectives_give_up_after_the_watch_over_them():
     """Also in groups made later."""
     code = (

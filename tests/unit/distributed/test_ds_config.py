@@ -85,6 +85,7 @@ def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path):
         read_ds_config(path)
 
 
+@pytest.mark.slow
 def test_the_option_without_a_file_takes_one_and_says_so(capsys):
     named = ["--recipe", "quickstart", "--dry-run", "--deepspeed_config", str(train.DEFAULT_DS_CONFIG)]
     assert train.main(named) == 0

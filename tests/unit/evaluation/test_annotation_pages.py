@@ -70,6 +70,7 @@ def test_the_overview(pages):
     assert [line.split(": ")[1] for line in said[1:]] == ["gone", "broken"]
 
 
+@pytest.mark.slow
 @chromium
 def test_a_videos_page(pages):
     folder, _ = pages

@@ -294,6 +294,7 @@ def mended_results(rows: list[dict], truth: dict, kinds: set[Kind], *, mend: boo
     return results
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_as_if_the_mended_file_were_evaluated(case):
@@ -364,6 +365,7 @@ def test_many_detections_are_quick_and_measured_as_in_evaluation():
     assert found.metrics.to_dict() == evaluate_detections(results, truth, tiou=tiou).to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "detections"), [(1, 0), (1, 1), (200, 30)])
 def test_pictures_of_few_and_many(tmp_path, classes, detections):
     results, videos = thumos_like(1 if classes == 1 else 40, classes=classes, detections=detections)
@@ -432,6 +434,7 @@ def reported(tmp_path_factory) -> tuple[Path, str]:
     return detections.parent / "errors", done.stdout
 
 
+@pytest.mark.slow
 def test_report_from_the_command_line(reported):
     folder, printed = reported
     # dive: 1, then 4 wrong; 0.5. jump: 1, then 1 wrong; 0.5. At 0.3 and 0.4 the localisation (tIoU 0.4) and the
@@ -565,6 +568,7 @@ def console_of_chromium(page: Path, folder: Path) -> tuple[list[str], str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_the_report(reported, tmp_path):
     console, page = console_of_chromium(reported[0] / "report.html", tmp_path)

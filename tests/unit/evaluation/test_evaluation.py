@@ -28,6 +28,7 @@ def test_ap_by_hand():
     assert "91.67" in metrics.table()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_as_row_by_row(case):

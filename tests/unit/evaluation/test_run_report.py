@@ -118,6 +118,7 @@ def cells(dom: str, heading: str) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @chromium
 def test_a_report(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path / "my run", data)
@@ -155,6 +156,7 @@ def test_a_report(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
     assert player.count('class="playing"') == 2  # the wrong label, and what is annotated
 
 
+@pytest.mark.slow
 @chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_fit_the_window(tmp_path: Path, data: Path, width: int):

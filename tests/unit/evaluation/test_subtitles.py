@@ -93,6 +93,7 @@ def test_table(tmp_path: Path):
     assert rows[4] == ["3600.5", "3725.25", "jump", "0.9123"]
 
 
+@pytest.mark.slow
 def test_picture_of_nothing_and_of_many(tmp_path: Path):
     sizes = []
     for count in (0, 1, 300):

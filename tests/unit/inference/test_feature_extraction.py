@@ -217,6 +217,7 @@ def test_steps_do_not_depend_on_the_parts(ratio):
             torch.testing.assert_close(found, tokens.unflatten(0, (count, -1)).mean(dim=1)[:-1])
 
 
+@pytest.mark.slow
 def test_a_folder_however_it_is_filled(videos, tmp_path, monkeypatch, capsys):
     """By one process; by one that is killed, and another; by two ranks of two shares: the same files bit by bit."""
     for name, value in environment().items():

@@ -36,7 +36,7 @@ SET_ASIDE = {
     r"model\.max_buffer_len_factor": "whole videos may have any length here",
     r"opt\.(momentum|schedule_gamma|schedule_steps)": "of other optimizers and schedules",
     r"test_cfg\.iou_threshold": "of hard suppression",
-    r"test_cfg\.(duration_thresh|ext_score_file)": "not there; the user's file (docs/guides/features.md)",
+    r"test_cfg\.ext_score_file": "the user's file",
     r"train_cfg\.head_empty_cls": "an initial bias of classes without training data; filled in by their code",
 }
 
@@ -47,6 +47,8 @@ def said_by(config: Config) -> dict[str, Any]:
     resized = data.sampling == "resize"
     assert head.actionformer_norms
     assert head.num_convs == 2
+    assert (head.name, head.tower_width, head.tower_kernel) == ("actionformer", None, 3)
+    assert test.topk_per_level
     assert (train.ema_decay, train.ema_warmup, train.cosine, train.precision) == (0.999, False, "step", "fp32")
     assert train.stop_epoch == train.schedule_epochs == train.eval_from_epoch
     assert data.test_whole_videos or resized
@@ -86,6 +88,7 @@ def said_by(config: Config) -> dict[str, Any]:
         "opt.warmup": train.warmup_epochs > 0,
         "opt.warmup_epochs": train.warmup_epochs,
         "opt.weight_decay": train.weight_decay,
+        "test_cfg.duration_thresh": test.min_duration_steps,
         "test_cfg.max_seg_num": test.max_per_video,
         "test_cfg.min_score": test.min_score,
         "test_cfg.multiclass_nms": test.per_class,

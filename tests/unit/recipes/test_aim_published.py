@@ -114,7 +114,6 @@ def facts_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "optimizer_config.update_interval": 1,
         "lr_config.warmup": "linear",
         "lr_config.warmup_by_epoch": True,
-        "lr_config.min_lr": 0,
         "train_pipeline.SampleFrames.num_clips": 1,
         "train_pipeline.Resize#2.keep_ratio": False,
         "test_pipeline.SampleFrames.test_mode": True,
@@ -199,6 +198,7 @@ def facts_of_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "train.ema_decay": 0.0,
         "train.warmup_epochs": take("lr_config.warmup_iters"),
         "train.warmup_start": known()["libraries"]["mmcv 1.4.0 LrUpdaterHook"]["warmup_ratio"],
+        "train.cosine_end": float(take("lr_config.min_lr")),  # 0, so that a share of the rate is the rate
         "train.cosine": "epoch" if known()["libraries"]["mmcv 1.4.0 LrUpdaterHook"]["by_epoch"] else "step",
         "train.schedule_epochs": left["total_epochs"],
         "train.stop_epoch": take("total_epochs"),

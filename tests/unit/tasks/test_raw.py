@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config.loading import from_dict
+from adatad_ds.config.loading import from_dict, override
 from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
-from adatad_ds.evaluate import main
+from adatad_ds.evaluate import main, make_parser, run
 from adatad_ds.evaluation.candidates_file import SavedCandidates, VideoCandidates, read_candidates, write_candidates
+from adatad_ds.evaluation.ensemble import describe_fusion, fuse_candidates
 from adatad_ds.inference.evaluation import evaluate_again
 from adatad_ds.tasks.detection_pipeline import finish
 
@@ -134,3 +136,74 @@ def test_other_files(tmp_path, capsys):
     path.write_text("no archive")
     assert main([str(path)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def renamed(saved: SavedCandidates, name: str, **changes) -> SavedCandidates:
+    return replace(saved, name=name, **changes)
+
+
+def test_an_ensemble_suppresses_the_candidates_of_all_at_once(raw, tmp_path):
+    """By hand: each video's candidates one after another, the second's classes in the first's order, weighed."""
+    videos = {"v": video(9, seed=2), "w": video(5, seed=3), "new": video(4, seed=5)}
+    other = renamed(raw, "another", classes=("a, b", "run"), videos=videos)
+    for name, saved in (("a.npz", raw), ("b.npz", other)):
+        write_candidates(tmp_path / name, saved)
+    files = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz")]
+    changes = ["--weights", "1", "0.5", "--output", str(tmp_path / "out"), "--set", "test.sigma=0.3"]
+    run(make_parser().parse_args([*files, *changes]), world=WORLD)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["results"]
+    ours, theirs = raw.videos["w"].candidates, other.videos["w"].candidates
+    together = Candidates(
+        segments_sec=torch.cat([ours.segments_sec, theirs.segments_sec]),
+        scores=torch.cat([ours.scores, theirs.scores * 0.5]),
+        labels=torch.cat([ours.labels, 1 - theirs.labels]),
+    )
+    by_hand = raw.videos | {"w": replace(raw.videos["w"], candidates=together), "v": other.videos["v"]}
+    by_hand["v"] = VideoCandidates(
+        replace(
+            other.videos["v"].candidates,
+            scores=other.videos["v"].candidates.scores * 0.5,
+            labels=1 - other.videos["v"].candidates.labels,
+        ),
+        duration_sec=raw.videos["v"].duration_sec,
+    )
+    config = override(from_dict(raw.config), ["test.sigma=0.3"])
+    names = ["two words", "v", "silent", "w"]
+    assert written == finish(by_hand, videos=names, classes=raw.classes, config=config, world=WORLD)
+    assert len(written["v"]) == 9
+
+
+def test_an_ensemble_of_one_twice_is_the_one(raw):
+    """Of two equal candidates, hard suppression drops one."""
+    names = ["two words", "v", "silent", "w"]
+    config = override(from_dict(raw.config), ["test.suppression=hard", "test.tiou_suppression=0.9"])
+    found = [
+        finish(saved.videos, videos=names, classes=raw.classes, config=config, world=WORLD)
+        for saved in (raw, fuse_candidates([raw, renamed(raw, "again")]))
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_cannot_be_fused(raw, tmp_path):
+    with pytest.raises(DataError, match="different classes: jump"):
+        fuse_candidates([raw, renamed(raw, "nouns", classes=("run", "a, b", "jump"))])
+    with pytest.raises(DataError, match="no video in common"):
+        fuse_candidates([raw, renamed(raw, "others", videos={"x": video(3, seed=1)})])
+    longer = {"w": VideoCandidates(raw.videos["w"].candidates, duration_sec=70.0)}
+    with pytest.raises(DataError, match=r"w lasts 51\.0 s for a run, step 3, but 70\.0 s for longer"):
+        fuse_candidates([raw, renamed(raw, "longer", videos=longer)])
+    write_candidates(tmp_path / "a.npz", raw)
+    for arguments, said in (
+        (["a.npz", "run"], "does not hold: evaluate each model with --save-candidates"),
+        (["a.npz", "a.npz"], "needs --output FOLDER"),
+        (["a.npz", "a.npz", "--output", "x", "--weights", "1"], "got 1 for 2"),
+        (["a.npz", "--weights", "1"], "got 1 for 1"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(make_parser().parse_args([str(tmp_path / arguments[0]), *arguments[1:]]), world=WORLD)
+
+
+def test_videos_that_one_lacks_are_told(raw):
+    fewer = renamed(raw, "fewer", videos={"w": raw.videos["w"]})
+    assert describe_fusion([raw, fewer]) == ["a run, step 3 has 2 videos that not all others have: two words, v"]
+    assert describe_fusion([raw, raw]) == []

@@ -25,6 +25,7 @@ def model() -> AIMTransformer:
     return AIMTransformer(vit=vit, clip_frames=1, feature_steps=1, adapt=(), tuning="frozen")
 
 
+@pytest.mark.slow
 def test_a_linear_map_of_features_tells_what_a_picture_shows(model: AIMTransformer):
     """Least squares on 600 pictures; the median of them would be off by 14 pixels in x and in y."""
     weights = open_aim_weights(WEIGHTS)

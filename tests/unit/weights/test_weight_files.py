@@ -96,6 +96,7 @@ def test_an_empty_folder_and_a_file_without_tensors(tmp_path):
         open_tensors(tmp_path / "x.pth")
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub_is_taken_from_its_cache(tmp_path):
     """The hub's own cache, laid out as its library does; no network."""
     cached = tmp_path / "models--lab--videomae"
