@@ -21,18 +21,20 @@ from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.recompute import OnceAccumulated
 from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
 
 
 class SegmentKind(NamedTuple):
-    """What a segment costs by: whether it has an adapter, whether its first block is tuned inside, blocks in all."""
+    """What a segment costs by: whether it has an adapter, whether its first block is tuned inside, blocks in all, and
+    whether it is the last one."""
 
     adapter: bool
     inside: bool
     blocks: int
+    last: bool = False
 
 
 @cache
@@ -60,19 +62,20 @@ def span_bytes(
     assert isinstance(model, AdaptedBackbone)
     with fake_tensors(model, dtype):
         vit = model.vit
-        frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
+        frames = torch.empty(windows * clips, vit.clip_frames, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
-                vit.blocks[0](vit.embed(frames))
+                vit.run_block(0, vit.embed(frames))
 
-        steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
+        steps, rest = clips * vit.clip_tubelets, (spec.positions(resolution), spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
         def segment_bytes(kind: SegmentKind) -> int:
             adapter = model.adapters["0"] if kind.adapter else None
             reach: int = adapter.reach if adapter is not None else 0  # pyright: ignore[reportAssignmentType]
-            blocks = [vit.blocks[0 if kind.inside and index == 0 else 1] for index in range(kind.blocks)]
+            indices = [0 if kind.inside and index == 0 else 1 for index in range(kind.blocks)]
+            blocks = [vit.blocks[index] for index in indices]
             parts = blocks if adapter is None else [adapter, *blocks]
             trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
             context = torch.empty(windows, reach + steps + reach, *rest, dtype=dtype, requires_grad=True)
@@ -81,8 +84,10 @@ def span_bytes(
                 out = context[:, reach : reach + steps]
                 if adapter is not None:
                     out = out + adapter(context, reach, reach)
-                for block in blocks:
-                    out = block(out.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                for index in indices:
+                    out = vit.run_block(index, out.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                if kind.last:
+                    out = vit.finish(out)
                 OnceAccumulated(trainable).differentiate(out, gradient, context, last=False)
 
             return live_bytes(differentiate)
@@ -93,7 +98,7 @@ def span_bytes(
 @cache
 def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
     """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients."""
-    frames = clips * CLIP_FRAMES
+    frames = clips * (backbone.clip_frames or CLIP_FRAMES)
     config = Config(
         data=DataConfig(resolution=resolution, window_size=frames),
         backbone=replace(backbone, weights=None),

@@ -2,7 +2,7 @@
 
 What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span.
 
-T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N = 8 * S tokens per clip.
+T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from itertools import pairwise
 
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
 from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
 from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
 
@@ -48,7 +47,7 @@ class VideoCost:
         config, spec, tuning = self._config, self._spec, self._config.backbone.tuning
         tokens = config.sample_frames // TUBELET_FRAMES * self._positions
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        attention = 4.0 * tokens * CLIP_TUBELETS * self._positions * spec.width
+        attention = 4.0 * tokens * config.clip_frames // TUBELET_FRAMES * self._positions * spec.width
         embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
         hidden = int(spec.width * config.backbone.adapter_ratio)
         middle = hidden**2 + config.backbone.adapter_kernel * hidden if config.backbone.adapter == "tia" else 0
@@ -61,8 +60,9 @@ class VideoCost:
         backward = above * (linear + 2 * attention) + 2 * added
         if tuning == "full":
             backward += embedding + above * linear
-        again = above * (linear + attention) + added if recomputed else 0.0
-        return forward + backward + again
+        if not recomputed:
+            return forward + backward - self._unneeded_flop(tokens, attention)
+        return forward + backward + above * (linear + attention) + added
 
     def _lora_flop(self, tokens: int) -> float:
         """FLOPs of a block's low-rank updates; DoRA's norms, of weights alone, are left out."""
@@ -71,6 +71,18 @@ class VideoCost:
             return 0.0
         channels = {"qkv": 4 * width, "proj": 2 * width, "fc1": width + hidden, "fc2": width + hidden}
         return 2.0 * tokens * backbone.lora_rank * sum(channels[target] for target in backbone.lora_targets)
+
+    def _unneeded_flop(self, tokens: int, attention: float) -> float:
+        """FLOPs of the first tuned block's gradients below its lowest low-rank update, which nothing asks for."""
+        backbone, width, hidden = self._config.backbone, self._spec.width, self._spec.mlp_hidden
+        if backbone.tuned_inside != "lora":
+            return 0.0
+        below = {"qkv": 3 * width**2, "proj": width**2, "fc1": width * hidden, "fc2": width * hidden}
+        order = list(below)
+        lowest = min(backbone.lora_targets, key=order.index)
+        weights = sum(below[part] for part in order[: order.index(lowest) + 1])
+        into = backbone.lora_rank * (hidden if lowest == "fc2" else width)
+        return 2.0 * tokens * (weights + into) + (0.0 if lowest == "qkv" else 2 * attention)
 
     def working_bytes(self, *, windows: int, clips: int, on_device: int) -> int:
         """Peak bytes of the activations, apart from stored tensors.
@@ -109,6 +121,11 @@ class VideoCost:
             return [SegmentKind(adapter=True, inside=False, blocks=0)] * len(self._stored)
         adapted = self._tuned if backbone.has_adapters else []
         return [
-            SegmentKind(adapter=first in adapted, inside=backbone.tuned_inside is not None, blocks=last - first)
+            SegmentKind(
+                adapter=first in adapted,
+                inside=backbone.tuned_inside is not None,
+                blocks=last - first,
+                last=first == self._stored[-1],
+            )
             for first, last in pairwise([*self._stored, self._spec.depth - 1])
         ]

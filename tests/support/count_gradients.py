@@ -14,7 +14,7 @@ import torch
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, ParallelConfig, TrainConfig
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.factory import Runtime, build_backbone
 from adatad_ds.models.sample_noise import SampleNoise
 
