@@ -192,6 +192,7 @@ class AdaptedBackbone(nn.Module):
             blocks = range(first + 1, last + 1)
             adapter = self.adapters[str(first)] if first in self.adapted_blocks else None
             own = [] if adapter is None else [adapter]
+            run = self._to_the_end if first == self.stored_outputs[-1] else self._blocks
             inside = [] if self.tuning == "side" else [self.vit.blocks[index] for index in blocks]
             segments.append(
                 BlockSpan(
@@ -199,7 +200,7 @@ class AdaptedBackbone(nn.Module):
                     adapter=adapter,
                     reach=0 if adapter is None else _reach(adapter),
                     trainable=tuple(p for part in (*own, *inside) for p in part.parameters() if p.requires_grad),
-                    run=lambda tokens, start, blocks=blocks: self._through(blocks, tokens, start, keep),
+                    run=lambda tokens, start, run=run, blocks=blocks: run(blocks, tokens, start, keep),
                 )
             )
         return segments
@@ -221,10 +222,9 @@ class AdaptedBackbone(nn.Module):
             clips = self.vit.run_block(index, clips, None if keep is None else keep[:, index])
         return clips.view(tokens.shape)
 
-    def _through(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+    def _to_the_end(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """`_blocks`, and what follows the last one."""
-        tokens = self._blocks(blocks, tokens, start, keep)
-        return self.vit.finish(tokens) if blocks.stop == len(self.vit.blocks) else tokens
+        return self.vit.finish(self._blocks(blocks, tokens, start, keep))
 
     def _adapter(self, index: int, tokens: Tensor) -> Tensor:
         """Output of block `index`'s adapter over the whole window: (B, T', S, C) to the same."""
