@@ -20,7 +20,7 @@ from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS, rotary_table
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
-from adatad_ds.planning.memory import make_plan
+from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.loading import fill_backbone
 from adatad_ds.weights.video_layouts import VJEPA2 as AUTHORS
@@ -227,8 +227,8 @@ def test_the_giant_has_a_plan():
     config = override(Config(), ["backbone.name=vjepa2_g", "data.resolution=256", "data.short_side_before_crop=288"])
     stage3 = {"zero_optimization": {"stage": 3}}
     long = override(config, ["backbone.clip_frames=64", "backbone.clips_per_chunk=2"])
-    plans = [make_plan(each, ds_config=stage3, ranks=8, num_classes=20) for each in (config, long)]
-    frozen = next(line.device for line in plans[0].lines if line.name == "frozen weights")
-    assert frozen == pytest.approx(2 * 1.011e9 / 8, rel=0.01)
-    assert plans[1].useful_flop > 1.2 * plans[0].useful_flop  # attention over 4 times the tokens
+    plan = make_plan(config, ds_config=stage3, ranks=2, num_classes=20)
+    frozen = next(line.device for line in plan.lines if line.name == "frozen weights")
+    assert frozen == pytest.approx(2 * 1.011e9 / 2, rel=0.01)
+    assert step_flop(long) > 1.2 * step_flop(config)  # attention over 4 times the tokens
     assert "vjepa2_g" not in VIT_SPECS
