@@ -19,7 +19,7 @@ FEATURES = "features"  # the backbone's name where data.features are read
 class BackboneConfig:
     """Video or image transformer, and how it is tuned."""
 
-    # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm; `features`: data.features
+    # a key of VIT_SPECS or VJEPA2_SPECS (models/backbones); `vit_...`: of timm; `features`: data.features
     name: str = "videomae_s"
     weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
@@ -32,6 +32,8 @@ class BackboneConfig:
     lora_alpha: numbers.PositiveFloat = 16.0  # updates are scaled by lora_alpha / lora_rank
     lora_targets: tuple[LoRATarget, ...] = ("qkv", "proj", "fc1", "fc2")
     lora_dora: bool = False  # train the size of each output's weights, too (DoRA)
+    # of V-JEPA 2 and image transformers: frames that attend to one another; None: 16, image models in recognition: all
+    clip_frames: numbers.PositiveInt | None = None
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
     feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
@@ -46,7 +48,6 @@ class BackboneConfig:
     aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
     aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
     aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output
-    clip_frames: numbers.PositiveInt | None = None  # frames per temporal-attention clip; None: 16, in recognition all T
 
     @property
     def is_features(self) -> bool:
@@ -62,6 +63,11 @@ class BackboneConfig:
     def frames_per_token(self) -> int:
         """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
         return 1 if self.is_image or self.is_features else TUBELET_FRAMES
+
+    @property
+    def is_vjepa2(self) -> bool:
+        """Whether this is a V-JEPA 2, whose clips may be of any length."""
+        return self.name.startswith("vjepa2")
 
     @property
     def has_adapters(self) -> bool:

@@ -215,7 +215,7 @@ class Config:
     def sample_frames_step(self) -> int:
         """Samples have a multiple of so many frames: complete clips, and in detection the pyramid's halvings."""
         if self.recognition:
-            return 1 if self.backbone.is_image else CLIP_FRAMES
+            return 1 if self.backbone.is_image else self.clip_frames
         step = self.head.strides[-1] * self.data.frames_per_feature
         while step % self.clip_frames:
             step *= 2
@@ -232,7 +232,7 @@ class Config:
         if self.backbone.is_features:
             return 1
         if not self.backbone.is_image:
-            return CLIP_FRAMES
+            return self.backbone.clip_frames or CLIP_FRAMES
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property

@@ -67,7 +67,7 @@ def forward_bytes(detector: Detector, config: Config) -> int:
     width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AdaptedBackbone):
         chunk = max(chunk, windows * config.clip_frames)
-        tokens_of_frame = backbone.vit.grid_side**2 / TUBELET_FRAMES
+        tokens_of_frame = backbone.vit.positions / TUBELET_FRAMES
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
         at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
         features = frames // TUBELET_FRAMES

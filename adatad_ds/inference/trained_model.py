@@ -174,8 +174,8 @@ def merge_updates(trained: Trained) -> Trained:
     tuning = {"lora": "frozen", "tia+lora": "tia"}.get(trained.config.backbone.tuning)
     if tuning is None or trained.trainable is None:
         raise ConfigError(
-            f"{trained.name} has nothing to merge: its backbone.tuning is {trained.config.backbone.tuning}, not lora "
-            "or tia+lora"
+            f"{trained.name} has nothing to merge: its backbone.tuning is {trained.config.backbone.tuning}, "
+            "and neither lora nor tia+lora"
         )
     dtype = trained.config.train.dtype
     model = load_model(trained, num_classes=len(trained.classes))

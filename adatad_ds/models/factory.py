@@ -18,9 +18,11 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention
@@ -206,7 +208,7 @@ def build_backbone(
         )
     spec = spec or backbone_spec(backbone.name)
     with memory:
-        vit = VisionTransformer(spec=spec, resolution=resolution)
+        vit = _video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
@@ -252,12 +254,18 @@ def backbone_spec(name: str) -> ViTSpec:
     Raises:
         ConfigError: unknown name.
     """
-    try:
-        return VIT_SPECS[name]
-    except KeyError:
+    specs = VIT_SPECS | VJEPA2_SPECS
+    if name not in specs:
         raise ConfigError(
-            f"backbone.name={name!r} is unknown; known: {', '.join(VIT_SPECS)}, and timm's image models vit_..."
-        ) from None
+            f"backbone.name={name!r} is unknown; known: {', '.join(specs)}, and timm's image models vit_..."
+        )
+    return specs[name]
+
+
+def _video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
+    if spec.rotary:
+        return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
+    return VisionTransformer(spec=spec, resolution=resolution)
 
 
 def _feature_channels(config: Config) -> int:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.segments import BlockSpan
 from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
@@ -34,10 +34,12 @@ class SegmentKind(NamedTuple):
     Attributes:
         adapter: whether it has an adapter.
         blocks: for each of its blocks, in order, whether it is tuned inside.
+        last: whether it leads to the top.
     """
 
     adapter: bool
     blocks: tuple[bool, ...]
+    last: bool
 
 
 class SegmentBytes(NamedTuple):
@@ -80,14 +82,15 @@ def span_bytes(
         model = build_backbone(config, feature_steps=1, spec=spec)
     assert isinstance(model, AdaptedBackbone)
     with fake_tensors(model, dtype):
-        vit, (tuned, frozen) = model.vit, model.vit.blocks
-        frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
+        vit = model.vit
+        tuned, frozen = 0, 1
+        frames = torch.empty(windows * clips, vit.clip_frames, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
-                frozen(vit.embed(frames))
+                vit.run_block(frozen, vit.embed(frames))
 
-        steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
+        steps, rest = clips * vit.clip_tubelets, (spec.positions(resolution), spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
         def segment_of(kind: SegmentKind) -> BlockSpan:
@@ -95,11 +98,11 @@ def span_bytes(
             blocks = [tuned if inside else frozen for inside in kind.blocks]
 
             def run(tokens: Tensor, start: int) -> Tensor:
-                for block in blocks:
-                    tokens = block(tokens.reshape(windows * clips, -1, spec.width)).view_as(gradient)
-                return tokens
+                for index in blocks:
+                    tokens = vit.run_block(index, tokens.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                return vit.finish(tokens) if kind.last else tokens
 
-            parts = [*([] if adapter is None else [adapter]), *blocks]
+            parts = [*([] if adapter is None else [adapter]), *(vit.blocks[index] for index in blocks)]
             return BlockSpan(
                 name="",
                 adapter=adapter,
@@ -128,7 +131,7 @@ def span_bytes(
 @cache
 def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
     """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients."""
-    frames = clips * CLIP_FRAMES
+    frames = clips * (backbone.clip_frames or CLIP_FRAMES)
     config = Config(
         data=DataConfig(resolution=resolution, window_size=frames),
         backbone=replace(backbone, weights=None),

@@ -2,7 +2,7 @@
 
 What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span.
 
-T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N = 8 * S tokens per clip.
+T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
@@ -62,7 +61,8 @@ class VideoCost:
         """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
         backbone, spec = self._config.backbone, self._spec
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        attention = 4.0 * tokens * CLIP_TUBELETS * self._positions * spec.width
+        clip_tokens = self._config.clip_frames // TUBELET_FRAMES * self._positions
+        attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
         middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.adapter == "tia" else 0
         adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if backbone.has_adapters else 0.0
@@ -146,11 +146,15 @@ class VideoCost:
         """What each segment consists of, lowest first (`side`: no blocks)."""
         backbone = self._config.backbone
         if backbone.tuning == "side":
-            return [SegmentKind(adapter=True, blocks=())] * len(self._stored)
+            return [SegmentKind(adapter=True, blocks=(), last=False)] * len(self._stored)
         adapted = self._tuned if backbone.has_adapters else []
         inside = self._tuned if backbone.tuned_inside else []
         return [
-            SegmentKind(adapter=first in adapted, blocks=tuple(block in inside for block in range(first + 1, last + 1)))
+            SegmentKind(
+                adapter=first in adapted,
+                blocks=tuple(block in inside for block in range(first + 1, last + 1)),
+                last=first == self._stored[-1],
+            )
             for first, last in pairwise([*self._stored, self._spec.depth - 1])
         ]
 

@@ -14,7 +14,7 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Parallel
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.factory import Runtime, build_backbone
 from adatad_ds.models.sample_noise import SampleNoise

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatad_ds.config.backbone import Tuning
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
-from adatad_ds.models.backbones.vit import VisionTransformer
+from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
 from adatad_ds.models.execution.recompute import run_segments, sum_adapters
 from adatad_ds.models.execution.retention import Retention
@@ -25,8 +24,6 @@ from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
-
-CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
 
 
 class AdaptedBackbone(nn.Module):
@@ -61,7 +58,7 @@ class AdaptedBackbone(nn.Module):
     def __init__(
         self,
         *,
-        vit: VisionTransformer,
+        vit: VideoTransformer,
         adapters: dict[int, nn.Module],
         inside: InsideTuning | None = None,
         tuning: Tuning,
@@ -107,7 +104,7 @@ class AdaptedBackbone(nn.Module):
         """Features of each window.
 
         Args:
-            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips where ranks share a window.
+            frames: (B, F, H, W, 3) uint8, F a multiple of a clip's; only this rank's clips where ranks share a window.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
@@ -118,7 +115,7 @@ class AdaptedBackbone(nn.Module):
 
     def tubelet_features(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each tubelet of the whole window: (B, C, T'); arguments as for `forward`."""
-        windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
+        windows, clips = frames.shape[0], frames.shape[1] // self.vit.clip_frames
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
         if self.stored_outputs:
@@ -133,21 +130,20 @@ class AdaptedBackbone(nn.Module):
     @torch.no_grad()
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
-        every = range(self.vit.spec.depth)
-        return torch.cat(
-            [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
-        )
+        every = range(len(self.vit.blocks))
+        parts = [self.vit.finish(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans]
+        return torch.cat([pool(part) for part in parts], dim=1)
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
-        clips = frames.shape[1] // CLIP_FRAMES
+        clips = frames.shape[1] // self.vit.clip_frames
         execution = Execution(
             spans=spans,
             window=self._window,
             storage=self.storage,
             retention=self.retention,
             stopwatch=self.stopwatch,
-            shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
+            shape=(len(frames), clips * self.vit.clip_tubelets, self.vit.positions, self.width),
             whole=self._window.share(clips).total == clips,
             like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
         )
@@ -164,7 +160,7 @@ class AdaptedBackbone(nn.Module):
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-        return pool(tokens)
+        return pool(self.vit.finish(tokens))
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
@@ -179,7 +175,7 @@ class AdaptedBackbone(nn.Module):
                 tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
                     yield tokens
-            yield tokens
+            yield self.vit.finish(tokens) if self.tuning == "side" else tokens
 
         return (outputs(*span) for span in spans)
 
@@ -190,32 +186,38 @@ class AdaptedBackbone(nn.Module):
             blocks = range(first + 1, last + 1)
             adapter = self.adapters[str(first)] if first in self.adapted_blocks else None
             parts = [*([] if adapter is None else [adapter]), *(self.vit.blocks[index] for index in blocks)]
+            run = self._to_the_end if first == self.stored_outputs[-1] else self._blocks
             segments.append(
                 BlockSpan(
                     name=f"into_block_{first + 1}" if adapter is None else f"block_{first}",
                     adapter=adapter,
                     reach=0 if adapter is None else _reach(adapter),
                     trainable=tuple(p for part in parts for p in part.parameters() if p.requires_grad),
-                    run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
+                    run=lambda tokens, start, run=run, blocks=blocks: run(blocks, tokens, start, keep),
                 )
             )
         return segments
 
     def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
         """Tokens of the tubelets `start` to `stop`: (B, t, S, C)."""
-        span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
-        tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
-        return tokens.view(len(frames), stop - start, self.vit.grid_side**2, tokens.shape[-1])
+        span = frames[:, start * self.vit.tubelet_frames : stop * self.vit.tubelet_frames]
+        tokens = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
+        return tokens.view(len(frames), stop - start, self.vit.positions, tokens.shape[-1])
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
         windows, steps, positions, width = tokens.shape
-        clips = tokens.reshape(windows * steps // CLIP_TUBELETS, CLIP_TUBELETS * positions, width)
+        long = self.vit.clip_tubelets
+        clips = tokens.reshape(windows * steps // long, long * positions, width)
         if keep is not None:
-            keep = keep[:, start // CLIP_TUBELETS : (start + steps) // CLIP_TUBELETS].flatten(0, 1)
+            keep = keep[:, start // long : (start + steps) // long].flatten(0, 1)
         for index in blocks:
-            clips = self.vit.blocks[index](clips, None if keep is None else keep[:, index])
+            clips = self.vit.run_block(index, clips, None if keep is None else keep[:, index])
         return clips.view(tokens.shape)
+
+    def _to_the_end(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """`_blocks`, and what follows the last one."""
+        return self.vit.finish(self._blocks(blocks, tokens, start, keep))
 
     def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run blocks; with checkpointing, keep only their input for the backward pass (`full`)."""
@@ -230,14 +232,14 @@ class AdaptedBackbone(nn.Module):
             most=self._window.share(clips).most,
             at_once=max(1, self.clips_per_chunk // windows) if self.clips_per_chunk else 0,
         )
-        return [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in chunks]
+        return [(start * self.vit.clip_tubelets, stop * self.vit.clip_tubelets) for start, stop in chunks]
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
         """(B, n, depth, 2), for the attention and the MLP of each block; None: nothing is dropped."""
         if noise is None or self.drop_path == 0:
             return None
         return drop_path_factors(
-            noise, rate=self.drop_path, depth=self.vit.spec.depth, branches=(2,), window=self._window, clips=clips
+            noise, rate=self.drop_path, depth=len(self.vit.blocks), branches=(2,), window=self._window, clips=clips
         )
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import DeviceTensor, HostTensor, Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.execution.segment_timer import Stopwatch

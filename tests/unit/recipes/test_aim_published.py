@@ -59,6 +59,7 @@ OURS |= {"data.class_agnostic", "data.fixed_fps", "data.offset_frames", "data.tr
 OURS |= {"data.features", "data.skip_missing", "data.offset_steps", "data.test_whole_videos"}
 OURS |= {
     "backbone.feature_channels",
+    "backbone.cache_features",
     "data.test_window_overlap",
     "backbone.weights",
     "backbone.adapter",
