@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
                 class_order=find_recipe(arguments.recipe).class_order,
                 resume=arguments.resume == "auto",
                 profile=arguments.profile,
+                mirrors=arguments.mirror,
                 world=world,
                 stop=stop,
                 cache_features=cache_features,
@@ -107,8 +108,10 @@ def as_features_are(config: Config) -> Config:
 def read_settings(arguments: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The config, and the ds_config as in its file."""
     from adatad_ds.distributed.ds_config import read_ds_config
+    from adatad_ds.runs.mirrors import check_mirrors
     from adatad_ds.training.profiling import parse_profile
 
+    check_mirrors(arguments.mirror)
     if arguments.profile:
         parse_profile(arguments.profile)  # report errors early
     return as_features_are(recipe_config(arguments)), read_ds_config(arguments.deepspeed_config)
@@ -135,6 +138,14 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--resume", default="never", choices=("never", "auto"), help="auto: continue from the newest checkpoint, if any"
     )
     parser.add_argument("--profile", metavar="START:STOP", help="trace these steps; STOP is exclusive")
+    parser.add_argument(
+        "--mirror",
+        action="append",
+        default=[],
+        choices=("wandb", "mlflow"),
+        help="also log to Weights & Biases or MLflow, by its own library, in the run's folder unless the environment "
+        "names a server",
+    )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument("--diff", metavar="RECIPE", help="print what differs from another recipe and exit")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
+from adatad_ds.runs.mirrors import open_mirrors
 from adatad_ds.runs.resume import check_same_data
 from adatad_ds.tasks.base import Task
 from adatad_ds.tasks.factory import open_task
@@ -56,6 +58,7 @@ class Session:
         world: the ranks.
         stop: whether this rank has been asked to stop.
         profile: START:STOP, the steps to trace; None: no step.
+        mirrors: names of libraries that get the scalars, too.
     """
 
     run: RunFolder
@@ -63,6 +66,7 @@ class Session:
     world: World
     stop: StopRequest
     profile: str | None = None
+    mirrors: Sequence[str] = ()
 
 
 def build_trainer(
@@ -119,15 +123,24 @@ def build_trainer(
     if saved is not None and world.is_main:
         lines += describe_resume(run, store, config=config, saved=saved)
     world.on_main(lambda: run.describe(config=config, ds_config=ds_config, classes=task.classes))
-    monitor = world.attempt(
-        lambda: Monitor(folder=run.path, active=world.is_main, start_step=progress.step, total_steps=total_steps)
-    )
+    monitor = world.attempt(lambda: open_monitor(config, session, start_step=progress.step, total_steps=total_steps))
     monitor.text("config", json.dumps(config.to_dict(), indent=1))
     for line in lines:
         monitor.say(line)
     return assemble(
         config, session, task=task, batches=batches, initial=initial, engine=engine, progress=progress, monitor=monitor
     )
+
+
+def open_monitor(config: Config, session: Session, *, start_step: int, total_steps: int) -> Monitor:
+    """The run's log, with its mirrors; of rank 0, silent on the others."""
+    folder, active = session.run.path, session.world.is_main
+    mirrors = None
+    if session.mirrors and active:
+        mirrors = open_mirrors(
+            session.mirrors, folder=folder, config=config, resumed=start_step > 0, report=partial(print, flush=True)
+        )
+    return Monitor(folder=folder, active=active, start_step=start_step, total_steps=total_steps, mirrors=mirrors)
 
 
 def place_activations(config: Config, policy: Mapping[str, Any], *, world: World) -> Activations | None:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from adatad_ds.evaluation.plots.attempt import try_to_draw
+from adatad_ds.runs.mirrors import Mirrors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,10 +34,13 @@ class Monitor:
         start_step: the first step that this process will run; entries from this step on, left by a crash, are dropped,
             so that no step appears twice.
         total_steps: steps of the whole run, for the remaining time.
+        mirrors: get the scalars, too.
     """
 
-    def __init__(self, *, folder: Path, active: bool, start_step: int, total_steps: int) -> None:
-        self._active = active
+    def __init__(
+        self, *, folder: Path, active: bool, start_step: int, total_steps: int, mirrors: Mirrors | None = None
+    ) -> None:
+        self._active, self._mirrors = active, mirrors
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter  # here: rank 0 alone writes
@@ -93,6 +97,8 @@ class Monitor:
             self._board.add_scalar(name, value, step)
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
+        if self._mirrors is not None:
+            self._mirrors.scalars(step, values)
 
     def say(self, message: str) -> None:
         """Print a message above the progress bar."""
@@ -103,6 +109,8 @@ class Monitor:
     def close(self) -> None:
         """Flush and close."""
         if self._active:
+            if self._mirrors is not None:
+                self._mirrors.close()
             self._bar.close()
             self._board.close()
             self._log.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def train(
     class_order: ClassOrder | None,
     resume: bool,
     profile: str | None,
+    mirrors: Sequence[str],
     world: World,
     stop: StopRequest,
     cache_features: CacheFeatures,
@@ -36,6 +37,7 @@ def train(
         class_order: classes of a published detector's logits; None: unknown.
         resume: continue from the newest complete checkpoint, if any.
         profile: START:STOP, the steps to trace.
+        mirrors: names of libraries that get the scalars, too.
         world: the ranks.
         stop: whether this rank has been asked to stop.
         cache_features: see `build_trainer`.
@@ -50,7 +52,7 @@ def train(
             class_order=class_order,
             resume=resume,
             cache_features=cache_features,
-            session=Session(run=run, lock=lock, world=world, stop=stop, profile=profile),
+            session=Session(run=run, lock=lock, world=world, stop=stop, profile=profile, mirrors=mirrors),
         )
         if stale:
             trainer.monitor.say(f"the lock of {run.path} was taken over from {stale}")

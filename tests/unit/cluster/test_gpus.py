@@ -78,13 +78,6 @@ def test_without_a_gpu_the_planner_asks_for_its_name(tmp_path, monkeypatch, caps
     assert "no GPU (there is no nvidia-smi); say for which GPU with --gpu, one of RTX3090-24, " in error
 
 
-def test_the_plan_names_the_ds_config(capsys):
-    assert main(["plan", "--recipe", "quickstart", "--gpu", "A100-80"]) == 0
-    printed = capsys.readouterr().out
-    assert "--deepspeed_config ds_configs/zero2.json: frozen weights fit each GPU" in printed
-    assert "activations: 6 stored tensors (6 on the device)" in printed
-
-
 @pytest.mark.parametrize(
     ("gres", "types"),
     [
