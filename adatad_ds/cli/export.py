@@ -1,6 +1,6 @@
 """Export a run's trained tensors: one safetensors file and a JSON file of everything needed to rebuild the rest.
 
-    adatad-ds export runs/NAME --out exports/NAME.safetensors [--no-ema]
+    adatad-ds export runs/NAME --out exports/NAME.safetensors [--no-ema] [--merge]
 
 The frozen backbone is not in it: the JSON file says which it was, with a fingerprint. `evaluate.py` takes the export.
 """
@@ -20,19 +20,22 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="a run's folder (its best checkpoint, else the newest) or a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="OUT.safetensors")
     parser.add_argument("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
+    parser.add_argument("--merge", action="store_true", help="make LoRA's updates part of the transformer's weights")
     return parser
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Export."""
     arguments = make_parser(prog).parse_args(argv)
-    from adatad_ds.inference.trained_model import export, find_trained
+    from adatad_ds.inference.trained_model import export, find_trained, merge_updates
     from adatad_ds.runs.folder import versions
     from adatad_ds.weights.files import require_safetensors
 
     out: Path = arguments.out
     require_safetensors(out)
     trained = find_trained(arguments.run, averaged=not arguments.no_ema)
+    if arguments.merge:
+        trained = merge_updates(trained)
     export(trained, out, extra={"versions": versions()})
     print(f"{trained.name}: {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.with_suffix('.json').name}")
     return 0

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
+from adatad_ds.config.backbone import BackboneConfig
 from adatad_ds.config.head import HeadConfig
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.config.parsing import CLIP_FRAMES
 
 if TYPE_CHECKING:
     import torch
 
-Tuning = Literal["frozen", "full", "tia", "side", "aim"]
-AIMAdapter = Literal["spatial", "temporal", "joint"]
 Precision = Literal["bf16", "fp16", "fp32"]
-FEATURES = "features"  # the backbone's name where data.features are read
 Scaling = Literal["bilinear", "antialias"]  # see data/decoding/scaling.py
 Augmentation = Literal[
     "random_resized_crop", "flip", "rand_augment", "rand_augment_n4_m7", "color_jitter", "lighting", "random_erasing"
@@ -85,56 +83,6 @@ class DataConfig:
         """File frames between two consecutive frames of a window (sliding windows only)."""
         assert self.feature_stride_frames is not None
         return self.feature_stride_frames // self.frames_per_feature
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Video or image transformer, and how it is tuned."""
-
-    # a key of VIT_SPECS (models/backbones/vit.py); `vit_...`: an image transformer of timm; `features`: data.features
-    name: str = "videomae_s"
-    weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
-    tuning: Tuning = "tia"
-    adapter: Literal["tia", "plain"] = "tia"
-    adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # None: all blocks
-    adapter_ratio: numbers.WidthShare = 0.25
-    adapter_kernel: numbers.PositiveInt = 3
-    adapter_dilation: numbers.PositiveInt = 1
-    drop_path: numbers.Probability = 0.0
-    activation_checkpointing: bool = True
-    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
-    cache_features: bool = False  # a frozen backbone on resized videos runs once, before the training
-    clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
-    activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
-    stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
-
-    # image transformers only (AIM)
-    pixel_mean: tuple[numbers.GreyLevel, numbers.GreyLevel, numbers.GreyLevel] | None = None  # RGB; None: as in timm
-    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # as above
-    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
-    aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
-    aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output
-    clip_frames: numbers.PositiveInt | None = None  # frames per temporal-attention clip; None: 16, in recognition all T
-
-    @property
-    def is_features(self) -> bool:
-        """Whether features are read, and there is no transformer."""
-        return self.name == FEATURES
-
-    @property
-    def is_image(self) -> bool:
-        """Whether this is an image transformer."""
-        return self.name.startswith("vit_")
-
-    @property
-    def frames_per_token(self) -> int:
-        """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
-        return 1 if self.is_image or self.is_features else TUBELET_FRAMES
-
-    @property
-    def adapter_reach(self) -> int:
-        """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
-        return 0 if self.is_image or self.is_features else self.adapter_dilation * (self.adapter_kernel // 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +215,7 @@ class Config:
     def sample_frames_step(self) -> int:
         """Samples have a multiple of so many frames: complete clips, and in detection the pyramid's halvings."""
         if self.recognition:
-            return 1 if self.backbone.is_image else CLIP_FRAMES
+            return 1 if self.backbone.is_image else self.clip_frames
         step = self.head.strides[-1] * self.data.frames_per_feature
         while step % self.clip_frames:
             step *= 2
@@ -284,7 +232,7 @@ class Config:
         if self.backbone.is_features:
             return 1
         if not self.backbone.is_image:
-            return CLIP_FRAMES
+            return self.backbone.clip_frames or CLIP_FRAMES
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property

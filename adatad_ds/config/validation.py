@@ -94,7 +94,8 @@ def _recognition(config: Config) -> Iterator[str]:
     settings = config.recognition
     assert settings is not None
     if settings.frames % config.clip_frames:
-        whose = " (backbone.clip_frames)" if config.backbone.is_image else " of a video transformer"
+        set_by = config.backbone.is_image or config.backbone.is_vjepa2
+        whose = " (backbone.clip_frames)" if set_by else " of a video transformer"
         yield (
             f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
             f"{whose}"
@@ -125,8 +126,8 @@ def _backbone(config: Config) -> Iterator[str]:
     if backbone.aim_adapters is not None and len(set(backbone.aim_adapters)) != len(backbone.aim_adapters):
         yield "backbone.aim_adapters names an adapter twice"
     if backbone.activation_memory_gb is not None:
-        if backbone.tuning not in ("tia", "side"):
-            yield f"backbone.activation_memory_gb is for backbone.tuning=tia and side, not {backbone.tuning}"
+        if not (backbone.has_adapters or backbone.tuned_inside):
+            yield f"backbone.activation_memory_gb is for adapters, LoRA, biases and norms, not tuning={backbone.tuning}"
         if not backbone.activation_checkpointing:
             yield "backbone.activation_checkpointing=false keeps everything: it leaves no backbone.activation_memory_gb"
         if backbone.stored_on_device_gb:
@@ -134,7 +135,13 @@ def _backbone(config: Config) -> Iterator[str]:
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
-    image_settings = (backbone.aim_adapters, backbone.clip_frames, backbone.pixel_mean, backbone.pixel_std)
+    if backbone.is_vjepa2 and config.clip_frames % 2:
+        yield f"backbone.clip_frames = {config.clip_frames} is odd; tokens of {backbone.name} cover 2 frames"
+    clip_frames = None if backbone.is_vjepa2 else backbone.clip_frames
+    image_settings = (backbone.aim_adapters, clip_frames, backbone.pixel_mean, backbone.pixel_std)
+    targets = backbone.lora_targets
+    if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
+        yield "backbone.lora_targets must name at least one of qkv, proj, fc1, fc2, and none twice"
     if backbone.is_image:
         if backbone.tuning not in ("frozen", "full", "aim"):
             yield (

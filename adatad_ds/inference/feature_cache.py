@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adatad_ds.config.schema import FEATURES, Config
+from adatad_ds.config.backbone import FEATURES
+from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.inference.feature_job import Job, extract, frozen_source

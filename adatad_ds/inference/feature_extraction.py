@@ -21,7 +21,7 @@ from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.features.plan import Piece, Snippet, num_features, snippet_pieces, span_pieces
 from adatad_ds.data.window_stream import ahead, stream_rows
 from adatad_ds.data.windows import Timing, frames_shown
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.weights.loading import tensor_hash
 
@@ -170,5 +170,5 @@ def _context_clips(backbone: Backbone) -> int:
     if not isinstance(backbone, AdaptedBackbone):
         return 0
     reaches = [int(adapter.reach) for adapter in backbone.adapters.values()]  # pyright: ignore[reportArgumentType]
-    clips = [-(-reach // CLIP_TUBELETS) for reach in reaches]
-    return sum(clips) if backbone.tuning == "tia" else max(clips, default=0)
+    clips = [-(-reach // backbone.vit.clip_tubelets) for reach in reaches]
+    return max(clips, default=0) if backbone.tuning == "side" else sum(clips)

@@ -67,7 +67,7 @@ def forward_bytes(detector: Detector, config: Config) -> int:
     width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AdaptedBackbone):
         chunk = max(chunk, windows * config.clip_frames)
-        tokens_of_frame = backbone.vit.grid_side**2 / TUBELET_FRAMES
+        tokens_of_frame = backbone.vit.positions / TUBELET_FRAMES
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
         at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
         features = frames // TUBELET_FRAMES
@@ -83,12 +83,10 @@ def forward_bytes(detector: Detector, config: Config) -> int:
 
 def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
     """Frames whose tokens are held between a video transformer's blocks."""
-    if backbone.tuning == "tia":  # one tensor that a segment reads, one that it writes
-        return min(2, len(backbone.adapters)) * frames
     if backbone.tuning == "side":
         reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
         return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
-    return 0
+    return min(2, len(backbone.stored_outputs)) * frames  # one that a segment reads, one that it writes
 
 
 def _bytes(module: nn.Module) -> int:

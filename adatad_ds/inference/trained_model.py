@@ -21,12 +21,13 @@ from adatad_ds.data.features.sources import feature_fingerprint
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.models.factory import Model, build_model
+from adatad_ds.models.tuning.lora import is_update, merged_weights
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.system.atomic import write_text
-from adatad_ds.weights.files import SAFETENSORS, Tensors, check_fit, open_tensors
+from adatad_ds.weights.files import SAFETENSORS, Tensors, check_fit, held_tensor, open_tensors
 from adatad_ds.weights.loading import (
     check_fingerprint,
     fill_backbone,
@@ -57,6 +58,7 @@ class Trained:
         noted_in: where its operating point is stored, a checkpoint's folder or an export's JSON file; None: a published
             file, which is left unchanged.
         operating_point: the score of the best F1, if evaluated.
+        merged: of `trainable`, the transformer's weights that contain trained updates, in place of the frozen ones.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Trained:
     class_order: ClassOrder | None = None
     noted_in: Path | None = None
     operating_point: OperatingPoint | None = None
+    merged: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -153,13 +156,38 @@ def load_model(trained: Trained, *, num_classes: int) -> Model:
         assert weights is not None
         trainable = trained_tensors(weights, model, reset_classifier=False)
     parameters = dict(model.named_parameters())
-    check_fit(
-        trainable, {name: tuple(p.shape) for name, p in parameters.items() if p.requires_grad}, source=trained.name
-    )
+    wanted = {name: p for name, p in parameters.items() if p.requires_grad or name in trained.merged}
+    check_fit(trainable, {name: tuple(p.shape) for name, p in wanted.items()}, source=trained.name)
     with torch.no_grad():
         for name, stored in trainable.items():
             parameters[name].copy_(stored.read().reshape(parameters[name].shape))
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def merge_updates(trained: Trained) -> Trained:
+    """The same model without LoRA's layers: its updates are part of the transformer's weights, in the compute type.
+
+    Raises:
+        ConfigError: it has no such updates.
+        CheckpointError: as for `load_model`.
+    """
+    tuning = {"lora": "frozen", "tia+lora": "tia"}.get(trained.config.backbone.tuning)
+    if tuning is None or trained.trainable is None:
+        raise ConfigError(
+            f"{trained.name} has nothing to merge: its backbone.tuning is {trained.config.backbone.tuning}, "
+            "and neither lora nor tia+lora"
+        )
+    dtype = trained.config.train.dtype
+    model = load_model(trained, num_classes=len(trained.classes))
+    weights = {name: held_tensor(weight.to(dtype)) for name, weight in merged_weights(model).items()}
+    rest = {name: stored for name, stored in trained.trainable.items() if not is_update(name)}
+    return replace(
+        trained,
+        # A budget is for training, and nothing is left to train where the transformer is frozen.
+        config=loading.override(trained.config, [f"backbone.tuning={tuning}", "backbone.activation_memory_gb=null"]),
+        trainable=rest | weights,
+        merged=tuple(sorted(weights)),
+    )
 
 
 def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
@@ -184,6 +212,7 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
         "config": trained.config.to_dict(),
         "frozen_fingerprint": trained.frozen_fingerprint,
         "operating_point": trained.operating_point and trained.operating_point.to_dict(),
+        "merged": list(trained.merged),
         **extra,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,6 +274,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         averaged=holds_average,
         noted_in=path.with_suffix(".json"),
         operating_point=OperatingPoint.from_dict(description.get("operating_point")),
+        merged=tuple(description.get("merged", ())),
     )
 
 

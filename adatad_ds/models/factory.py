@@ -18,9 +18,11 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention
@@ -32,6 +34,8 @@ from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
 
@@ -204,10 +208,11 @@ def build_backbone(
         )
     spec = spec or backbone_spec(backbone.name)
     with memory:
-        vit = VisionTransformer(spec=spec, resolution=resolution)
+        vit = _video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
+        inside=_inside(backbone, spec),
         window=runtime.window,
         tuning=backbone.tuning,
         feature_steps=feature_steps,
@@ -221,7 +226,7 @@ def build_backbone(
 
 
 def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of a video transformer's adapted blocks, each with one stored tensor; () for image transformers.
+    """Indices of a video transformer's tuned blocks; () for image transformers.
 
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
@@ -231,18 +236,36 @@ def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
     return _adapted_blocks(backbone, backbone_spec(backbone.name))
 
 
+def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
+    """Blocks of a video transformer whose outputs wait for the backward pass (`stored_outputs`); [] for others.
+
+    Raises:
+        ConfigError: as for `adapted_blocks`.
+    """
+    blocks = adapted_blocks(backbone)
+    return stored_outputs(
+        adapters=blocks if backbone.has_adapters else (), inside=blocks if backbone.tuned_inside else ()
+    )
+
+
 def backbone_spec(name: str) -> ViTSpec:
     """Shape of a video transformer by name.
 
     Raises:
         ConfigError: unknown name.
     """
-    try:
-        return VIT_SPECS[name]
-    except KeyError:
+    specs = VIT_SPECS | VJEPA2_SPECS
+    if name not in specs:
         raise ConfigError(
-            f"backbone.name={name!r} is unknown; known: {', '.join(VIT_SPECS)}, and timm's image models vit_..."
-        ) from None
+            f"backbone.name={name!r} is unknown; known: {', '.join(specs)}, and timm's image models vit_..."
+        )
+    return specs[name]
+
+
+def _video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
+    if spec.rotary:
+        return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
+    return VisionTransformer(spec=spec, resolution=resolution)
 
 
 def _feature_channels(config: Config) -> int:
@@ -275,4 +298,13 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
             dilation=backbone.adapter_dilation,
         )
 
-    return {block: adapter() for block in _adapted_blocks(backbone, spec)}
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.has_adapters else {}
+
+
+def _inside(backbone: BackboneConfig, spec: ViTSpec) -> InsideTuning | None:
+    if backbone.tuned_inside is None:
+        return None
+    lora = LoRASettings(
+        rank=backbone.lora_rank, alpha=backbone.lora_alpha, targets=backbone.lora_targets, dora=backbone.lora_dora
+    )
+    return InsideTuning(way=backbone.tuned_inside, blocks=_adapted_blocks(backbone, spec), lora=lora)

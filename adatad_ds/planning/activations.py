@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.retention import Retention, least_inputs
-from adatad_ds.planning.fake_run import SegmentBytes
+from adatad_ds.planning.fake_run import SegmentBytes, SegmentKind
 
 CHUNK_COST = 0.02  # of a step's time, for each halving of a chunk: what that must save in recomputation
 
@@ -78,31 +78,31 @@ class Segments:
 
     Attributes:
         spans: of each segment.
-        lengths: frozen blocks of each segment, lowest first.
+        kinds: of each segment, lowest first.
         weights: FLOPs of each one's forward pass, in shares of all.
         first: peak bytes of a span before the segments.
-        bytes: of a span in a segment, by its length.
+        bytes: of a span in a segment, by its kind.
         tensor: bytes of a segment's input.
         gradient: bytes of the window's gradient.
         regroups: whether inputs can be made again from the segments below.
     """
 
     spans: int
-    lengths: Sequence[int]
+    kinds: Sequence[SegmentKind]
     weights: Sequence[float]
     first: int
-    bytes: dict[int, SegmentBytes]
+    bytes: dict[SegmentKind, SegmentBytes]
     tensor: int
     gradient: int
     regroups: bool
 
     def place(self, retention: Retention, *, on_device: int | None, clips_per_chunk: int) -> Activations:
         """What waits, with so many stored tensors on the device (None: all)."""
-        count = len(self.lengths)
+        count = len(self.kinds)
         sizes = retention.groups(count) if self.regroups else [1] * count
         graphs = retention.graphs_of(count, self.spans)
         on_device = len(sizes) if on_device is None else on_device
-        kept = [number * self.bytes[length].graph for number, length in zip(graphs, self.lengths, strict=True)]
+        kept = [number * self.bytes[kind].graph for number, kind in zip(graphs, self.kinds, strict=True)]
         again = [1 - number / self.spans for number in graphs]
         recomputed = sum(weight * share for weight, share in zip(self.weights, again, strict=True))
         for group in self._groups(sizes):
@@ -134,7 +134,7 @@ class Segments:
         for group in self._groups(sizes):
             passing = min(2, len(group) - 1) * self.tensor
             for segment in group:
-                span, count = self.bytes[self.lengths[segment]], graphs[segment]
+                span, count = self.bytes[self.kinds[segment]], graphs[segment]
                 if count:
                     yield stored + kept + (count - 1) * span.graph + span.build
                 kept += count * span.graph
@@ -143,14 +143,14 @@ class Segments:
 
     def _backward(self, sizes: Sequence[int], graphs: Sequence[int], on_device: int) -> Iterator[int]:
         """Peaks of the backward pass, from the last segment: its graphs first, then the spans that run again."""
-        kept = sum(count * self.bytes[length].graph for count, length in zip(graphs, self.lengths, strict=True))
+        kept = sum(count * self.bytes[kind].graph for count, kind in zip(graphs, self.kinds, strict=True))
         on_host = len(sizes) - on_device
         for below, group in reversed(list(enumerate(self._groups(sizes)))):
             waiting = self.gradient + max(0, below + 1 - on_host) * self.tensor
             for segment in group[:-1]:
-                yield waiting + (len(group) - 1) * self.tensor + self.bytes[self.lengths[segment]].run
+                yield waiting + (len(group) - 1) * self.tensor + self.bytes[self.kinds[segment]].run
             for made_again, segment in reversed(list(enumerate(group))):
-                span, count = self.bytes[self.lengths[segment]], graphs[segment]
+                span, count = self.bytes[self.kinds[segment]], graphs[segment]
                 held = waiting + made_again * self.tensor
                 if count:
                     yield held + kept + span.backward - span.graph
@@ -220,7 +220,7 @@ def _choices(
         return segments.place(retention, on_device=on_device, clips_per_chunk=chunk)
 
     yield placed(Retention(graphs=None))
-    count = len(segments.lengths)
+    count = len(segments.kinds)
     low, high = 0, count * segments.spans  # graphs: `high` is too many
     while high - low > 1:
         middle = (low + high) // 2

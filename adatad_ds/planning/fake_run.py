@@ -10,7 +10,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +21,25 @@ from torch.utils._pytree import tree_map_only
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
-from adatad_ds.models.execution.activation_store import Span
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
+from adatad_ds.models.execution.segments import BlockSpan
 from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
+
+
+class SegmentKind(NamedTuple):
+    """What a segment costs by.
+
+    Attributes:
+        adapter: whether it has an adapter.
+        blocks: for each of its blocks, in order, whether it is tuned inside.
+        last: whether it leads to the top.
+    """
+
+    adapter: bool
+    blocks: tuple[bool, ...]
+    last: bool
 
 
 class SegmentBytes(NamedTuple):
@@ -46,63 +60,78 @@ class SegmentBytes(NamedTuple):
 
 @cache
 def span_bytes(
-    backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int, lengths: tuple[int, ...]
-) -> tuple[int, dict[int, SegmentBytes]]:
+    backbone: BackboneConfig,
+    precision: Precision,
+    resolution: int,
+    windows: int,
+    clips: int,
+    kinds: tuple[SegmentKind, ...],
+) -> tuple[int, dict[SegmentKind, SegmentBytes]]:
     """Bytes of processing one span of time, given its input and the gradient of its output.
 
     Returns:
-        Peak of embedding it and running a block; bytes of a segment by its number of frozen blocks.
+        Peak of embedding it and running a frozen block; bytes of a segment by its kind.
     """
     config = Config(
         data=DataConfig(resolution=resolution),
         backbone=replace(backbone, weights=None, adapter_blocks=(0,)),
         train=TrainConfig(precision=precision),
     )
-    spec, dtype = replace(backbone_spec(backbone.name), depth=1), config.train.dtype
+    spec, dtype = replace(backbone_spec(backbone.name), depth=2), config.train.dtype
     with shapes_only():  # initialisation reads values, which fake tensors lack
         model = build_backbone(config, feature_steps=1, spec=spec)
     assert isinstance(model, AdaptedBackbone)
     with fake_tensors(model, dtype):
         vit = model.vit
-        frames = torch.empty(windows * clips, CLIP_FRAMES, resolution, resolution, 3, dtype=torch.uint8)
+        tuned, frozen = 0, 1
+        frames = torch.empty(windows * clips, vit.clip_frames, resolution, resolution, 3, dtype=torch.uint8)
 
         def embed() -> None:
             with torch.no_grad():
-                vit.blocks[0](vit.embed(frames))
+                vit.run_block(frozen, vit.embed(frames))
 
-        adapter = model.adapters["0"]
-        reach: int = adapter.reach  # pyright: ignore[reportAssignmentType]
-        steps, rest = clips * CLIP_TUBELETS, (spec.positions(resolution), spec.width)
-        # As in a stored tensor: contiguous for a single window alone.
-        context = torch.empty(windows, 1 + reach + steps + reach, *rest, dtype=dtype)[:, 1:]
+        steps, rest = clips * vit.clip_tubelets, (spec.positions(resolution), spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
-        def segment(tokens: Tensor, context: Span, start: int, blocks: int) -> Tensor:
-            before, after = context
-            out = tokens[:, before : tokens.shape[1] - after] + adapter(tokens, before, after)
-            for _ in range(blocks):
-                out = vit.blocks[0](out.reshape(windows * clips, -1, spec.width)).view_as(gradient)
-            return out
+        def segment_of(kind: SegmentKind) -> BlockSpan:
+            adapter = model.adapters["0"] if kind.adapter else None
+            blocks = [tuned if inside else frozen for inside in kind.blocks]
 
-        def measured(blocks: int) -> SegmentBytes:
-            through = partial(segment, blocks=blocks)
+            def run(tokens: Tensor, start: int) -> Tensor:
+                for index in blocks:
+                    tokens = vit.run_block(index, tokens.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                return vit.finish(tokens) if kind.last else tokens
+
+            parts = [*([] if adapter is None else [adapter]), *(vit.blocks[index] for index in blocks)]
+            return BlockSpan(
+                name="",
+                adapter=adapter,
+                reach=0 if adapter is None else adapter.reach,  # pyright: ignore[reportArgumentType]
+                trainable=tuple(p for part in parts for p in part.parameters() if p.requires_grad),
+                run=run,
+            )
+
+        def measured(segment: BlockSpan) -> SegmentBytes:
+            reach = segment.reach
+            # As in a stored tensor: contiguous for a single window alone.
+            context = torch.empty(windows, 1 + reach + steps + reach, *rest, dtype=dtype)[:, 1:]
             with torch.no_grad():
-                run = live_bytes(lambda: through(context, (reach, reach), 0))
+                run = live_bytes(lambda: segment(context, (reach, reach), 0))
             with LiveBytes() as count:
-                graph, out = build_graph(through, (0, steps), context, (reach, reach))
+                graph, out = build_graph(segment, (0, steps), context, (reach, reach))
                 del out
                 build, held = count.peak, count.held
                 count.peak = held
-                OnceAccumulated(adapter).differentiate(graph.root, gradient, graph.tokens, last=False)
+                OnceAccumulated(segment.trainable).differentiate(graph.root, gradient, graph.tokens, last=False)
                 return SegmentBytes(run, build, held, count.peak)
 
-        return live_bytes(embed), {blocks: measured(blocks) for blocks in lengths}
+        return live_bytes(embed), {kind: measured(segment_of(kind)) for kind in kinds}
 
 
 @cache
 def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
     """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients."""
-    frames = clips * CLIP_FRAMES
+    frames = clips * (backbone.clip_frames or CLIP_FRAMES)
     config = Config(
         data=DataConfig(resolution=resolution, window_size=frames),
         backbone=replace(backbone, weights=None),

@@ -14,7 +14,7 @@ from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.detector import Detector
 from adatad_ds.models.execution.activation_store import StoragePolicy
-from adatad_ds.models.factory import adapted_blocks, build_model
+from adatad_ds.models.factory import build_model, stored_outputs_of
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.fake_run import head_bytes
@@ -153,7 +153,7 @@ def make_plan(
         if memory_gb is None:
             raise ConfigError("backbone.activation_memory_gb=auto needs a GPU whose memory is known; set it in GB")
         budget = (usable_bytes(memory_gb) - sum(line.device for line in others)) / 1e9
-    stored_tensors = len(adapted_blocks(config.backbone))
+    stored_tensors = len(stored_outputs_of(config.backbone))
     policy, _ = activation_policy(resolved, config=config, stored_tensors=stored_tensors, cuda=cuda)
     placed = cost.activations(
         windows=windows,

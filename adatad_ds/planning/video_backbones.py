@@ -2,7 +2,7 @@
 
 What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span.
 
-T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N = 8 * S tokens per clip.
+T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from itertools import pairwise
 
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
-from adatad_ds.models.factory import adapted_blocks, backbone_spec
+from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
 from adatad_ds.planning.activations import Activations, Segments, within
-from adatad_ds.planning.fake_run import span_bytes, whole_bytes
+from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
 
 
 class VideoCost:
@@ -33,7 +32,8 @@ class VideoCost:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._spec = backbone_spec(config.backbone.name)
-        self._adapted = sorted(adapted_blocks(config.backbone))
+        self._tuned = sorted(adapted_blocks(config.backbone))
+        self._stored = stored_outputs_of(config.backbone)
         self._positions = self._spec.positions(config.data.resolution)
 
     def tensor_bytes(self, frames: int) -> int:
@@ -45,32 +45,43 @@ class VideoCost:
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         config, spec, tuning = self._config, self._spec, self._config.backbone.tuning
         tokens = config.sample_frames // TUBELET_FRAMES * self._positions
-        block, adapter = self._forward_flop(tokens)
+        block, adapter, inside = self._forward_flop(tokens)
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
         embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
-        blocks = self._adapted
-        above = {"frozen": 0, "side": 0, "full": spec.depth, "tia": spec.depth - 1 - min(blocks, default=0)}[tuning]
-        forward = embedding + spec.depth * block + len(blocks) * adapter
-        backward = above * (2 * block - linear) + len(blocks) * 2 * adapter
+        added = len(self._tuned) * (adapter + inside)
+        below = spec.depth if tuning in ("frozen", "side") else 0 if tuning == "full" else self._stored[0] + 1
+        above = spec.depth - below
+        forward = embedding + spec.depth * block + added
+        backward = above * (2 * block - linear) + 2 * added
         if tuning == "full":
             backward += embedding + above * linear
-        return forward + backward + recomputed * (above * block + len(blocks) * adapter)
+        return forward + backward + recomputed * (above * block + added)
 
-    def _forward_flop(self, tokens: int) -> tuple[float, float]:
-        """FLOPs of a block's forward pass, and of an adapter's."""
+    def _forward_flop(self, tokens: int) -> tuple[float, float, float]:
+        """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
         backbone, spec = self._config.backbone, self._spec
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        attention = 4.0 * tokens * CLIP_TUBELETS * self._positions * spec.width
+        clip_tokens = self._config.clip_frames // TUBELET_FRAMES * self._positions
+        attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
         middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.adapter == "tia" else 0
-        return linear + attention, 2.0 * tokens * (2 * spec.width * hidden + middle)
+        adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if backbone.has_adapters else 0.0
+        return linear + attention, adapter, self._lora_flop(tokens)
+
+    def _lora_flop(self, tokens: int) -> float:
+        """FLOPs of a block's low-rank updates; DoRA's norms, of weights alone, are left out."""
+        backbone, width, hidden = self._config.backbone, self._spec.width, self._spec.mlp_hidden
+        if backbone.tuned_inside != "lora":
+            return 0.0
+        channels = {"qkv": 4 * width, "proj": 2 * width, "fc1": width + hidden, "fc2": width + hidden}
+        return 2.0 * tokens * backbone.lora_rank * sum(channels[target] for target in backbone.lora_targets)
 
     def activations(
         self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
     ) -> Activations:
         """What waits for the backward pass, and what runs again; see `memory.BackboneCost`."""
         backbone, chunk = self._config.backbone, self._config.backbone.clips_per_chunk
-        if backbone.tuning not in ("tia", "side"):
+        if not self._stored:
             return self._whole(windows, clips)
         if budget is not None:
             return within(
@@ -83,7 +94,7 @@ class VideoCost:
             )
         retention = Retention() if backbone.activation_checkpointing else Retention(graphs=None)
         segments = self._cut(chunk, windows=windows, clips=clips)
-        on_device = policy.on_device(len(self._adapted), segments.tensor)
+        on_device = policy.on_device(len(self._stored), segments.tensor)
         return segments.place(retention, on_device=on_device, clips_per_chunk=chunk)
 
     def _whole(self, windows: int, clips: int) -> Activations:
@@ -104,37 +115,48 @@ class VideoCost:
         )
 
     def _cut(self, chunk: int, *, windows: int, clips: int) -> Segments:
-        config, lengths = self._config, self._segments()
+        config, kinds = self._config, self._segments()
         spans = -(-clips // max(1, chunk // windows)) if chunk else 1
         backbone = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant: found in cache
-        first, by_length = span_bytes(
+        first, by_kind = span_bytes(
             backbone,
             config.train.precision,
             config.data.resolution,
             windows,
             -(-clips // spans),
-            tuple(sorted(set(lengths))),
+            tuple(sorted(set(kinds))),
         )
-        block, adapter = self._forward_flop(1)
-        total = sum(lengths) * block + len(lengths) * adapter
+        block, adapter, inside = self._forward_flop(1)
+        flop = [kind.adapter * adapter + len(kind.blocks) * block + sum(kind.blocks) * inside for kind in kinds]
+        total = sum(flop)
         tensor = self.tensor_bytes(windows * clips * config.clip_frames)
-        in_line = config.backbone.tuning == "tia"
+        in_line = config.backbone.tuning != "side"
         return Segments(
             spans=spans,
-            lengths=lengths,
-            weights=[(adapter + length * block) / total for length in lengths],
+            kinds=kinds,
+            weights=[each / total for each in flop],
             first=first,
-            bytes=by_length,
+            bytes=by_kind,
             tensor=tensor,
             gradient=tensor if in_line else 0,
             regroups=in_line,
         )
 
-    def _segments(self) -> list[int]:
-        """Number of frozen blocks that each segment recomputes, lowest first (`side`: 0)."""
-        if self._config.backbone.tuning == "side":
-            return [0] * len(self._adapted)
-        return [last - first for first, last in pairwise([*self._adapted, self._spec.depth - 1])]
+    def _segments(self) -> list[SegmentKind]:
+        """What each segment consists of, lowest first (`side`: no blocks)."""
+        backbone = self._config.backbone
+        if backbone.tuning == "side":
+            return [SegmentKind(adapter=True, blocks=(), last=False)] * len(self._stored)
+        adapted = self._tuned if backbone.has_adapters else []
+        inside = self._tuned if backbone.tuned_inside else []
+        return [
+            SegmentKind(
+                adapter=first in adapted,
+                blocks=tuple(block in inside for block in range(first + 1, last + 1)),
+                last=first == self._stored[-1],
+            )
+            for first, last in pairwise([*self._stored, self._spec.depth - 1])
+        ]
 
 
 def _halved(chunk: int, *, least: int) -> list[int]:

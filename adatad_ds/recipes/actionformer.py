@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from adatad_ds.config.backbone import FEATURES
 from adatad_ds.config.schema import (
-    FEATURES,
     BackboneConfig,
     Config,
     DataConfig,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
+from adatad_ds.config.backbone import AIMAdapter, Tuning
 from adatad_ds.config.schema import (
-    AIMAdapter,
     BackboneConfig,
     Config,
     DataConfig,
@@ -15,7 +15,6 @@ from adatad_ds.config.schema import (
     RecognitionConfig,
     TestConfig,
     TrainConfig,
-    Tuning,
 )
 from adatad_ds.recipes.adatad import Recipe
 from adatad_ds.recipes.adatad_families import thumos_config

@@ -6,21 +6,21 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from adatad_ds.config.backbone import FEATURES, Tuning
 from adatad_ds.config.schema import (
-    FEATURES,
     BackboneConfig,
     Config,
     DataConfig,
     HeadConfig,
     TestConfig,
     TrainConfig,
-    Tuning,
 )
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
 from adatad_ds.recipes.tridet import tridet_recipes
+from adatad_ds.recipes.vjepa2 import vjepa2_recipes
 
 __all__ = ["Recipe", "all_recipes", "config_diff", "find_recipe", "recipe_table"]
 
@@ -48,8 +48,8 @@ def all_recipes() -> dict[str, Recipe]:
         "quickstart_frozen": _quickstart("frozen"),
         "quickstart_features": _quickstart_features(),
     }
-    on_features = dict(actionformer_recipes()) | dict(tridet_recipes())
-    return quickstart | dict(published_recipes()) | dict(aim_recipes()) | on_features
+    families = (published_recipes(), vjepa2_recipes(), aim_recipes(), actionformer_recipes(), tridet_recipes())
+    return quickstart | {name: recipe for family in families for name, recipe in family}
 
 
 def recipe_table() -> str:

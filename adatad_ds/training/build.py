@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 import torch
 
-from adatad_ds.config.schema import FEATURES, Config
+from adatad_ds.config.backbone import FEATURES
+from adatad_ds.config.schema import Config
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
-from adatad_ds.models.factory import Runtime, adapted_blocks
+from adatad_ds.models.factory import Runtime, stored_outputs_of
 from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.class_order import ClassOrder
@@ -183,7 +184,7 @@ def make_runtime(
     Raises:
         ConfigError: a wrong section `activation_checkpointing`.
     """
-    stored, cuda = len(adapted_blocks(config.backbone)), mesh.world.device.type == "cuda"
+    stored, cuda = len(stored_outputs_of(config.backbone)), mesh.world.device.type == "cuda"
     policy, stopwatch = activation_policy(ds_config, config=config, stored_tensors=stored, cuda=cuda)
     if activations is None:
         return Runtime(window=mesh.window(), storage=Storage(policy), stopwatch=stopwatch)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from adatad_ds.config.schema import TrainConfig
+from adatad_ds.models.tuning.lora import is_update
 
 CLASSIFIER = "head.classifier."  # of a recogniser
 INITIAL_SHARE = 0.05  # of initial weights in the running average, above which a run counts as short
@@ -46,7 +47,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 def parameter_kind(name: str) -> str:
     """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a parameter's name."""
-    if name.startswith(("backbone.adapters.", "backbone.temporal_embedding")):
+    if name.startswith(("backbone.adapters.", "backbone.temporal_embedding")) or is_update(name):
         return "adapter"
     return "backbone" if name.startswith("backbone.") else "head"
 

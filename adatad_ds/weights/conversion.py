@@ -41,7 +41,7 @@ def convert(weights: Weights, *, out: Path, dtype: torch.dtype | None) -> str:
                 tensors[AVERAGED_PREFIX + name] = value
     else:
         tensors = {name: converted(stored.read()) for name, stored in weights.vit.items()}
-    name = backbone_name(weights.vit)
+    name = backbone_name(weights)
     description = {
         "source": weights.source,
         "layout": weights.layout,

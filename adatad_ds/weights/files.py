@@ -52,6 +52,11 @@ class StoredTensor:
 Tensors = dict[str, StoredTensor]
 
 
+def held_tensor(tensor: Tensor) -> StoredTensor:
+    """A tensor in memory, as if it were in a file."""
+    return StoredTensor(tuple(tensor.shape), lambda: tensor)
+
+
 def open_tensors(source: str | Path, *, entries: tuple[str, ...] = ()) -> Tensors:
     """The tensors of a file, of a Hugging Face folder, or of a name on the hub.
 
@@ -184,14 +189,7 @@ def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__} where names and tensors belong")
 
-    def reader(tensor: Tensor) -> Callable[[], Tensor]:
-        return lambda: tensor
-
-    return {
-        name: StoredTensor(tuple(tensor.shape), reader(tensor))
-        for name, tensor in content.items()
-        if isinstance(tensor, Tensor)
-    }
+    return {name: held_tensor(tensor) for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _load_pickle(path: Path) -> object:

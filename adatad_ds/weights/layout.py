@@ -21,11 +21,13 @@ class WeightLayout:
     Attributes:
         name: for people.
         signature: a regular expression; a file of this layout has a key that it matches, wrappers' prefixes taken off.
+        also: more of them, each of which must match a key, too.
         renames: from the file's names to ours.
     """
 
     name: str
     signature: str
+    also: tuple[str, ...] = ()
     renames: Renames
 
     def rename(self, key: str) -> str:
@@ -86,7 +88,8 @@ def find_layout(
         CheckpointError: it is none of them.
     """
     for layout in layouts:
-        if any(re.fullmatch(layout.signature, key) for key in tensors):
+        wanted = (layout.signature, *layout.also)
+        if all(any(re.fullmatch(pattern, key) for key in tensors) for pattern in wanted):
             return layout
     raise CheckpointError(
         f"{source} is of no known layout: no patch embedding of {kind} transformer among its {len(tensors)} "

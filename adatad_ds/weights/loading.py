@@ -16,10 +16,11 @@ from adatad_ds.config.schema import BackboneConfig, Config
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.errors import CheckpointError, ConfigError, summarize_list
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.backbones.features import FeatureBackbone
-from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.factory import Model
 from adatad_ds.models.recogniser import Recogniser
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit
 from adatad_ds.weights.head_layouts import open_head_weights
@@ -35,7 +36,7 @@ _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC
 VIT = "backbone.vit."  # where a detector has its transformer
 # of a detector, with TriDet's heads, of a recogniser
 _CLASSIFIERS = ("head.cls_head.", "head.start_head.", "head.end_head.", "head.classifier.")
-Transformer: TypeAlias = "VisionTransformer | ImageTransformer"
+Transformer: TypeAlias = "VideoTransformer | ImageTransformer"
 WHERE_FROM = {
     "videomae_s": _VIDEOMAE_PAGE,
     "videomae_b": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-base-finetuned-kinetics on the Hugging Face hub",
@@ -43,6 +44,9 @@ WHERE_FROM = {
     "videomae_h": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-huge-finetuned-kinetics on the Hugging Face hub",
     "videomaev2_g": "https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/MODEL_ZOO.md (given on request, for "
     "non-commercial use, not to be passed on; the detectors trained from it use vit_g_hybrid_pt_1200e_k710_ft.pth)",
+    "vjepa2_l": "facebook/vjepa2-vitl-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
+    "vjepa2_h": "facebook/vjepa2-vith-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
+    "vjepa2_g": "facebook/vjepa2-vitg-fpc64-256, or -384 for 384 px, on the Hugging Face hub (Meta; terms on its page)",
     "vit_base_patch16_clip_quickgelu_224": "openai/clip-vit-base-patch16 on the Hugging Face hub (OpenAI, MIT)",
     "vit_large_patch14_clip_quickgelu_224": "openai/clip-vit-large-patch14 on the Hugging Face hub (OpenAI, MIT)",
 }
@@ -76,7 +80,7 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
-    if isinstance(vit, VisionTransformer):
+    if isinstance(vit, VideoTransformer):
         return fit_video_weights(weights, vit, backbone=backbone.name)
     return weights if backbone.is_features else fit_image_weights(weights, vit)
 
@@ -127,6 +131,9 @@ def fill_backbone(
             if not parameter.requires_grad:
                 hashes[key] = tensor_hash(value)
             del value
+        for name, parameter in filled.items():
+            if is_update(name) and parameter.dtype != dtype:  # partitioned as it is
+                parameter.data = parameter.data.to(dtype)
         if names:
             host(part)
     return hashes
@@ -295,7 +302,7 @@ def _where_from(backbone: str, source: str) -> str:
     if backbone not in WHERE_FROM:
         return "Give the path of a weights file with --set backbone.weights=FILE"
     come = f"The weights of {backbone} come from {WHERE_FROM[backbone]}. Give the file with --set backbone.weights=FILE"
-    if backbone.startswith("vit_"):
+    if backbone.startswith(("vit_", "vjepa2_")):
         return f"{come}, a folder, or the name on the hub"
     return f"{come}, or convert it once: adatad-ds convert FILE --out {source}"
 

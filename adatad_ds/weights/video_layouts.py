@@ -3,6 +3,7 @@
 - A video transformer as the authors of VideoMAE, VideoMAE V2 and InternVideo save it, fine-tuned or with its decoder,
   and as converted by adatad-ds convert;
 - the same as transformers (Hugging Face) and as mmaction2 name it;
+- V-JEPA 2 as its authors and as transformers name it;
 - a trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
@@ -18,11 +19,15 @@ from pathlib import Path
 import torch
 
 from adatad_ds.errors import CheckpointError
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
+from adatad_ds.models.backbones.vit import VIT_SPECS
+from adatad_ds.models.backbones.vjepa2 import VJEPA2_SPECS
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked
 
 VIDEOMAE, TRANSFORMERS, MMACTION, ADATAD = "VideoMAE", "transformers", "mmaction2", "AdaTAD detector"
+VJEPA2, VJEPA2_TRANSFORMERS = "V-JEPA 2", "V-JEPA 2 of transformers"
 _MMACTION_RENAMES = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),
@@ -57,6 +62,23 @@ _LAYOUTS = (  # in the order in which they are tried; names become those of the 
         renames=((r"^backbone\.", ""), *_MMACTION_RENAMES),
     ),
     WeightLayout(
+        name=VJEPA2_TRANSFORMERS,
+        signature=r"(vjepa2\.)?encoder\.embeddings\.patch_embeddings\.proj\.weight",
+        renames=(
+            (r"^vjepa2\.", ""),
+            (r"^encoder\.embeddings\.patch_embeddings\.proj\.", "patch_embed.proj."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.attention\.(query|key|value|proj)\.", r".attn.\1."),
+            (r"^encoder\.layernorm\.", "norm."),
+        ),
+    ),
+    WeightLayout(
+        name=VJEPA2,
+        signature=r"((backbone|encoder)\.)?patch_embed\.proj\.weight",
+        also=(r"((backbone|encoder)\.)?blocks\.0\.attn\.qkv\.bias", r"((backbone|encoder)\.)?norm\.weight"),
+        renames=((r"^(backbone|encoder)\.", ""),),
+    ),
+    WeightLayout(
         name=VIDEOMAE,
         signature=r"((backbone|encoder)\.)?patch_embed\.proj\.weight",
         renames=((r"^(backbone|encoder)\.", ""),),
@@ -79,6 +101,11 @@ _LEFT_OUT = {  # of a transformer, under our names: unused by a detector, or com
     "position table, which is computed": r"(pos_embed|embeddings\.position_embeddings)$",
     "preprocessing, which is built in": r"data_preprocessor\.",
 }
+_LEFT_OUT_OF_VJEPA2 = {  # its final norm is used
+    **{what: keys for what, keys in _LEFT_OUT.items() if what != "final norm"},
+    "predictor": r"predictor\.",
+    "classifier": r"(pooler|classifier)\.",
+}
 _NORMALIZER = "rpn_head.loss_normalizer"
 SIDE = "backbone.adapters.position_"  # side adapters are numbered, not named by their block
 AVERAGED_PREFIX = "average/"  # in a converted detector: those of the running average that differ
@@ -95,7 +122,7 @@ def open_weights(source: str | Path, *, averaged: bool = False) -> Weights:
         FileNotFoundError: nothing is there.
         CheckpointError: unreadable, unsafe, or of no known layout.
     """
-    entries = ("state_dict_ema", "state_dict") if averaged else ("state_dict", "model", "module")
+    entries = ("state_dict_ema", "state_dict") if averaged else ("state_dict", "model", "module", "target_encoder")
     return recognise(open_tensors(source, entries=entries), source=str(source), averaged=averaged)
 
 
@@ -116,12 +143,14 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
     layout = find_layout(tensors, _LAYOUTS, kind="a video", known=[layout.name for layout in _LAYOUTS], source=source)
     normalizer = tensors.pop(_NORMALIZER, None)
     vit, trained = _split_detector(tensors) if layout.name == ADATAD else (tensors, {})
-    vit, left_out = leave_out({layout.rename(key): tensor for key, tensor in vit.items()}, _LEFT_OUT)
+    rotary = layout.name in (VJEPA2, VJEPA2_TRANSFORMERS)
+    unused = _LEFT_OUT_OF_VJEPA2 if rotary else _LEFT_OUT
+    vit, left_out = leave_out({layout.rename(key): tensor for key, tensor in vit.items()}, unused)
     vit = _join_attention(vit)
     return Weights(
         source=source,
         layout=layout.name,
-        size=describe(vit),
+        size=describe(vit, rotary=rotary),
         vit=vit,
         trained=trained,
         left_out=left_out,
@@ -129,7 +158,7 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
     )
 
 
-def fit_video_weights(weights: Weights, vit: VisionTransformer, *, backbone: str) -> Weights:
+def fit_video_weights(weights: Weights, vit: VideoTransformer, *, backbone: str) -> Weights:
     """The same weights, seen to fit a transformer.
 
     Args:
@@ -146,32 +175,35 @@ def fit_video_weights(weights: Weights, vit: VisionTransformer, *, backbone: str
             f"the weights in {weights.source} are of another transformer: {weights.size}, where backbone.name="
             f"{backbone} has {wanted}"
         )
-    check_fit(weights.vit, {key: tuple(p.shape) for key, p in vit.named_parameters()}, source=weights.source)
+    shapes = {key: tuple(p.shape) for key, p in vit.named_parameters() if not is_update(key)}
+    check_fit(weights.vit, shapes, source=weights.source)
     return weights
 
 
-def describe(vit: Mapping[str, StoredTensor]) -> str:
-    """A transformer's size, from its tensors' shapes."""
+def describe(vit: Mapping[str, StoredTensor], *, rotary: bool) -> str:
+    """A transformer's size, from its tensors' shapes; `rotary`: it is a V-JEPA 2."""
     embedding, mlp = vit.get("patch_embed.proj.weight"), vit.get("blocks.0.mlp.fc1.weight")
     if embedding is None or mlp is None or len(embedding.shape) != 5:
         return "an incomplete transformer"
     depth = 1 + max(int(key.split(".")[1]) for key in vit if key.startswith("blocks."))
     width, patch, hidden = embedding.shape[0], embedding.shape[-1], mlp.shape[0]
-    return _describe(width, depth, hidden, patch)
+    return _describe(width, depth, hidden, patch, rotary)
 
 
-def backbone_name(vit: Mapping[str, StoredTensor]) -> str | None:
-    """Name of the backbone with a transformer's shape; None if there is none."""
-    return next((name for name, spec in VIT_SPECS.items() if describe_spec(spec) == describe(vit)), None)
+def backbone_name(weights: Weights) -> str | None:
+    """Name of the backbone that weights are of; None if there is none."""
+    specs = VIT_SPECS | VJEPA2_SPECS
+    return next((name for name, spec in specs.items() if describe_spec(spec) == weights.size), None)
 
 
 def describe_spec(spec: ViTSpec) -> str:
     """The same, of a member of the family."""
-    return _describe(spec.width, spec.depth, spec.mlp_hidden, spec.patch)
+    return _describe(spec.width, spec.depth, spec.mlp_hidden, spec.patch, spec.rotary)
 
 
-def _describe(width: int, depth: int, hidden: int, patch: int) -> str:
-    return f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px"
+def _describe(width: int, depth: int, hidden: int, patch: int, rotary: bool) -> str:
+    size = f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px"
+    return f"{size}, rotary positions" if rotary else size
 
 
 def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:
@@ -193,14 +225,14 @@ def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:
 
 
 def _join_attention(tensors: Tensors) -> Tensors:
-    """Query, key and value as one matrix and one bias, with zeros for the key's, which no model here has."""
+    """Query, key and value as one matrix and one bias, with zeros for the key's where a model has none."""
     joined = dict(tensors)
     for key in tensors:
-        stem = key.removesuffix("query.weight")
-        if stem != key and {f"{stem}key.weight", f"{stem}value.weight"} <= tensors.keys():
-            joined[f"{stem}qkv.weight"] = stacked(
-                [joined.pop(f"{stem}{part}.weight") for part in ("query", "key", "value")]
-            )
+        for kind in ("weight", "bias"):
+            stem = key.removesuffix(f"query.{kind}")
+            if stem != key and {f"{stem}key.{kind}", f"{stem}value.{kind}"} <= tensors.keys():
+                parts = [joined.pop(f"{stem}{part}.{kind}") for part in ("query", "key", "value")]
+                joined[f"{stem}qkv.{kind}"] = stacked(parts)
         stem = key.removesuffix("q_bias")
         if stem != key and f"{stem}v_bias" in tensors:
             query, value = joined.pop(f"{stem}q_bias"), joined.pop(f"{stem}v_bias")

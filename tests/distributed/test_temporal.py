@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.launch import children_of, finish, losses, start, start_until, train_command
+from tests.support.launch import children_of, finish, launched, losses, start, start_until, train_command
 
 LEARNING = {
     "train__lr_head": 1e-3,
@@ -26,7 +26,11 @@ SOME_GRAPHS = {"backbone__activation_memory_gb": 0.005}  # 6 or so of 12
 LEAST = {"backbone__activation_memory_gb": 0.0016}
 CASES = {  # 4 clips a window, or 3, which 2 ranks share unevenly
     # some graphs kept; as little as possible, so that inputs are made again
-    "P=2, tia, some graphs": (2, 2, {"backbone__activation_checkpointing": True, **SOME_GRAPHS}),
+    "P=2, tia+lora, some graphs": (
+        2,
+        2,
+        {"backbone__tuning": "tia+lora", "backbone__activation_checkpointing": True, **SOME_GRAPHS},
+    ),
     "P=2, 3 clips, tridet": (
         2,
         2,
@@ -60,6 +64,16 @@ def test_same_as_one_rank(case, stage, small_videos, tmp_path):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     metrics = [json.loads((run / "evaluations/epoch_0001/metrics.json").read_text()) for run in (shared, alone)]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_gradients_of_every_tuning_are_those_of_one_rank(tmp_path):
+    """Two ranks share 3 clips, whatever they keep; plain autograd has the whole window."""
+    found = tmp_path / "differences.json"
+    finish(launched("pool", 2, ["tests/support/count_gradients.py", str(found)]))
+    differences = json.loads(found.read_text())
+    assert set(differences) == {"tia", "side", "lora", "bitfit", "norm", "tia+lora"}
+    assert max(differences.values()) < 1e-5, differences
 
 
 @pytest.mark.slow

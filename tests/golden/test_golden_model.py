@@ -15,7 +15,7 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConf
 from adatad_ds.detection.decoding import decode_segments
 from adatad_ds.detection.losses import detection_losses
 from adatad_ds.detection.points import assign_targets
-from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.detector import Detector, detector_points
 from adatad_ds.models.factory import build_detector
 from adatad_ds.weights.loading import fill_backbone, find_weights, trained_tensors

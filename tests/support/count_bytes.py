@@ -17,7 +17,8 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.factory import build_detector
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone, find_weights

@@ -18,7 +18,7 @@ from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, deepspeed
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import CheckpointError, TrainingError
-from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.factory import build_detector
 from adatad_ds.training.guards import SkippedSteps
 from adatad_ds.training.optim import parameter_groups

@@ -15,7 +15,7 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.vit import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.factory import build_detector
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.training.update_stats import Updates

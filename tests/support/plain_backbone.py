@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adatad_ds.models.backbones.adapted_video import CLIP_TUBELETS, AdaptedBackbone
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.clips import drop_path_factors
 from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
@@ -13,19 +13,19 @@ from adatad_ds.models.sample_noise import SampleNoise
 
 def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
     """As `AdaptedBackbone.tubelet_features`, block after block: (B, C, T')."""
-    windows, clips = len(frames), frames.shape[1] // 16
+    vit, windows, clips = model.vit, len(frames), frames.shape[1] // model.vit.clip_frames
     keep = None
     if noise is not None and model.drop_path:
-        depth = len(model.vit.blocks)
+        depth = len(vit.blocks)
         keep = drop_path_factors(
             noise, rate=model.drop_path, depth=depth, branches=(2,), window=WholeWindow(), clips=clips
         ).flatten(0, 1)
-    tokens = model.vit.embed(frames.reshape(-1, 16, *frames.shape[2:]))  # (B * n, N, C)
-    over_time = (windows, clips * CLIP_TUBELETS, model.vit.grid_side**2, tokens.shape[-1])
+    tokens = vit.embed(frames.reshape(-1, vit.clip_frames, *frames.shape[2:]))  # (B * n, N, C)
+    over_time = (windows, clips * vit.clip_tubelets, vit.positions, tokens.shape[-1])
     beside = torch.zeros(())
-    for index, block in enumerate(model.vit.blocks):
-        tokens = block(tokens, None if keep is None else keep[:, index])
+    for index in range(len(vit.blocks)):
+        tokens = vit.run_block(index, tokens, None if keep is None else keep[:, index])
         if index in model.adapted_blocks:
             adapted = model.adapters[str(index)](tokens.view(over_time)).view_as(tokens)
-            tokens, beside = (tokens + adapted, beside) if model.tuning == "tia" else (tokens, beside + adapted)
-    return (tokens + beside).view(over_time).mean(dim=2).transpose(1, 2)
+            tokens, beside = (tokens, beside + adapted) if model.tuning == "side" else (tokens + adapted, beside)
+    return (vit.finish(tokens) + beside).view(over_time).mean(dim=2).transpose(1, 2)

@@ -17,7 +17,7 @@ from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
 from adatad_ds.models.execution.activation_store import Storage
-from adatad_ds.models.factory import Runtime, adapted_blocks, build_detector
+from adatad_ds.models.factory import Runtime, build_detector, stored_outputs_of
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone
 from tools.gpu_parts.inputs import CLASSES, random_batch, random_tensors, task_without_videos
@@ -40,7 +40,7 @@ class WholeStep:
         self.config = replace(config, backbone=replace(config.backbone, weights="random"))
         resolved = resolve_ds_config(ds_config, config=self.config, ranks=world.size, cuda=on_gpu)
         policy, stopwatch = activation_policy(
-            resolved, config=self.config, stored_tensors=len(adapted_blocks(config.backbone)), cuda=on_gpu
+            resolved, config=self.config, stored_tensors=len(stored_outputs_of(config.backbone)), cuda=on_gpu
         )
         self.storage = Storage(policy)
         torch.manual_seed(0)

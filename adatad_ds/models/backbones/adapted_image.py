@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from adatad_ds.config.schema import AIMAdapter
+from adatad_ds.config.backbone import AIMAdapter
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.image_vit import ImageTransformer, RotaryBlock, attend

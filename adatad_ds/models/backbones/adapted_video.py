@@ -1,7 +1,7 @@
 """The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames per window, n = F / 16 clips per window, T' = F / 2 tubelets, S = h * w positions, N = 8 * S tokens
-per clip, C channels, T feature steps. Tokens of a span of time are (B, t, S, C), t a multiple of a clip's 8 tubelets.
+B windows, F frames per window in n clips, T' tubelets, S = h * w positions, C channels, T feature steps. Tokens of a
+span of time are (B, t, S, C), t a multiple of a clip's tubelets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
-from adatad_ds.config.schema import Tuning
+from adatad_ds.config.backbone import Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
-from adatad_ds.models.backbones.vit import VisionTransformer
+from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
 from adatad_ds.models.execution.recompute import run_segments, sum_adapters
 from adatad_ds.models.execution.retention import Retention
@@ -24,29 +23,32 @@ from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
-
-CLIP_TUBELETS = CLIP_FRAMES // TUBELET_FRAMES
+from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 
 
 class AdaptedBackbone(nn.Module):
-    """A video transformer over the clips of a window, tuned in one of four ways (AdaTAD, section 3).
+    """A video transformer over the clips of a window, tuned in one of these ways (AdaTAD, section 3, and others).
 
     - `frozen`: no gradient, no adapters.
     - `full`: every weight is trainable, no adapters.
     - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+    - `lora`, `bitfit`, `norm`: parts of chosen blocks are trainable (tuning/inside.py).
+    - `tia+lora`: both.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
-    Adapters see the whole window. recompute.py runs `tia` and `side`; how much of them it recomputes, `retention` says.
+    Adapters see the whole window. recompute.py runs all but `frozen` and `full`; how much of them it recomputes,
+    `retention` says.
 
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
-        tuning: one of the four above.
+        inside: what is trained inside blocks; applied to the transformer's here.
+        tuning: one of those above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
         activation_checkpointing: for `full`: keep one tensor per block for the backward pass, and recompute the rest.
-        retention: for `tia` and `side`: what is kept for the backward pass.
+        retention: except for `frozen` and `full`: what is kept for the backward pass.
         clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all.
         window: this rank's share of a window in time.
         storage: holds stored tensors until the backward pass.
@@ -56,8 +58,9 @@ class AdaptedBackbone(nn.Module):
     def __init__(
         self,
         *,
-        vit: VisionTransformer,
+        vit: VideoTransformer,
         adapters: dict[int, nn.Module],
+        inside: InsideTuning | None = None,
         tuning: Tuning,
         feature_steps: int,
         drop_path: float,
@@ -72,6 +75,9 @@ class AdaptedBackbone(nn.Module):
         self.vit = vit.requires_grad_(tuning == "full")
         self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
         self.adapted_blocks = sorted(adapters)
+        self.stored_outputs = stored_outputs(adapters=self.adapted_blocks, inside=inside.blocks if inside else ())
+        if inside is not None:
+            inside.apply(self.vit.blocks)
         self.tuning = tuning
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
@@ -89,16 +95,16 @@ class AdaptedBackbone(nn.Module):
 
     @property
     def grad_free_blocks(self) -> int:
-        """Leading blocks that need no gradient: all below and including the first adapted one."""
+        """Leading blocks that need no gradient: all up to the first stored output."""
         if self.tuning == "full":
             return 0
-        return self.adapted_blocks[0] + 1 if self.tuning == "tia" else self.vit.spec.depth
+        return len(self.vit.blocks) if self.tuning in ("frozen", "side") else self.stored_outputs[0] + 1
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
 
         Args:
-            frames: (B, F, H, W, 3) uint8, F a multiple of 16; only this rank's clips where ranks share a window.
+            frames: (B, F, H, W, 3) uint8, F a multiple of a clip's; only this rank's clips where ranks share a window.
             noise: per-sample randomness of drop path in training; None: every branch is kept.
 
         Returns:
@@ -109,10 +115,10 @@ class AdaptedBackbone(nn.Module):
 
     def tubelet_features(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each tubelet of the whole window: (B, C, T'); arguments as for `forward`."""
-        windows, clips = frames.shape[0], frames.shape[1] // CLIP_FRAMES
+        windows, clips = frames.shape[0], frames.shape[1] // self.vit.clip_frames
         keep = self._drop_path_factors(noise, clips=clips)
         spans = self._spans(windows=windows, clips=clips)
-        if self.tuning in ("tia", "side"):
+        if self.stored_outputs:
             run = self._run_segments
         elif self.tuning == "full" and torch.is_grad_enabled():
             run = self._run_whole
@@ -124,21 +130,20 @@ class AdaptedBackbone(nn.Module):
     @torch.no_grad()
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
-        every = range(self.vit.spec.depth)
-        return torch.cat(
-            [pool(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans], dim=1
-        )
+        every = range(len(self.vit.blocks))
+        parts = [self.vit.finish(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans]
+        return torch.cat([pool(part) for part in parts], dim=1)
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
-        """Run `tia` or `side`, segment by segment (recompute.py): (B, T', C)."""
-        clips = frames.shape[1] // CLIP_FRAMES
+        """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
+        clips = frames.shape[1] // self.vit.clip_frames
         execution = Execution(
             spans=spans,
             window=self._window,
             storage=self.storage,
             retention=self.retention,
             stopwatch=self.stopwatch,
-            shape=(len(frames), frames.shape[1] // TUBELET_FRAMES, self.vit.grid_side**2, self.vit.spec.width),
+            shape=(len(frames), clips * self.vit.clip_tubelets, self.vit.positions, self.width),
             whole=self._window.share(clips).total == clips,
             like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
         )
@@ -150,12 +155,12 @@ class AdaptedBackbone(nn.Module):
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each block over the whole window before the next, under plain autograd (`full`): (B, T', C)."""
         tokens = torch.cat([self._embed(frames, *span) for span in spans], dim=1)
-        for index in range(self.vit.spec.depth):
+        for index in range(len(self.vit.blocks)):
             parts = [
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-        return pool(tokens)
+        return pool(self.vit.finish(tokens))
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
@@ -170,41 +175,49 @@ class AdaptedBackbone(nn.Module):
                 tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
                     yield tokens
-            yield tokens
+            yield self.vit.finish(tokens) if self.tuning == "side" else tokens
 
         return (outputs(*span) for span in spans)
 
     def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
-        """Segments from each adapted block's output to the next one's, the last one up to the top."""
+        """Segments from each stored output to the next one, the last one up to the top."""
         segments = []
-        for first, last in pairwise([*self.adapted_blocks, self.vit.spec.depth]):
-            blocks = range(first + 1, min(last + 1, self.vit.spec.depth))
-            adapter = self.adapters[str(first)]
+        for first, last in pairwise([*self.stored_outputs, len(self.vit.blocks) - 1]):
+            blocks = range(first + 1, last + 1)
+            adapter = self.adapters[str(first)] if first in self.adapted_blocks else None
+            parts = [*([] if adapter is None else [adapter]), *(self.vit.blocks[index] for index in blocks)]
+            run = self._to_the_end if first == self.stored_outputs[-1] else self._blocks
             segments.append(
                 BlockSpan(
-                    block=first,
+                    name=f"into_block_{first + 1}" if adapter is None else f"block_{first}",
                     adapter=adapter,
-                    reach=_reach(adapter),
-                    run=lambda tokens, start, blocks=blocks: self._blocks(blocks, tokens, start, keep),
+                    reach=0 if adapter is None else _reach(adapter),
+                    trainable=tuple(p for part in parts for p in part.parameters() if p.requires_grad),
+                    run=lambda tokens, start, run=run, blocks=blocks: run(blocks, tokens, start, keep),
                 )
             )
         return segments
 
     def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
         """Tokens of the tubelets `start` to `stop`: (B, t, S, C)."""
-        span = frames[:, start * TUBELET_FRAMES : stop * TUBELET_FRAMES]
-        tokens = self.vit.embed(span.reshape(-1, CLIP_FRAMES, *span.shape[2:]))
-        return tokens.view(len(frames), stop - start, self.vit.grid_side**2, tokens.shape[-1])
+        span = frames[:, start * self.vit.tubelet_frames : stop * self.vit.tubelet_frames]
+        tokens = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
+        return tokens.view(len(frames), stop - start, self.vit.positions, tokens.shape[-1])
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
         windows, steps, positions, width = tokens.shape
-        clips = tokens.reshape(windows * steps // CLIP_TUBELETS, CLIP_TUBELETS * positions, width)
+        long = self.vit.clip_tubelets
+        clips = tokens.reshape(windows * steps // long, long * positions, width)
         if keep is not None:
-            keep = keep[:, start // CLIP_TUBELETS : (start + steps) // CLIP_TUBELETS].flatten(0, 1)
+            keep = keep[:, start // long : (start + steps) // long].flatten(0, 1)
         for index in blocks:
-            clips = self.vit.blocks[index](clips, None if keep is None else keep[:, index])
+            clips = self.vit.run_block(index, clips, None if keep is None else keep[:, index])
         return clips.view(tokens.shape)
+
+    def _to_the_end(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
+        """`_blocks`, and what follows the last one."""
+        return self.vit.finish(self._blocks(blocks, tokens, start, keep))
 
     def _stored_once(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run blocks; with checkpointing, keep only their input for the backward pass (`full`)."""
@@ -219,14 +232,14 @@ class AdaptedBackbone(nn.Module):
             most=self._window.share(clips).most,
             at_once=max(1, self.clips_per_chunk // windows) if self.clips_per_chunk else 0,
         )
-        return [(start * CLIP_TUBELETS, stop * CLIP_TUBELETS) for start, stop in chunks]
+        return [(start * self.vit.clip_tubelets, stop * self.vit.clip_tubelets) for start, stop in chunks]
 
     def _drop_path_factors(self, noise: SampleNoise | None, *, clips: int) -> Tensor | None:
         """(B, n, depth, 2), for the attention and the MLP of each block; None: nothing is dropped."""
         if noise is None or self.drop_path == 0:
             return None
         return drop_path_factors(
-            noise, rate=self.drop_path, depth=self.vit.spec.depth, branches=(2,), window=self._window, clips=clips
+            noise, rate=self.drop_path, depth=len(self.vit.blocks), branches=(2,), window=self._window, clips=clips
         )
 
 

@@ -8,43 +8,16 @@ n clips, H x W pixels, patch side p, h x w = (H // p) x (W // p) patches, N = 8 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
+from adatad_ds.models.backbones.patch_embed import PatchEmbed
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, RGB, on the scale 0..255
-PIXEL_STD = (58.395, 57.12, 57.375)
 NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTSpec:
-    """Shape of one member of the family.
-
-    Attributes:
-        width: channels C.
-        depth: number of blocks.
-        heads: attention heads.
-        mlp_hidden: hidden channels of the MLP.
-        patch: patch side p in pixels.
-        pretrained_side: frame side in pixels for which the position table is defined.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    mlp_hidden: int
-    patch: int = 16
-    pretrained_side: int = 224
-
-    def positions(self, resolution: int) -> int:
-        """S, patches of a frame with a side of `resolution` pixels."""
-        return (resolution // self.patch) ** 2
 
 
 VIT_SPECS: dict[str, ViTSpec] = {
@@ -57,10 +30,8 @@ VIT_SPECS: dict[str, ViTSpec] = {
 }
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(VideoTransformer):
     """A stack of pre-norm blocks over the tubelets of each 16-frame clip; attention never leaves the clip.
-
-    The caller runs it (see `adapted_video.py`): `embed` once, then each of `blocks`.
 
     Args:
         spec: shape of the model.
@@ -68,9 +39,7 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(self, *, spec: ViTSpec, resolution: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.grid_side = resolution // spec.patch
+        super().__init__(spec=spec, clip_frames=CLIP_FRAMES, tubelet_frames=TUBELET_FRAMES, resolution=resolution)
         self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", position_table(spec=spec, grid_side=self.grid_side), persistent=False)
@@ -83,43 +52,9 @@ class VisionTransformer(nn.Module):
         tokens = self.patch_embed(frames)
         return tokens + self.pos_embed.to(tokens.dtype)
 
-
-class PatchEmbed(nn.Module):
-    """Tubelets of 2 frames x p x p pixels to tokens: the published Conv3d as one matrix product.
-
-    bf16 Conv3d is slow and memory-hungry in several PyTorch releases; unfolding first is exact and fast.
-    """
-
-    def __init__(self, *, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = TubeletProjection(width=width, patch=patch)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """(n, F, H, W, 3) uint8 to (n, N, C); pixels beyond the last whole patch are dropped, as by Conv3d."""
-        n, count, height, width, _ = frames.shape
-        p = self.proj.patch
-        h, w = height // p, width // p
-        shape = (n, count // TUBELET_FRAMES, TUBELET_FRAMES, h, p, w, p, 3)
-        # Permuted while they are bytes; (n, t, h, w, 3, 2, p, p), the kernel's order.
-        tubelets = frames[:, :, : h * p, : w * p].reshape(shape).permute(0, 1, 3, 5, 7, 2, 4, 6).contiguous()
-        mean, std = (torch.tensor(rgb, device=frames.device).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
-        pixels = tubelets.float().sub_(mean).div_(std).to(self.proj.weight.dtype)
-        return self.proj(pixels.flatten(4).flatten(1, 3))
-
-
-class TubeletProjection(nn.Module):
-    """Linear map of flattened tubelets whose weight keeps the Conv3d shape (C, 3, 2, p, p) of the checkpoints."""
-
-    def __init__(self, *, width: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.weight = nn.Parameter(torch.empty(width, 3, TUBELET_FRAMES, patch, patch))
-        self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.trunc_normal_(self.weight, std=0.02)
-
-    def forward(self, tubelets: Tensor) -> Tensor:
-        """(..., 3 * 2 * p * p) to (..., C)."""
-        return F.linear(tubelets, self.weight.flatten(1), self.bias)
+    def run_block(self, index: int, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Run a block on tokens (n, N, C)."""
+        return self.blocks[index](tokens, keep)
 
 
 class Block(nn.Module):
@@ -132,18 +67,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width=width, hidden=mlp_hidden)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
         """(n, N, C) to (n, N, C).
 
         Args:
             tokens: the clips' tokens.
             keep: drop-path factors of the attention and the MLP branch, (n, 2); None: both branches kept.
+            rotary: as for `Attention`.
         """
         if keep is None:
-            tokens = tokens + self.attn(self.norm1(tokens))
+            tokens = tokens + self.attn(self.norm1(tokens), rotary)
             return tokens + self.mlp(self.norm2(tokens))
         keep = keep.to(tokens.dtype)[:, :, None, None]
-        tokens = tokens + self.attn(self.norm1(tokens)) * keep[:, 0]
+        tokens = tokens + self.attn(self.norm1(tokens), rotary) * keep[:, 0]
         return tokens + self.mlp(self.norm2(tokens)) * keep[:, 1]
 
 
@@ -163,13 +99,27 @@ class Attention(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(n, N, C) to (n, N, C)."""
+    def forward(self, tokens: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """(n, N, C) to (n, N, C).
+
+        Args:
+            tokens: the clips' tokens.
+            rotary: cosines and sines by which queries and keys are rotated, (2, N, C / heads); None: they are not.
+        """
         n, count, width = tokens.shape
         qkv = self.qkv(tokens).view(n, count, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (n, heads, N, C / heads)
+        if rotary is not None:
+            cosines, sines = rotary.to(query.dtype)
+            query, key = (each * cosines + _turned(each) * sines for each in (query, key))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(n, count, width))
+
+
+def _turned(heads: Tensor) -> Tensor:
+    """Pairs of channels by a right angle: (x, y) to (-y, x)."""
+    x, y = heads.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((-y, x), dim=-1).flatten(-2)
 
 
 class MLP(nn.Module):

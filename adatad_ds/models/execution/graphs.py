@@ -5,7 +5,7 @@ B windows, t tubelets of a span, S positions, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -42,14 +42,14 @@ def build_graph(run: Run, span: Span, tokens: Tensor, context: Span) -> tuple[Sp
 
 
 class OnceAccumulated:
-    """Sums a module's gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
+    """Sums parameters' gradients over several graphs and accumulates them once: ZeRO reduces at that moment.
 
     Args:
-        module: owner of the parameters.
+        parameters: those that a graph trains, all of which every graph uses.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._parameters = list(module.parameters())
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
         self._sums: list[Tensor] | None = None
 
     def differentiate(self, root: GradientEdge, gradient: Tensor, *inputs: Tensor, last: bool) -> Sequence[Tensor]:

@@ -1,10 +1,11 @@
-"""Adapted transformers with bounded memory: by default one stored tensor per adapted block.
+"""Adapted transformers with bounded memory: by default one stored tensor per tuned block.
 
 A segment leads from one adapted block's output y (before its adapter) to the next one's: z = y + adapter(y), then the
-frozen blocks up to and including the next adapted one. Only y is stored. Both passes go span by span over time, a few
-clips at a time: the adapter needs no more context than its temporal convolution reaches, the blocks none. Backward
-recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. Memory thus holds the
-stored tensors, one gradient and one span's graph, however long the window is.
+blocks up to and including the next adapted one. Only y is stored. Blocks that are tuned inside (LoRA, biases, norms)
+are part of segments in the same way; without adapters, y is what enters such a block. Both passes go span by span over
+time, a few clips at a time: the adapter needs no more context than its temporal convolution reaches, the blocks none.
+Backward recomputes a span, back-propagates it at once, and overwrites the window's gradient in place. Memory thus holds
+the stored tensors, one gradient and one span's graph, however long the window is.
 
 With more memory, the graphs of some spans are kept and not recomputed; with less, only every few segments' inputs are
 stored, and backward makes those between again (retention.py). The arithmetic is the same, in the same order.
@@ -24,21 +25,21 @@ import torch
 from torch import Tensor
 
 from adatad_ds.models.execution.activation_store import Stored
-from adatad_ds.models.execution.graphs import OnceAccumulated, Run
+from adatad_ds.models.execution.graphs import OnceAccumulated
 from adatad_ds.models.execution.segments import BlockSpan, Execution, Pooled, SegmentInput
 from adatad_ds.models.execution.window_share import SlidingContext
 
 
 def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
-    """Run the transformer from the first adapted block's output to the top, averaged over positions (`tia`).
+    """Run the transformer from the first stored tensor to the top, averaged over positions.
 
     Args:
-        first: that output, span by span, without a graph: (B, t, S, C).
-        segments: segments from each adapted block to the next, the last one to the top.
+        first: the first segment's input, span by span, without a graph: (B, t, S, C).
+        segments: from each stored tensor to the next, the last one to the top.
         execution: how they run.
 
     Returns:
-        (B, T, C) float32, differentiable in the adapters' parameters.
+        (B, T, C) float32, differentiable in the segments' trainable parameters.
     """
     if not torch.is_grad_enabled():
         pooled = Pooled(execution)
@@ -116,7 +117,7 @@ class _SideSum(torch.autograd.Function):
             pooled.write(start, next(outputs))
         for segment, here, graphs in zip(segments, inputs, execution.graphs_of(segments), strict=True):
             with execution.timed(segment, "forward"):
-                for (start, _), out in here.run(_side(segment), segment.reach, execution, graphs=graphs):
+                for (start, _), out in here.run(segment.added, segment.reach, execution, graphs=graphs):
                     pooled.add(start, out)
         ctx.inputs, ctx.segments, ctx.execution = inputs, segments, execution
         return pooled.values
@@ -126,9 +127,9 @@ class _SideSum(torch.autograd.Function):
         inputs, execution = ctx.inputs, ctx.execution
         gradient = _unpooled(gradient, execution)
         for segment in reversed(ctx.segments):
-            here, parameters = inputs.pop(), OnceAccumulated(segment.adapter)
+            here, parameters = inputs.pop(), OnceAccumulated(segment.trainable)
             with execution.timed(segment, "backward"):
-                for graph in here.graphs(_side(segment), segment.reach, execution):
+                for graph in here.graphs(segment.added, segment.reach, execution):
                     start, stop = graph.span
                     parameters.differentiate(graph.root, gradient[:, start:stop], last=stop == here.steps)
         return (None,) * 4
@@ -140,7 +141,7 @@ def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Bloc
     for (start, stop), outputs in zip(execution.spans, first, strict=True):
         for segment, of_block in zip(segments, waiting, strict=True):
             at, tokens, before, after = of_block.push(next(outputs), last=stop == execution.shape[1])
-            pooled.add(at, segment.adapter(tokens, before, after))
+            pooled.add(at, segment.added(tokens, (before, after), at))
         pooled.add(start, next(outputs))
     return pooled.values
 
@@ -197,8 +198,8 @@ def _run(
 
 
 def _backward(segment: BlockSpan, here: SegmentInput, gradient: Tensor, execution: Execution) -> None:
-    """Turn the gradient of a segment's output into that of its input, in place; accumulate its adapter's gradients."""
-    parameters = OnceAccumulated(segment.adapter)
+    """Turn the gradient of a segment's output into its input's, in place; accumulate its parameters' gradients."""
+    parameters = OnceAccumulated(segment.trainable)
     ends = here.ends(gradient)  # gradients of the neighbours' tubelets, before and after
     overhang = gradient[:, :0]  # of the tubelets after a span, from the spans before
     for graph in here.graphs(segment, segment.reach, execution):
@@ -213,10 +214,6 @@ def _backward(segment: BlockSpan, here: SegmentInput, gradient: Tensor, executio
         first, last = execution.window.neighbours_adjoint(*ends, segment.reach)
         gradient[:, : first.shape[1]] += first
         gradient[:, gradient.shape[1] - last.shape[1] :] += last
-
-
-def _side(segment: BlockSpan) -> Run:
-    return lambda tokens, context, start: segment.adapter(tokens, *context)
 
 
 def _add_before(end: Tensor, gradient: Tensor, start: int, values: Tensor) -> None:

@@ -22,25 +22,32 @@ from adatad_ds.models.execution.window_share import TimeShard
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpan:
-    """The segment between two stored tensors: an adapter and the frozen blocks after it.
+    """The segment between two stored tensors: an adapter, if there is one, and the blocks after it.
 
     Attributes:
-        block: the adapted block's index, for reports.
-        adapter: its adapter, called on a span with context (see `adapters.py`).
+        name: for reports.
+        adapter: called on a span with context (see `adapters.py`); None: blocks alone.
         reach: tubelets of context that the adapter needs.
-        run: runs the frozen blocks that follow on the span at tubelet `start`: (B, t, S, C), start to (B, t, S, C).
+        trainable: the adapter's parameters, and those of the blocks.
+        run: runs the blocks that follow on the span at tubelet `start`: (B, t, S, C), start to (B, t, S, C).
     """
 
-    block: int
-    adapter: nn.Module
+    name: str
+    adapter: nn.Module | None
     reach: int
+    trainable: tuple[nn.Parameter, ...]
     run: Callable[[Tensor, int], Tensor]
 
     def __call__(self, tokens: Tensor, context: Span, start: int) -> Tensor:
         """(B, before + t + after, S, C) to (B, t, S, C)."""
         before, after = context
         own = tokens[:, before : tokens.shape[1] - after]
-        return self.run(own + self.adapter(tokens, before, after), start)
+        return self.run(own if self.adapter is None else own + self.adapter(tokens, before, after), start)
+
+    def added(self, tokens: Tensor, context: Span, start: int) -> Tensor:
+        """A `Run` of the adapter's output alone: (B, before + t + after, S, C) to (B, t, S, C)."""
+        assert self.adapter is not None
+        return self.adapter(tokens, *context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +88,7 @@ class Execution:
 
     def timed(self, segment: BlockSpan, name: str) -> AbstractContextManager[None]:
         """Time one pass through a segment."""
-        return self.stopwatch.around(f"block_{segment.block}/{name}", self.like.device)
+        return self.stopwatch.around(f"{segment.name}/{name}", self.like.device)
 
 
 class SegmentInput:

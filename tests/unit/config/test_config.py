@@ -54,7 +54,7 @@ def test_a_budget_is_a_number_or_auto(text, value, tmp_path):
     [
         ({"activation_checkpointing": False}, "activation_checkpointing=false keeps everything"),
         ({"stored_on_device_gb": 1.0}, "set one of them"),
-        ({"tuning": "frozen"}, "is for backbone.tuning=tia and side, not frozen"),
+        ({"tuning": "frozen"}, "is for adapters, LoRA, biases and norms, not tuning=frozen"),
     ],
 )
 def test_a_budget_is_refused_where_it_says_nothing(changes, said):
@@ -96,13 +96,14 @@ def test_overrides_reach_typed_values():
         ("train.lr_head=high", "train.lr_head must be float"),
         ("train.global_batch=2.5", "train.global_batch must be int"),
         ("train.global_batch=True", "train.global_batch must be int"),
-        ("backbone.tuning=lora", "must be one of 'frozen', 'full', 'tia', 'side'"),
+        ("backbone.tuning=loar", "must be one of 'frozen', 'full', 'tia', 'side'"),
         ("head.arch=[2,2]", "head.arch must hold 3 values"),
         ("backbone.activation_memory_gb=all", "must be one of 'auto'; got 'all'"),
         ("test.tiou=0.5", "test.tiou must be a list"),
         ("data.window_size=100", "no multiple of 16"),
         ("data.window_size=16", "no multiple of 32"),
         ("backbone.tuning=full", "train.lr_backbone"),
+        ("backbone.lora_targets=['kv']", "'qkv'"),
         ("head.arch=[2,2,4]", "6 ranges for 5 levels"),
         ("data.frames_per_feature=3", "no multiple of frames_per_feature"),
     ],
@@ -117,6 +118,7 @@ def test_what_cannot_be_run_is_named(assignment, said):
     [
         ("data.window_size=0", "[1, inf)"),
         ("backbone.activation_memory_gb=-1", "[0, inf) GB"),
+        ("backbone.lora_rank=0", "[1, inf)"),
         ("data.frames_per_feature=0", "[1, inf)"),
         ("data.feature_stride_frames=-4", "[1, inf)"),
         ("data.fixed_fps=0", "(0, inf) frames a second"),

@@ -16,7 +16,7 @@ import torch
 
 from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.data.decoding.frames import read_frames
-from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from tests.support.scaling import of_four_neighbours
 from tests.support.videos import write_textured
 

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.detector import Detector, detector_points, valid_points
 from adatad_ds.models.factory import build_detector
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock

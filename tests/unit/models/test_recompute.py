@@ -9,18 +9,24 @@ import pytest
 import torch
 
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.backbones.vit import VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import DeviceTensor, HostTensor, Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.models.tuning.inside import InsideTuning
+from adatad_ds.models.tuning.lora import LoRALinear, LoRASettings, merged_weights
 from adatad_ds.planning.fake_run import live_bytes
 from tests.support.plain_backbone import plain_tubelet_features
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
 CLIPS, TUBELETS, POSITIONS = 5, 40, 4
+TUNINGS = ["tia", "side", "lora", "bitfit", "norm", "tia+lora"]
+LORA = LoRASettings(rank=3, alpha=6.0, targets=("qkv", "proj", "fc1", "fc2"), dora=False)
+DORA = LoRASettings(rank=2, alpha=3.0, targets=("qkv", "fc2"), dora=True)
 STORED_BYTES = 2 * TUBELETS * POSITIONS * SPEC.width * 4  # of two windows
 
 
@@ -35,6 +41,7 @@ def backbone(
     chunk=2,
     policy: StoragePolicy | None = None,
     stopwatch: Stopwatch | None = None,
+    lora: LoRASettings = LORA,
 ) -> AdaptedBackbone:
     torch.manual_seed(0)
 
@@ -48,9 +55,11 @@ def backbone(
         torch.nn.init.normal_(made.down_proj.bias)
         return made
 
-    return AdaptedBackbone(
+    ways = {"lora": "lora", "tia+lora": "lora", "bitfit": "bitfit", "norm": "norm"}
+    made = AdaptedBackbone(
         vit=VisionTransformer(spec=SPEC, resolution=32),
-        adapters={block: adapter() for block in blocks},
+        adapters={block: adapter() for block in blocks} if tuning in ("tia", "side", "tia+lora") else {},
+        inside=InsideTuning(way=ways[tuning], blocks=blocks, lora=lora) if tuning in ways else None,
         tuning=tuning,
         feature_steps=32,
         drop_path=0.4,
@@ -61,6 +70,10 @@ def backbone(
         storage=Storage(policy or StoragePolicy()),
         stopwatch=stopwatch or Stopwatch(),
     )
+    for name, parameter in made.named_parameters():
+        if name.endswith(("lora_up", "lora_size")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
 
 
 def frames() -> torch.Tensor:
@@ -94,7 +107,7 @@ def learn(model: AdaptedBackbone, *, plainly: bool = False) -> tuple[torch.Tenso
     ids=str,
 )
 def test_same_as_plain_autograd(tuning, blocks, changes):
-    plain = {name: changes[name] for name in ("kernel", "dilation", "plain") if name in changes}
+    plain = {name: changes[name] for name in ("kernel", "dilation", "plain", "lora") if name in changes}
     features, gradients = learn(backbone(tuning=tuning, blocks=blocks, **plain), plainly=True)
     other_features, other_gradients = learn(backbone(tuning=tuning, blocks=blocks, **changes))
     torch.testing.assert_close(other_features, features)
@@ -108,10 +121,28 @@ def test_same_as_plain_autograd(tuning, blocks, changes):
         torch.testing.assert_close(model.tubelet_features(frames(), noise), features)
 
 
+@pytest.mark.parametrize("tuning", TUNINGS[2:])
+@pytest.mark.parametrize(
+    ("blocks", "changes"),
+    [
+        ((0, 1, 2, 3), {}),
+        ((0, 1, 2, 3), {"retention": Retention(inputs=3)}),
+        ((0, 1, 3), {"retention": Retention(graphs=4), "chunk": 1}),
+        ((1, 3), {"chunk": 1, "policy": StoragePolicy(offload=True, device_bytes=STORED_BYTES)}),
+        ((1, 3), {"retention": Retention(graphs=None)}),
+        ((3,), {"lora": DORA}),
+        ((2, 3), {"lora": DORA, "retention": Retention(graphs=None)}),
+    ],
+    ids=str,
+)
+def test_inside_blocks_the_same_as_plain_autograd(tuning, blocks, changes):
+    test_same_as_plain_autograd(tuning, blocks, changes)
+
+
 RETENTIONS = [Retention(graphs=graphs) for graphs in (1, 4, 7, None)] + [Retention(inputs=3)]
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("retention", RETENTIONS, ids=str)
 def test_what_is_retained_does_not_change_a_bit(tuning, retention):
     every = {"tuning": tuning, "blocks": (0, 1, 2, 3)}
@@ -159,7 +190,7 @@ def test_only_what_is_not_retained_runs_again(retention):
     assert len(runs) == 15 + again
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("retention", [Retention(), Retention(graphs=None), Retention(graphs=4), Retention(inputs=3)])
 def test_each_gradient_is_accumulated_once(tuning, retention):
     """ZeRO reduces a gradient when it is accumulated; a second time would be an error, or count twice."""
@@ -189,10 +220,12 @@ def test_one_tensor_an_adapted_block_is_alive_between_the_passes():
     features.sum().backward()
 
 
-# `tia`: so long that tokens take more than the pixels of a span.
-@pytest.mark.parametrize(("tuning", "waiting", "lengths"), [("side", 0, (1, 4)), ("tia", 2, (17, 20))])
+# Where tensors wait: so long that tokens take more than the pixels of a span.
+@pytest.mark.parametrize(
+    ("tuning", "waiting", "lengths"), [("side", 0, (1, 4)), ("tia", 2, (17, 20)), ("lora", 2, (17, 20))]
+)
 def test_without_gradients_few_tensors_grow_with_the_window(tuning, waiting, lengths):
-    """`side` keeps none of its four blocks' outputs, `tia` the one that it reads and the one that it writes."""
+    """`side` keeps none of its four blocks' outputs, the others the one that is read and the one that is written."""
     model = backbone(tuning=tuning, blocks=(0, 1, 2, 3), retention=Retention(graphs=None), kernel=5)
     short, long = (frames().repeat(1, count, 1, 1, 1) for count in lengths)
 
@@ -237,3 +270,59 @@ def test_stopwatch_names_every_pass():
     assert taken.keys() == {f"block_{block}/{way}" for block in (1, 2) for way in ("forward", "backward")}
     assert min(taken.values()) > 0
     assert stopwatch.take() == {}
+
+
+@pytest.mark.parametrize("targets", [("qkv",), ("proj", "fc2"), ("qkv", "proj", "fc1", "fc2")], ids=str)
+@pytest.mark.parametrize("dora", [False, True])
+def test_low_rank_updates_are_those_of_the_paper(targets, dora):
+    """The numbers of an update, and the merged weights', against plain tensors' (LoRA, section 4.1; DoRA, 4.1)."""
+    settings = LoRASettings(rank=3, alpha=6.0, targets=targets, dora=dora)
+    model = backbone(tuning="lora", lora=settings)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    assert len(layers) == 2 * len(targets)
+    merged = merged_weights(model)
+    assert merged.keys() == {f"{name}.weight" for name in layers}
+    for name, layer in layers.items():
+        x = torch.randn(5, layer.weight.shape[1])
+        weight = layer.weight + 2.0 * layer.lora_up @ layer.lora_down
+        if dora:
+            weight = weight / weight.norm(dim=1, keepdim=True) * layer.weight.norm(dim=1, keepdim=True)
+            weight = weight * (1 + layer.lora_size)[:, None]
+        torch.testing.assert_close(merged[f"{name}.weight"], weight.detach())
+        torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
+
+
+def test_untrained_updates_change_nothing():
+    plain, adapted = (
+        backbone(tuning=tuning, lora=LoRASettings(rank=2, alpha=1.0, targets=("qkv", "fc1"), dora=True))
+        for tuning in ("frozen", "lora")
+    )
+    adapted.vit.load_state_dict(plain.vit.state_dict(), strict=False)
+    for name, parameter in adapted.named_parameters():
+        if name.endswith(("lora_up", "lora_size")):
+            torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(frames()), plain(frames()))
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_what_a_tuning_trains(tuning):
+    model = backbone(tuning=tuning, blocks=(1, 3))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    inside = {name for name in trained if name.startswith("vit.")}
+    assert {name.split(".")[2] for name in inside} <= {"1", "3"}
+    ends = {".".join(name.split(".")[3:]) for name in inside}
+    norms = {f"norm{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert (
+        ends
+        == {
+            "tia": set(),
+            "side": set(),
+            "norm": norms,
+            "bitfit": {"norm1.bias", "norm2.bias", *(f"{layer}.bias" for layer in layers)},
+            "lora": (lora := {f"{layer}.lora_{part}" for layer in layers for part in ("down", "up")}),
+            "tia+lora": lora,
+        }[tuning]
+    )
+    assert any(name.startswith("adapters.") for name in trained) == (tuning in ("tia", "side", "tia+lora"))

@@ -59,11 +59,13 @@ OURS |= {"data.class_agnostic", "data.fixed_fps", "data.offset_frames", "data.tr
 OURS |= {"data.features", "data.skip_missing", "data.offset_steps", "data.test_whole_videos"}
 OURS |= {
     "backbone.feature_channels",
+    "backbone.cache_features",
     "data.test_window_overlap",
     "backbone.weights",
     "backbone.adapter",
     "backbone.adapter_blocks",
 }
+OURS |= {f"backbone.lora_{key}" for key in ("rank", "alpha", "targets", "dora")}  # of video transformers
 OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
 OURS |= {"backbone.activation_checkpointing", "backbone.activation_memory_gb", "backbone.stored_on_device_gb"}
 OURS |= {"train.seed", "train.precision"}

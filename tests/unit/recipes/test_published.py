@@ -21,7 +21,8 @@ import pytest
 from adatad_ds.config.loading import from_dict, override
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import Config
-from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS
+from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.models.backbones.vit import VIT_SPECS
 from adatad_ds.models.factory import adapted_blocks
 from adatad_ds.recipes.catalog import Recipe, all_recipes, find_recipe, recipe_table
 from adatad_ds.train import main

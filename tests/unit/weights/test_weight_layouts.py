@@ -14,7 +14,9 @@ from transformers.initialization import no_init_weights
 
 from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import CheckpointError
-from adatad_ds.models.backbones.vit import PIXEL_MEAN, PIXEL_STD, VIT_SPECS, VisionTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.factory import build_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.files import StoredTensor, Tensors
@@ -159,7 +161,7 @@ def test_key_maps_at_full_size(layout, name):
     with torch.device("meta"):
         vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side)
     check_fit(weights.vit, {key: tuple(p.shape) for key, p in vit.named_parameters()}, source=layout)
-    assert backbone_name(weights.vit) == name
+    assert backbone_name(weights) == name
     assert set(weights.left_out) == left_out
     assert all(f"{what} (" in weights.report() for what in left_out)
 
@@ -265,7 +267,7 @@ def test_published_detectors_at_full_size(name):
     weights = recognise(stored({k: tuple(t.shape) for k, t in tensors.items()}), source=name, averaged=False)
     trainable = trained_tensors(weights, detector, reset_classifier=False)
     assert trainable.keys() == {n for n, p in detector.named_parameters() if p.requires_grad}
-    assert backbone_name(weights.vit) == config.backbone.name
+    assert backbone_name(weights) == config.backbone.name
 
     with torch.device("meta"):
         other = build_detector(config, num_classes=7)

@@ -1,0 +1,86 @@
+"""The settings of a backbone: which transformer, and how it is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adatad_ds.config import numbers
+from adatad_ds.config.parsing import TUBELET_FRAMES
+
+Tuning = Literal["frozen", "full", "tia", "side", "lora", "bitfit", "norm", "tia+lora", "aim"]
+Inside = Literal["lora", "bitfit", "norm"]  # ways to tune a block from within
+LoRATarget = Literal["qkv", "proj", "fc1", "fc2"]
+AIMAdapter = Literal["spatial", "temporal", "joint"]
+FEATURES = "features"  # the backbone's name where data.features are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Video or image transformer, and how it is tuned."""
+
+    # a key of VIT_SPECS or VJEPA2_SPECS (models/backbones); `vit_...`: of timm; `features`: data.features
+    name: str = "videomae_s"
+    weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
+    tuning: Tuning = "tia"
+    adapter: Literal["tia", "plain"] = "tia"
+    adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # blocks that are tuned; None: all
+    adapter_ratio: numbers.WidthShare = 0.25
+    adapter_kernel: numbers.PositiveInt = 3
+    adapter_dilation: numbers.PositiveInt = 1
+    lora_rank: numbers.PositiveInt = 8
+    lora_alpha: numbers.PositiveFloat = 16.0  # updates are scaled by lora_alpha / lora_rank
+    lora_targets: tuple[LoRATarget, ...] = ("qkv", "proj", "fc1", "fc2")
+    lora_dora: bool = False  # train the size of each output's weights, too (DoRA)
+    # of V-JEPA 2 and image transformers: frames that attend to one another; None: 16, image models in recognition: all
+    clip_frames: numbers.PositiveInt | None = None
+    drop_path: numbers.Probability = 0.0
+    activation_checkpointing: bool = True
+    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
+    cache_features: bool = False  # a frozen backbone on resized videos runs once, before the training
+    clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
+    activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
+    stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
+
+    # image transformers only (AIM)
+    pixel_mean: tuple[numbers.GreyLevel, numbers.GreyLevel, numbers.GreyLevel] | None = None  # RGB; None: as in timm
+    pixel_std: tuple[numbers.GreyDeviation, numbers.GreyDeviation, numbers.GreyDeviation] | None = None  # as above
+    aim_adapters: tuple[AIMAdapter, ...] | None = None  # None: all with tuning=aim, else none
+    aim_before_time: bool = False  # another adapter before temporal attention, for strongly temporal data
+    aim_joint_scale: numbers.NonNegativeFloat = 0.5  # factor on the joint adapters' output
+
+    @property
+    def is_features(self) -> bool:
+        """Whether features are read, and there is no transformer."""
+        return self.name == FEATURES
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this is an image transformer."""
+        return self.name.startswith("vit_")
+
+    @property
+    def frames_per_token(self) -> int:
+        """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
+        return 1 if self.is_image or self.is_features else TUBELET_FRAMES
+
+    @property
+    def is_vjepa2(self) -> bool:
+        """Whether this is a V-JEPA 2, whose clips may be of any length."""
+        return self.name.startswith("vjepa2")
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether a video transformer has adapters after its blocks or next to them."""
+        return not (self.is_image or self.is_features) and self.tuning in ("tia", "side", "tia+lora")
+
+    @property
+    def tuned_inside(self) -> Inside | None:
+        """What is trained inside the tuned blocks of a video transformer."""
+        inside: dict[Tuning, Inside] = {"lora": "lora", "tia+lora": "lora", "bitfit": "bitfit", "norm": "norm"}
+        return inside.get(self.tuning)
+
+    @property
+    def adapter_reach(self) -> int:
+        """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
+        return self.adapter_dilation * (self.adapter_kernel // 2) if self.has_adapters else 0
