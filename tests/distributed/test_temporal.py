@@ -136,3 +136,14 @@ def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
     assert process.wait(timeout=90) != 0
     assert time.monotonic() - began < 60
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+
+
+@pytest.mark.slow
+def test_a_hosted_vjepa2_has_plain_autograds_gradients(tmp_path):
+    """Frozen and trainable parameters in one module, recomputed and partitioned; DeepSpeed had faults there (#8130)."""
+    cases = ["zero3:tia+lora", "zero1:bitfit", "zero3_offload:lora"]
+    finish(launched("pool", 2, ["tests/support/count_hosted.py", str(tmp_path), *cases]))
+    norms = json.loads((tmp_path / "norms.json").read_text())
+    assert list(norms) == cases
+    for case, (hosted, plain) in norms.items():
+        assert hosted == pytest.approx(plain, rel=1e-5), case
