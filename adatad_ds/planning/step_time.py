@@ -109,8 +109,8 @@ def _head_times(config: Config, *, num_classes: int, device: torch.device) -> tu
     valid = torch.ones((1, steps), dtype=torch.bool, device=device)
 
     def run() -> torch.Tensor:
-        logits, distances = head(*pyramid(features, valid, None))
-        return torch.cat([logits.flatten(), distances.flatten()])
+        predictions = head(*pyramid(features, valid, None))
+        return torch.cat([part.flatten() for part in predictions if part.is_floating_point()])
 
     return _train_and_forward(run, device=device)
 

@@ -18,7 +18,7 @@ import psutil
 from tests.support.pool import forked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMEOUT_SEC = 300
+TIMEOUT_SEC = 900  # hangs alone should reach it, however busy the machine is
 
 SMALL = {  # a detector and schedule that train on a CPU in seconds
     "data.window_size": 32,
