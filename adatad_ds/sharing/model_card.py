@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.config.schema import Config
@@ -123,7 +123,9 @@ def _training(config: Config) -> str:
         source = f"`{data.annotations}`, subset `{data.train_subset}`"
         if config.backbone.is_features:
             frames = f"windows of {data.window_size} features"
-    return f"Trained on {source}: {frames}, {train.stop_epoch} epochs, {train.precision}. `model.json` has all settings."
+    return (
+        f"Trained on {source}: {frames}, {train.stop_epoch} epochs, {train.precision}. `model.json` has all settings."
+    )
 
 
 def _verbatim(names: Sequence[str]) -> str:

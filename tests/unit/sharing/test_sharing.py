@@ -58,7 +58,12 @@ def export(tmp_path: Path) -> Path:
             | {
                 "frozen_fingerprint": {name: tensor_hash(tensor) for name, tensor in load_file(BACKBONE).items()},
                 "metrics": METRICS,
-                "versions": {"python": "3.11", "host": "node17", "command": ["x"], "environment": {"SLURM_USER": "ada"}},
+                "versions": {
+                    "python": "3.11",
+                    "host": "node17",
+                    "command": ["x"],
+                    "environment": {"SLURM_USER": "ada"},
+                },
             }
         )
     )
@@ -133,7 +138,9 @@ def test_nothing_of_the_machine_is_sent(hub: Hub, export: Path):
     done("push", export, f"hub:{NAME}")
     text = hub.repositories[NAME]["model.json"].decode() + hub.repositories[NAME]["README.md"].decode()
     assert not re.findall(r"/home|ada/|node17|SLURM", text)
-    shared, own = (json.loads(each) for each in (hub.repositories[NAME]["model.json"], export.with_suffix(".json").read_text()))
+    shared, own = (
+        json.loads(each) for each in (hub.repositories[NAME]["model.json"], export.with_suffix(".json").read_text())
+    )
     assert shared["config"]["data"].pop("annotations") == "thumos14.json"
     assert own["config"]["data"].pop("annotations") == "/home/ada/thumos14.json"
     assert shared.pop("versions") == {"python": "3.11"}
