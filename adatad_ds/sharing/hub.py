@@ -86,11 +86,12 @@ def _explained(name: str, ask: Callable[[], _Done]) -> _Done:
     try:
         return ask()
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = {
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        known = {
             401: "the hub knows no such repository, or wants another token (`hf auth login`, or HF_TOKEN)",
             403: f"the token given may not do this; it needs the right to write to {name.partition('/')[0]}'s models",
             404: "the hub has no such repository; if it is private, log in with `hf auth login`",
             409: "this repository exists already; choose another name, or add a commit to it with --replace",
-        }.get(status, f"the Hugging Face hub cannot be reached, or refuses: {first_line(error)}")
+        }
+        reason = known.get(status, f"the Hugging Face hub cannot be reached, or refuses: {first_line(error)}")
         raise ConfigError(f"{PREFIX}{name}: {reason}") from error

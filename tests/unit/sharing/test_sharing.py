@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,7 @@ def export(tmp_path: Path) -> Path:
     return path
 
 
-def said(words: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+def said(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of error that a command ends with."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
@@ -138,9 +138,8 @@ def test_nothing_of_the_machine_is_sent(hub: Hub, export: Path):
     done("push", export, f"hub:{NAME}")
     text = hub.repositories[NAME]["model.json"].decode() + hub.repositories[NAME]["README.md"].decode()
     assert not re.findall(r"/home|ada/|node17|SLURM", text)
-    shared, own = (
-        json.loads(each) for each in (hub.repositories[NAME]["model.json"], export.with_suffix(".json").read_text())
-    )
+    shared = json.loads(hub.repositories[NAME]["model.json"])
+    own = json.loads(export.with_suffix(".json").read_text())
     assert shared["config"]["data"].pop("annotations") == "thumos14.json"
     assert own["config"]["data"].pop("annotations") == "/home/ada/thumos14.json"
     assert shared.pop("versions") == {"python": "3.11"}
@@ -192,11 +191,12 @@ def test_what_the_hub_refuses_is_one_line(
     assert "hub:nobody is no name on the Hugging Face hub" in said(["push", export, "hub:nobody"], capsys)
     done("push", export, f"hub:{NAME}_private", "--private")
     done("pull", f"hub:{NAME}_private", "--out", "private")
+    done("push", export, f"hub:{NAME}_hidden", "--private")  # not in the cache
     before = len(hub.requests)
     monkeypatch.delenv("HF_TOKEN")
     assert "there is no token" in said(["push", export, f"hub:{NAME}2"], capsys)
     assert len(hub.requests) == before
-    for name in ("nothing", "actions_private"):
+    for name in ("nothing", "actions_hidden"):
         assert "no such repository; if it is private, log in" in said(["pull", f"hub:{OWNER}/{name}"], capsys)
     done("pull", f"hub:{NAME}", "--out", "public")
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
