@@ -134,6 +134,18 @@ def test_terms_of_a_backbone_of_the_hub(export: Path, tmp_path: Path):
         assert "/home" not in card
 
 
+def test_weights_of_the_backbone_are_not_sent_unsaid(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As a merged export has them."""
+    tensors = load_file(export)
+    done("push", export, tmp_path / "without")
+    assert "warning" not in capsys.readouterr().out
+    save_file(tensors | {"backbone.vit.blocks.0.attn.proj.bias": tensors["head.cls_head.bias"]}, export)
+    done("push", export, tmp_path / "with")
+    assert "warning: weights of the backbone itself are part of this export" in capsys.readouterr().out
+    for folder, said in (("without", "not the frozen backbone"), ("with", "some weights of its backbone")):
+        assert said in (tmp_path / folder / "README.md").read_text()
+
+
 def test_nothing_of_the_machine_is_sent(hub: Hub, export: Path):
     done("push", export, f"hub:{NAME}")
     text = hub.repositories[NAME]["model.json"].decode() + hub.repositories[NAME]["README.md"].decode()
