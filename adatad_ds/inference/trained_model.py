@@ -58,7 +58,7 @@ class Trained:
         noted_in: where its operating point is stored, a checkpoint's folder or an export's JSON file; None: a published
             file, which is left unchanged.
         operating_point: the score of the best F1, if evaluated.
-        metrics: shares of 1 by name, of its last evaluation in training or as exported; None: not evaluated.
+        metrics: shares of 1 by name, as evaluated in training; None: unknown, or not those of the best checkpoint.
         merged: of `trainable`, the transformer's weights that contain trained updates, in place of the frozen ones.
     """
 
