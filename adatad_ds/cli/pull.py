@@ -27,12 +27,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Fetch."""
     arguments = make_parser(prog).parse_args(argv)
-    from adatad_ds.sharing.model_card import backbone_terms
+    from adatad_ds.sharing.model_card import backbone_text
     from adatad_ds.sharing.shared_model import pull
 
     folder = arguments.out or Path("exports") / Path(arguments.place.removeprefix("hub:")).name
     trained = pull(arguments.place, folder)
-    backbone = trained.config.backbone
     print(f"{trained.source}: {len(trained.classes) or 'unnamed'} classes; {folder / 'README.md'} describes it")
-    print(f"its backbone is {backbone.name}, weights {backbone.weights}, which {backbone_terms(trained)}")
+    print(f"its backbone: {backbone_text(trained)}")
     return 0

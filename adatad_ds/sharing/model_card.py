@@ -40,7 +40,7 @@ def model_card(trained: Trained, *, place: str, file: str) -> str:
         _summary(trained),
         f"## Results\n\n{_results(trained)}",
         f"## Use\n\n{_use(config, place=place, name=name, file=file)}",
-        f"## Backbone\n\n{_backbone(trained)}",
+        f"## Backbone\n\n{backbone_text(trained)}",
         f"## Data and training\n\n{_training(config)}",
         f"## Classes\n\n{_verbatim(trained.classes)}",
     ]
@@ -50,10 +50,21 @@ def model_card(trained: Trained, *, place: str, file: str) -> str:
 def backbone_terms(trained: Trained) -> str:
     """Where a model's backbone comes from, and on what terms, as far as that is known."""
     backbone = trained.config.backbone
-    if backbone.weights is None or backbone.weights.startswith(_SHIPPED):
+    if (backbone.weights or "").startswith(_SHIPPED):
         return "come with adatad_ds"
     known = WHERE_FROM.get(backbone.name)
     return f"come from {known}" if known else "have terms that are not known here: ask where they come from"
+
+
+def backbone_text(trained: Trained) -> str:
+    """What a model's backbone is, and what is known of its terms."""
+    backbone = trained.config.backbone
+    if backbone.is_features:
+        return "Features of videos, extracted beforehand; they must be of the backbone that the training began with."
+    if backbone.weights is None:
+        return f"`{backbone.name}`, with random weights of the training's seed."
+    checked = " Others are refused when the model is loaded, by their fingerprint." * bool(trained.frozen_fingerprint)
+    return f"`{backbone.name}`, weights `{backbone.weights}`. They {backbone_terms(trained)}.{checked}"
 
 
 def holds_backbone(trained: Trained) -> bool:
@@ -101,16 +112,6 @@ def _use(config: Config, *, place: str, name: str, file: str) -> str:
         f"```bash\n{pull}\n```\n\n```python\nfrom adatad_ds.predict import load_detector\n"
         f'detections = load_detector("{path}"{overrides}).detect("video.mp4")\n```'
     )
-
-
-def _backbone(trained: Trained) -> str:
-    backbone = trained.config.backbone
-    if backbone.is_features:
-        return "Features of videos, extracted beforehand; they must be of the backbone that the training began with."
-    where = f"`{backbone.weights}`" if backbone.weights else "random ones of the training's seed"
-    checked = trained.frozen_fingerprint is not None
-    says = ["\n\nTheir fingerprint is with the model: others are refused when it is loaded."] if checked else []
-    return "".join([f"`{backbone.name}`, weights {where}. They {backbone_terms(trained)}.", *says])
 
 
 def _training(config: Config) -> str:

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from adatad_ds.cli.commands import main
 from adatad_ds.errors import CheckpointError
-from adatad_ds.inference.trained_model import find_trained, load_model
+from adatad_ds.inference.trained_model import Trained, find_trained, load_model
 from adatad_ds.predict import load_detector
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.sharing.model_card import model_card
 from adatad_ds.weights.loading import tensor_hash
 from tests.support.exports import CLASSES, make_export
 from tests.support.hub import OWNER, TOKEN, Hub, running_hub
@@ -112,7 +114,7 @@ def test_the_card_says_what_the_run_was(hub: Hub, export: Path):
     assert "recall" not in card
     assert "On `thumos14.json`, subset `validation`" in card
     assert "`tiny`, weights `adatad_ds/weights/tiny.safetensors`. They come with adatad_ds." in card
-    assert "others are refused" in card
+    assert "Others are refused when the model is loaded" in card
     for name in CLASSES:
         assert f"\n    {name}\n" in card
 
@@ -132,6 +134,31 @@ def test_terms_of_a_backbone_of_the_hub(export: Path, tmp_path: Path):
         assert loads in card
         assert ("base_model: MCG-NJU/videomae-base-finetuned-kinetics\n" in card) == weights.startswith("MCG")
         assert "/home" not in card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("kinetics400_clip_b16_8", ["Recognises", "--set data.videos=FOLDER --set recognition.test_list=FILE", "MIT"]),
+        ("quickstart_features", ["Finds,", "--set data.annotations=FILE --set data.features=FOLDER\n", "Features of"]),
+        ("thumos14_vjepa2_l", ["Finds,", "from adatad_ds.predict", "Meta; terms on its page"]),
+    ],
+)
+def test_cards_of_other_tasks_and_inputs(recipe: str, says: list[str], tmp_path: Path):
+    trained = Trained(
+        name=recipe,
+        source=tmp_path,
+        folder=tmp_path,
+        config=find_recipe(recipe).config,
+        classes=CLASSES,
+        trainable=None,
+        frozen_fingerprint=None,
+        averaged=True,
+    )
+    card = model_card(trained, place=str(tmp_path / "mine"), file="model.safetensors")
+    for each in (*says, "No evaluation came with this model."):
+        assert each in card
+    assert "None" not in card
 
 
 def test_weights_of_the_backbone_are_not_sent_unsaid(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
