@@ -65,6 +65,8 @@ BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
     "Weights": {
         "convert": Command("cli.convert", "convert pretrained weights once, to load just what is needed"),
         "export": Command("cli.export", "a run's trained tensors, and how to rebuild the rest"),
+        "push": Command("cli.push", "share an export with a model card: on the Hugging Face hub, in a folder"),
+        "pull": Command("cli.pull", "fetch a shared model, and check it"),
     },
     "Shell": {
         "completion": Command("cli.completion", "print what completes commands and options in bash, zsh or tcsh"),

@@ -58,6 +58,7 @@ class Trained:
         noted_in: where its operating point is stored, a checkpoint's folder or an export's JSON file; None: a published
             file, which is left unchanged.
         operating_point: the score of the best F1, if evaluated.
+        metrics: shares of 1 by name, as evaluated in training; None: unknown, or not those of the best checkpoint.
         merged: of `trainable`, the transformer's weights that contain trained updates, in place of the frozen ones.
     """
 
@@ -72,6 +73,7 @@ class Trained:
     class_order: ClassOrder | None = None
     noted_in: Path | None = None
     operating_point: OperatingPoint | None = None
+    metrics: Mapping[str, float] | None = None
     merged: tuple[str, ...] = ()
 
     @property
@@ -100,7 +102,7 @@ def find_trained(
     if not path.exists():
         raise ConfigError(f"there is no {path}; give a run's folder, a checkpoint, an export or a published .pth")
     if path.suffix == SAFETENSORS and path.with_suffix(".json").exists():
-        description = _read_description(path.with_suffix(".json"))
+        description = read_description(path.with_suffix(".json"))
         if description.get("format") == EXPORT_FORMAT:
             return _from_export(path, description, overrides, averaged=averaged)
     if recipe is None:
@@ -212,6 +214,7 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
         "config": trained.config.to_dict(),
         "frozen_fingerprint": trained.frozen_fingerprint,
         "operating_point": trained.operating_point and trained.operating_point.to_dict(),
+        "metrics": trained.metrics,
         "merged": list(trained.merged),
         **extra,
     }
@@ -235,7 +238,7 @@ def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | Non
     if source.is_dir():
         write_operating_point(source, kind=trained.kind, point=point)
     else:
-        _write_description(source, {**_read_description(source), "operating_point": point.to_dict()})
+        _write_description(source, {**read_description(source), "operating_point": point.to_dict()})
     return source
 
 
@@ -256,6 +259,7 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, averaged: bo
         averaged=averaged,
         noted_in=checkpoint,
         operating_point=read_operating_point(checkpoint, kind=kind),
+        metrics=run.metrics_of(checkpoint) if averaged or AVERAGE not in trainable else None,
     )
 
 
@@ -274,6 +278,7 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         averaged=holds_average,
         noted_in=path.with_suffix(".json"),
         operating_point=OperatingPoint.from_dict(description.get("operating_point")),
+        metrics=description.get("metrics"),
         merged=tuple(description.get("merged", ())),
     )
 
@@ -282,7 +287,12 @@ def _write_description(path: Path, description: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(description, indent=1) + "\n")
 
 
-def _read_description(path: Path) -> Mapping[str, Any]:
+def read_description(path: Path) -> Mapping[str, Any]:
+    """The JSON file of an export; empty where it holds something else.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

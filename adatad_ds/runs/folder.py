@@ -151,6 +151,13 @@ class RunFolder:
         _, scores = self.scores()
         return max(scores, key=lambda epoch: (scores[epoch], -epoch), default=None)
 
+    def metrics_of(self, checkpoint: Path) -> dict[str, float] | None:
+        """Metrics of a checkpoint as evaluated in training, if it is the one marked best; None: it is not."""
+        best = self.best_epoch()
+        if best is None or checkpoint.name != getattr(self.checkpoints(keep=1).best(), "name", None):
+            return None
+        return self.evaluations()[best]
+
     def summary(self) -> str | None:
         """Scores of the last and of the best evaluated epoch, as text; None without evaluations."""
         (name, scores), best = self.scores(), self.best_epoch()

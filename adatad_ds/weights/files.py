@@ -104,7 +104,7 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
     for place in (path, with_the_code):
         if place.exists():
             return place
-    if not _HUB_NAME.fullmatch(str(source)) or path.suffix in (SAFETENSORS, *_PICKLES):
+    if not is_hub_name(str(source)):
         raise FileNotFoundError(f"there is no weights file {path}")
     from huggingface_hub import snapshot_download
 
@@ -119,6 +119,11 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
             "Without network, download it elsewhere and give the folder's path"
         ) from error
     return Path(folder)
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a source that is no path here may be a name on the hub: `organisation/name`."""
+    return bool(_HUB_NAME.fullmatch(source)) and Path(source).suffix not in (SAFETENSORS, *_PICKLES)
 
 
 def _open_folder(folder: Path, entries: tuple[str, ...]) -> Tensors:

@@ -68,6 +68,8 @@ def test_an_export_evaluates_as_its_run_does(run, tmp_path):
     results = [json.loads((tmp_path / of / "detections.json").read_text()) for of in ("of_run", "of_export")]
     assert results[0] == results[1]
     description = json.loads(export.with_suffix(".json").read_text())
+    epoch = RunFolder(run).best_epoch()
+    assert description["metrics"] == RunFolder(run).evaluations()[epoch or 0]
     assert description["backbone"] == {"name": "tiny", "weights": "adatad_ds/weights/tiny.safetensors"}
     assert not any(".vit." in name for name in load_file(export))
 

@@ -27,7 +27,7 @@ FLOORS = (
     ("tasks", "planning"),
     ("runs",),
     ("training", "inference"),
-    (*ENTRIES, "cluster", "serving"),
+    (*ENTRIES, "cluster", "serving", "sharing"),
     ("cli",),
     ("__main__",),
 )

@@ -10,6 +10,7 @@ from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, read_results, 
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.runs.folder import VERSIONS_FILE, RunFolder, versions
 from adatad_ds.tasks.base import Evaluation
+from tests.support.checkpoints import save
 
 TRUTH = {"v": [(0.0, 10.0, "a")]}
 
@@ -39,6 +40,21 @@ def test_last_and_best_epoch(reached, summary, tmp_path):
         run.add_evaluation(epoch, evaluation)
         assert read_results(tmp_path / f"evaluations/epoch_{epoch:04d}" / DETECTIONS_FILE) == results
     assert run.summary() == summary
+
+
+def test_metrics_of_the_best_checkpoint_alone(tmp_path):
+    run = RunFolder(tmp_path)
+    for epoch, score in ((4, 0.25), (6, 0.5)):
+        found = {"average_mAP": score}
+        evaluation = Evaluation(metrics=found, table="", per_class="", save=lambda folder: None, pictures={})
+        run.add_evaluation(epoch, evaluation)
+    store = run.checkpoints(keep=3)
+    for step in (8, 12):
+        save(store, step)
+        assert run.metrics_of(store.folder / f"step_{step:08d}") is None
+    store.mark_best(step=12)
+    assert run.metrics_of(store.folder / "step_00000012") == {"average_mAP": 0.5}
+    assert run.metrics_of(store.folder / "step_00000008") is None
 
 
 def test_other_versions_are_named(tmp_path):
