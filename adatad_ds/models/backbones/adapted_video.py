@@ -131,8 +131,8 @@ class AdaptedBackbone(nn.Module):
     def _run_clips(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
         every = range(len(self.vit.blocks))
-        parts = [self.vit.finish(self._blocks(every, self._embed(frames, *span), span[0], keep)) for span in spans]
-        return torch.cat([pool(part) for part in parts], dim=1)
+        outputs = (self._to_the_end(every, self._embed(frames, *span), span[0], keep) for span in spans)
+        return torch.cat([pool(output) for output in outputs], dim=1)  # one span's tokens at a time
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
