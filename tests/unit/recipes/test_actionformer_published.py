@@ -17,6 +17,7 @@ import pytest
 from adatad_ds.config.loading import from_dict
 from adatad_ds.config.schema import Config, HeadConfig
 from adatad_ds.recipes.catalog import find_recipe
+from tests.support.published_configs import ASIDE_IN_BOTH, in_actionformers_keys
 
 FACTS = json.loads(Path(__file__).with_name("actionformer_published.json").read_text(encoding="utf-8"))
 RECIPES = {
@@ -28,22 +29,14 @@ RECIPES = {
     **{f"ego4d_{name}": f"ego4d_mq_features_{name}" for name in ("slowfast", "omnivore", "egovlp")},
     **{f"ego4d_{name}": f"ego4d_mq_features_{name}" for name in ("slowfast_egovlp", "omnivore_egovlp")},
 }
-SET_ASIDE = {
+SET_ASIDE = ASIDE_IN_BOTH | {
     r"dataset\.(json_file|feat_folder|file_prefix|file_ext)": "the user's files, found by name",
-    r"(dataset_name|train_split|val_split)": "our names of datasets and subsets",
-    r"dataset\.num_classes": "of the annotations",
-    r"loader\.num_workers": "how it is computed",
-    r"model\.max_buffer_len_factor": "whole videos may have any length here",
-    r"opt\.(momentum|schedule_gamma|schedule_steps)": "of other optimizers and schedules",
-    r"test_cfg\.iou_threshold": "of hard suppression",
-    r"test_cfg\.ext_score_file": "the user's file",
-    r"train_cfg\.head_empty_cls": "an initial bias of classes without training data; filled in by their code",
 }
 
 
 def said_by(config: Config) -> dict[str, Any]:
     """What a config says, in the authors' keys."""
-    data, head, train, test, backbone = config.data, config.head, config.train, config.test, config.backbone
+    data, head, train, test = config.data, config.head, config.train, config.test
     resized = data.sampling == "resize"
     assert head.actionformer_norms
     assert head.num_convs == 2
@@ -54,58 +47,20 @@ def said_by(config: Config) -> dict[str, Any]:
     assert data.test_whole_videos or resized
     assert data.class_agnostic == bool(test.external_scores) == (not test.per_class) == resized
     stride = data.feature_stride_frames
-    return {
-        "dataset.crop_ratio": list(data.crop_ratio or ()),
+    return in_actionformers_keys(config) | {
         "dataset.default_fps": data.fixed_fps,
-        "dataset.downsample_rate": 1,
         "dataset.feat_stride": stride,
         "dataset.force_upsampling": resized,
-        "dataset.input_dim": backbone.feature_channels,
-        "dataset.max_seq_len": data.window_size,
         "dataset.num_frames": stride if resized and data.offset_steps == 0.5 else 2 * data.offset_frames,
-        "dataset.trunc_thresh": data.trunc_thresh,
-        "loader.batch_size": train.global_batch,
-        "model.backbone_arch": list(head.arch),
         "model.backbone_type": "convTransformer",
         **{f"model.{part}_dim": head.width for part in ("embd", "fpn", "head")},
-        "model.embd_kernel_size": 3,
-        **{f"model.{part}_with_ln": True for part in ("embd", "fpn", "head")},
         "model.fpn_start_level": 0,
-        "model.fpn_type": "identity",
         "model.head_kernel_size": 3,
-        "model.head_num_layers": head.num_convs + 1,
         "model.n_head": head.heads,
         "model.n_mha_win_size": head.attn_window if isinstance(head.attn_window, int) else list(head.attn_window),
-        "model.regression_range": [list(levels) for levels in head.regression_range],
-        "model.scale_factor": 2,
-        "model.use_abs_pe": head.abs_pos_embed,
         "model.use_rel_pe": False,
         "model_name": "LocPointTransformer",
-        "opt.epochs": train.schedule_epochs - train.warmup_epochs,
-        "opt.learning_rate": train.lr_head,
-        "opt.schedule_type": "cosine",
-        "opt.type": "AdamW",
-        "opt.warmup": train.warmup_epochs > 0,
-        "opt.warmup_epochs": train.warmup_epochs,
-        "opt.weight_decay": train.weight_decay,
-        "test_cfg.duration_thresh": test.min_duration_steps,
-        "test_cfg.max_seg_num": test.max_per_video,
-        "test_cfg.min_score": test.min_score,
-        "test_cfg.multiclass_nms": test.per_class,
-        "test_cfg.nms_method": {"gaussian": "soft"}[test.suppression],
-        "test_cfg.nms_sigma": test.sigma,
-        "test_cfg.pre_nms_thresh": test.pre_nms_thresh,
-        "test_cfg.pre_nms_topk": test.pre_nms_topk,
-        "test_cfg.voting_thresh": test.voting_thresh,
-        "train_cfg.center_sample": "radius",
-        "train_cfg.center_sample_radius": head.center_radius,
-        "train_cfg.clip_grad_l2norm": train.grad_clip,
-        "train_cfg.cls_prior_prob": head.cls_prior,
         "train_cfg.dropout": head.proj_dropout,
-        "train_cfg.droppath": head.drop_path,
-        "train_cfg.init_loss_norm": head.loss_normalizer,
-        "train_cfg.label_smoothing": head.label_smoothing,
-        "train_cfg.loss_weight": head.reg_loss_weight,
     }
 
 

@@ -19,6 +19,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.models.factory import build_detector
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.recipes.catalog import find_recipe
+from tests.support.published_configs import ASIDE_IN_BOTH, in_actionformers_keys
 
 FACTS = json.loads(Path(__file__).with_name("tridet_published.json").read_text(encoding="utf-8"))
 RECIPES = {
@@ -30,23 +31,15 @@ RECIPES = {
     "hacs_i3d": ("hacs_features_i3d_tridet", 36.8),
 }
 EPOCHS = {"epic_slowfast_verb": 23}  # of the published model (tools/*_script.sh); the others are of the last
-SET_ASIDE = {
+SET_ASIDE = ASIDE_IN_BOTH | {
     r"dataset\.(json_file|feat_folder|file_prefix|file_ext|backbone_type)": "the user's files, found by name",
-    r"(dataset_name|train_split|val_split)": "our names of datasets and subsets",
-    r"dataset\.num_classes": "of the annotations",
-    r"loader\.num_workers": "how it is computed",
-    r"model\.max_buffer_len_factor": "whole videos may have any length here",
-    r"opt\.(momentum|schedule_gamma|schedule_steps)": "of other optimizers and schedules",
-    r"test_cfg\.iou_threshold": "of hard suppression",
-    r"test_cfg\.ext_score_file": "the user's file",
     r"train_cfg\.dropout": "of attention, which it does not have",
-    r"train_cfg\.head_empty_cls": "an initial bias of classes without training data; filled in by their code",
 }
 
 
 def said_by(name: str, config: Config) -> dict[str, Any]:
     """What a config says, in the authors' keys."""
-    data, head, train, test, backbone = config.data, config.head, config.train, config.test, config.backbone
+    data, head, train, test = config.data, config.head, config.train, config.test
     assert head.actionformer_norms
     assert test.topk_per_level
     assert (train.ema_decay, train.ema_warmup, train.cosine, train.precision) == (0.999, False, "step", "fp32")
@@ -57,65 +50,27 @@ def said_by(name: str, config: Config) -> dict[str, Any]:
     times = 2 if name == "hacs_i3d" else 1  # frames of half their length
     fps, stride = data.fixed_fps, data.feature_stride_frames
     assert stride is not None
-    return {
-        "dataset.crop_ratio": list(data.crop_ratio or ()),
+    return in_actionformers_keys(config) | {
         "dataset.default_fps": fps and fps / times,
-        "dataset.downsample_rate": 1,
         "dataset.feat_stride": stride / times,
         "dataset.force_upsampling": False,
-        "dataset.input_dim": backbone.feature_channels,
-        "dataset.max_seq_len": data.window_size,
         "dataset.num_frames": 2 * data.offset_frames / times,
-        "dataset.trunc_thresh": data.trunc_thresh,
-        "loader.batch_size": train.global_batch,
-        "model.backbone_arch": list(head.arch),
         "model.backbone_type": "SGP",
         "model.boudary_kernel_size": head.boundary_kernel,
         "model.downsample_type": "max",
         **{f"model.{part}_dim": head.width for part in ("embd", "fpn")},
-        "model.embd_kernel_size": 3,
-        **{f"model.{part}_with_ln": True for part in ("embd", "fpn", "head")},
-        "model.fpn_type": "identity",
         "model.head_dim": head.tower_width or head.width,
         "model.head_kernel_size": head.tower_kernel,
-        "model.head_num_layers": head.num_convs + 1,
         "model.init_conv_vars": head.sgp_init_std,
         "model.input_noise": head.input_noise,
         "model.iou_weight_power": head.iou_weight_power,
         "model.k": head.sgp_scale,
         "model.n_sgp_win_size": head.sgp_window,
         "model.num_bins": head.num_bins,
-        "model.regression_range": [list(levels) for levels in head.regression_range],
-        "model.scale_factor": 2,
         "model.sgp_mlp_dim": head.sgp_mlp_width,
-        "model.use_abs_pe": head.abs_pos_embed,
         "model.use_trident_head": head.name == "tridet",
         "model_name": "TriDet",
-        "opt.epochs": train.schedule_epochs - train.warmup_epochs,
         "opt.eta_min": max(round(train.cosine_end * train.lr_head, 9), 1e-8),
-        "opt.learning_rate": train.lr_head,
-        "opt.schedule_type": "cosine",
-        "opt.type": "AdamW",
-        "opt.warmup": train.warmup_epochs > 0,
-        "opt.warmup_epochs": train.warmup_epochs,
-        "opt.weight_decay": train.weight_decay,
-        "test_cfg.duration_thresh": test.min_duration_steps,
-        "test_cfg.max_seg_num": test.max_per_video,
-        "test_cfg.min_score": test.min_score,
-        "test_cfg.multiclass_nms": test.per_class,
-        "test_cfg.nms_method": {"gaussian": "soft"}[test.suppression],
-        "test_cfg.nms_sigma": test.sigma,
-        "test_cfg.pre_nms_thresh": test.pre_nms_thresh,
-        "test_cfg.pre_nms_topk": test.pre_nms_topk,
-        "test_cfg.voting_thresh": test.voting_thresh,
-        "train_cfg.center_sample": "radius",
-        "train_cfg.center_sample_radius": head.center_radius,
-        "train_cfg.clip_grad_l2norm": train.grad_clip,
-        "train_cfg.cls_prior_prob": head.cls_prior,
-        "train_cfg.droppath": head.drop_path,
-        "train_cfg.init_loss_norm": head.loss_normalizer,
-        "train_cfg.label_smoothing": head.label_smoothing,
-        "train_cfg.loss_weight": head.reg_loss_weight,
     }
 
 
