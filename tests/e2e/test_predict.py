@@ -123,7 +123,6 @@ def test_the_detections_are_those_of_evaluation(changes, small_videos, tmp_path)
     assert labels == ({"action"} if "data__class_agnostic" in changes else set(CLASSES))
 
 
-@pytest.mark.slow
 def test_an_export_scales_as_its_recipe_did(videos, tmp_path):
     found = {}
     for way in ("bilinear", "antialias"):
@@ -134,7 +133,6 @@ def test_an_export_scales_as_its_recipe_did(videos, tmp_path):
     assert other.detect(videos["silent"]) == found["antialias"]
 
 
-@pytest.mark.slow
 def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys):
     path = cut(videos["silent"], tmp_path / "cut.mp4", share=0.6)
     assert run(path, "--checkpoint", checkpoint, "-o", tmp_path / "out") == 1
@@ -146,7 +144,6 @@ def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys)
         assert "ends early" in damage
 
 
-@pytest.mark.slow
 def test_late_pictures_are_late_in_every_file(checkpoint, tmp_path):
     """Sound first, pictures three seconds later: detections, and the annotated copy, are on a player's clock."""
     late = write_late(tmp_path / "late.ts", frames=FRAMES, late_sec=3.0)
@@ -168,7 +165,6 @@ def predicted(videos, checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_every_kind_of_file(videos, predicted):
     found = results_of(predicted)
     assert list(found) == list(videos)
@@ -199,7 +195,6 @@ def test_what_is_written(videos, predicted):
         assert sorted(rows) == sorted((*record["segment"], record["label"]) for record in records)
 
 
-@pytest.mark.slow
 def test_the_score_of_the_best_f1_is_shown_from(videos, checkpoint, tmp_path, capsys):
     evaluated = tmp_path / "evaluated.safetensors"
     shutil.copy(checkpoint, evaluated)
@@ -286,7 +281,6 @@ def plays(page: Path) -> bool:
     return '<p id="problem" class="hidden"></p>' in loaded(page)
 
 
-@pytest.mark.slow
 def test_the_page_filters(page):
     records = results_of(page)["sound"]
     surest = records[0]["label"]
@@ -304,7 +298,6 @@ def test_the_page_filters(page):
         assert len(bars) == len(records) - len(expected), fragment
 
 
-@pytest.mark.slow
 def test_the_page_is_in_step_with_the_video(page):
     records = results_of(page)["sound"]
     for at in (3.05, 6.55):
@@ -316,7 +309,6 @@ def test_the_page_is_in_step_with_the_video(page):
         assert now[1].count("<span") == min(6, len(playing))
 
 
-@pytest.mark.slow
 def test_what_the_page_plays(page, videos, checkpoint, tmp_path):
     for name, kind in (("sound", "mp4"), ("vp9", "webm"), ("old", "mp4"), ("uneven", "mp4")):
         data = (page / f"{name}.html").read_text()
@@ -335,7 +327,6 @@ def test_what_the_page_plays(page, videos, checkpoint, tmp_path):
     assert not plays(tmp_path / "out" / "a b#1.html")
 
 
-@pytest.mark.slow
 def test_what_cannot_be_used_does_not_stop_the_others(videos, checkpoint, tmp_path, capsys):
     (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -413,7 +404,6 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     assert "taken" in fails(capsys, good, "--checkpoint", checkpoint, "-o", tmp_path / "taken")
 
 
-@pytest.mark.slow
 def test_a_published_checkpoint_needs_class_names(videos, tmp_path, capsys):
     overrides = [f"{name}={value}" for name, value in SMALL.items()]
     config = loading.override(find_recipe("quickstart").config, overrides)

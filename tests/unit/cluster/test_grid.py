@@ -69,6 +69,7 @@ def test_the_planner_chooses():
     assert giant.nodes > 1 or giant.on_host or giant.config().backbone.clips_per_chunk < 8
 
 
+@pytest.mark.slow
 def test_zero_2_where_the_frozen_weights_fit():
     """2 GB of the giant's do not, beside the rest of 3.4 GB; an eighth of them do. The site's own wish comes first."""
     giant = one_window_at_a_time(find_recipe("thumos14_videomaev2_g").config)

@@ -338,6 +338,7 @@ def test_slow_samples_are_waited_for(config: DataConfig):
     assert [batch.sample_ids for batch in loader] == [[index] for index in range(len(slow))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "word"), [(Deadly, "exited unexpectedly|killed by signal"), (Stuck, "timed out")])
 def test_dead_and_stuck_workers_end_in_one_paragraph(config: DataConfig, kind: type[WindowDataset], word: str):
     tested = changed(config, workers=1, worker_timeout_sec=200 if kind is Deadly else 15)

@@ -220,6 +220,7 @@ def test_one_tensor_an_adapted_block_is_alive_between_the_passes():
     features.sum().backward()
 
 
+@pytest.mark.slow
 # Where tensors wait: so long that tokens take more than the pixels of a span.
 @pytest.mark.parametrize(
     ("tuning", "waiting", "lengths"), [("side", 0, (1, 4)), ("tia", 2, (17, 20)), ("lora", 2, (17, 20))]

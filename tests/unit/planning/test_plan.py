@@ -181,6 +181,7 @@ def budgeted(gb: float | str | None, **backbone) -> Config:
     return replace(CONFIG, data=replace(CONFIG.data, window_size=256), backbone=changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["tia", "side", "lora", "tia+lora"])
 def test_every_budget_is_kept_used_and_planned_as_it_is(tuning):
     """From the least to no recomputation: more memory, less time, never more than asked for, as planned within 10 %."""
