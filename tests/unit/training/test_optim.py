@@ -32,6 +32,12 @@ def test_warm_up_and_cosine_of_every_step():
     assert schedule(5, warmup_steps=10, total_steps=110, warmup_start=0.2) == pytest.approx(0.6)
 
 
+def test_a_cosine_that_ends_above_zero():
+    """TriDet's `eta_min`, as a share of the rate: reached at the end, half way to it in the middle."""
+    factors = [schedule(step, warmup_steps=10, total_steps=110, cosine_end=0.2) for step in (5, 10, 60, 110, 200)]
+    assert factors == pytest.approx([0.5, 1.0, 0.6, 0.2, 0.2])
+
+
 def test_warm_up_and_cosine_of_every_epoch():
     """mmcv's, by hand: 4 steps an epoch, 30 epochs, warm-up of 2.5 epochs from a tenth."""
 
