@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
-from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out
+from adatad_ds.distributed.releases import skip_needless_searches
+from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out, muon_uncompiled
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
@@ -37,6 +38,7 @@ hide_library_messages()
 with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
 from deepspeed.runtime import compiler  # noqa: E402
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -45,11 +47,15 @@ from deepspeed.utils import (  # noqa: E402
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_module,
+    z3_leaf_module,
 )
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 # On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+skip_needless_searches(PartitionedParameterCoordinator, is_leaf=z3_leaf_module)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
@@ -81,6 +87,8 @@ class Engine:
         groups: the optimizer's, of all parameters that are trainable: "params", "name", "base_lr", "lr" and
             "weight_decay" of each.
         average: how the running average of the masters follows them.
+        called_whole: frozen modules that are called as a whole: ZeRO-3 gathers each one's weights at once, instead of
+            layer by layer.
         train: the compute type.
         ds_config: as `resolve_ds_config` returns it.
         world: the ranks.
@@ -95,6 +103,7 @@ class Engine:
         model: nn.Module,
         groups: Sequence[dict[str, Any]],
         average: AverageDecay,
+        called_whole: Sequence[nn.Module] = (),
         train: TrainConfig,
         ds_config: dict[str, Any],
         world: World,
@@ -108,7 +117,9 @@ class Engine:
         if not groups:
             raise ConfigError("nothing in this model learns")
         cast_and_move_rest(model, dtype=train.dtype, device=world.device)
-        with _no_muon(), exclusions_left_out():
+        for module in called_whole:
+            set_z3_leaf_module(module, True)
+        with muon_uncompiled(compiler), exclusions_left_out():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=AdamW(list(groups)),
@@ -335,14 +346,3 @@ class Engine:
             raise ConfigError(
                 f"{accelerator.device_name()} here cannot train in {precision}; --set train.precision={other} or fp32"
             )
-
-
-@contextlib.contextmanager
-def _no_muon() -> Iterator[None]:
-    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process."""
-    compile_ = compiler.compile
-    compiler.compile = lambda: lambda function: function
-    try:
-        yield
-    finally:
-        compiler.compile = compile_

@@ -38,6 +38,21 @@ def exclusions_left_out() -> Iterator[None]:
         torch._disable_dynamo, torch.compiler.disable = lazy, eager
 
 
+@contextmanager
+def muon_uncompiled(compiler: Any) -> Iterator[None]:
+    """DeepSpeed asks whether the optimizer is Muon, and compiles Muon's kernels for the answer: 1 to 3 s a process.
+
+    Args:
+        compiler: the module deepspeed.runtime.compiler.
+    """
+    compile_ = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        yield
+    finally:
+        compiler.compile = compile_
+
+
 def _unchanged(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
     """A decorator of PyTorch's signature that changes nothing."""
     return (lambda decorated: decorated) if function is None else function

@@ -11,6 +11,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.contract import frozen_blocks
 from adatad_ds.runs.checkpoint import CheckpointStore, open_checkpoint
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.tasks.base import Task
@@ -85,6 +86,7 @@ def start_engine(
         model=model,
         groups=parameter_groups(model, settings),
         average=AverageDecay(settings.ema_decay, warmup=warmup),
+        called_whole=frozen_blocks(model),
         train=settings,
         ds_config=ds_config,
         world=world,

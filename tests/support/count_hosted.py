@@ -23,7 +23,7 @@ from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec, frozen_blocks
 from adatad_ds.models.backbones.vjepa2 import VJEPA2
 from adatad_ds.models.detector import Detector
 from adatad_ds.models.factory import Runtime, build_detector
@@ -82,7 +82,13 @@ def main() -> None:
         groups = parameter_groups(model, config.train)
         average = AverageDecay(config.train.ema_decay)
         engine = Engine(
-            model=model, groups=groups, average=average, train=config.train, ds_config=resolved, world=world
+            model=model,
+            groups=groups,
+            average=average,
+            called_whole=frozen_blocks(model),
+            train=config.train,
+            ds_config=resolved,
+            world=world,
         )
         predictions = engine(frames[:, mesh.frames], valid)
         engine.backward(predictions.class_logits.sin().sum() + predictions.distances.sum())

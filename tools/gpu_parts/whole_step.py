@@ -16,6 +16,7 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.contract import frozen_blocks
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.factory import Runtime, build_detector, stored_outputs_of
 from adatad_ds.training.optim import parameter_groups
@@ -59,6 +60,7 @@ class WholeStep:
             model=model,
             groups=parameter_groups(model, self.config.train),
             average=AverageDecay(self.config.train.ema_decay),
+            called_whole=frozen_blocks(model),
             train=self.config.train,
             ds_config=resolved,
             world=world,

@@ -92,3 +92,10 @@ class VideoTransformer(nn.Module, ABC):
     def finish(self, tokens: Tensor) -> Tensor:
         """What follows the last block, position by position: (..., C) to the same."""
         return tokens
+
+
+def frozen_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's video transformers in which nothing learns; each is called as a whole."""
+    transformers = (module for module in model.modules() if isinstance(module, VideoTransformer))
+    blocks = [block for transformer in transformers for block in transformer.blocks]
+    return [block for block in blocks if not any(parameter.requires_grad for parameter in block.parameters())]
