@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -35,21 +36,22 @@ LIBRARIES = ("models", "detection", "data", "evaluation")
 MOST_MODULES = 12  # of a folder; cli has one per command
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def room_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
 
-def imported_by() -> dict[Path, set[str]]:
+def imported_by() -> dict[Path, frozenset[str]]:
     return {path.relative_to(PACKAGE): imports(path) for path in PACKAGE.rglob("*.py")}
 
 

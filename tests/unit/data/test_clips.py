@@ -372,6 +372,7 @@ def test_impossible_arguments(folder: Path):
             dataset(folder, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_through_the_loaders(folder: Path, workers: int):
     config = DataConfig(workers=workers)

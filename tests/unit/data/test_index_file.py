@@ -164,6 +164,7 @@ print(sum(video.probe(path).num_frames for path in paths))
     assert sorted((tmp_path / "log").read_text().split()) == sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sample_opens_its_file_once(small_videos, cache, monkeypatch):
     """In the second epoch, whichever worker gets it; and a test sample from the first on."""
     opened: list[str] = []

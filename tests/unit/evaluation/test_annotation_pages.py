@@ -48,6 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, said
 
 
+@pytest.mark.slow
 @chromium
 def test_the_overview(pages):
     folder, said = pages
@@ -91,6 +92,7 @@ def test_a_videos_page(pages):
     assert ">0 of 0 segments<" in loaded(folder / "out/none.html")
 
 
+@pytest.mark.slow
 @chromium
 def test_what_browsers_do_not_play_is_copied(pages):
     folder, _ = pages

@@ -354,6 +354,7 @@ def thumos_like(videos: int, *, classes: int, detections: int) -> tuple[dict, li
     return results, annotated
 
 
+@pytest.mark.slow
 def test_many_detections_are_quick_and_measured_as_in_evaluation():
     results, videos = thumos_like(100, classes=20, detections=500)
     truth = {v.name: [(action.start_sec, action.end_sec, action.label) for action in v.actions] for v in videos}

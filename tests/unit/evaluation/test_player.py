@@ -38,6 +38,7 @@ def bars(dom: str) -> list[tuple[float, ...]]:
     return [tuple(float(tag.split(f' {side}="')[1].split('"')[0]) for side in sides) for tag in rects]
 
 
+@pytest.mark.slow
 def test_114_bars_are_told_apart(tmp_path):
     dom = page(tmp_path / "p.html", count=114, shown=ShownFrom.choose(None, POINT))
     drawn = bars(dom)
@@ -53,6 +54,7 @@ def test_114_bars_are_told_apart(tmp_path):
     assert "<b>" not in dom[dom.index("<body>") : dom.index('<script type="application/json"')]
 
 
+@pytest.mark.slow
 def test_where_nothing_passes_the_best_score_is_named(tmp_path):
     dom = page(tmp_path / "p.html", count=9, shown=ShownFrom.choose(None, None))
     assert ">0 of 9 detections<" in dom

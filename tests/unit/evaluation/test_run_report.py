@@ -176,6 +176,7 @@ def test_pages_fit_the_window(tmp_path: Path, data: Path, width: int):
     assert max(found) <= width
 
 
+@pytest.mark.slow
 @chromium
 def test_a_comparison(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     first, second = make_run(tmp_path / "one", data), make_run(tmp_path / "two", data, rate=0.002, factor=0.5)

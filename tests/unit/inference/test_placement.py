@@ -65,6 +65,7 @@ def test_what_a_forward_pass_takes_is_what_is_counted(tuning, checkpointing, win
     assert forward_bytes(build_detector(config, num_classes=5), config) == pytest.approx(measured(config), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_of_an_image_transformer_too(chunk):
     backbone = replace(CONFIG.backbone, name="vit_tiny_patch16_224", tuning="aim", clips_per_chunk=chunk)

@@ -210,6 +210,7 @@ def test_without_positives_every_parameter_has_a_gradient():
     assert not [name for name, parameter in named if parameter.grad is None]
 
 
+@pytest.mark.slow
 def test_its_plan_is_what_a_step_takes():
     """The planner's peak, of fake tensors, beside that of real ones with targets and losses."""
     config = loading.override(find_recipe("quickstart").config, (*SMALL, "data.window_size=256", "head.width=64"))

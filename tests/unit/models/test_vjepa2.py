@@ -204,6 +204,7 @@ def test_rotation_is_by_tubelet_row_and_column():
     assert (sines[:, 18:] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["tia", "lora"])
 def test_memory_is_what_the_allocator_gives(tuning, monkeypatch):
     monkeypatch.setitem(VJEPA2_SPECS, "vjepa2_small", SPEC)
@@ -225,6 +226,7 @@ def test_memory_is_what_the_allocator_gives(tuning, monkeypatch):
     assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_giant_has_a_plan():
     config = override(Config(), ["backbone.name=vjepa2_g", "data.resolution=256", "data.short_side_before_crop=288"])
     stage3 = {"zero_optimization": {"stage": 3}}

@@ -98,6 +98,7 @@ def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
         assert [line.device for line in lines if line.name == "gradient bucket"] == [allocated], (stage, sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
 def test_the_repositorys_buckets_are_small(name):
     """DeepSpeed's own default is 5e8 numbers: 1 to 2 GB of a GPU for nothing."""
@@ -209,6 +210,7 @@ def test_every_budget_is_kept_used_and_planned_as_it_is(tuning):
     assert repeats >= (3 if tuning == "side" else 5)
 
 
+@pytest.mark.slow
 def test_what_is_recomputed_within_a_budget_is_counted():
     config = budgeted(0.05)
     plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3)
@@ -234,6 +236,7 @@ def test_host_memory_is_taken_before_inputs_are_made_again():
     assert away.peak_bytes <= 0.8 * stored.peak_bytes
 
 
+@pytest.mark.slow
 def test_smaller_chunks_where_one_is_most_of_the_peak():
     config = replace(budgeted(0.02, clips_per_chunk=0), train=replace(CONFIG.train, precision="fp32"))
     assert make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).activations.clips_per_chunk in (1, 2, 4)

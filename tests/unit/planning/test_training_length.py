@@ -61,6 +61,7 @@ def test_evaluations_do_not_outweigh_the_training():
     assert many.evaluations * 4000 <= 0.25 * 3 * many.steps * many.global_batch + 4000
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     name=st.sampled_from(DETECTION),
