@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -23,11 +23,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--annotations", type=Path, required=True, help="the community's JSON; see docs/guides/own_data.md")
     add("--videos", type=Path, required=True, help="folder of VIDEO_NAME.mp4 (or .mkv, ...)")
     add("--out", type=Path, default=Path("runs/check_data"), help="default %(default)s")
-    add("--workers", type=int, help="decoding processes; default: the cores")
+    add("--workers", type=at_least(1), help="decoding processes; default: the cores")
     add("--recipe", help="also say how the data fit this one, and change it (default: change thumos14_videomae_s)")
     add("--train-subset", help="default: the one whose name begins with train, or the largest")
     add("--test-subset", help="default: another one, first of all val... or test...")
-    add("--max-frames", type=int, default=768, help="most frames of a suggested window; default %(default)s")
+    add("--max-frames", type=at_least(1), default=768, help="most frames of a suggested window; default %(default)s")
     add("--page", type=Path, metavar="FOLDER", help="first write pages there that show the annotations on the videos")
     add("--exclude-file", default="", help="leave out the videos of this list, as data.exclude_file does")
     return parser

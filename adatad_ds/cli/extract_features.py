@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.launch import launched_rank, launched_ranks
 
@@ -45,14 +45,20 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="VIDEO",
         help="files, folders (searched recursively), globs; default: those of data.annotations",
     )
-    add("--stride", type=int, metavar="FRAMES", help="file frames between two features; default: the recipe's")
+    add("--stride", type=at_least(1), metavar="FRAMES", help="file frames between two features; default: the recipe's")
     add(
         "--clip-frames",
-        type=int,
+        type=at_least(1),
         metavar="FRAMES",
         help="one feature a clip of so many frames, averaged; default: features as evaluation windows have them",
     )
-    add("--frame-stride", type=int, default=1, metavar="FRAMES", help="file frames between a clip's, %(default)s")
+    add(
+        "--frame-stride",
+        type=at_least(1),
+        default=1,
+        metavar="FRAMES",
+        help="file frames between a clip's, %(default)s",
+    )
     add("--dtype", choices=("fp16", "fp32"), default="fp16", help="in which features are stored, %(default)s")
     add("--share", default="0/1", metavar="I/N", help="take share I of N, counted from 0; default: all")
     add("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
@@ -100,8 +106,6 @@ def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:
     """The clip of each feature; None: features as evaluation windows have them."""
     from adatad_ds.data.features.plan import Snippet
 
-    if arguments.frame_stride < 1 or (arguments.stride or 1) < 1:
-        raise ConfigError("--stride and --frame-stride are at least 1 frame")
     if arguments.clip_frames is None:
         if arguments.frame_stride != 1:
             raise ConfigError("--frame-stride goes with --clip-frames; without, data.frames_per_feature sets it")

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 from adatad_ds.planning.gpus import GPUS
 
 
@@ -24,10 +24,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--ds_config", type=Path, help="default: zero2.json where frozen weights fit, else zero3.json")
-    parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--temporal", type=int, help="ranks that share a window; default: as the recipe has it")
+    parser.add_argument("--gpus", type=at_least(1), default=1)
+    parser.add_argument("--temporal", type=at_least(1), help="ranks that share a window; default: as the recipe has it")
     parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
-    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--classes", type=at_least(1), default=20)
     parser.add_argument(
         "--core-frames-per-sec",
         type=float,

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 from adatad_ds.data.sources.facts import DATASETS
 from adatad_ds.data.sources.formats import TESTING
 from adatad_ds.errors import ConfigError
@@ -63,7 +63,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--labelled-only", action="store_true", help="leave out videos without a segment")
     add("--validation", type=Path, metavar="LIST", help="the validation videos, a name a line; all others train")
     add("--validation-share", type=float, metavar="SHARE", help="or a share of all videos; default: 0.2")
-    add("--seed", type=int, help="of the share; default: 0")
+    add("--seed", type=at_least(0), help="of the share; default: 0")
     add("--page", type=Path, metavar="FOLDER", help="also write pages there that show the segments on the videos")
     return parser
 

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--codec", choices=("h264", "mjpeg", "lossless"), default="h264", help=codecs)
     add("--quality", type=int, help="CRF of h264 (default 10) or quantiser of mjpeg (default 1); less is better")
-    add("--workers", type=int, help="processes; default: the cores")
+    add("--workers", type=at_least(1), help="processes; default: the cores")
     return parser
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         out=arguments.out,
         codec=arguments.codec,
         quality=arguments.quality,
-        workers=cores() if arguments.workers is None else max(1, arguments.workers),
+        workers=arguments.workers or cores(),
         report=print,
     )
     return 1 if unprepared else 0

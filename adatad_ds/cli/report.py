@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import command_parser
+from adatad_ds.cli.commands import at_least, command_parser
 from adatad_ds.errors import ConfigError
 
 
@@ -24,7 +24,13 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FOLDER", help="default: RUN/report")
     add("--annotations", type=Path, metavar="FILE", help="default: the run's, whose path is that of the training")
     add("--videos", type=Path, metavar="FOLDER", help="default: the run's")
-    add("--show", type=int, default=4, metavar="N", help="the surest N videos, and the worst N; default %(default)s")
+    add(
+        "--show",
+        type=at_least(0),
+        default=4,
+        metavar="N",
+        help="the surest N videos, and the worst N; default %(default)s",
+    )
     add("--copy", action="store_true", help="copy the videos that are shown")
     return parser
 

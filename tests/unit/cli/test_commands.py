@@ -58,6 +58,24 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
         assert "tools/" not in said
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("generate videos --out x --workers 0", "argument --workers: must be at least 1, not 0"),
+        ("generate clips --out x --seed -1", "argument --seed: must be at least 0, not -1"),
+        ("generate videos --out x --train many", "argument --train: invalid whole number value: 'many'"),
+        ("plan --recipe quickstart --gpus 0", "argument --gpus: must be at least 1, not 0"),
+        ("check-data --recipe quickstart --workers -1", "argument --workers: must be at least 1, not -1"),
+        ("extract-features --out x --frame-stride 0", "argument --frame-stride: must be at least 1, not 0"),
+    ],
+)
+def test_numbers_that_cannot_be(command: str, said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        main(command.split())
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
 def test_no_help_needs_pytorch():
     """Neither the list of commands nor that of a command's options, but for the three that launchers start."""
     code = """
