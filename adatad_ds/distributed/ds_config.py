@@ -9,7 +9,6 @@ from typing import Any
 
 from adatad_ds.config.parsing import nearest
 from adatad_ds.config.schema import Config
-from adatad_ds.distributed.world import split_batch
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.segment_timer import Stopwatch
@@ -146,3 +145,31 @@ def activation_policy(
         profile=section.get("profile", False), synchronize=section.get("synchronize_checkpoint_boundary", False)
     )
     return policy, stopwatch
+
+
+def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
+    """Split a global batch: (windows per rank and forward pass, forward passes per step).
+
+    Raises:
+        ConfigError: the batch cannot be split evenly; the message says what would fit.
+    """
+    if global_batch % data_ranks:
+        fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
+        raise ConfigError(
+            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
+            f"use {', '.join(map(str, fitting))} ranks, or --set "
+            f"train.global_batch={_next_multiple(global_batch, data_ranks)}"
+        )
+    share = global_batch // data_ranks
+    micro = micro_batch or share
+    if share % micro:
+        fitting = [size for size in range(1, share + 1) if share % size == 0]
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide the {share} windows that each of {data_ranks} ranks has of "
+            f"train.global_batch={global_batch}; use {', '.join(map(str, fitting))}"
+        )
+    return micro, share // micro
+
+
+def _next_multiple(number: int, step: int) -> int:
+    return -(-number // step) * step

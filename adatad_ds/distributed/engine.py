@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.config.schema import TrainConfig
+from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
-from adatad_ds.distributed.partitions import cast_and_move_rest, fragment, held_partition, to_cpu, whole_shape
 from adatad_ds.distributed.releases import skip_needless_searches
 from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out, muon_uncompiled
 from adatad_ds.distributed.world import World
@@ -38,13 +37,13 @@ hide_library_messages()
 with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
 from deepspeed.runtime import compiler  # noqa: E402
+from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
     set_z3_leaf_module,
@@ -116,7 +115,7 @@ class Engine:
         self._check_precision(train.precision)
         if not groups:
             raise ConfigError("nothing in this model learns")
-        cast_and_move_rest(model, dtype=train.dtype, device=world.device)
+        partitions.cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         for module in called_whole:
             set_z3_leaf_module(module, True)
         with muon_uncompiled(compiler), exclusions_left_out():
@@ -180,22 +179,20 @@ class Engine:
     def trainable_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Each trainable parameter's name and full fp32 tensors: master, moments, running average. A collective."""
         for name, parameter in self.trainable_parameters.items():
-            state = {MASTER: to_cpu(safe_get_full_fp32_param(parameter))}
-            yield name, state | {k: to_cpu(safe_get_full_optimizer_state(parameter, k)) for k in self._state_keys()}
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in self._state_keys()}
+            state = {MASTER: safe_get_full_fp32_param(parameter), **state}
+            yield name, {kind: partitions.gathered(value) for kind, value in state.items()}
 
     def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
         """Each trainable parameter's name and this rank's part of its fp32 master, flat; nothing is sent."""
         for name, parameter in self.trainable_parameters.items():
-            part = safe_get_local_fp32_param(parameter) if self.stage == 3 else fragment(parameter)
-            if self.stage == 3:  # equal on all ranks, the last ones' filled up with what is no weight
-                before = self._world.rank * part.numel()
-                part = part[: max(0, math.prod(whole_shape(parameter)) - before)]
-            yield name, part.detach().float()
+            begin, end = partitions.held_range(parameter, rank=self._world.rank)  # then what is no weight follows
+            yield name, self._part(parameter, MASTER)[: end - begin].detach().float()
 
     def load_trainable_state(
         self, state: Mapping[str, Mapping[str, StoredTensor]], *, source: str, partial: bool = False
     ) -> None:
-        """Restore masters, moments and average on any number of ranks and any stage.
+        """Restore masters, moments and average on any number of ranks and any stage; each rank reads its parts.
 
         A moment that `state` lacks stays as it is; an average that it lacks starts from the masters.
 
@@ -207,15 +204,15 @@ class Engine:
         Raises:
             CheckpointError: names or shapes are not the model's; nothing is changed then.
         """
-        shapes = {name: whole_shape(p) for name, p in self.trainable_parameters.items()}
+        shapes = {name: partitions.whole_shape(p) for name, p in self.trainable_parameters.items()}
         for kind, tensors in state.items():
             wanted = {name: shapes[name] for name in tensors if name in shapes} if partial else shapes
             check_fit(tensors, wanted, source=f"{source} ({kind})")
         for kind in (MASTER, *self._state_keys()):
             masters = state[MASTER] if kind == AVERAGE else {}
             for name, stored in {**masters, **state.get(kind, {})}.items():
-                self._set(self.trainable_parameters[name], stored.read(), kind)
-        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+                self._set(self.trainable_parameters[name], stored, kind)
+        self._write_weights(MASTER)
 
     def optimizer_state(self) -> dict[str, Any]:
         """The rest of the optimizer's state: steps taken, fp16's loss scale, the average's warm-up; JSON-ready."""
@@ -242,7 +239,7 @@ class Engine:
                 for key, parts in states.items():
                     parts[index].copy_(rounded(key, parts[index], part))
                 part.copy_(rounded(MASTER, part, part))
-        self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+        self._write_weights(MASTER)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -250,17 +247,17 @@ class Engine:
         if self.average.decay == 0:
             yield
             return
-        self._write_weights(lambda p: to_cpu(safe_get_full_optimizer_state(p, AVERAGE)))
+        self._write_weights(AVERAGE)
         try:
             yield
         finally:
-            self._write_weights(lambda p: to_cpu(safe_get_full_fp32_param(p)))
+            self._write_weights(MASTER)
 
     def bytes_by_kind(self) -> dict[str, int]:
         """This rank's bytes: frozen and trainable weights in the compute type, masters, moments, average."""
         kinds = {"frozen_weights": 0, "trainable_weights": 0}
         for parameter in self.module.parameters():
-            held = held_partition(parameter) if self.stage == 3 else parameter
+            held = partitions.held_partition(parameter) if self.stage == 3 else parameter
             kinds["trainable_weights" if parameter.requires_grad else "frozen_weights"] += (
                 held.numel() * held.element_size()
             )
@@ -307,36 +304,49 @@ class Engine:
             for parameters, flat in zip(self._zero.bit16_groups, self._flat_masters(), strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, kind: str) -> None:
-        """Write a full fp32 tensor into this rank's partition of a parameter's master or Adam state."""
+    def _part(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        """This rank's flat part of a parameter's master or Adam state, filled up under ZeRO-3."""
         if self.stage != 3:
-            value = value.to(parameter.device)
-            if kind == MASTER:
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, kind)
-            return
-        size = held_partition(parameter).numel()  # equal on all ranks; the last one's is padded
-        part = torch.zeros(size)
-        own = value.flatten()[size * self._world.rank : size * (self._world.rank + 1)]
-        part[: own.numel()] = own
+            return partitions.fragment(parameter, None if kind == MASTER else kind)
         if kind == MASTER:
+            return safe_get_local_fp32_param(parameter)
+        return safe_get_local_optimizer_state(parameter, kind)
+
+    @torch.no_grad()
+    def _set(self, parameter: nn.Parameter, stored: StoredTensor, kind: str) -> None:
+        """Read this rank's part of a parameter's master or Adam state."""
+        begin, end = partitions.held_range(parameter, rank=self._world.rank)
+        part = self._part(parameter, kind).clone()
+        if begin < end:
+            part[: end - begin] = stored.part(begin, end)
+        if self.stage != 3:
+            partitions.fragment(parameter, None if kind == MASTER else kind).copy_(part)
+        elif kind == MASTER:
             safe_set_local_fp32_param(parameter, part)
         else:
             safe_set_local_optimizer_state(parameter, part, kind)
 
-    def _write_weights(self, full_value: Callable[[nn.Parameter], Tensor]) -> None:
-        """Replace the compute-type weights of trainable parameters, one at a time."""
+    @torch.no_grad()
+    def _write_weights(self, kind: str) -> None:
+        """Replace the compute-type weights of trainable parameters by masters or running averages. A collective.
+
+        Each rank writes the part whose master it holds. Under ZeRO-3 that is what it holds of the weights, which the
+        next use gathers; under ZeRO-1 and 2 all parts are gathered at once, as after a step.
+        """
         if self.stage == 3:
             self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
-        for parameter in self.trainable_parameters.values():
-            value = full_value(parameter)
-            if self.stage == 3:
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                    if self._world.is_main:
-                        parameter.data.copy_(value)
-            else:
-                parameter.data.copy_(value)
+            for parameter in self.trainable_parameters.values():
+                partitions.held_partition(parameter).copy_(self._part(parameter, kind))
+            return
+        for parts, flat in zip(self._zero.parallel_partitioned_bit16_groups, self._flat_masters(), strict=True):
+            parts[self._world.rank].copy_(flat if kind == MASTER else self._adam.state[flat][kind])
+        all_gather_dp_groups(
+            groups_flat=self._zero.bit16_groups_flat,
+            partitioned_param_groups=self._zero.parallel_partitioned_bit16_groups,
+            dp_process_group=self._zero.real_dp_process_group,
+            start_alignment_factor=self._zero.nccl_start_alignment_factor,
+            allgather_bucket_size=self._zero.allgather_bucket_size,
+        )
 
     def _check_precision(self, precision: str) -> None:
         accelerator: Any = deepspeed.get_accelerator()

@@ -10,7 +10,8 @@ B windows, T tubelets on this rank, S positions, C channels.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,6 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.world import RankGroup, World
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.window_share import Share, TimeShard, WholeWindow
-
-T = TypeVar("T")
 
 
 class Mesh:
@@ -72,9 +71,15 @@ class Mesh:
         """Sums over all data ranks of values that are equal within each temporal group. A collective."""
         return [value / self.temporal for value in self.world.sum(*values)]
 
-    def gather_over_time(self, item: T) -> list[T]:
-        """The picklable objects of the ranks that share this rank's windows, in the order of time. A collective."""
-        return [item] if self._group is None else self._group.gather(item)
+    def errors_over_time(self, errors: Sequence[str | None]) -> list[Sequence[str | None]]:
+        """The errors of the ranks that share this rank's windows, in the order of time; its own if none has any.
+
+        A collective.
+        """
+        if self._group is None:
+            return [errors]
+        failed = torch.tensor(float(any(errors)), device=self.world.device)
+        return self._group.gather(errors) if self._group.sum(failed) else [errors]
 
 
 class SharedWindow:

@@ -28,13 +28,26 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def fragment(parameter: Any) -> Tensor:
-    """This rank's part of a parameter's fp32 master under ZeRO-1 and 2; may be empty."""
+def fragment(parameter: Any, state: str | None = None) -> Tensor:
+    """This rank's part of a parameter's fp32 master, or of an Adam state, under ZeRO-1 and 2; may be empty."""
     held = parameter._hp_mapping
-    return torch.empty(0) if held is None else held.hp_fragment
+    return torch.empty(0) if held is None else held.get_hp_fragment(state)
 
 
-def to_cpu(tensor: Tensor | None) -> Tensor:
-    """An fp32 copy on the CPU of a tensor that DeepSpeed has gathered."""
+def held_range(parameter: Any, *, rank: int) -> tuple[int, int]:
+    """Where this rank's part of a trainable parameter's master begins and ends in the flattened parameter."""
+    if hasattr(parameter, "ds_id"):  # ZeRO-3: equal parts, the last ones filled up
+        size = parameter.ds_tensor.numel()
+        begin = size * rank
+        return min(begin, parameter.ds_numel), min(begin + size, parameter.ds_numel)
+    held = parameter._hp_mapping
+    if held is None:
+        return 0, 0
+    address = held.lp_fragment_address
+    return address.start, address.start + address.numel
+
+
+def gathered(tensor: Tensor | None) -> Tensor:
+    """A tensor that DeepSpeed has gathered for this call alone, in fp32."""
     assert tensor is not None, "DeepSpeed lost a partition of a trainable parameter"
-    return tensor.detach().float().cpu().clone()
+    return tensor.detach().float()

@@ -115,6 +115,13 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def _from_main(self, item: T) -> T:
+        """Rank 0's picklable object."""
+        self.watch.beat()
+        items = [item]
+        dist.broadcast_object_list(items, src=0)
+        return items[0]
+
     def raise_anywhere(self, error: Exception | None) -> None:
         """Raise on every rank what any rank ran into, so that none waits for another.
 
@@ -161,7 +168,18 @@ class World:
         Raises:
             RankError: what rank 0 ran into; with one process, the error itself.
         """
-        return self.gather(self.attempt(lambda: action() if self.is_main else None))[0]
+        if self.size == 1:
+            return action()
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as caught:  # whatever it is, the others must not wait
+                error = caught
+        result, told = self._from_main((result, None if error is None else in_words(error)))
+        if told is not None:
+            raise RankError(f"rank 0: {told}") from error
+        return result  # pyright: ignore[reportReturnType]  (rank 0's)
 
     def same(self, value: object, *, what: str) -> None:
         """Check that all ranks see the same, by its `repr`: they read it each from its own node's file system.
@@ -169,9 +187,10 @@ class World:
         Raises:
             ConfigError: some rank sees something else than rank 0; raised on all.
         """
-        digests = self.gather(hashlib.sha256(repr(value).encode()).hexdigest())
-        others = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-        if others:
+        digest = hashlib.sha256(repr(value).encode()).hexdigest()
+        differs = self.size > 1 and self._from_main(digest) != digest
+        if self.max(differs)[0]:
+            others = [str(rank) for rank, differs in enumerate(self.gather(differs)) if differs]
             raise ConfigError(
                 f"rank {', '.join(others)} sees other {what} than rank 0: are the files the same on all nodes, and "
                 "is none being written?"
@@ -268,30 +287,6 @@ class RankGroup:
         return before, after
 
 
-def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
-    """Split a global batch: (windows per rank and forward pass, forward passes per step).
-
-    Raises:
-        ConfigError: the batch cannot be split evenly; the message says what would fit.
-    """
-    if global_batch % data_ranks:
-        fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
-        raise ConfigError(
-            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
-            f"use {', '.join(map(str, fitting))} ranks, or --set "
-            f"train.global_batch={_next_multiple(global_batch, data_ranks)}"
-        )
-    share = global_batch // data_ranks
-    micro = micro_batch or share
-    if share % micro:
-        fitting = [size for size in range(1, share + 1) if share % size == 0]
-        raise ConfigError(
-            f"train.micro_batch={micro} does not divide the {share} windows that each of {data_ranks} ranks has of "
-            f"train.global_batch={global_batch}; use {', '.join(map(str, fitting))}"
-        )
-    return micro, share // micro
-
-
 def _together(told: list[str | None]) -> str:
     """The message of all ranks where some have failed: that of the first of them."""
     failed = [rank for rank, message in enumerate(told) if message is not None]
@@ -332,7 +327,3 @@ def _port_in_use(port: str) -> str:
         f"another program listens on port {port}, where the ranks were to meet; choose another port: deepspeed "
         "--master_port, torchrun --master-port, or MASTER_PORT in the environment"
     )
-
-
-def _next_multiple(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,16 @@ class CheckpointStore:
     def confirm(self, chosen: Chosen) -> Path:
         """This rank's path of the checkpoint that rank 0 has chosen.
 
+        `state.json` must be the one that rank 0 has read, and the other files of the sizes that it says: what is in
+        them rank 0 has verified for all.
+
         Raises:
             CheckpointError: it is missing, incomplete, or a different one.
         """
         path = self.folder / chosen.name
-        if not is_complete(path) or _checksum(path / STATE_FILE) != chosen.checksum:
-            found = "is a different one" if is_complete(path) else "is missing or incomplete"
+        whole = _has_all_bytes(path)
+        if not whole or _checksum(path / STATE_FILE) != chosen.checksum:
+            found = "is a different one" if whole else "is missing or incomplete"
             raise CheckpointError(
                 f"the checkpoint {path} that rank 0 resumes from {found} on {os.uname().nodename}; all nodes must see "
                 "the same folder (--run-dir)"
@@ -215,18 +219,20 @@ def open_checkpoint(path: Path) -> tuple[TrainableState, dict[str, Any]]:
 def _decoded(trainable: TrainableState) -> TrainableState:
     """Decode compact tensors to fp32."""
 
-    def reader(kind: str, name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            stored = trainable[MASTER][name].read()
-            master = decode(MASTER, stored, stored)
-            return master if kind == MASTER else decode(kind, trainable[kind][name].read(), master)
+    def decoded(kind: str, name: str) -> StoredTensor:
+        masters, tensors = trainable[MASTER][name], trainable[kind][name]
 
-        return read
+        def read(rows: tuple[int, int] | None = None) -> Tensor:
+            def of(held: StoredTensor) -> Tensor:
+                return held.read() if rows is None else held.rows(*rows)
 
-    return {
-        kind: {name: StoredTensor(trainable[MASTER][name].shape[:-1], reader(kind, name)) for name in tensors}
-        for kind, tensors in trainable.items()
-    }
+            master = of(masters)
+            master = decode(MASTER, master, master)
+            return master if kind == MASTER else decode(kind, of(tensors), master)
+
+        return StoredTensor(masters.shape[:-1], read, lambda start, stop: read((start, stop)))
+
+    return {kind: {name: decoded(kind, name) for name in tensors} for kind, tensors in trainable.items()}
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class DetectionTask:
         batches (ActionFormer, section 3.4), so they are counted before the first forward pass.
         """
         mesh, device = self._mesh, self._mesh.world.device
-        batches = [batch.blank_unreadable(mesh.gather_over_time(batch.errors)) for batch in micro_batches]
+        batches = [batch.blank_unreadable(mesh.errors_over_time(batch.errors)) for batch in micro_batches]
         targets = [self._targets(batch) for batch in batches]
         positives = torch.stack([target.positive.sum() for target in targets]).sum()
         normalizer = self.normalizer.update(mesh.sum_over_windows(positives)[0])

@@ -56,7 +56,7 @@ def find_candidates(
     damage: dict[str, Damage | None] = {}
     failed: set[str] = set()
     for own_batch in world.together(batches):
-        batch = own_batch.blank_unreadable(mesh.gather_over_time(own_batch.errors))
+        batch = own_batch.blank_unreadable(mesh.errors_over_time(own_batch.errors))
         predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
         points = points_of(batch.valid.shape[1])
         scores = predictions.class_logits.sigmoid()

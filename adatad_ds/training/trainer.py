@@ -30,6 +30,8 @@ from adatad_ds.training.profiling import Profiler
 from adatad_ds.training.update_stats import Updates
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
 
+LINES_OF_RANKS = 8  # about each rank by itself, at most
+
 
 @dataclass
 class Progress:
@@ -214,7 +216,7 @@ class Trainer:
             if self.world.is_main:
                 for kind, value in tensors.items():
                     kept = encode(kind, value, tensors[MASTER]) if compact else value
-                    trainable.setdefault(kind, {})[name] = kept
+                    trainable.setdefault(kind, {})[name] = kept.cpu()
         if compact:
             self.engine.round_trainable_state()
         state = {
@@ -290,13 +292,18 @@ class Trainer:
             self.monitor.say(summary)
 
     def report_memory(self) -> None:
-        """Print the memory that each rank holds, and its peak. A collective."""
-        held = self.world.gather(self.engine.bytes_by_kind())
-        peaks = self.world.gather(peak_memory_bytes(self.world.device))
-        for rank, (kinds, peak) in enumerate(zip(held, peaks, strict=True)):
-            parts = ", ".join(f"{kind.replace('_', ' ')} {size / 1e9:.3f}" for kind, size in kinds.items())
-            what = peak_memory_name(self.world.device).replace("_", " ")
-            self.monitor.say(f"memory of rank {rank}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
+        """Print the memory that each rank holds, and its peak; of many ranks, the least and the most. A collective."""
+        world, kinds = self.world, self.engine.bytes_by_kind()
+        own = [peak_memory_bytes(world.device), *kinds.values()]
+        if world.size <= LINES_OF_RANKS:
+            lines = {f"rank {rank}": sizes for rank, sizes in enumerate(world.gather(own))}
+        else:
+            least = [-size for size in world.max(*(-size for size in own))]
+            lines = {f"{world.size} ranks, the least": least, f"{world.size} ranks, the most": world.max(*own)}
+        what = peak_memory_name(world.device).replace("_", " ")
+        for whose, (peak, *sizes) in lines.items():
+            parts = ", ".join(f"{k.replace('_', ' ')} {size / 1e9:.3f}" for k, size in zip(kinds, sizes, strict=True))
+            self.monitor.say(f"memory of {whose}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
 
     def close(self) -> None:
         """Flush the logs and release the engine."""

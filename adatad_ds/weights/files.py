@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -43,10 +44,24 @@ class StoredTensor:
     Attributes:
         shape: its sizes.
         read: reads it; each call reads anew, and keeps nothing.
+        read_rows: reads indices `start` to `stop` of the first axis; None: `read` reads them all.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    read_rows: Callable[[int, int], Tensor] | None = None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Indices `start` to `stop` of the first axis."""
+        return self.read()[start:stop] if self.read_rows is None else self.read_rows(start, stop)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Numbers `start` to `stop` of the flattened tensor, flat; no more rows are read than these lie in."""
+        if not self.shape:
+            return self.read().flatten()[start:stop]
+        each = math.prod(self.shape[1:])
+        first = start // each
+        return self.rows(first, -(-stop // each)).flatten()[start - first * each : stop - first * each]
 
 
 Tensors = dict[str, StoredTensor]
@@ -157,20 +172,20 @@ def _open_safetensors(path: Path) -> Tensors:
             f"(it has {path.stat().st_size} bytes here)"
         ) from error
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
+    def reader(name: str, shape: tuple[int, ...]) -> StoredTensor:
+        def read(rows: slice | None = None) -> Tensor:
             try:
                 with safe_open(path, framework="pt") as file:  # open no longer than this: mapped pages count as memory
-                    return file.get_tensor(name)
+                    return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"cannot read {path}: {first_line(error)}. It changed after it was opened (a training that goes on "
                     "removes old checkpoints); try again"
                 ) from error
 
-        return read
+        return StoredTensor(shape, read, lambda start, stop: read(slice(start, stop)))
 
-    return {name: StoredTensor(shape, reader(name)) for name, shape in shapes.items()}
+    return {name: reader(name, shape) for name, shape in shapes.items()}
 
 
 def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:

@@ -40,7 +40,7 @@ def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
     assert found["optimizer"]["steps"] == 3  # of eight
     scale = found["optimizer"]["loss_scale"]
     assert scale.get("cur_scale") == (2.0**3 if precision == "fp16" else None)  # from 2**8, halved by each skipped one
-    for name in ("fresh is another", "restored", "goes on alike", "average from masters"):
+    for name in ("averaged", "masters again", "fresh is another", "restored", "goes on alike", "average from masters"):
         assert found[name], name
     for name in ("missing", "unexpected", "other shapes", "other shapes of a part"):
         assert "the weights in FILE (" in found[name], (name, found[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def refusal(engine: Engine, state: State, **options: Any) -> str:
     return "taken"
 
 
+def computes_with(engine: Engine, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the weights that the model computes with are these, rounded."""
+    parameters = engine.trainable_parameters
+    with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=engine.stage == 3):
+        return all(torch.equal(p.data, tensors[name].to(p.dtype)) for name, p in parameters.items())
+
+
 def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
     """Three of four steps are not finite, then as many as end the run."""
     said: list[str] = []
@@ -146,6 +154,10 @@ def main() -> None:
     found["moved"] = max(float((after[MASTER][name] - value).abs().max()) for name, value in initial[MASTER].items())
 
     skip(engine, world, found)
+    state = state_of(engine)
+    with engine.averaged_weights():
+        found["averaged"] = computes_with(engine, state[AVERAGE]) and not computes_with(engine, state[MASTER])
+    found["masters again"] = computes_with(engine, state[MASTER])
     found["optimizer"] = engine.optimizer_state()
     saved, saved_optimizer = state_of(engine), json.loads(json.dumps(engine.optimizer_state()))
 

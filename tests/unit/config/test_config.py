@@ -10,7 +10,7 @@ from adatad_ds.config.loading import from_dict, load, override
 from adatad_ds.config.numbers import Range
 from adatad_ds.config.parsing import literal
 from adatad_ds.config.schema import Config, RecognitionConfig
-from adatad_ds.distributed.world import split_batch
+from adatad_ds.distributed.ds_config import split_batch
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import all_recipes, find_recipe, recipe_table
 from adatad_ds.system.launch import complete_environment

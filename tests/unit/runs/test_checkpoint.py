@@ -32,6 +32,7 @@ def test_what_was_saved_is_read(compact, tmp_path):
         expected = rounded(kind, tensors["w"], trainable()[MASTER]["w"]) if compact else tensors["w"]
         assert read[kind]["w"].shape == (5, 7)
         assert torch.equal(read[kind]["w"].read(), expected), kind
+        assert torch.equal(read[kind]["w"].part(9, 23), expected.flatten()[9:23]), kind  # across rows
 
 
 def test_compact_form_is_small_and_close():

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_training_arguments_beside_the_weights_do_no_harm(zipped, tmp_path):
     tensors = open_tensors(path, entries=("state_dict", "model"))
     assert tensors["a"].shape == (3,)
     assert torch.equal(tensors["a"].read(), torch.arange(3.0))
+
+
+def test_a_part_takes_no_more_rows_than_it_lies_in(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(24.0).view(4, 3, 2), "b": torch.tensor(5.0), "c": torch.arange(7.0)}, path)
+    tensors = open_tensors(path)
+    assert torch.equal(tensors["b"].part(0, 1), torch.tensor([5.0]))
+    assert torch.equal(tensors["c"].part(2, 5), torch.arange(2.0, 5.0))
+    read = tensors["a"].read_rows
+    assert read is not None
+    rows = []
+    told = replace(tensors["a"], read_rows=lambda start, stop: (rows.append((start, stop)), read(start, stop))[1])
+    for part in ((0, 24), (7, 8), (5, 13)):
+        assert torch.equal(told.part(*part), torch.arange(float(part[0]), float(part[1])))
+    assert rows == [(0, 4), (1, 2), (0, 3)]
 
 
 def test_shards_in_a_folder(tmp_path):
