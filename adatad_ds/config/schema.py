@@ -137,6 +137,7 @@ class TrainConfig:
     keep_checkpoints: numbers.PositiveInt = 2  # the newest ones; the best one is always kept
     compact_checkpoints: bool = False  # 9 bytes per trainable parameter instead of 16, see weights/trainable_state.py
     log_every_steps: numbers.PositiveInt = 10
+    compile: bool = False  # torch.compile of blocks, adapters and the pyramid's attention; ZeRO-1 and 2
     max_skipped_steps: numbers.PositiveInt = 20  # consecutive steps without a finite gradient norm; then the run stops
     hang_timeout_sec: numbers.Seconds = 1800  # a rank that waits longer for the others ends the job
     stop_timeout_sec: numbers.Seconds = 300  # after a stop request, a rank exits if no step ends within this time

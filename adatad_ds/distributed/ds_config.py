@@ -86,6 +86,8 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     zero = resolved.setdefault("zero_optimization", {})
     if zero.get("stage") not in STAGES:
         problems.append(f"zero_optimization.stage is {zero.get('stage')}; it must be 1, 2 or 3")
+    if zero.get("stage") == 3 and train.compile:
+        problems.append("zero_optimization.stage is 3, whose hooks inside of blocks cannot be compiled (train.compile)")
     reduction = resolved.get("communication_data_type", "auto")
     if reduction == "auto":
         reduction = "fp32" if ranks > MOST_RANKS_IN_16_BITS else train.precision

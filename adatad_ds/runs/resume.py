@@ -12,6 +12,7 @@ MAY_CHANGE = (
     # how the work is distributed and stored; also the number of ranks and the whole ds_config
     "parallel.temporal",
     "train.micro_batch",
+    "train.compile",
     "backbone.activation_checkpointing",
     "backbone.activation_memory_gb",
     "backbone.clips_per_chunk",

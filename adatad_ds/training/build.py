@@ -19,6 +19,7 @@ from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
+from adatad_ds.models.execution.compiling import compile_regions
 from adatad_ds.models.factory import Runtime, stored_outputs_of
 from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.memory import make_plan
@@ -108,6 +109,8 @@ def build_trainer(
         reads, frozen = cache_features(config, folder=run.path / FEATURES, world=world)
     task, batches = open_data(reads, ds_config, mesh=mesh, saved=saved)
     initial = build_initial_model(config, ds_config, task=task, runtime=runtime, world=world, cached=frozen)
+    if config.train.compile:
+        world.attempt(lambda: compile_regions(initial.model, device=world.device))
     total_steps = config.train.stop_epoch * batches.steps_per_epoch
     engine, progress = start_engine(
         config, ds_config, task=task, initial=initial, saved=saved, total_steps=total_steps, world=world

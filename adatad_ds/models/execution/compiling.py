@@ -1,0 +1,57 @@
+"""torch.compile by region: each block, each adapter, each attention of the pyramid by itself (`train.compile`).
+
+What runs between them (spans, recomputation, drop path's draws, exchanges with neighbours) stays as it is. Blocks are
+alike, so that one compilation serves them all; there is one for each shape, with and without a graph. ZeRO-3's hooks
+gather weights inside of blocks, and cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.vit import Block
+from adatad_ds.models.pyramid import ConvAttention
+from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+
+REGIONS = (Block, TIA, PlainAdapter, ConvAttention)
+MOST_VARIANTS = 64  # of one region's code: spans of a window, levels of the pyramid, training and evaluation
+
+
+def compile_regions(model: nn.Module, *, device: torch.device) -> int:
+    """Have a model's regions compiled when they first run; returns how many there are.
+
+    Args:
+        model: the model; its modules and parameters keep their names.
+        device: where it will run.
+
+    Raises:
+        ConfigError: there is nothing to compile, or no compiler.
+    """
+    regions: list[nn.Module] = [module for module in model.modules() if isinstance(module, REGIONS)]
+    if not regions:
+        raise ConfigError("train.compile=true: this model has no video transformer's block, adapter or attention")
+    if (lacking := _lacking(device)) is not None:
+        raise ConfigError(f"train.compile=true needs {lacking}; install it, or train without")
+    import torch._dynamo  # seconds, and only here
+
+    torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
+    for region in regions:
+        region.forward = torch.compile(region.forward, dynamic=False, fullgraph=True)
+    return len(regions)
+
+
+def _lacking(device: torch.device) -> str | None:
+    """The compiler that is missing for a device; None: it is there."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # which one depends on the version of PyTorch
+        return "a C++ compiler (g++ or clang++)"
+    return None

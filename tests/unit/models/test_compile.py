@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.contract import ViTSpec
+from adatad_ds.models.detector import Detector
+from adatad_ds.models.execution.compiling import compile_regions
+from adatad_ds.models.execution.retention import Retention
+from adatad_ds.models.factory import Runtime, build_detector
+
+CPU = torch.device("cpu")
+SPEC = ViTSpec(width=48, depth=3, heads=2, mlp_hidden=96, pretrained_side=32)
+CONFIG = Config(
+    data=DataConfig(window_size=32, resolution=32, short_side_before_crop=32),
+    backbone=BackboneConfig(drop_path=0.3, clips_per_chunk=1, adapter_ratio=0.25),
+    head=HeadConfig(width=16, arch=(1, 0, 1), regression_range=((0, 4), (4, 99)), drop_path=0.1),
+    train=TrainConfig(precision="fp32"),
+)
+
+
+def detector() -> Detector:
+    """Adapters that are not zero; of two spans' graphs one is kept."""
+    torch.manual_seed(0)
+    model = build_detector(CONFIG, spec=SPEC, num_classes=3, runtime=Runtime(retention=Retention(graphs=1)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("up_proj.weight"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def gradients(model: Detector, seed: int) -> dict[str, Tensor]:
+    """Of a training step on a window of the seed's."""
+    frames = torch.randint(256, (1, 32, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    predictions = model(frames, torch.ones(1, 32, dtype=torch.bool), torch.tensor([seed]))
+    (predictions.class_logits.sin().sum() + predictions.distances.sum()).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def evaluate(model: Detector) -> Tensor:
+    with torch.no_grad():
+        return model(torch.zeros(2, 32, 32, 32, 3, dtype=torch.uint8), torch.ones(2, 32, dtype=torch.bool)).class_logits
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_once_and_equal():
+    """Gradients with recomputation, a kept graph and drop path; after the first shapes nothing is compiled again."""
+    from torch._dynamo.utils import counters
+
+    plain, compiled = detector(), detector()
+    assert compile_regions(compiled, device=CPU) == 3 + 3 + 1  # blocks, adapters, the pyramid's attention
+    assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    for seed in (1, 2):
+        expected, found = gradients(plain, seed), gradients(compiled, seed)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            scale = max(1e-3, float(gradient.abs().max()))  # a key's bias has no gradient
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(evaluate(compiled), evaluate(plain))
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    assert not counters["graph_break"]
+    for seed in (3, 4):
+        gradients(compiled, seed)
+        evaluate(compiled)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_what_cannot_be_compiled_is_refused():
+    with pytest.raises(ConfigError, match="no video transformer's block"):
+        compile_regions(torch.nn.Linear(2, 2), device=CPU)
+    from torch._inductor import config as inductor
+
+    with inductor.patch({"cpp.cxx": ("/nowhere/g++",)}):
+        model = detector()
+        with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler .* or train without"):
+            compile_regions(model, device=CPU)
+    assert "forward" not in vars(model.backbone.vit.blocks[0])
