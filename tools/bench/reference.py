@@ -1,0 +1,319 @@
+"""A step of VideoMAE with adapters beside the authors' own code (OpenTAD), from a checkout that you bring.
+
+    git clone https://github.com/sming256/OpenTAD /tmp/opentad
+    python tools/bench/reference.py --opentad /tmp/opentad --set data.window_size=192 --set data.resolution=96 \\
+        --set train.precision=fp32 --threads 1
+
+Their backbone is read from the checkout's `opentad/models/backbones/vit_adapter.py`; the few names that it imports from
+mmcv, mmengine and mmaction, which want compiling, are stood in for here. It runs as their configs have it: blocks under
+torch's checkpoint, fp32 weights under autocast. Both sides get the same random weights and frames, without drop path; a
+step is normalisation, forward pass and backward pass of the features' mean square. Losses and the norm of the adapters'
+gradients must agree. All ways take a step in turn; seconds are the process's CPU seconds, ratios the median over the
+rounds. Memory is the peak of the tensors that are alive in one more step, above weights and frames.
+
+Ours runs as the recipe has it, within the memory that theirs took (`backbone.activation_memory_gb`), and without
+recomputation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone, without installing
+
+import torch
+from torch import Tensor, nn
+
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import Config
+from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
+from adatad_ds.models.backbones.vit import sinusoid
+from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.models.factory import Runtime, backbone_spec, build_detector
+from adatad_ds.planning.activations import Activations
+from adatad_ds.planning.fake_run import live_bytes
+from adatad_ds.planning.memory import backbone_cost
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.utf8 import use_utf8
+
+AGREE = {"fp32": 1e-4, "bf16": 3e-2}  # relative
+
+
+@dataclass
+class Way:
+    """A way to take a step, and what was measured of it."""
+
+    name: str
+    model: nn.Module
+    features: Callable[[], Tensor]
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    peak_bytes: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def step(self) -> None:
+        """Forward and backward pass."""
+        loss = self.features().float().square().mean()
+        loss.backward()
+        self.loss = float(loss)
+
+    def measure(self) -> None:
+        """Memory, loss and gradients of a step, which warms up, too; gradients stay allocated."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.peak_bytes = live_bytes(self.step)
+        gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
+        self.gradient_norm = float(torch.stack(gradients).norm())
+
+
+def main() -> int:
+    """Measure and print; exit code 1 if the two do not agree."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opentad", type=Path, required=True, metavar="FOLDER", help="checkout of OpenTAD")
+    parser.add_argument("--recipe", default="thumos14_videomae_s")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    fixed = ["backbone.weights=None", "backbone.drop_path=0.0"]
+    try:
+        config = override(find_recipe(arguments.recipe).config, [*arguments.set, *fixed])
+        ways = list(measured_ways(config, load_reference(arguments.opentad)))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for _ in range(arguments.rounds):
+        for way in ways:
+            began = time.process_time()
+            way.step()
+            way.seconds.append(time.process_time() - began)
+    _print(config, ways, commit=_commit(arguments.opentad))
+    theirs, tolerance = ways[0], AGREE[config.train.precision]
+    wrong = [
+        way.name
+        for way in ways[1:]
+        for one, other in ((way.loss, theirs.loss), (way.gradient_norm, theirs.gradient_norm))
+        if abs(one / other - 1) > tolerance
+    ]
+    if wrong:
+        print(f"error: losses or gradients differ from the reference's: {', '.join(wrong)}", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def measured_ways(config: Config, reference: ModuleType) -> Iterator[Way]:
+    """Theirs, then ours as the recipe has it, in their memory, and without recomputation; memory is measured."""
+    if config.backbone.tuning != "tia" or config.train.precision not in AGREE:
+        raise ConfigError("the comparison is of backbone.tuning=tia in train.precision=fp32 or bf16")
+    side, generator = config.data.resolution, torch.Generator().manual_seed(0)
+    shape = (config.train.micro_batch or 1, config.data.window_frames, side, side, 3)
+    frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    theirs = their_backbone(config, reference)
+    way = Way("reference", theirs, lambda: their_features(theirs, frames, config.train.dtype))
+    way.measure()
+    yield way
+    cost = backbone_cost(config)
+    everything = override(config, ["backbone.activation_checkpointing=false"])
+    for name, its_cost, budget in (
+        ("ours", cost, None),
+        ("ours, in its memory", cost, way.peak_bytes),
+        ("ours, all graphs", backbone_cost(everything), None),
+    ):
+        placed = its_cost.activations(
+            windows=len(frames),
+            clips=config.data.window_frames // config.clip_frames,
+            policy=StoragePolicy(),
+            budget=budget,
+            beside=0,
+        )
+        model = our_backbone(config, theirs, placed)
+        own = Way(name, model, lambda model=model: model.tubelet_features(frames))
+        own.measure()
+        yield own
+
+
+def their_backbone(config: Config, reference: ModuleType) -> nn.Module:
+    """The reference's backbone with random weights, as its configs build it."""
+    spec, backbone = backbone_spec(config.backbone.name), config.backbone
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(sys.stderr):
+        model = reference.VisionTransformerAdapter(
+            img_size=spec.pretrained_side,
+            patch_size=spec.patch,
+            embed_dims=spec.width,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            mlp_ratio=spec.mlp_hidden / spec.width,
+            return_feat_map=True,
+            with_cp=True,
+            adapter_mlp_ratio=backbone.adapter_ratio,
+            total_frames=config.data.window_frames,
+            adapter_index=list(range(spec.depth)) if backbone.adapter_blocks is None else list(backbone.adapter_blocks),
+        )
+    for name, parameter in model.named_parameters():
+        if "norm" not in name and not name.endswith("gamma"):
+            nn.init.normal_(parameter, std=0.02)
+    model._freeze_layers()  # as each of its forward passes does
+    return model
+
+
+def their_features(model: nn.Module, frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, F, H, W, 3) uint8 to (B, C, T'), as its wrapper and pipelines do it."""
+    windows, count = frames.shape[:2]
+    mean, std = (torch.tensor(rgb).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
+    clips = frames.view(windows * count // 16, 16, *frames.shape[2:]).permute(0, 4, 1, 2, 3)
+    pixels = (clips.float() - mean) / std  # (n, 3, 16, H, W)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        tokens = model(pixels)  # (n, C, t, h, w)
+        pooled = tokens.mean(dim=(3, 4))
+    return pooled.unflatten(0, (windows, -1)).permute(0, 2, 1, 3).flatten(2)
+
+
+def our_backbone(config: Config, theirs: nn.Module, placed: Activations) -> AdaptedBackbone:
+    """Ours with the reference's weights, run as planned."""
+    runtime = Runtime(retention=placed.retention, clips_per_chunk=placed.clips_per_chunk)
+    model = build_detector(config, num_classes=1, runtime=runtime).backbone
+    assert isinstance(model, AdaptedBackbone)
+    state = dict(theirs.state_dict())
+    own = dict(model.named_parameters())
+    for name, parameter in own.items():
+        parameter.data.copy_(_their_weight(name, state).view(parameter.shape))
+    return model.to(config.train.dtype)
+
+
+def _their_weight(name: str, state: dict[str, Tensor]) -> Tensor:
+    kind, _, rest = name.partition(".")
+    if kind == "adapters":
+        index, _, inner = rest.partition(".")
+        return state[f"blocks.{index}.adapter.{inner}"]
+    if rest.endswith("attn.qkv.bias"):
+        query, value = (state[rest.replace("qkv.bias", f"{part}_bias")] for part in "qv")
+        return torch.cat([query, torch.zeros_like(query), value])
+    for ours, its in (("patch_embed.proj", "patch_embed.projection"), ("fc1", "layers.0"), ("fc2", "layers.1")):
+        rest = rest.replace(ours, its)
+    return state[rest]
+
+
+def load_reference(folder: Path) -> ModuleType:
+    """The module `vit_adapter` of a checkout.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    path = folder / "opentad" / "models" / "backbones" / "vit_adapter.py"
+    if not path.is_file():
+        raise ConfigError(f"--opentad {folder}: there is no {path}")
+    spec = importlib.util.spec_from_file_location("reference_vit_adapter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    held = dict(sys.modules)
+    sys.modules.update(_stand_ins())
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for name in _stand_ins():
+            sys.modules.pop(name)
+        sys.modules.update({name: held[name] for name in _stand_ins() if name in held})
+    return module
+
+
+class _BaseModule(nn.Module):
+    def __init__(self, init_cfg: Any = None) -> None:
+        super().__init__()
+
+
+class _FFN(nn.Module):
+    def __init__(self, *, embed_dims: int, feedforward_channels: int, **_: Any) -> None:
+        super().__init__()
+        hidden = nn.Linear(embed_dims, feedforward_channels)
+        self.layers = nn.ModuleList([hidden, nn.Linear(feedforward_channels, embed_dims)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers[1](nn.functional.gelu(self.layers[0](tokens)))
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, *, in_channels: int, embed_dims: int, kernel_size: Any, stride: Any, **_: Any) -> None:
+        super().__init__()
+        self.projection = nn.Conv3d(in_channels, embed_dims, kernel_size, stride)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Any]:
+        projected = self.projection(pixels)
+        return projected.flatten(2).transpose(1, 2), projected.shape[2:]
+
+
+class _Registry:
+    def register_module(self) -> Callable[[type], type]:
+        return lambda registered: registered
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    """Modules with the few names that the reference's file imports; weights are set afterwards."""
+
+    def nothing(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Initialise nothing."""
+
+    contents: dict[str, dict[str, Any]] = {
+        "mmcv": {},
+        "mmcv.cnn": {"build_norm_layer": lambda cfg, width: ("ln", nn.LayerNorm(width, eps=cfg["eps"]))},
+        "mmcv.cnn.bricks": {"DropPath": nn.Identity},
+        "mmcv.cnn.bricks.transformer": {"FFN": _FFN, "PatchEmbed": _PatchEmbed},
+        "mmengine": {},
+        "mmengine.registry": {"MODELS": _Registry()},
+        "mmengine.model": {"BaseModule": _BaseModule, "ModuleList": nn.ModuleList},
+        "mmengine.model.weight_init": {"constant_init": nothing, "trunc_normal_init": nothing},
+        "mmaction": {},
+        "mmaction.utils": {"ConfigType": Any, "OptConfigType": Any},
+        "mmaction.models": {},
+        "mmaction.models.backbones": {},
+        "mmaction.models.backbones.vit_mae": {
+            "get_sinusoid_encoding": lambda length, width: sinusoid(length=length, width=width)[None]
+        },
+    }
+    modules = {name: ModuleType(name) for name in contents}
+    for name, module in modules.items():
+        vars(module).update(contents[name])
+        module.__path__ = []  # a package
+    return modules
+
+
+def _commit(folder: Path) -> str:
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "of an unknown commit"
+
+
+def _print(config: Config, ways: list[Way], *, commit: str) -> None:
+    data, theirs = config.data, ways[0]
+    print(
+        f"{config.backbone.name}, {data.window_frames} frames, {data.resolution} px, {config.train.precision}, "
+        f"{torch.get_num_threads()} threads; OpenTAD {commit}, PyTorch {torch.__version__}\n"
+    )
+    print("| | GB | / reference | CPU s | / reference | loss | gradient norm |")
+    print("|---" * 7 + "|")
+    for way in ways:
+        ratio = median(a / b for a, b in zip(way.seconds, theirs.seconds, strict=True))
+        print(
+            f"| {way.name} | {way.peak_bytes / 1e9:.3f} | {way.peak_bytes / theirs.peak_bytes:.2f} | "
+            f"{median(way.seconds):.2f} | {ratio:.2f} | {way.loss:.6g} | {way.gradient_norm:.5g} |"
+        )
+
+
+if __name__ == "__main__":
+    use_utf8()
+    sys.exit(main())
