@@ -258,9 +258,8 @@ class Engine:
         kinds = {"frozen_weights": 0, "trainable_weights": 0}
         for parameter in self.module.parameters():
             held = partitions.held_partition(parameter) if self.stage == 3 else parameter
-            kinds["trainable_weights" if parameter.requires_grad else "frozen_weights"] += (
-                held.numel() * held.element_size()
-            )
+            kind = "trainable_weights" if parameter.requires_grad else "frozen_weights"
+            kinds[kind] += held.numel() * held.element_size()
         flats = self._flat_masters()
         kinds["masters"] = sum(flat.numel() * flat.element_size() for flat in flats)
         for key in self._state_keys():
@@ -286,9 +285,8 @@ class Engine:
 
     def _flat_masters(self) -> list[Tensor]:
         """This rank's flat fp32 partitions, which are what Adam updates."""
-        return (
-            self._zero.fp32_partitioned_groups_flat if self.stage == 3 else self._zero.single_partition_of_fp32_groups
-        )
+        zero = self._zero
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
     def _create_optimizer_state(self) -> None:
         """Create Adam's zero state now rather than in its first step, with the average next to the moments.
@@ -340,13 +338,7 @@ class Engine:
             return
         for parts, flat in zip(self._zero.parallel_partitioned_bit16_groups, self._flat_masters(), strict=True):
             parts[self._world.rank].copy_(flat if kind == MASTER else self._adam.state[flat][kind])
-        all_gather_dp_groups(
-            groups_flat=self._zero.bit16_groups_flat,
-            partitioned_param_groups=self._zero.parallel_partitioned_bit16_groups,
-            dp_process_group=self._zero.real_dp_process_group,
-            start_alignment_factor=self._zero.nccl_start_alignment_factor,
-            allgather_bucket_size=self._zero.allgather_bucket_size,
-        )
+        partitions.gather_weights(self._zero, by=all_gather_dp_groups)
 
     def _check_precision(self, precision: str) -> None:
         accelerator: Any = deepspeed.get_accelerator()

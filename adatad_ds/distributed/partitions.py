@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +46,22 @@ def held_range(parameter: Any, *, rank: int) -> tuple[int, int]:
         return 0, 0
     address = held.lp_fragment_address
     return address.start, address.start + address.numel
+
+
+def gather_weights(zero: Any, *, by: Callable[..., None]) -> None:
+    """Gather the ranks' parts of trainable weights under ZeRO-1 and 2, as after a step. A collective.
+
+    Args:
+        zero: DeepSpeed's optimizer.
+        by: its function for that, `all_gather_dp_groups`.
+    """
+    by(
+        groups_flat=zero.bit16_groups_flat,
+        partitioned_param_groups=zero.parallel_partitioned_bit16_groups,
+        dp_process_group=zero.real_dp_process_group,
+        start_alignment_factor=zero.nccl_start_alignment_factor,
+        allgather_bucket_size=zero.allgather_bucket_size,
+    )
 
 
 def gathered(tensor: Tensor | None) -> Tensor:

@@ -7,8 +7,7 @@
 Ways, run in turn in one process group:
 
     plain      autograd stores everything
-    published  each adapted block under torch.utils.checkpoint over the whole window, explicit attention matrices
-    blocks     the same with fused attention, as everything else here has it
+    blocks     each block and its adapter under torch.utils.checkpoint over the whole window
     ours       models/recompute.py, all ranks sharing one window (parallel.temporal = ranks)
     host       ours, stored tensors in host memory (GPU only)
     alone      ours on the first rank, while the others wait
@@ -25,7 +24,6 @@ as it is here, on tokens where they lie.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -41,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
@@ -61,7 +58,7 @@ from adatad_ds.planning.memory import backbone_cost, step_flop
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
 
-WAYS = ("plain", "published", "blocks", "ours", "host", "alone")
+WAYS = ("plain", "blocks", "ours", "host", "alone")
 Row = dict[str, float | str]
 
 
@@ -71,7 +68,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="thumos14_videomae_s")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["ours"])
-    parser.add_argument("--compare", action="store_true", help="plain, published, blocks and ours, or all of --ways")
+    parser.add_argument("--compare", action="store_true", help="plain, blocks and ours, or all of --ways")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not; 0: that one")
     parser.add_argument("--tia", action="store_true", help="time an adapter alone, in two layouts")
     parser.add_argument("--threads", type=int, help="of each rank on a CPU")
@@ -85,7 +82,7 @@ def main() -> int:
         )
         ways = arguments.ways
         if arguments.compare and ways == ["ours"]:
-            ways = ["plain", "published", "blocks", "ours"] + (["host"] if world.device.type == "cuda" else [])
+            ways = ["plain", "blocks", "ours"] + (["host"] if world.device.type == "cuda" else [])
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         if arguments.tia:
@@ -134,8 +131,7 @@ class Bench:
         if self.world.is_main or not alone:
             backbone, run = self._prepare(way, sharing=sharing)
             frames = (self.frames[:, self.mesh.frames] if sharing else self.frames).to(self.world.device)
-            with sdpa_kernel(SDPBackend.MATH) if way == "published" else contextlib.nullcontext():
-                row = self._run(lambda: run(frames).sum().backward(), backbone)
+            row = self._run(lambda: run(frames).sum().backward(), backbone)
             windows = len(frames)
             flop = windows * step_flop(self.config)
             tokens = windows * self.config.data.window_frames // 2 * backbone.vit.grid_side**2
