@@ -107,3 +107,11 @@ def test_nvme_is_refused(part):
         resolve_ds_config({"zero_optimization": zero}, config=config, ranks=1, cuda=True)
     for device in ("cpu", "none"):
         resolve_ds_config({"zero_optimization": zero | {part: {"device": device}}}, config=config, ranks=1, cuda=True)
+
+
+def test_compilation_is_refused_under_zero3_alone():
+    config = replace(Config(), train=replace(Config().train, compile=True))
+    for stage in (1, 2):
+        resolve_ds_config({"zero_optimization": {"stage": stage}}, config=config, ranks=1, cuda=False)
+    with pytest.raises(ConfigError, match=r"stage is 3, .* cannot be compiled \(train.compile\)"):
+        resolve_ds_config({"zero_optimization": {"stage": 3}}, config=config, ranks=1, cuda=False)
