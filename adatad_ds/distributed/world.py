@@ -39,6 +39,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
     watch: HangWatch = field(default_factory=lambda: HangWatch(timeout_sec=TrainConfig.hang_timeout_sec))
 
     @classmethod
@@ -64,7 +65,13 @@ class World:
             if "EADDRINUSE" in str(error):
                 raise ConfigError(_port_in_use(os.environ["MASTER_PORT"])) from error
             raise
-        world = cls(rank=dist.get_rank(), size=dist.get_world_size(), device=device, watch=watch)
+        world = cls(
+            rank=dist.get_rank(),
+            size=dist.get_world_size(),
+            device=device,
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            watch=watch,
+        )
         if world.size > 1:
             watch.start(rank=world.rank, unfinished=_unfinished if gpus else None)
         return world
@@ -89,6 +96,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this rank prints and writes."""
         return self.rank == 0
+
+    @property
+    def starts_node(self) -> bool:
+        """Whether this rank does what one of each node has to do; with a GPU of its own each, every rank may."""
+        return self.local_rank == 0
 
     def sum(self, *values: float | torch.Tensor) -> list[float]:
         """The sum of each number over all ranks, in float64 on every rank."""

@@ -136,17 +136,21 @@ class CheckpointStore:
         newest = self.latest()
         return None if newest is None else Chosen(newest.name, _checksum(newest / STATE_FILE))
 
-    def confirm(self, chosen: Chosen) -> Path:
+    def confirm(self, chosen: Chosen, *, thoroughly: bool) -> Path:
         """This rank's path of the checkpoint that rank 0 has chosen.
 
-        `state.json` must be the one that rank 0 has read, and the other files of the sizes that it says: what is in
-        them rank 0 has verified for all.
+        `state.json` must be the one that rank 0 has read, and the other files of the sizes that it says.
+
+        Args:
+            chosen: rank 0's choice.
+            thoroughly: whether to read the files and compare their checksums, as rank 0 has: one rank of each node
+                does, since nodes may see copies.
 
         Raises:
             CheckpointError: it is missing, incomplete, or a different one.
         """
         path = self.folder / chosen.name
-        whole = _has_all_bytes(path)
+        whole = is_complete(path) if thoroughly else _has_all_bytes(path)
         if not whole or _checksum(path / STATE_FILE) != chosen.checksum:
             found = "is a different one" if whole else "is missing or incomplete"
             raise CheckpointError(

@@ -50,7 +50,7 @@ def find_saved(
     chosen = world.on_main(lambda: run.start(store, config=config, resume=resume))
     if chosen is None:
         return None
-    checkpoint = world.attempt(lambda: store.confirm(chosen))
+    checkpoint = world.attempt(lambda: store.confirm(chosen, thoroughly=world.starts_node and not world.is_main))
     trainable, state = world.attempt(lambda: open_checkpoint(checkpoint))
     return SavedRun(checkpoint=checkpoint, trainable=trainable, state=state)
 

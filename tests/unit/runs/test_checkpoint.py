@@ -188,13 +188,20 @@ def test_all_ranks_see_the_chosen_one(tmp_path):
         save(store, 2)
     chosen = stores[0].choose()
     assert chosen is not None
-    assert stores[1].confirm(chosen) == tmp_path / "node1/step_00000002"
+    for thoroughly in (False, True):
+        assert stores[1].confirm(chosen, thoroughly=thoroughly) == tmp_path / "node1/step_00000002"
+    masters = tmp_path / "node1/step_00000002/master.safetensors"
+    flipped = masters.read_bytes()
+    masters.write_bytes(flipped[:-1] + bytes([flipped[-1] ^ 1]))
+    stores[1].confirm(chosen, thoroughly=False)  # by the others of the node, whose first one is thorough
+    with pytest.raises(CheckpointError, match="that rank 0 resumes from is missing or incomplete"):
+        stores[1].confirm(chosen, thoroughly=True)
     stores[1].save(step=2, trainable=trainable(), compact=False, state={"note": "of another run"})
     with pytest.raises(CheckpointError, match="that rank 0 resumes from is a different one"):
-        stores[1].confirm(chosen)
+        stores[1].confirm(chosen, thoroughly=False)
     shutil.rmtree(tmp_path / "node1")
     with pytest.raises(CheckpointError, match=r"is missing or incomplete on .*--run-dir"):
-        stores[1].confirm(chosen)
+        stores[1].confirm(chosen, thoroughly=False)
 
 
 def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
