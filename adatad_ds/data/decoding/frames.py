@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
@@ -40,6 +41,45 @@ Frames = NDArray[np.uint8]
 Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
 
+class VideoFrames:
+    """Chosen frames of a file, decoded and scaled one by one as they are iterated over, which is possible once.
+
+    Arguments and errors are those of `stream_frames`.
+
+    Attributes:
+        shape: (n, h, w, 3), of all of them together.
+        seconds: what decoding and scaling took so far.
+    """
+
+    def __init__(
+        self, path: str | Path, indices: NDArray[np.int64], *, short_side: int, scaling: Scaling, backend: Backend
+    ) -> None:
+        info = probe(path)
+        height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
+        self.shape = (len(indices), height, width, 3)
+        self.seconds = 0.0
+        self._lost: set[int] = set()
+        self._damage = info.damage
+        self._frames = stream_frames(
+            path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=self._lost
+        )
+
+    def __iter__(self) -> Iterator[Frames]:
+        return self
+
+    def __next__(self) -> Frames:
+        began = time.perf_counter()
+        try:
+            return next(self._frames)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    @property
+    def damage(self) -> Damage:
+        """What is missing in the file, and among the frames so far."""
+        return self._damage.with_lost(self._lost)
+
+
 def read_frames(
     path: str | Path,
     indices: NDArray[np.int64],
@@ -57,15 +97,6 @@ def read_frames(
     for row, frame in enumerate(frames):
         out[row] = frame
     return out
-
-
-def read_with_damage(
-    path: str | Path, indices: NDArray[np.int64], *, short_side: int, scaling: Scaling, backend: Backend
-) -> tuple[Frames, Damage]:
-    """Chosen frames (n, h, w, 3) as by `read_frames`, and what is missing in the file, lost frames among them."""
-    lost: set[int] = set()
-    frames = read_frames(path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=lost)
-    return frames, probe(path).damage.with_lost(lost)
 
 
 def stream_frames(
