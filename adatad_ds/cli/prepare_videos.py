@@ -28,7 +28,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "H.264, the smallest; MJPEG, read fastest; or lossless, with the original's very pixels; default %(default)s"
     )
     add("--codec", choices=("h264", "mjpeg", "lossless"), default="h264", help=codecs)
-    add("--quality", type=int, help="CRF of h264 (default 10) or quantiser of mjpeg (default 1); less is better")
+    add(
+        "--quality",
+        type=int,
+        help="CRF of h264 (default 12; less is better) or JPEG quality of mjpeg (default 95, to 100)",
+    )
     add("--workers", type=at_least(1), help="processes; default: the cores")
     return parser
 

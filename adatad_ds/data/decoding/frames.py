@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.jpeg import jpeg_frames
 from adatad_ds.data.decoding.libraries import WHOLE_FILE, Reader
 from adatad_ds.data.decoding.prepared import lost_frames, places_of, size_fault
 from adatad_ds.data.decoding.scaling import scale_frame, scaled_size
@@ -111,7 +112,7 @@ def stream_frames(
 ) -> Iterator[Frames]:
     """Decode chosen frames one by one, scaled immediately, so that full-size frames never accumulate.
 
-    Every decoder decodes at full size, where all give the same pixels; scaling is separate.
+    Every decoder decodes at full size, where all give the same pixels, but OpenCV nearly; scaling is separate.
 
     Args:
         path: a video file.
@@ -119,8 +120,8 @@ def stream_frames(
             get that frame, damaged frames are replaced by the one before.
         short_side: pixels of the shorter side of the result; the aspect ratio is kept.
         scaling: interpolation.
-        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage. The
-            others fall back to it for files that they cannot read safely.
+        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage, and
+            OpenCV for prepared MJPEG. All fall back to PyAV for files that they cannot read safely.
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
             completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
@@ -139,7 +140,7 @@ def stream_frames(
 
     def finish(frame: Frames) -> Frames:
         if index.held is not None:  # what was coded may be a row or column larger
-            frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
+            frame = frame[: index.held.height, : index.held.width]
         return scale_frame(frame, height=height, width=width, scaling=scaling)
 
     if (fault := size_fault(index, short_side=short_side, scaling=scaling)) is not None:
@@ -147,6 +148,9 @@ def stream_frames(
     numbers = np.clip(indices, 0, index.info.num_frames - 1)
     wanted = places_of(index, numbers)  # in the file
     done = 0
+    for picture, count in jpeg_frames(path, index, wanted) if backend == "auto" else ():
+        yield from repeat(finish(picture), count)
+        done += count
     # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
     # (dmlc/decord#373), and if leading frames are lost it silently returns later ones. Both it and TorchCodec only get
     # files without anything unusual, and hand over to PyAV where they fail.

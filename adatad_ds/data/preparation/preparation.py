@@ -19,7 +19,7 @@ from adatad_ds.config.schema import DataConfig, Scaling
 from adatad_ds.data.decoding.index_file import FileState
 from adatad_ds.data.decoding.prepared import Codec, Entry, Header, Manifest
 from adatad_ds.data.decoding.video import VideoError, index_of
-from adatad_ds.data.preparation.encoding import QUALITY, SUFFIXES, file_sha256, prepare_file
+from adatad_ds.data.preparation.encoding import QUALITIES, QUALITY, SUFFIXES, file_sha256, prepare_file
 from adatad_ds.data.preparation.manifest_file import add_entry, begin_manifest, must_be_originals, preparing
 from adatad_ds.data.preparation.needs import Use, needed_frames, uses_of
 from adatad_ds.data.video_files import present_videos
@@ -83,7 +83,7 @@ def prepare_videos(
         configs: settings of the recipes.
         out: folder of the prepared files and their manifest.
         codec: how they are coded.
-        quality: CRF of H.264, quantiser of MJPEG; None: the default.
+        quality: CRF of H.264, JPEG quality of MJPEG; None: the default.
         workers: processes.
         report: called with text for the screen.
 
@@ -121,6 +121,9 @@ def _header(configs: Sequence[DataConfig], codec: Codec, quality: int | None) ->
         )
     if quality is not None and codec == "lossless":
         raise ConfigError("--quality has no meaning with --codec lossless; leave it out")
+    if quality is not None and quality not in QUALITIES.get(codec, ()):
+        first, last = QUALITIES[codec][0], QUALITIES[codec][-1]
+        raise ConfigError(f"--quality {quality}: with --codec {codec}, it is a number from {first} to {last}")
     return Header(codec=codec, quality=QUALITY[codec] if quality is None else quality, scaling=scalings.pop())
 
 
