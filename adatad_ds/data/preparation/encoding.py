@@ -23,7 +23,7 @@ from adatad_ds.data.decoding.scaling import scaled_size
 from adatad_ds.data.decoding.video import MARK, VideoError, demuxed, index_of, keep_index
 from adatad_ds.system.atomic import replacing
 
-QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 95, "lossless": None}  # if no other is asked for
+QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 98, "lossless": None}  # if no other is asked for
 QUALITIES: dict[Codec, range] = {"h264": range(52), "mjpeg": range(50, 101)}
 SUFFIXES: dict[Codec, str] = {"h264": ".mp4", "mjpeg": ".mp4", "lossless": ".mkv"}
 FORMATS = {".mp4": "mp4", ".mkv": "matroska"}
