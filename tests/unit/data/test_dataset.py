@@ -371,8 +371,8 @@ def test_frames_of_a_batch_are_written_where_they_stay(config: DataConfig):
     assert collate(samples[:2]).frames.data_ptr() == samples[0].frames.data_ptr()
     whole = collate(samples)  # padding is not in its place
     assert whole.frames.data_ptr() != samples[0].frames.data_ptr()
-    for frames, key in zip(whole.frames, keys, strict=True):
-        assert torch.equal(frames, data[key].frames)
+    for found, key in zip(whole.frames, keys, strict=True):
+        assert torch.equal(found, data[key].frames)
     backwards = collate(samples[1::-1])
     assert torch.equal(backwards.frames[1], samples[0].frames)
     assert torch.equal(collate([samples[0], data[2, 1]]).frames, whole.frames[:2])

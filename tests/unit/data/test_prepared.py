@@ -23,6 +23,7 @@ from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.prepared import MANIFEST, VERSION, Manifest, from_runs, to_runs
 from adatad_ds.data.decoding.video import VideoError, index_of, probe
 from adatad_ds.data.inspection.scan import scan
+from adatad_ds.data.preparation.needs import wanted_windows
 from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
@@ -73,7 +74,7 @@ def settings(folder: Path, **changes) -> DataConfig:
 
 def prepare(config: DataConfig, out: Path, **options) -> int:
     given = {"codec": "h264", "quality": None, "workers": 2, "report": lambda _: None} | options
-    return prepare_videos([config], out=out, **given)
+    return prepare_videos([wanted_windows(config)], out=out, **given)
 
 
 @pytest.fixture(scope="module")
