@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -23,10 +25,12 @@ from adatad_ds.data.decoding.scaling import scaled_size
 from adatad_ds.data.decoding.video import MARK, VideoError, demuxed, index_of, keep_index
 from adatad_ds.system.atomic import replacing
 
-QUALITY: dict[Codec, int | None] = {"h264": 12, "mjpeg": 98, "lossless": None}  # if no other is asked for
+QUALITY: dict[Codec, int | None] = {"h264": 11, "mjpeg": None, "lossless": None}  # if no other is asked for
 QUALITIES: dict[Codec, range] = {"h264": range(52), "mjpeg": range(50, 101)}
 SUFFIXES: dict[Codec, str] = {"h264": ".mp4", "mjpeg": ".mp4", "lossless": ".mkv"}
 FORMATS = {".mp4": "mp4", ".mkv": "matroska"}
+JPEG_QUALITIES = (95, 98)  # the second where the first gives a picture less than LEAST_JPEG_DB, if none is asked for
+LEAST_JPEG_DB = 40.0
 LEAST_DB = 42.0  # if colours at half the size, which are read twice as fast, cost more than that, they are kept whole
 FINER = 2  # of CRF, for pictures whose colours are kept whole: their edges are sharp
 CHECKED_EVERY = 16  # pictures
@@ -61,9 +65,7 @@ def prepare_file(source: Path, target: Path, *, frames: NDArray[np.int64], short
     height, width = scaled_size(height=index.info.height, width=index.info.width, short_side=short_side)
     encode = partial(_encode, source, target, frames, short_side=short_side, header=header, size=(height, width))
     try:
-        lost = encode(halved=header.codec != "lossless")
-    except _ColoursLostError:
-        lost = encode(halved=False)
+        lost = _first_close_enough(encode, header)
     except av.FFmpegError as error:
         raise VideoError(f"{source}: cannot be coded anew: {error.strerror}") from error
     return Entry(
@@ -77,6 +79,22 @@ def prepare_file(source: Path, target: Path, *, frames: NDArray[np.int64], short
         lost=to_runs(np.array(sorted(lost), dtype=np.int64)),
         original=index_to_json(index),
     )
+
+
+def _first_close_enough(encode: Callable[..., set[int]], header: Header) -> set[int]:
+    """Encode in the first way whose pictures are near the original's, or in the last; return its lost frames."""
+    quality = header.quality
+    if header.codec == "h264":
+        ways = [(quality, True), (max(0, (quality or 0) - FINER), False)]
+    elif header.codec == "mjpeg":
+        qualities = JPEG_QUALITIES if quality is None else (quality,)
+        ways = [*((each, True) for each in qualities), (qualities[-1], False)]
+    else:
+        ways = [(None, False)]
+    for way in ways[:-1]:
+        with suppress(_TooFarError):
+            return encode(quality=way[0], halved=way[1])
+    return encode(quality=ways[-1][0], halved=ways[-1][1])
 
 
 def file_sha256(path: Path) -> str:
@@ -103,18 +121,19 @@ def _encode(
     short_side: int,
     header: Header,
     size: tuple[int, int],
+    quality: int | None,
     halved: bool,
 ) -> set[int]:
     """Write the file, with colours at half the size or at the full one; return the lost frames of the original.
 
     Raises:
-        _ColoursLostError: half the size is too little.
+        _TooFarError: pictures with colours at half the size are too far from the original's.
     """
     lost: set[int] = set()
     index = index_of(source)
     pictures = stream_frames(source, frames, short_side=short_side, scaling=header.scaling, backend="pyav", lost=lost)
     with replacing(target) as temporary:
-        with _Encoder(temporary, header, fps=index.info.fps, size=size, halved=halved) as encoder:
+        with _Encoder(temporary, header, quality, fps=index.info.fps, size=size, halved=halved) as encoder:
             for number, picture in zip(frames.tolist(), pictures, strict=True):
                 encoder.add(picture, _ticks(index, number))
         own = demuxed(temporary)
@@ -125,19 +144,21 @@ def _encode(
     return lost
 
 
-class _ColoursLostError(Exception):
-    """Colours at half the size are too far from the original's."""
+class _TooFarError(Exception):
+    """Pictures are too far from the original's."""
 
 
 class _Encoder:
     """Writes pictures (h, w, 3) of a size (h, w) into a file."""
 
-    def __init__(self, path: Path, header: Header, *, fps: float, size: tuple[int, int], halved: bool) -> None:
-        self._header, self._halved, self._count, self._latest = header, halved, 0, -1
+    def __init__(
+        self, path: Path, header: Header, quality: int | None, *, fps: float, size: tuple[int, int], halved: bool
+    ) -> None:
+        self._header, self._quality, self._halved, self._count, self._latest = header, quality, halved, 0, -1
         self._converter, self._back = VideoReformatter(), VideoReformatter()
         even = halved and header.codec == "h264"
         self._coded = (size[0] + size[0] % 2, size[1] + size[1] % 2) if even else size
-        codec, self._format, options = _coding(header, halved=halved)
+        codec, self._format, options = _coding(header.codec, quality, halved=halved)
         self._file = path.open("wb")  # Python's, which raises what goes wrong at its end, too
         self._container: Any = av.open(self._file, "w", format=FORMATS[SUFFIXES[header.codec]])
         self._container.metadata["comment"] = f"{MARK} prepare-videos"
@@ -168,9 +189,12 @@ class _Encoder:
             self._add_frame(picture, checked=checked)
 
     def _add_jpeg(self, picture: Frames, *, checked: bool) -> None:
-        if checked:
-            _check_colours(picture_of(jpeg_of(picture, quality=BEST_JPEG, halved=True)), picture)
-        packet = av.Packet(jpeg_of(picture, quality=self._header.quality or 0, halved=self._halved))
+        data = jpeg_of(picture, quality=self._quality or 0, halved=self._halved)
+        if checked and self._header.quality is None:
+            _check(picture_of(data), picture, least_db=LEAST_JPEG_DB)
+        elif checked:
+            _check(picture_of(jpeg_of(picture, quality=BEST_JPEG, halved=True)), picture, least_db=LEAST_DB)
+        packet = av.Packet(data)
         packet.stream, packet.is_keyframe, packet.time_base = self._stream, True, TICK
         packet.pts = packet.dts = self._latest
         self._container.mux(packet)
@@ -182,20 +206,20 @@ class _Encoder:
         frame = self._converter.reformat(frame, format=self._format, interpolation="BILINEAR", **ONE_THREAD)
         if checked:
             back: Any = self._back.reformat(frame, format="rgb24", interpolation="BILINEAR", **ONE_THREAD)
-            _check_colours(back.to_ndarray(), whole)
+            _check(back.to_ndarray(), whole, least_db=LEAST_DB)
         frame.pts, frame.time_base = self._latest, TICK
         self._container.mux(self._stream.encode(frame))
 
 
-def _check_colours(back: Frames | None, picture: Frames) -> None:
-    """Check what came back of a picture (h, w, 3) whose colours were halved.
+def _check(back: Frames | None, picture: Frames, *, least_db: float) -> None:
+    """Check what came back of a coded picture (h, w, 3).
 
     Raises:
-        _ColoursLostError: it is too far from the picture.
+        _TooFarError: it is too far from the picture.
     """
     error = 255.0**2 if back is None else float(np.mean(np.square(back.astype(np.float32) - picture)))
-    if 10 * math.log10(255**2 / max(error, 1e-9)) < LEAST_DB:
-        raise _ColoursLostError
+    if 10 * math.log10(255**2 / max(error, 1e-9)) < least_db:
+        raise _TooFarError
 
 
 def jpeg_of(picture: Frames, *, quality: int, halved: bool) -> bytes:
@@ -214,11 +238,10 @@ def jpeg_of(picture: Frames, *, quality: int, halved: bool) -> bytes:
     return data.tobytes()
 
 
-def _coding(header: Header, *, halved: bool) -> tuple[str, str, dict[str, str]]:
+def _coding(codec: Codec, quality: int | None, *, halved: bool) -> tuple[str, str, dict[str, str]]:
     """FFmpeg's codec, pixel format and options."""
-    if header.codec == "h264":
-        crf = (header.quality or 0) if halved else max(0, (header.quality or 0) - FINER)
-        return "libx264", "yuv420p" if halved else "yuv444p", {"crf": str(crf), **FAST_TO_DECODE}
-    if header.codec == "mjpeg":
+    if codec == "h264":
+        return "libx264", "yuv420p" if halved else "yuv444p", {"crf": str(quality), **FAST_TO_DECODE}
+    if codec == "mjpeg":
         return "mjpeg", "yuvj420p" if halved else "yuvj444p", {}
     return "ffv1", "bgr0", {"level": "3"}

@@ -354,7 +354,7 @@ def test_recipes_share_a_folder(originals, own):
 
 
 def test_another_coding_needs_another_folder(originals, own):
-    with pytest.raises(ConfigError, match="codec is h264, not mjpeg, quality is 12, not 98"):
+    with pytest.raises(ConfigError, match="codec is h264, not mjpeg, quality is 11, not None"):
         prepare(settings(originals), own, codec="mjpeg")
     with pytest.raises(DataError, match="holds prepared videos; name the folder of their originals"):
         prepare(settings(own, annotations=str(originals.parent / "annotations.json")), own)
