@@ -31,7 +31,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--quality",
         type=int,
-        help="CRF of h264 (default 11; less is better) or JPEG quality of mjpeg (default 95, 98 where needed)",
+        help="CRF of h264 (default 11; less is better) or JPEG quality of mjpeg (default 96, 98 where needed)",
     )
     add("--workers", type=at_least(1), help="processes; default: the cores")
     return parser
