@@ -28,7 +28,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "H.264, the smallest; MJPEG, read fastest; or lossless, with the original's very pixels; default %(default)s"
     )
     add("--codec", choices=("h264", "mjpeg", "lossless"), default="h264", help=codecs)
-    add("--quality", type=int, help="CRF of h264 (default 10) or quantiser of mjpeg (default 1); less is better")
+    add(
+        "--quality",
+        type=int,
+        help="CRF of h264 (default 11; less is better) or JPEG quality of mjpeg (default 96, 98 where needed)",
+    )
     add("--workers", type=at_least(1), help="processes; default: the cores")
     return parser
 
@@ -37,22 +41,13 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """Prepare; 1 where videos cannot be."""
     arguments = make_parser(prog).parse_args(argv)
     from adatad_ds.config.loading import override
+    from adatad_ds.data.preparation.needs import wanted
     from adatad_ds.data.preparation.preparation import prepare_videos
-    from adatad_ds.errors import ConfigError
     from adatad_ds.recipes.catalog import find_recipe
     from adatad_ds.system.launch import cores
 
-    configs = {name: override(find_recipe(name).config, arguments.set) for name in arguments.recipe}
-    for name, config in configs.items():
-        if config.recognition:
-            raise ConfigError(
-                f"--recipe {name} is one of recognition, whose clips may need any frame: nothing to prepare"
-            )
-        for key in ("annotations", "videos"):
-            if not getattr(config.data, key):
-                raise ConfigError(f"data.{key} is not set: give --set data.{key}=...")
     unprepared = prepare_videos(
-        [config.data for config in configs.values()],
+        [wanted(override(find_recipe(name).config, arguments.set)) for name in arguments.recipe],
         out=arguments.out,
         codec=arguments.codec,
         quality=arguments.quality,

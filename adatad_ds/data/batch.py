@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adatad_ds.data.augmentation.operations import Step
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.video_dataset import LoadingSeconds, VideoSample
+from adatad_ds.data.video_dataset import LoadingSeconds, VideoSample, together
 from adatad_ds.detection.timegrid import TimeGrid
 
 
@@ -82,7 +82,7 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Collate samples into a batch."""
     began = time.perf_counter()
-    frames = torch.stack([sample.frames for sample in samples])
+    frames = together([sample.frames for sample in samples])
     copy_sec = time.perf_counter() - began
     return Batch(
         frames=frames,

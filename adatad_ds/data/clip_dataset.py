@@ -20,11 +20,11 @@ from adatad_ds.config.schema import Augmentation, Scaling
 from adatad_ds.data.augmentation.operations import Step
 from adatad_ds.data.augmentation.transforms import augment, crop_and_draw, square_crops
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.decoding.frames import Backend, Frames, read_with_damage
+from adatad_ds.data.decoding.frames import Backend, VideoFrames
 from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.labelled_videos import LabelledVideo, VideoList
-from adatad_ds.data.video_dataset import LoadingSeconds, VideoDataset, VideoSample
+from adatad_ds.data.video_dataset import LoadingSeconds, VideoDataset, VideoSample, together
 
 IGNORED = -100  # label of blank samples, ignored by torch's cross_entropy
 
@@ -123,7 +123,7 @@ class ClipBatch:
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
     """Collate samples into a batch."""
     began = time.perf_counter()
-    frames = torch.stack([sample.frames for sample in samples])
+    frames = together([sample.frames for sample in samples])
     copy_sec = time.perf_counter() - began
     return ClipBatch(
         frames=frames,
@@ -204,46 +204,60 @@ class ClipDataset(VideoDataset[LabelledVideo, ClipSample]):
         self._augment = tuple(augment)
         self._on_device = augment_on_device
 
-    def _random(self, index: int, rng: np.random.Generator) -> ClipSample:
+    @property
+    def _frames_shape(self) -> tuple[int, ...]:
+        return self.views, self._frames, self._resolution, self._resolution, 3
+
+    def _random(self, index: int, rng: np.random.Generator, out: Tensor) -> ClipSample:
         video = self.videos[index]
         num_frames = probe(video.path).num_frames
         wanted = random_clip(num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, rng=rng)
         began = time.perf_counter()
-        read, damage = self._read(video, wanted)
-        decoded = time.perf_counter()
+        read, order = self._read(video, wanted)
+        distinct = out[0, : read.shape[0]]  # all of it, as a rule
         way = {"resolution": self._resolution, "scaling": self._scaling, "kinds": self._augment, "rng": rng}
-        frames, steps = crop_and_draw(read, **way) if self._on_device else (augment(read, **way), ())
-        seconds = LoadingSeconds(decode=decoded - began, augment=time.perf_counter() - decoded)
+        steps = crop_and_draw(read, **way, out=distinct)[1] if self._on_device else ()
+        if not self._on_device:
+            augment(read, **way, out=distinct)
+        _put_in_order(out[0], order)
+        seconds = LoadingSeconds(decode=read.seconds, augment=time.perf_counter() - began - read.seconds)
         return ClipSample(
-            frames=frames[None], label=video.label, video=video.name, damage=damage, seconds=seconds, steps=steps
+            frames=out, label=video.label, video=video.name, damage=read.damage, seconds=seconds, steps=steps
         )
 
-    def _fixed(self, sample_id: int) -> ClipSample:
+    def _fixed(self, sample_id: int, out: Tensor) -> ClipSample:
         video = self.videos[sample_id]
         num_frames = probe(video.path).num_frames
         wanted = fixed_clips(
             num_frames, frames=self._frames, sampling=self._sampling, stride=self._stride, clips=self._clips
         )
-        read, damage = self._read(video, wanted.reshape(-1))
+        read, order = self._read(video, wanted.reshape(-1))
         crops = square_crops(
             read, resolution=self._resolution, scaling=self._scaling, crops=self._crops
-        )  # (crops, clips * T, S, S, 3)
-        views = crops.unflatten(1, wanted.shape).transpose(0, 1).flatten(0, 1)
-        return ClipSample(frames=views, label=video.label, video=video.name, damage=damage)
+        )  # (crops, distinct frames, S, S, 3)
+        for number, places in enumerate(np.split(order, self._clips)):
+            for crop, square in enumerate(crops):
+                torch.index_select(square, 0, torch.from_numpy(places), out=out[number * self._crops + crop])
+        return ClipSample(frames=out, label=video.label, video=video.name, damage=read.damage)
 
     def _blank(self, index: int | None) -> ClipSample:
         """Black frames; a test video keeps its label."""
-        shape = (self.views, self._frames, self._resolution, self._resolution, 3)
-        frames = torch.zeros(shape, dtype=torch.uint8)
+        frames = torch.zeros(self._frames_shape, dtype=torch.uint8)
         if index is None:
             return ClipSample(frames=frames, label=IGNORED, video="")
         video = self.videos[index]
         return ClipSample(frames=frames, label=IGNORED if self._training else video.label, video=video.name)
 
-    def _read(self, video: LabelledVideo, wanted: Indices) -> tuple[Frames, Damage]:
-        """Frames (n, h, w, 3) in the wanted order, each decoded once, in the order of the file; and its damage."""
-        distinct, inverse = np.unique(wanted, return_inverse=True)
-        frames, damage = read_with_damage(
+    def _read(self, video: LabelledVideo, wanted: Indices) -> tuple[VideoFrames, Indices]:
+        """The distinct frames, in the order of the file, each decoded once; and which of them each wanted one is."""
+        distinct, order = np.unique(wanted, return_inverse=True)
+        read = VideoFrames(
             video.path, distinct, short_side=self._short_side, scaling=self._scaling, backend=self._reader
         )
-        return frames[inverse], damage
+        return read, order
+
+
+def _put_in_order(frames: Tensor, order: Indices) -> None:
+    """Make frames (T, ...), of which the first are the distinct ones, those of each place of `order` (T,), in place."""
+    if (order != np.arange(len(order))).any():
+        frames.copy_(frames[torch.from_numpy(order)])

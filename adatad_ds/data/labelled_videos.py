@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adatad_ds.config.schema import DataConfig, RecognitionConfig
 from adatad_ds.data.annotations import doubtful_labels
 from adatad_ds.data.video_files import check_distinct, file_names, videos_in
-from adatad_ds.data.video_names import EXTENSIONS, VideoNames
-from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names
+from adatad_ds.errors import ConfigError, DataError, summarize_list
 
 LINE_FORM = "PATH LABEL or PATH,LABEL"
 
@@ -31,6 +32,38 @@ class VideoList:
 
     videos: tuple[LabelledVideo, ...]
     classes: tuple[str, ...]
+
+
+def listed_videos(
+    settings: RecognitionConfig, data: DataConfig, *, training: bool, classes: Sequence[str] = ()
+) -> VideoList:
+    """The labelled videos that a config trains or tests on.
+
+    Args:
+        settings: where they are listed.
+        data: where they are, and which are left out.
+        training: those to train on, or to test on.
+        classes: names by index, where they are known already.
+
+    Raises:
+        DataError: no usable videos or lists.
+        ConfigError: no folder of videos is set.
+    """
+    known = classes or (read_class_names(settings.class_names) if settings.class_names else data.classes)
+    source = Path(settings.train_list if training else settings.test_list)
+    if not source.is_dir() and not data.videos:
+        raise ConfigError(f"data.videos must name the folder that the paths in {source} are below")
+    if source.is_dir():
+        found = read_folders(source, classes=known)
+    else:
+        found = read_list(source, root=data.videos, classes=known)
+    names = VideoNames(video.name for video in found.videos)
+    exclude = [*data.exclude, *(read_names(data.exclude_file) if data.exclude_file else ())]
+    excluded = set(map(names.find, exclude))
+    kept = tuple(video for video in found.videos if video.name not in excluded)
+    if not kept:
+        raise DataError(f"{source}: data.exclude and data.exclude_file leave out every video")
+    return VideoList(videos=kept, classes=found.classes)
 
 
 def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()) -> VideoList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from adatad_ds.data.augmentation.operations import Step
 from adatad_ds.data.augmentation.transforms import apply_steps
@@ -77,6 +78,25 @@ def frames_on(device: torch.device, frames: Tensor, steps: Sequence[Sequence[Ste
     return moved
 
 
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of one shape as one tensor (B, ...): that whose rows they are, if there is one, or else a copy."""
+    first = parts[0]
+    rows = [first.data_ptr() + number * first.nbytes for number in range(len(parts))]
+    if all(part.data_ptr() == row and part.is_contiguous() for part, row in zip(parts, rows, strict=True)):
+        whole = (len(parts), *first.shape), (first.numel(), *first.stride())
+        if first.storage_offset() + len(parts) * first.numel() <= first.untyped_storage().nbytes() // first.itemsize:
+            return first.as_strided(*whole)
+    return torch.stack(list(parts))
+
+
+def _batch_memory(shape: Sequence[int]) -> Tensor:
+    """New uint8 memory; in a worker process it is shared, so that it goes to the training process without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(tuple(shape), dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(tuple(shape))
+
+
 VideoT = TypeVar("VideoT")
 SampleT = TypeVar("SampleT", bound=VideoSample)
 
@@ -116,27 +136,35 @@ class VideoDataset(Dataset[SampleT], ABC, Generic[VideoT, SampleT]):
         return self._blank(None).frames.nbytes
 
     def __getitem__(self, key: SampleKey | None) -> SampleT:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey | None]) -> list[SampleT]:
+        """Several samples, whose frames lie one after the other in one tensor: a DataLoader asks for a batch so."""
+        memory = _batch_memory((len(keys), *self._frames_shape))
+        return [self._load(key, out) for key, out in zip(keys, memory, strict=True)]
+
+    def _load(self, key: SampleKey | None, out: Tensor) -> SampleT:
         if key is None:
             return replace(self._blank(None), padding=True)
         epoch, sample_id = key
         rng = np.random.default_rng([self._seed, epoch, sample_id])
         seed = int(rng.integers(2**63))
-        sample = self._training_sample(sample_id, rng) if self._training else self._test_sample(sample_id)
+        sample = self._training_sample(sample_id, rng, out) if self._training else self._test_sample(sample_id, out)
         return replace(sample, sample_id=sample_id, seed=seed)
 
-    def _training_sample(self, sample_id: int, rng: np.random.Generator) -> SampleT:
+    def _training_sample(self, sample_id: int, rng: np.random.Generator, out: Tensor) -> SampleT:
         index, error = sample_id % len(self.videos), None
         for _ in range(1 + self._replacements):
             try:
-                return replace(self._random(index, rng), error=error)
+                return replace(self._random(index, rng, out), error=error)
             except VideoError as caught:
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
         return replace(self._blank(index), error=error)
 
-    def _test_sample(self, sample_id: int) -> SampleT:
+    def _test_sample(self, sample_id: int, out: Tensor) -> SampleT:
         try:
-            return self._fixed(sample_id)
+            return self._fixed(sample_id, out)
         except VideoError as caught:
             return replace(self._blank(self._video_of(sample_id)), error=str(caught))
 
@@ -144,17 +172,22 @@ class VideoDataset(Dataset[SampleT], ABC, Generic[VideoT, SampleT]):
         """Index of a test sample's video."""
         return sample_id
 
+    @property
     @abstractmethod
-    def _random(self, index: int, rng: np.random.Generator) -> SampleT:
-        """A random, augmented sample of video `index`.
+    def _frames_shape(self) -> tuple[int, ...]:
+        """Of the memory that each sample's frames are decoded into."""
+
+    @abstractmethod
+    def _random(self, index: int, rng: np.random.Generator, out: Tensor) -> SampleT:
+        """A random, augmented sample of video `index`; its frames may be decoded into `out`.
 
         Raises:
             VideoError: the video cannot be read.
         """
 
     @abstractmethod
-    def _fixed(self, sample_id: int) -> SampleT:
-        """A test sample.
+    def _fixed(self, sample_id: int, out: Tensor) -> SampleT:
+        """A test sample; its frames may be decoded into `out`.
 
         Raises:
             VideoError: its video cannot be read.

@@ -19,7 +19,7 @@ from adatad_ds.data.annotations import AnnotationSet, Video, load_annotations
 from adatad_ds.data.augmentation.transforms import augment, center_crop, crop_and_draw
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
-from adatad_ds.data.decoding.frames import Frames, read_with_damage
+from adatad_ds.data.decoding.frames import VideoFrames
 from adatad_ds.data.decoding.libraries import check_reader
 from adatad_ds.data.decoding.video import VideoError, index_videos
 from adatad_ds.data.preparation.needs import check_prepared
@@ -132,22 +132,28 @@ class WindowDataset(VideoDataset[Video, Sample]):
     def __len__(self) -> int:
         return super().__len__() if self._windows is None else len(self._windows)
 
-    def _random(self, index: int, rng: np.random.Generator) -> Sample:
+    @property
+    def _frames_shape(self) -> tuple[int, ...]:
+        side = self._config.resolution
+        return len(range(self._config.window_frames)[self._frames]), side, side, 3
+
+    def _random(self, index: int, rng: np.random.Generator, out: Tensor) -> Sample:
         config, source = self._config, self._source(index)
         window = resize_window(source) if config.sampling == "resize" else random_trunc_window(source, rng=rng)
         began = time.perf_counter()
-        read, damage = self._read(window, short_side=config.short_side_before_crop)
-        decoded = time.perf_counter()
+        read = self._read(window, short_side=config.short_side_before_crop)
         way = {"resolution": config.resolution, "scaling": config.scaling, "kinds": config.augment, "rng": rng}
-        frames, steps = crop_and_draw(read, **way) if config.augment_on_device else (augment(read, **way), ())
-        seconds = LoadingSeconds(decode=decoded - began, augment=time.perf_counter() - decoded)
-        return replace(self._sample(window, frames, damage), steps=steps, seconds=seconds)
+        steps = crop_and_draw(read, **way, out=out)[1] if config.augment_on_device else ()
+        if not config.augment_on_device:
+            augment(read, **way, out=out)
+        seconds = LoadingSeconds(decode=read.seconds, augment=time.perf_counter() - began - read.seconds)
+        return replace(self._sample(window, out, read.damage), steps=steps, seconds=seconds)
 
-    def _fixed(self, sample_id: int) -> Sample:
+    def _fixed(self, sample_id: int, out: Tensor) -> Sample:
         config, window = self._config, self._fixed_window(sample_id)
-        read, damage = self._read(window, short_side=config.resolution)
-        frames = center_crop(read, resolution=config.resolution, scaling=config.scaling)
-        return self._sample(window, frames, damage)
+        read = self._read(window, short_side=config.resolution)
+        center_crop(read, resolution=config.resolution, scaling=config.scaling, out=out)
+        return self._sample(window, out, read.damage)
 
     def _video_of(self, sample_id: int) -> int:
         return sample_id if self._windows is None else self._windows[sample_id].video_index
@@ -168,10 +174,9 @@ class WindowDataset(VideoDataset[Video, Sample]):
 
     def _blank(self, index: int | None) -> Sample:
         """Black frames, no valid step, no action."""
-        config, count = self._config, len(range(self._config.window_frames)[self._frames])
         return Sample(
-            frames=torch.zeros((count, config.resolution, config.resolution, 3), dtype=torch.uint8),
-            valid=torch.zeros(config.window_size, dtype=torch.bool),
+            frames=torch.zeros(self._frames_shape, dtype=torch.uint8),
+            valid=torch.zeros(self._config.window_size, dtype=torch.bool),
             segments_grid=torch.zeros((0, 2)),
             labels=torch.zeros(0, dtype=torch.int64),
             grid=TimeGrid(origin_sec=0.0, step_sec=1.0, duration_sec=0.0),
@@ -207,11 +212,11 @@ class WindowDataset(VideoDataset[Video, Sample]):
         video = self.videos[index]
         return find_timing(video, self._paths[video.name], self._config)
 
-    def _read(self, window: VideoWindow, *, short_side: int) -> tuple[Frames, Damage]:
+    def _read(self, window: VideoWindow, *, short_side: int) -> VideoFrames:
         self._timing(window.video_index)  # rejects unusable files
         path, config = self._paths[self.videos[window.video_index].name], self._config
         indices = file_frames(window, path, config)[self._frames]
-        return read_with_damage(path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader)
+        return VideoFrames(path, indices, short_side=short_side, scaling=config.scaling, backend=config.reader)
 
 
 def with_actions(config: DataConfig) -> tuple[AnnotationSet, list[str]]:

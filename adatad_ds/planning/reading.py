@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from adatad_ds.config.schema import Config, DataConfig
 
 COMMAND = "adatad-ds prepare-videos"
-PREPARING = 2.0  # cost of preparing a video, by that of decoding and scaling it once (docs/guides/prepared_videos.md)
+PREPARING = 2.7  # cost of preparing a video as H.264, by that of decoding and scaling it once (prepared_videos.md)
 
 
 def decoded_frames(num_frames: float, data: DataConfig, *, fps: float) -> float:

@@ -19,12 +19,11 @@ from torch.profiler import record_function
 from adatad_ds.config.schema import Config
 from adatad_ds.data.augmentation.mixing import mix
 from adatad_ds.data.clip_dataset import ClipBatch, ClipDataset
-from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.data.labelled_videos import listed_videos
 from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.preparation.needs import check_prepared_clips
 from adatad_ds.data.video_dataset import frames_on
-from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.distributed.world import World
-from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
 from adatad_ds.models.recogniser import Recogniser
 from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
@@ -175,14 +174,12 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
         classes: names by index, where they are known already.
 
     Raises:
-        DataError: no usable videos or lists.
+        DataError: no usable videos or lists, or prepared videos that lack what is read.
     """
     settings, data = config.recognition, config.data
     assert settings is not None
-    known = classes or (read_class_names(settings.class_names) if settings.class_names else data.classes)
-    source = Path(settings.train_list if training else settings.test_list)
-    exclude = [*data.exclude, *(read_names(data.exclude_file) if data.exclude_file else ())]
-    videos = _without(_read(source, root=data.videos, classes=known), exclude, source=source)
+    videos = listed_videos(settings, data, training=training, classes=classes)
+    check_prepared_clips(videos.videos, data, training=training)
     return ClipDataset(
         videos=videos,
         training=training,
@@ -259,20 +256,3 @@ def save_predictions(logits: Logits, damaged: Mapping[str, str], *, data: ClipDa
     """Write the predictions of a test set, and what its damaged files lack, into a folder."""
     truth = {video.name: video.label for video in data.videos}
     write_predictions(folder / PREDICTIONS_FILE, logits, truth, classes=data.classes, damaged=damaged)
-
-
-def _read(source: Path, *, root: str, classes: Sequence[str]) -> VideoList:
-    if source.is_dir():
-        return read_folders(source, classes=classes)
-    if not root:
-        raise ConfigError(f"data.videos must name the folder that the paths in {source} are below")
-    return read_list(source, root=root, classes=classes)
-
-
-def _without(videos: VideoList, exclude: Sequence[str], *, source: Path) -> VideoList:
-    names = VideoNames(video.name for video in videos.videos)
-    excluded = set(map(names.find, exclude))
-    kept = tuple(video for video in videos.videos if video.name not in excluded)
-    if not kept:
-        raise DataError(f"{source}: data.exclude and data.exclude_file leave out every video")
-    return VideoList(videos=kept, classes=videos.classes)

@@ -1,14 +1,17 @@
 """Transform decoded frames to the backbone's square input frames, with one random draw for all frames of a sample.
 
-F frames, h x w pixels before and S x S after; all frames uint8 RGB.
+Frames are taken a few at a time, as they are decoded, and written where the sample is wanted, so that a sample's frames
+exist once. F frames, h x w pixels before and S x S after; all frames uint8 RGB.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from itertools import islice
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from adatad_ds.data.augmentation import operations
 from adatad_ds.data.augmentation.colour import by_colour, by_pixel
 from adatad_ds.data.decoding.scaling import scale
 
-CHUNK_FRAMES = 4  # processed at once: their float copies fit into a core's cache
+CHUNK_FRAMES = 8  # processed at once: fewer cost more calls, the float copies of more do not fit into caches
 
 DEVICE_CHUNK_FRAMES = 64  # enough to keep a GPU busy; their float copies take some 100 MB at 224 px
 
@@ -32,13 +35,43 @@ FLIP_PROBABILITY = 0.5
 Step = Callable[[Tensor], Tensor]  # (n, 3, h, w) uint8 to (n, 3, h', w') uint8
 
 
+class Pictures(Protocol):
+    """F frames, one after the other: an array (F, h, w, 3), or frames that are being decoded."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(F, h, w, 3)."""
+        ...
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """What is cut out of each frame, in pixels, and scaled to S x S."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resolution: int
+    scaling: Scaling
+
+    def cut(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Of frames (h, w, 3), as (n, 3, S, S)."""
+        rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+        pixels = torch.from_numpy(np.stack([frame[rows, columns] for frame in frames])).permute(0, 3, 1, 2)
+        return scale(pixels, height=self.resolution, width=self.resolution, scaling=self.scaling)
+
+
 def augment(
-    frames: Tensor | NDArray[np.uint8],
+    frames: Pictures,
     *,
     resolution: int,
     scaling: Scaling,
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Training augmentation, each kind drawn once for all frames of the sample; the order is fixed.
 
@@ -46,30 +79,32 @@ def augment(
     (AdaTAD), lighting (AIM's L/14 on Kinetics-400), random erasing (AIM, Something-Something).
 
     Args:
-        frames: (F, h, w, 3).
+        frames: F of them, (h, w, 3).
         resolution: S.
         scaling: interpolation of crops.
         kinds: augmentations to apply; without the random crop, the centre is cropped.
         rng: the only source of randomness.
+        out: (F, S, S, 3) uint8, where the result is written; None: into new memory.
 
     Returns:
         (F, S, S, 3) uint8.
     """
     crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
-    return _apply(frames, [crop, *draw_steps(resolution=resolution, kinds=kinds, rng=rng)], resolution)
+    return _apply(frames, crop, draw_steps(resolution=resolution, kinds=kinds, rng=rng), out)
 
 
 def crop_and_draw(
-    frames: Tensor | NDArray[np.uint8],
+    frames: Pictures,
     *,
     resolution: int,
     scaling: Scaling,
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Step, ...]]:
     """The first part of `augment`: cropped frames (F, S, S, 3), and what `apply_steps` has still to do."""
     crop = _draw_crop(frames, resolution=resolution, scaling=scaling, kinds=kinds, rng=rng)
-    return _apply(frames, [crop], resolution), draw_steps(resolution=resolution, kinds=kinds, rng=rng)
+    return _apply(frames, crop, (), out), draw_steps(resolution=resolution, kinds=kinds, rng=rng)
 
 
 def apply_steps(frames: Tensor, steps: Sequence[Sequence[Step]]) -> None:
@@ -89,13 +124,13 @@ def apply_steps(frames: Tensor, steps: Sequence[Sequence[Step]]) -> None:
 
 
 def _draw_crop(
-    frames: Tensor | NDArray[np.uint8],
+    frames: Pictures,
     *,
     resolution: int,
     scaling: Scaling,
     kinds: Collection[Augmentation],
     rng: np.random.Generator,
-) -> Step:
+) -> Crop:
     height, width = frames.shape[1:3]
     if "random_resized_crop" in kinds:
         return _random_resized_crop(height, width, resolution, scaling, rng)
@@ -120,61 +155,65 @@ def draw_steps(*, resolution: int, kinds: Collection[Augmentation], rng: np.rand
     return (by_colour, *steps) if steps else ()
 
 
-def center_crop(frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling) -> Tensor:
-    """Crop the largest centred square of frames (F, h, w, 3) and scale it to (F, S, S, 3)."""
+def center_crop(frames: Pictures, *, resolution: int, scaling: Scaling, out: Tensor | None = None) -> Tensor:
+    """Crop the largest centred square of F frames (h, w, 3) and scale it: (F, S, S, 3), into `out` if that is given."""
     height, width = frames.shape[1:3]
-    return _apply(frames, [_center_crop(height, width, resolution, scaling)], resolution)
+    return _apply(frames, _center_crop(height, width, resolution, scaling), (), out)
 
 
-def square_crops(
-    frames: Tensor | NDArray[np.uint8], *, resolution: int, scaling: Scaling, crops: Literal[1, 3]
-) -> Tensor:
+def square_crops(frames: Pictures, *, resolution: int, scaling: Scaling, crops: Literal[1, 3]) -> Tensor:
     """Crop the largest squares along the longer side of frames (F, h, w, 3) and scale them: (crops, F, S, S, 3).
 
     One crop is the centre; three are left (or top), centre and right (or bottom), in equal steps, as mmaction's
     ThreeCrop: if an odd number of pixels is left over, the last one is in no crop.
     """
     height, width = frames.shape[1:3]
-    side = min(height, width)
-    views = []
-    for place in {1: (1,), 3: (0, 1, 2)}[crops]:  # in halves of the remaining pixels
-        step = _crop_and_resize(
-            (height - side) // 2 * place, (width - side) // 2 * place, side, side, resolution, scaling
+    side, places = min(height, width), {1: (1,), 3: (0, 1, 2)}[crops]  # in halves of the remaining pixels
+    squares = [
+        Crop(
+            top=(height - side) // 2 * place,
+            left=(width - side) // 2 * place,
+            height=side,
+            width=side,
+            resolution=resolution,
+            scaling=scaling,
         )
-        views.append(_apply(frames, [step], resolution))
-    return torch.stack(views)
-
-
-def _apply(frames: Tensor | NDArray[np.uint8], steps: list[Step], resolution: int) -> Tensor:
-    source = torch.as_tensor(frames)
-    out = torch.empty((len(source), resolution, resolution, 3), dtype=torch.uint8)
-    for begin in range(0, len(source), CHUNK_FRAMES):
-        chunk = source[begin : begin + CHUNK_FRAMES].permute(0, 3, 1, 2)  # (n, 3, h, w)
-        for step in steps:
-            chunk = step(chunk)
-        by_pixel(chunk, out[begin : begin + CHUNK_FRAMES])
+        for place in places
+    ]
+    out = torch.empty((crops, frames.shape[0], resolution, resolution, 3), dtype=torch.uint8)
+    for begin, chunk in _chunks(frames):
+        for view, square in zip(out, squares, strict=True):
+            by_pixel(square.cut(chunk), view[begin : begin + len(chunk)])
     return out
 
 
-def _crop_and_resize(top: int, left: int, height: int, width: int, resolution: int, scaling: Scaling) -> Step:
-    return partial(
-        _cropped, rows=(top, top + height), columns=(left, left + width), resolution=resolution, scaling=scaling
-    )
+def _apply(frames: Pictures, crop: Crop, steps: Sequence[Step], out: Tensor | None) -> Tensor:
+    """Crop F frames, apply the steps, and write the result (F, S, S, 3)."""
+    if out is None:
+        out = torch.empty((frames.shape[0], crop.resolution, crop.resolution, 3), dtype=torch.uint8)
+    for begin, chunk in _chunks(frames):
+        pixels = crop.cut(chunk)
+        for step in steps:
+            pixels = step(pixels)
+        by_pixel(pixels, out[begin : begin + len(chunk)])
+    return out
 
 
-def _cropped(
-    frames: Tensor, *, rows: tuple[int, int], columns: tuple[int, int], resolution: int, scaling: Scaling
-) -> Tensor:
-    cut = frames[..., slice(*rows), slice(*columns)]
-    return scale(cut, height=resolution, width=resolution, scaling=scaling)
+def _chunks(frames: Pictures) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
+    """A few frames at a time, with the number of the first."""
+    coming, begin = iter(frames), 0
+    while chunk := list(islice(coming, CHUNK_FRAMES)):
+        yield begin, chunk
+        begin += len(chunk)
 
 
-def _center_crop(height: int, width: int, resolution: int, scaling: Scaling) -> Step:
+def _center_crop(height: int, width: int, resolution: int, scaling: Scaling) -> Crop:
     side = min(height, width)
-    return _crop_and_resize((height - side) // 2, (width - side) // 2, side, side, resolution, scaling)
+    top, left = (height - side) // 2, (width - side) // 2
+    return Crop(top=top, left=left, height=side, width=side, resolution=resolution, scaling=scaling)
 
 
-def _random_resized_crop(height: int, width: int, resolution: int, scaling: Scaling, rng: np.random.Generator) -> Step:
+def _random_resized_crop(height: int, width: int, resolution: int, scaling: Scaling, rng: np.random.Generator) -> Crop:
     for _ in range(CROP_TRIES):
         area = rng.uniform(*CROP_AREA) * height * width
         aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
@@ -182,5 +221,6 @@ def _random_resized_crop(height: int, width: int, resolution: int, scaling: Scal
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(rng.integers(height - crop_height, endpoint=True))
             left = int(rng.integers(width - crop_width, endpoint=True))
-            return _crop_and_resize(top, left, crop_height, crop_width, resolution, scaling)
+            size = {"height": crop_height, "width": crop_width}
+            return Crop(top=top, left=left, **size, resolution=resolution, scaling=scaling)
     return _center_crop(height, width, resolution, scaling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.decoding.jpeg import jpeg_frames
 from adatad_ds.data.decoding.libraries import WHOLE_FILE, Reader
 from adatad_ds.data.decoding.prepared import lost_frames, places_of, size_fault
 from adatad_ds.data.decoding.scaling import scale_frame, scaled_size
@@ -40,6 +42,45 @@ Frames = NDArray[np.uint8]
 Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
 
+class VideoFrames:
+    """Chosen frames of a file, decoded and scaled one by one as they are iterated over, which is possible once.
+
+    Arguments and errors are those of `stream_frames`.
+
+    Attributes:
+        shape: (n, h, w, 3), of all of them together.
+        seconds: what decoding and scaling took so far.
+    """
+
+    def __init__(
+        self, path: str | Path, indices: NDArray[np.int64], *, short_side: int, scaling: Scaling, backend: Backend
+    ) -> None:
+        info = probe(path)
+        height, width = scaled_size(height=info.height, width=info.width, short_side=short_side)
+        self.shape = (len(indices), height, width, 3)
+        self.seconds = 0.0
+        self._lost: set[int] = set()
+        self._damage = info.damage
+        self._frames = stream_frames(
+            path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=self._lost
+        )
+
+    def __iter__(self) -> Iterator[Frames]:
+        return self
+
+    def __next__(self) -> Frames:
+        began = time.perf_counter()
+        try:
+            return next(self._frames)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    @property
+    def damage(self) -> Damage:
+        """What is missing in the file, and among the frames so far."""
+        return self._damage.with_lost(self._lost)
+
+
 def read_frames(
     path: str | Path,
     indices: NDArray[np.int64],
@@ -59,15 +100,6 @@ def read_frames(
     return out
 
 
-def read_with_damage(
-    path: str | Path, indices: NDArray[np.int64], *, short_side: int, scaling: Scaling, backend: Backend
-) -> tuple[Frames, Damage]:
-    """Chosen frames (n, h, w, 3) as by `read_frames`, and what is missing in the file, lost frames among them."""
-    lost: set[int] = set()
-    frames = read_frames(path, indices, short_side=short_side, scaling=scaling, backend=backend, lost=lost)
-    return frames, probe(path).damage.with_lost(lost)
-
-
 def stream_frames(
     path: str | Path,
     indices: NDArray[np.int64],
@@ -80,7 +112,7 @@ def stream_frames(
 ) -> Iterator[Frames]:
     """Decode chosen frames one by one, scaled immediately, so that full-size frames never accumulate.
 
-    Every decoder decodes at full size, where all give the same pixels; scaling is separate.
+    Every decoder decodes at full size, where all give the same pixels, but OpenCV nearly; scaling is separate.
 
     Args:
         path: a video file.
@@ -88,8 +120,8 @@ def stream_frames(
             get that frame, damaged frames are replaced by the one before.
         short_side: pixels of the shorter side of the result; the aspect ratio is kept.
         scaling: interpolation.
-        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage. The
-            others fall back to it for files that they cannot read safely.
+        backend: decoder; "auto" is PyAV, the fastest for recipes' strides and the only one that reports damage, and
+            OpenCV for prepared MJPEG. All fall back to PyAV for files that they cannot read safely.
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
             completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
@@ -108,7 +140,7 @@ def stream_frames(
 
     def finish(frame: Frames) -> Frames:
         if index.held is not None:  # what was coded may be a row or column larger
-            frame = np.ascontiguousarray(frame[: index.held.height, : index.held.width])
+            frame = frame[: index.held.height, : index.held.width]
         return scale_frame(frame, height=height, width=width, scaling=scaling)
 
     if (fault := size_fault(index, short_side=short_side, scaling=scaling)) is not None:
@@ -116,6 +148,9 @@ def stream_frames(
     numbers = np.clip(indices, 0, index.info.num_frames - 1)
     wanted = places_of(index, numbers)  # in the file
     done = 0
+    for picture, count in jpeg_frames(path, index, wanted) if backend == "auto" else ():
+        yield from repeat(finish(picture), count)
+        done += count
     # decord 0.6 waits forever, holding the GIL, for frames that a header promises and the file lacks
     # (dmlc/decord#373), and if leading frames are lost it silently returns later ones. Both it and TorchCodec only get
     # files without anything unusual, and hand over to PyAV where they fail.

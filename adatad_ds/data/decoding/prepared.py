@@ -35,7 +35,7 @@ class Header:
 
     Attributes:
         codec: how they are coded.
-        quality: CRF of H.264, quantiser of MJPEG; None: lossless.
+        quality: CRF of H.264, JPEG quality of MJPEG; None: lossless, or MJPEG as good as each file needs.
         scaling: how they were scaled.
     """
 

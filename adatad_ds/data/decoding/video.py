@@ -137,9 +137,15 @@ def _kept_or_demuxed(path: Path, named: str, state: FileState) -> Index:
     if kept is not None:
         return index_from_json(json.loads(kept), path=named)
     index = demuxed(Path(named))
+    keep_index(path, index, state)
+    return index
+
+
+def keep_index(path: Path, index: Index, state: FileState) -> None:
+    """Put what is known of a file in that state into the index on disk of its folder, if there is one."""
+    known = index_file_of(path.parent)
     if known is not None:
         known.add(path.name, state, json.dumps(index_to_json(index)).encode())
-    return index
 
 
 def demuxed(path: Path) -> Index:

@@ -131,10 +131,14 @@ class FeatureDataset(WindowDataset):
         longest = max(len(sample.valid) for sample in samples)
         return collate([_padded(sample, longest) for sample in samples])
 
-    def _random(self, index: int, rng: np.random.Generator) -> Sample:
+    @property
+    def _frames_shape(self) -> tuple[int, ...]:
+        return (0,)  # nothing is decoded
+
+    def _random(self, index: int, rng: np.random.Generator, out: Tensor) -> Sample:
         return self._read_window(random_trunc_window(self._source(index), rng=rng))
 
-    def _fixed(self, sample_id: int) -> Sample:
+    def _fixed(self, sample_id: int, out: Tensor) -> Sample:
         return self._read_window(self._fixed_window(sample_id))
 
     def _windows_for_testing(self, source: WindowSource) -> list[VideoWindow]:

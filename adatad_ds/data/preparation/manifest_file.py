@@ -19,7 +19,7 @@ LOCK = ".prepare_videos.lock"
 
 @contextmanager
 def preparing(folder: Path) -> Iterator[None]:
-    """Make the folder, and let only one process prepare videos in it; unfinished files of a killed one are removed.
+    """Make the folder, and let only one process prepare videos in it.
 
     Raises:
         ConfigError: another process does.
@@ -33,20 +33,21 @@ def preparing(folder: Path) -> Iterator[None]:
             raise ConfigError(f"--out {folder}: another prepare-videos is at work in this folder") from error
         except OSError:  # a file system without locks
             pass
-        for unfinished in folder.glob(f"{TEMPORARY}*"):
-            unfinished.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
 
 
 def begin_manifest(folder: Path, header: Header) -> Manifest:
-    """The folder's manifest, a new one if there is none; the line that a killed process left unfinished is removed.
+    """The folder's manifest, made if there is none; what a killed process left unfinished there is removed.
 
     Raises:
         ConfigError: the folder's videos are coded or scaled in another way.
         DataError: an unreadable manifest, or one of another version.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(f"{TEMPORARY}*"):
+        unfinished.unlink(missing_ok=True)
     path = folder / MANIFEST
     if not path.exists():
         write_text(path, header_line(header))
@@ -81,4 +82,4 @@ def must_be_originals(folder: Path) -> None:
         DataError: it does.
     """
     if manifest_of(folder) is not None:
-        raise DataError(f"data.videos={folder} holds prepared videos; name the folder of their originals")
+        raise DataError(f"{folder} holds prepared videos; name the folder of their originals")

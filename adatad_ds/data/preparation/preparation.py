@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from adatad_ds.config.schema import DataConfig, Scaling
+from adatad_ds.config.schema import Scaling
 from adatad_ds.data.decoding.index_file import FileState
-from adatad_ds.data.decoding.prepared import Codec, Entry, Header, Manifest
+from adatad_ds.data.decoding.prepared import Codec, Entry, Header
 from adatad_ds.data.decoding.video import VideoError, index_of
-from adatad_ds.data.preparation.encoding import QUALITY, SUFFIXES, file_sha256, prepare_file
+from adatad_ds.data.preparation.encoding import QUALITIES, QUALITY, SUFFIXES, file_sha256, prepare_file
 from adatad_ds.data.preparation.manifest_file import add_entry, begin_manifest, must_be_originals, preparing
-from adatad_ds.data.preparation.needs import Use, needed_frames, uses_of
-from adatad_ds.data.video_files import present_videos
+from adatad_ds.data.preparation.needs import Use, Wanted
 from adatad_ds.errors import ConfigError, DataError, WriteError, summarize_list
 
 UNREADABLE_FILE = "unreadable.txt"
@@ -69,7 +68,7 @@ class Outcome:
 
 
 def prepare_videos(
-    configs: Sequence[DataConfig],
+    recipes: Sequence[Wanted],
     *,
     out: Path,
     codec: Codec,
@@ -80,10 +79,10 @@ def prepare_videos(
     """Prepare all videos that the recipes of these settings read.
 
     Args:
-        configs: settings of the recipes.
-        out: folder of the prepared files and their manifest.
+        recipes: what they read.
+        out: folder of the prepared files, in the originals' subfolders, each with a manifest.
         codec: how they are coded.
-        quality: CRF of H.264, quantiser of MJPEG; None: the default.
+        quality: CRF of H.264, JPEG quality of MJPEG; None: the default.
         workers: processes.
         report: called with text for the screen.
 
@@ -92,14 +91,13 @@ def prepare_videos(
 
     Raises:
         ConfigError: recipes that scale differently, or a folder of other prepared videos.
-        DataError: unusable annotations or folders.
+        DataError: prepared videos in the place of originals, or an unusable manifest.
         WriteError: the disk is full.
     """
-    header = _header(configs, codec, quality)
+    header = _header(recipes, codec, quality)
     with preparing(out):
-        manifest = begin_manifest(out, header)
-        jobs, missing = _jobs(configs, out=out, header=header, manifest=manifest)
-        outcome = Outcome(errors=missing)
+        jobs = _jobs(recipes, out=out, header=header)
+        outcome = Outcome(errors={name: why for recipe in recipes for name, why in recipe.missing.items()})
         _run_all(jobs, out=out, workers=workers, outcome=outcome)
         _list_unreadable(out, outcome.errors)
     shrunk = f"{_size(outcome.before)} before, {_size(outcome.after)} now"
@@ -108,12 +106,15 @@ def prepare_videos(
         lines = summarize_list(list(outcome.errors.values()), limit=20, separator="\n  ")
         report(f"{len(outcome.errors)} videos cannot be prepared:\n  {lines}")
         report(f"to train without them: --set data.exclude_file={out / UNREADABLE_FILE}")
-    report(f"to use them: --set data.videos={out}")
+    settings = {
+        key: out / folder.relative_to(recipe.root) for recipe in recipes for key, folder in recipe.folders.items()
+    }
+    report(f"to use them: {' '.join(f'--set {key}={folder}' for key, folder in settings.items())}")
     return len(outcome.errors)
 
 
-def _header(configs: Sequence[DataConfig], codec: Codec, quality: int | None) -> Header:
-    scalings: set[Scaling] = {config.scaling for config in configs}
+def _header(recipes: Sequence[Wanted], codec: Codec, quality: int | None) -> Header:
+    scalings: set[Scaling] = {recipe.scaling for recipe in recipes}
     if len(scalings) > 1:
         raise ConfigError(
             f"these recipes scale pictures differently (data.scaling={' and '.join(sorted(scalings))}): prepare the "
@@ -121,35 +122,37 @@ def _header(configs: Sequence[DataConfig], codec: Codec, quality: int | None) ->
         )
     if quality is not None and codec == "lossless":
         raise ConfigError("--quality has no meaning with --codec lossless; leave it out")
+    if quality is not None and quality not in QUALITIES.get(codec, ()):
+        first, last = QUALITIES[codec][0], QUALITIES[codec][-1]
+        raise ConfigError(f"--quality {quality}: with --codec {codec}, it is a number from {first} to {last}")
     return Header(codec=codec, quality=QUALITY[codec] if quality is None else quality, scaling=scalings.pop())
 
 
-def _jobs(
-    configs: Sequence[DataConfig], *, out: Path, header: Header, manifest: Manifest
-) -> tuple[list[Job], dict[str, str]]:
-    """A job for each original, and annotated videos that have none."""
+def _jobs(recipes: Sequence[Wanted], *, out: Path, header: Header) -> list[Job]:
+    """A job for each original."""
     uses: dict[Path, list[Use]] = {}
-    missing: dict[str, str] = {}
-    for config in configs:
-        folder = Path(config.videos)
+    targets: dict[Path, Path] = {}  # by original
+    for recipe in recipes:
+        for source, members in recipe.uses.items():
+            uses.setdefault(source, []).extend(members)
+            targets[source] = (out / source.relative_to(recipe.root)).with_suffix(SUFFIXES[header.codec])
+    for folder in {source.parent for source in uses}:
         must_be_originals(folder)
-        own = uses_of(config)
-        found = present_videos(folder, list(dict.fromkeys(use.video.name for use in own)))
-        for use in own:
-            if (path := found.get(use.video.name)) is None:
-                missing[use.video.name] = f"{use.video.name}: not in {folder}"
-            else:
-                uses.setdefault(path, []).append(use)
-    targets: dict[str, Path] = {}
-    jobs = []
-    for source, members in uses.items():
-        file = source.stem + SUFFIXES[header.codec]
-        if targets.setdefault(file, source) != source:
-            raise DataError(f"{targets[file]} and {source} would both become {out / file}; rename one of them")
-        jobs.append(
-            Job(source=source, target=out / file, uses=tuple(members), entry=manifest.entry(file), header=header)
+    manifests = {folder: begin_manifest(folder, header) for folder in {path.parent for path in targets.values()}}
+    sources: dict[Path, Path] = {}  # by target
+    for source, target in targets.items():
+        if sources.setdefault(target, source) != source:
+            raise DataError(f"{sources[target]} and {source} would both become {target}; rename one of them")
+    return [
+        Job(
+            source=source,
+            target=target,
+            uses=tuple(uses[source]),
+            entry=manifests[target.parent].entry(target.name),
+            header=header,
         )
-    return jobs, missing
+        for source, target in targets.items()
+    ]
 
 
 def run_job(job: Job) -> tuple[Entry, bool]:
@@ -163,7 +166,7 @@ def run_job(job: Job) -> tuple[Entry, bool]:
         OSError: it cannot be written.
     """
     info = index_of(job.source).info
-    frames = np.unique(np.concatenate([needed_frames(use, job.source) for use in job.uses]))
+    frames = np.unique(np.concatenate([use.to_prepare(job.source) for use in job.uses]))
     short_side = min(max(use.short_side for use in job.uses), info.height, info.width)
     entry = job.entry
     if entry is not None and (entry := _unchanged(entry, job.source)) is not None:
@@ -196,14 +199,14 @@ def _run_all(jobs: Sequence[Job], *, out: Path, workers: int, outcome: Outcome) 
     with tqdm(total=total, desc="preparing", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         for job, result in _results(jobs, workers=workers):
             if isinstance(result, VideoError):
-                outcome.errors[job.uses[0].video.name] = str(result)
+                outcome.errors[job.uses[0].name] = str(result)
             elif isinstance(result, OSError):
                 raise _write_error(result, out=out, done=outcome, jobs=len(jobs), total=total) from result
             else:
                 entry, made = result
                 try:
                     if entry != job.entry:
-                        add_entry(out, entry)
+                        add_entry(job.target.parent, entry)
                 except OSError as error:
                     raise _write_error(error, out=out, done=outcome, jobs=len(jobs), total=total) from error
                 outcome.made, outcome.there = outcome.made + made, outcome.there + (not made)

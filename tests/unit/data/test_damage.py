@@ -260,7 +260,7 @@ def test_training_sees_what_a_player_shows(tmp_path: Path, changes: dict, fields
     config = annotate(tmp_path, "late.mp4", duration=9.0, annotations=segment, **fields)
     data = WindowDataset.for_testing(replace(config, window_size=64, resolution=96, **changes))
     sample, window = data[0, 0], data._fixed_window(0)
-    frames, _ = data._read(window, short_side=96)
+    frames = np.stack(list(data._read(window, short_side=96)))
     ((start, end),) = sample.segments_grid.tolist()
     numbers = frame_numbers(frames)[[round(start), round(end)]]
     assert np.abs(numbers - [20, 40]).max() <= 2

@@ -310,26 +310,26 @@ def test_test_loader_pads_the_last_rank(config: DataConfig):
 class Deadly(WindowDataset):
     """Its worker dies, as it does when memory runs out."""
 
-    def __getitem__(self, key):
+    def _load(self, key, out):
         os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(key)
+        return super()._load(key, out)
 
 
 class Stuck(WindowDataset):
     """Its worker never answers, as with a storage that hangs."""
 
-    def __getitem__(self, key):
+    def _load(self, key, out):
         time.sleep(300)
-        return super().__getitem__(key)
+        return super()._load(key, out)
 
 
 class Slow(WindowDataset):
     """Its first sample takes longer than the loader waits between two looks at its workers."""
 
-    def __getitem__(self, key):
+    def _load(self, key, out):
         if key == (0, 0):
             time.sleep(LOOK_AFTER_WORKERS_SEC + 2)
-        return super().__getitem__(key)
+        return super()._load(key, out)
 
 
 def test_slow_samples_are_waited_for(config: DataConfig):
@@ -363,10 +363,36 @@ def test_collate_keeps_everything(config: DataConfig):
     assert torch.equal(batch.valid[0], samples[0].valid)
 
 
+class ToldByWorker(WindowDataset):
+    """Its batches say of which samples the frames were in shared memory before they left the worker."""
+
+    @staticmethod
+    def collate(samples):
+        return [sample.frames.is_shared() for sample in samples]
+
+
+def test_frames_of_a_batch_are_written_where_they_stay(config: DataConfig):
+    """Each frame of a batch exists once: no copy to collate it, and none on its way from a worker."""
+    data = WindowDataset.for_training(config, seed=0)
+    keys = [(2, 0), (2, 1), None]
+    samples = data.__getitems__(keys)
+    assert collate(samples[:2]).frames.data_ptr() == samples[0].frames.data_ptr()
+    whole = collate(samples)  # padding is not in its place
+    assert whole.frames.data_ptr() != samples[0].frames.data_ptr()
+    for found, key in zip(whole.frames, keys, strict=True):
+        assert torch.equal(found, data[key].frames)
+    backwards = collate(samples[1::-1])
+    assert torch.equal(backwards.frames[1], samples[0].frames)
+    assert torch.equal(collate([samples[0], data[2, 1]]).frames, whole.frames[:2])
+    told = ToldByWorker.for_testing(config)
+    loader = make_test_loader(told, config=changed(config, workers=1), batch=2, rank=0, ranks=1, pin_memory=False)
+    assert next(iter(loader)) == [True, True]
+
+
 def numbers_shown(data: WindowDataset, sample_id: int) -> tuple[np.ndarray, Sample]:
     """The number that each frame of a test window carries, and the window; the crop shows the middle of a frame."""
     sample = data[0, sample_id]
-    frames, _ = data._read(data._fixed_window(sample_id), short_side=48)
+    frames = np.stack(list(data._read(data._fixed_window(sample_id), short_side=48)))
     return frame_numbers(frames, width=88), sample
 
 

@@ -23,6 +23,7 @@ from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.prepared import MANIFEST, VERSION, Manifest, from_runs, to_runs
 from adatad_ds.data.decoding.video import VideoError, index_of, probe
 from adatad_ds.data.inspection.scan import scan
+from adatad_ds.data.preparation.needs import wanted_windows
 from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
@@ -73,7 +74,7 @@ def settings(folder: Path, **changes) -> DataConfig:
 
 def prepare(config: DataConfig, out: Path, **options) -> int:
     given = {"codec": "h264", "quality": None, "workers": 2, "report": lambda _: None} | options
-    return prepare_videos([config], out=out, **given)
+    return prepare_videos([wanted_windows(config)], out=out, **given)
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +163,83 @@ def test_pixels_are_nearly_the_same_of_textures(originals, tmp_path):
         prepare(settings(folder), out, codec=codec)
         for side, least in ((90, 40), (80, 36)):
             ours, theirs = (
-                read_frames(path, wanted, short_side=side, scaling="antialias", backend="pyav")
+                read_frames(path, wanted, short_side=side, scaling="antialias", backend="auto")
                 for path in (target(out, "texture"), source)
             )
             assert min(psnr(*pair) for pair in zip(ours, theirs, strict=True)) >= least
+
+
+@pytest.fixture(scope="module")
+def jpegs(originals: Path) -> Path:
+    """The originals prepared as MJPEG, and a soft texture."""
+    folder = originals.parent / "for_jpeg" / "videos"
+    shutil.copytree(originals, folder)
+    shutil.copy(originals.parent / "annotations.json", folder.parent)
+    soft_texture(folder / "even.mp4", frames=70)  # in the place of one whose numbers have sharp edges
+    out = folder.parent / "prepared"
+    assert prepare(settings(folder), out, codec="mjpeg") == 0
+    return out
+
+
+@pytest.mark.parametrize("wanted", [range(0, 69, 4), [8, 8, 40], [44, 64, 69], [200], []])
+@pytest.mark.parametrize(
+    ("name", "most", "mean"),
+    [("even", 16, 2.0), ("textured", 3, 0.5)],  # colours at half the size, which OpenCV interpolates; and whole ones
+)
+def test_jpeg_by_opencv_is_nearly_ffmpegs(jpegs, name, most, mean, wanted):
+    wanted = np.minimum(np.array(wanted, dtype=np.int64), 56 if name == "textured" else 69)
+    ours, theirs = (
+        read_frames(target(jpegs, name), wanted, short_side=90, scaling="antialias", backend=reader)
+        for reader in ("auto", "pyav")
+    )
+    assert ours.shape == theirs.shape
+    if len(wanted):
+        apart = np.abs(ours.astype(int) - theirs)
+        assert 0 < apart.max() <= most
+        assert apart.mean() < mean
+
+
+def test_jpeg_is_nearer_to_the_original_than_by_ffmpeg(jpegs):
+    wanted = np.arange(0, 69, 4)
+    original = read_frames(
+        target(jpegs.parent / "videos", "even"), wanted, short_side=90, scaling="antialias", backend="pyav"
+    )
+    found = [
+        psnr(read_frames(target(jpegs, "even"), wanted, short_side=90, scaling="antialias", backend=reader), original)
+        for reader in ("auto", "pyav")
+    ]
+    assert found[0] > found[1] + 0.5
+
+
+@pytest.mark.parametrize("part", ["begin", "end"])
+def test_damaged_jpeg_is_left_to_ffmpeg(jpegs, tmp_path, part):
+    """Which says what is lost; frames before the damaged one are OpenCV's, and all are there."""
+    import av
+
+    own = Path(shutil.copytree(jpegs, tmp_path / "own"))
+    path = target(own, "even")
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+    begin, size = packets[5]
+    with path.open("r+b") as file:
+        file.seek(begin if part == "begin" else begin + size - 2)
+        file.write(bytes(size // 2 if part == "begin" else 2))
+    wanted, lost = np.arange(0, 69, 4), set[int]()
+    way = {"short_side": 90, "scaling": "antialias"}
+    ours = read_frames(path, wanted, **way, backend="auto", lost=lost)
+    theirs = read_frames(path, wanted, **way, backend="pyav")
+    intact = read_frames(target(jpegs, "even"), wanted, **way, backend="auto")
+    np.testing.assert_array_equal(ours[:5], intact[:5])
+    np.testing.assert_array_equal(ours[5:], theirs[5:])
+    assert part == "end" or lost == {20}
+
+
+def test_qualities_that_are_none(originals, tmp_path):
+    for codec, quality in (("h264", 60), ("mjpeg", 1)):
+        with pytest.raises(ConfigError, match=f"--quality {quality}: with --codec {codec}, it is a number from"):
+            prepare(settings(originals), tmp_path, codec=codec, quality=quality)
+    with pytest.raises(ConfigError, match="no meaning"):
+        prepare(settings(originals), tmp_path, codec="lossless", quality=9)
 
 
 def soft_texture(path: Path, *, frames: int) -> None:
@@ -280,7 +354,7 @@ def test_recipes_share_a_folder(originals, own):
 
 
 def test_another_coding_needs_another_folder(originals, own):
-    with pytest.raises(ConfigError, match="codec is h264, not mjpeg, quality is 10, not 1"):
+    with pytest.raises(ConfigError, match="codec is h264, not mjpeg, quality is 11, not None"):
         prepare(settings(originals), own, codec="mjpeg")
     with pytest.raises(DataError, match="holds prepared videos; name the folder of their originals"):
         prepare(settings(own, annotations=str(originals.parent / "annotations.json")), own)

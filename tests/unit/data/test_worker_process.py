@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -101,3 +102,32 @@ def test_a_rank_that_exits_ends_them():
     _, said = process.communicate(timeout=60)
     assert process.returncode == 7, said
     assert ended(others)
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from adatad_ds.data.worker_process import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        held = [np.ones(2**20, dtype=np.uint8) for _ in range(8)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+keep_freed_memory()
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_freed_memory_is_used_again():
+    """Not given back, to come again page by page."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 20 * 2**20 / 4096
+    assert after < before / 10

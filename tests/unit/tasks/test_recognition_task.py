@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from adatad_ds.config import loading
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, RecognitionConfig
 from adatad_ds.data.clip_dataset import IGNORED, ClipBatch
+from adatad_ds.data.preparation.needs import wanted
+from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.factory import build_recogniser
@@ -156,6 +158,43 @@ def test_data_comes_as_the_config_says(folders, tmp_path):
     names.write_text("climb\nbend\nwalk\n")
     named = replace(config, recognition=replace(config.recognition, class_names=str(names)))
     assert [video.label for video in open_clips(named, training=True).videos] == [1, 0]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_prepared_videos_give_the_same_clips(folders, tmp_path, listed):
+    """Byte by byte if lossless: random clips and fixed views, of lists and of folders of classes, in their folders."""
+    out, config = tmp_path / "out", config_of(folders, test_clips=2, test_crops=3, sampling="dense", stride=2)
+    config = replace(
+        config, data=replace(config.data, resolution=16, short_side_before_crop=20, augment=("random_resized_crop",))
+    )
+    if listed:
+        for part in ("train", "test"):
+            lines = [f"{part}/{label}/{number}.mp4 {label}\n" for label in CLASSES for number in range(2)]
+            (tmp_path / f"{part}.txt").write_text("".join(lines))
+        lists = {f"{part}_list": str(tmp_path / f"{part}.txt") for part in ("train", "test")}
+        config = replace(config, recognition=replace(config.recognition, **lists))
+        there = replace(config, data=replace(config.data, videos=str(out)))
+    else:
+        lists = {f"{part}_list": str(out / part) for part in ("train", "test")}
+        there = replace(config, recognition=replace(config.recognition, **lists))
+    lines: list[str] = []
+    way = {"out": out, "codec": "lossless", "quality": None, "workers": 1, "report": lines.append}
+    assert prepare_videos([wanted(config)], **way) == 0
+    assert lines[-1].count(str(out)) == (1 if listed else 2)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.mkv")}
+    assert len(before) == 4 * len(CLASSES)
+    assert prepare_videos([wanted(config)], **way) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for training in (True, False):
+        theirs, ours = (open_clips(each, training=training) for each in (config, there))
+        assert len(ours) == 2 * len(CLASSES)
+        for number in range(len(ours)):
+            expected, found = theirs[3, number], ours[3, number]
+            assert (found.error, found.label) == (None, expected.label)
+            assert torch.equal(found.frames, expected.frames)
+    larger = replace(there, data=replace(there.data, short_side_before_crop=24))
+    with pytest.raises(DataError, match=r"6 of 6 prepared videos cannot be used: .* 20 pixels, but 24 are wanted"):
+        open_clips(larger, training=True)
 
 
 def test_what_cannot_be_read(folders, tmp_path):
