@@ -23,13 +23,13 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     videos = kinds.add_parser("videos", help="untrimmed videos with annotations: detection", allow_abbrev=False)
     videos.add_argument("--out", type=Path, required=True, help="folder for annotations.json and videos/")
     videos.add_argument("--train", type=at_least(1), default=160, help="training videos, %(default)s")
-    videos.add_argument("--test", type=at_least(1), default=32, help="test videos, %(default)s")
+    videos.add_argument("--test", type=at_least(0), default=32, help="test videos, %(default)s")
     length = "shortest and longest video; default: 15 40"
     videos.add_argument("--seconds", type=float, nargs=2, metavar=("MIN", "MAX"), default=(15.0, 40.0), help=length)
     clips = kinds.add_parser("clips", help="short clips in a folder per class: recognition", allow_abbrev=False)
     clips.add_argument("--out", type=Path, required=True, help="folder for train/CLASS/*.mp4 and test/CLASS/*.mp4")
     clips.add_argument("--train", type=at_least(1), default=60, help="training clips of a class, %(default)s")
-    clips.add_argument("--test", type=at_least(1), default=15, help="test clips of a class, %(default)s")
+    clips.add_argument("--test", type=at_least(0), default=15, help="test clips of a class, %(default)s")
     for each in (videos, clips):
         each.add_argument("--seed", type=at_least(0), default=1, help="another seed, another data set")
         each.add_argument("--workers", type=at_least(1), default=2, help="processes, %(default)s")

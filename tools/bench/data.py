@@ -109,7 +109,8 @@ def main() -> int:
         print(f"{row['workers']:.0f} workers: {row['frames_per_sec']:.0f} frames/s by the clock")
     if arguments.json:
         result = {"video": str(video), "recipe": arguments.recipe, "ways": rows}
-        arguments.json.write_text(json.dumps(result | {"prepared": prepared, "workers": clocked}, indent=1) + "\n")
+        text = json.dumps(result | {"prepared": prepared, "workers": clocked}, indent=1) + "\n"
+        arguments.json.write_text(text, encoding="utf-8")
     return 0
 
 
