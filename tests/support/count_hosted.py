@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
+from deepspeed.utils import get_z3_leaf_modules
 from safetensors.torch import save_file
 from torch import nn
 
@@ -90,6 +91,7 @@ def main() -> None:
             ds_config=resolved,
             world=world,
         )
+        assert get_z3_leaf_modules(model) == frozen_blocks(model) != [], "frozen blocks are not gathered whole"
         predictions = engine(frames[:, mesh.frames], valid)
         engine.backward(predictions.class_logits.sin().sum() + predictions.distances.sum())
         engine.step()
