@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
+from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out, muon_uncompiled, parameters_unprinted
 from adatad_ds.distributed.releases import skip_needless_searches
-from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out, muon_uncompiled
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
@@ -40,8 +40,6 @@ from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
@@ -118,7 +116,7 @@ class Engine:
         partitions.cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         for module in called_whole:
             set_z3_leaf_module(module, True)
-        with muon_uncompiled(compiler), exclusions_left_out():
+        with muon_uncompiled(compiler), exclusions_left_out(), parameters_unprinted():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=AdamW(list(groups)),
@@ -177,11 +175,12 @@ class Engine:
         return float(norm) if norm is not None else float("nan")
 
     def trainable_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each trainable parameter's name and full fp32 tensors: master, moments, running average. A collective."""
-        for name, parameter in self.trainable_parameters.items():
-            state = {key: safe_get_full_optimizer_state(parameter, key) for key in self._state_keys()}
-            state = {MASTER: safe_get_full_fp32_param(parameter), **state}
-            yield name, {kind: partitions.gathered(value) for kind, value in state.items()}
+        """Each trainable parameter's name and full fp32 tensors: master, moments, running average. A collective.
+
+        Each kind of many parameters is gathered at once, so that a save costs a few collectives.
+        """
+        kinds = (MASTER, *self._state_keys())
+        return partitions.gathered(self.trainable_parameters, kinds=kinds, part=self._part, world=self._world)
 
     def trainable_parts(self) -> Iterator[tuple[str, Tensor]]:
         """Each trainable parameter's name and this rank's part of its fp32 master, flat; nothing is sent."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from adatad_ds.distributed.world import World
+
+GATHERED_AT_ONCE = 2**26  # numbers of each kind; what a GPU can spare, 256 MB
 
 
 def cast_and_move_rest(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -64,7 +69,66 @@ def gather_weights(zero: Any, *, by: Callable[..., None]) -> None:
     )
 
 
-def gathered(tensor: Tensor | None) -> Tensor:
-    """A tensor that DeepSpeed has gathered for this call alone, in fp32."""
-    assert tensor is not None, "DeepSpeed lost a partition of a trainable parameter"
-    return tensor.detach().float()
+def gathered(
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    kinds: Sequence[str],
+    part: Callable[[nn.Parameter, str], Tensor],
+    world: World,
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Trainable parameters' names and their full fp32 tensors by kind, on every rank. A collective.
+
+    Args:
+        parameters: by name.
+        kinds: masters, Adam states.
+        part: this rank's flat part of a parameter's master or state; may be filled up.
+        world: the ranks.
+    """
+    for names in _batches({name: math.prod(whole_shape(parameter)) for name, parameter in parameters.items()}):
+        batch = [parameters[name] for name in names]
+        held = [held_range(parameter, rank=world.rank) for parameter in batch]
+        ranges = world.gather_alike(torch.tensor(held)).tolist()
+        longest = max(sum(end - begin for begin, end in of_rank) for of_rank in ranges)
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        for kind in kinds:
+            flat, place = torch.zeros(longest, device=world.device), 0
+            for parameter, (begin, end) in zip(batch, held, strict=True):
+                flat[place : place + end - begin] = part(parameter, kind)[: end - begin].detach()
+                place += end - begin
+            wholes = _joined(world.gather_alike(flat), ranges, shapes=[whole_shape(parameter) for parameter in batch])
+            for state, whole in zip(states.values(), wholes, strict=True):
+                state[kind] = whole
+        yield from states.items()
+
+
+def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in their order, as many at a time as are gathered at once; at least one."""
+    batch: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if batch and total + size > GATHERED_AT_ONCE:
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size
+    if batch:
+        yield batch
+
+
+def _joined(
+    rows: Tensor, ranges: Sequence[Sequence[tuple[int, int]]], *, shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
+    """Whole tensors from the parts of them that the ranks hold.
+
+    Args:
+        rows: (ranks, n); the parts of each rank, one after the other, then what is no weight.
+        ranges: by rank and tensor, where the part begins and ends in the flattened tensor.
+        shapes: of the whole tensors.
+    """
+    wholes = [rows.new_empty(math.prod(shape)) for shape in shapes]
+    for row, held in zip(rows, ranges, strict=True):
+        place = 0
+        for whole, (begin, end) in zip(wholes, held, strict=True):
+            whole[begin:end] = row[place : place + end - begin]
+            place += end - begin
+    return [whole.view(shape) for whole, shape in zip(wholes, shapes, strict=True)]

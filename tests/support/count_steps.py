@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
+from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, deepspeed
@@ -136,6 +137,7 @@ def main() -> None:
     """Write one JSON file a rank."""
     ds_config, precision, folder = sys.argv[1:]
     world = World.join()
+    partitions.GATHERED_AT_ONCE = 5000  # so that some parameters are gathered together, not all
     if precision == "fp16":  # CPUs can do what is needed here, only slowly
         deepspeed.get_accelerator().is_fp16_supported = lambda: True
     found: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from torch import nn
 
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed.average import AverageDecay
-from adatad_ds.distributed.uncompiled import AdamW, exclusions_left_out
+from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out
 from adatad_ds.recipes.catalog import all_recipes
 from adatad_ds.training.optim import INITIAL_SHARE, average_warms_up, schedule
 

@@ -1,7 +1,7 @@
-"""Training without torch.compile: no rank compiles, so none imports what would.
+"""A rank's start without what training does not need.
 
-PyTorch and DeepSpeed exclude many of their functions from compilation, and the exclusion alone imports torch._dynamo
-with inductor, SymPy and pandas: 2 CPU s of each rank's start.
+No rank compiles, so none imports what would: PyTorch and DeepSpeed exclude many of their functions from compilation,
+and the exclusion alone imports torch._dynamo with inductor, SymPy and pandas, 2 CPU s of each rank's start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class AdamW(torch.optim.AdamW):
@@ -51,6 +52,17 @@ def muon_uncompiled(compiler: Any) -> Iterator[None]:
         yield
     finally:
         compiler.compile = compile_
+
+
+@contextmanager
+def parameters_unprinted() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 writes every trainable parameter's numbers into a line that it then does not print."""
+    shown = nn.Parameter.__repr__
+    nn.Parameter.__repr__ = object.__repr__
+    try:
+        yield
+    finally:
+        nn.Parameter.__repr__ = shown
 
 
 def _unchanged(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
