@@ -22,7 +22,7 @@ from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out, muon_uncompiled, parameters_unprinted
-from adatad_ds.distributed.releases import skip_needless_searches
+from adatad_ds.distributed.releases import search_by_index
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
@@ -38,7 +38,7 @@ with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
 from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
-from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator  # noqa: E402
+from deepspeed.runtime.zero import partitioned_param_coordinator as coordination  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_local_fp32_param,
     safe_get_local_optimizer_state,
@@ -52,7 +52,9 @@ from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimize
 # On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-skip_needless_searches(PartitionedParameterCoordinator, is_leaf=z3_leaf_module)
+search_by_index(
+    coordination.PartitionedParameterCoordinator, weights_of=coordination.iter_params, is_leaf=z3_leaf_module
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
@@ -344,6 +346,5 @@ class Engine:
         supported = {"fp16": accelerator.is_fp16_supported(), "bf16": accelerator.is_bf16_supported(), "fp32": True}
         if not supported[precision]:
             other = "bf16" if precision == "fp16" else "fp16"
-            raise ConfigError(
-                f"{accelerator.device_name()} here cannot train in {precision}; --set train.precision={other} or fp32"
-            )
+            here = accelerator.device_name()
+            raise ConfigError(f"{here} here cannot train in {precision}; --set train.precision={other} or fp32")
