@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,19 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.miniature and not _has_gpu():
         print("error: PyTorch finds no GPU here; --miniature tries the check itself on a CPU", file=sys.stderr)
         return 2
-    parts = [
-        Part(
-            name=name,
-            title=title,
-            command=_command(name, arguments.out, miniature=arguments.miniature),
-            limit_sec=MINIATURE_SEC if arguments.miniature else limit_sec,
-        )
-        for name, title, _, limit_sec in PARTS
-        if name in wanted
-    ]
+    parts = parts_of(wanted, arguments.out, miniature=arguments.miniature)
     if arguments.miniature:  # speed is not judged there, so parts may disturb each other
         return check(parts, arguments.out, heading="no GPU: miniature", at_once=2)
     return check(parts, arguments.out)
+
+
+def parts_of(names: Collection[str], out: Path, *, miniature: bool) -> list[Part]:
+    """The parts of these names, in their order; their rows lie in `out`."""
+    return [
+        Part(
+            name=name,
+            title=title,
+            command=_command(name, out, miniature=miniature),
+            limit_sec=MINIATURE_SEC if miniature else limit_sec,
+        )
+        for name, title, _, limit_sec in PARTS
+        if name in names
+    ]
 
 
 def check(parts: Sequence[Part], folder: Path, *, heading: str | None = None, at_once: int = 1) -> int:

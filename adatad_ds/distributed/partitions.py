@@ -125,10 +125,16 @@ def _joined(
         ranges: by rank and tensor, where the part begins and ends in the flattened tensor.
         shapes: of the whole tensors.
     """
-    wholes = [rows.new_empty(math.prod(shape)) for shape in shapes]
+    wholes: dict[int, Tensor] = {}
     for row, held in zip(rows, ranges, strict=True):
         place = 0
-        for whole, (begin, end) in zip(wholes, held, strict=True):
-            whole[begin:end] = row[place : place + end - begin]
+        for index, (begin, end) in enumerate(held):
+            part, size = row[place : place + end - begin], math.prod(shapes[index])
             place += end - begin
-    return [whole.view(shape) for whole, shape in zip(wholes, shapes, strict=True)]
+            if len(part) == size:  # not copied
+                wholes[index] = part
+            elif begin < end:
+                whole = wholes[index] if index in wholes else rows.new_empty(size)
+                whole[begin:end] = part
+                wholes[index] = whole
+    return [wholes[index].view(shape) for index, shape in enumerate(shapes)]

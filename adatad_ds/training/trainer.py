@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -66,6 +67,8 @@ class Trainer:
     stop: StopRequest
     profiler: Profiler
     updates: Updates
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    writing: Future[list[str]] | None = None  # the last checkpoint, on rank 0
 
     def run(self) -> None:
         """Train from the current step to the last epoch's evaluation, or to the end of a step when asked to stop."""
@@ -159,7 +162,8 @@ class Trainer:
         return stops
 
     def leave_early(self) -> None:
-        """Mark the run as interrupted: in a message to the user, and in a file for whoever started it."""
+        """Mark the run as interrupted: in a message to the user, and in a file for whoever started it. A collective."""
+        self.finish_saving()
         if self.world.is_main:
             self.run_folder.mark_interrupted()
         self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
@@ -199,13 +203,14 @@ class Trainer:
             self.monitor.histogram(name, values, step)
 
     def save(self) -> None:
-        """Write a checkpoint. A collective.
+        """Take a checkpoint, which is written while training goes on, once the one before is. A collective.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: the one before could not be written.
             TrainingError: another training has taken over the run's folder.
         """
         began = time.perf_counter()
+        self.finish_saving()
         self.world.on_main(self.lock.check)
         self.progress.failed_videos = self.failed_videos.errors
         self.progress.skipped_steps = self.skipped_steps.total
@@ -226,12 +231,20 @@ class Trainer:
             "training_data": self.task.data_fingerprint,
             "frozen_fingerprint": self.frozen_fingerprint,
         }
-        failed = self.world.on_main(
-            lambda: self.store.save(step=self.progress.step, trainable=trainable, compact=compact, state=state)
-        )
-        for line in failed:
-            self.monitor.say(f"warning: {line}")
+        if self.world.is_main:
+            write = partial(self.store.save, step=self.progress.step, trainable=trainable, compact=compact, state=state)
+            self.writing = self.writer.submit(write)
         self.monitor.scalars(self.progress.step - 1, {"time/checkpoint_sec": time.perf_counter() - began})
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is written. A collective.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        writing, self.writing = self.writing, None
+        for line in self.world.on_main(lambda: writing.result() if writing else []):
+            self.monitor.say(f"warning: {line}")
 
     def evaluate_if_due(self, epoch: int) -> bool:
         """Evaluate the averaged weights after `epoch` epochs, once, if the recipe asks for it. A collective.
@@ -244,6 +257,7 @@ class Trainer:
         regular = epoch >= settings.eval_from_epoch and (epoch - settings.eval_from_epoch) % settings.eval_every == 0
         done = self.world.on_main(lambda: epoch in self.run_folder.evaluations())
         if done:
+            self.finish_saving()
             self.mark_if_best(epoch)  # before which a crash may have come, too
         if done or not (last or regular):
             return True
@@ -259,6 +273,7 @@ class Trainer:
                 evaluation = self.task.evaluate(forward, report=self.monitor.say)
         except StopAsked:
             return False
+        self.finish_saving()  # of what is marked
         if evaluation is not None:
             self.record_evaluation(epoch, evaluation)
         return True
@@ -306,7 +321,8 @@ class Trainer:
             self.monitor.say(f"memory of {whose}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
 
     def close(self) -> None:
-        """Flush the logs and release the engine."""
+        """Finish the checkpoint that is being written, flush the logs and release the engine."""
+        self.writer.shutdown()
         self.profiler.close()
         self.monitor.close()
         self.engine.close()

@@ -51,7 +51,7 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
     newest = CheckpointStore(folder=killed / "checkpoints", keep=2).latest()
     assert newest is not None
     resumed_at = json.loads((newest / "state.json").read_text())["step"]
-    assert resumed_at in (3, 4, 6)
+    assert resumed_at in (2, 3, 4, 6)
     versions = json.loads((killed / "versions.json").read_text())
     versions["packages"]["numpy"] = "1.0.0"
     (killed / "versions.json").write_text(json.dumps(versions))

@@ -57,6 +57,16 @@ def test_killed_while_saving(whole, small_videos, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_goes_on_while_a_checkpoint_is_written(ranks, small_videos, tmp_path):
+    settings = SETTINGS | {"ranks": ranks, "train__stop_epoch": 1}
+    command = train_command(data=small_videos, run=tmp_path / "run", **settings)
+    finish(["tests/support/train_saving_slowly.py" if word == "adatad_ds/train.py" else word for word in command])
+    store = CheckpointStore(folder=tmp_path / "run" / "checkpoints", keep=2)
+    assert [path.name for path in store.all()] == ["step_00000001", "step_00000002"]
+
+
+@pytest.mark.slow
 def test_disk_full_while_saving(whole, small_videos, tmp_path):
     run = tmp_path / "run"
     folder = run / "checkpoints"

@@ -27,6 +27,7 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "data.short_side_before_crop": 36,
     "data.workers": 0,
     "backbone.drop_path": 0.2,
+    "backbone.adapter_blocks": "[4,5]",  # of 6
     "head.width": 32,
     "head.arch": "[1,1,2]",
     "head.regression_range": "[[0,4],[4,8],[8,10000]]",

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +39,8 @@ from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.plots.distributions import SubsetShape, draw_distributions
 from adatad_ds.recipes.catalog import find_recipe
-from tests.support.launch import environment
+from tests.support import launch
+from tests.support.pool import forked
 from tests.support.videos import cut, numbered_frame, overstate_frames, scramble_packet, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -470,9 +470,7 @@ def test_nothing_to_check(tmp_path: Path, whole: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_generated_data_are_all_good_and_cached(tmp_path: Path):
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *words]
-        env = environment() | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+        return launch.start(forked(1, list(words)))
 
     make = ["-m", "adatad_ds", "generate", "videos", "--out", str(tmp_path / "data")]
     made = run(*make, "--train", "3", "--test", "2", "--seed", "20", "--seconds", "14", "22")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.launch import REPOSITORY, environment
-from tools.check_gpu import PARTS, Part, check
+from tests.support.pool import forked
+from tools.check_gpu import PARTS, Part, check, parts_of
 from tools.gpu_parts.record import AS_EXPECTED, BETTER, FAILED, WORSE, Recorder, read_rows
 
 
@@ -85,9 +87,11 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path):
 
 @pytest.mark.slow
 def test_in_miniature(tmp_path: Path):
-    done = run("--miniature", "--out", str(tmp_path))
+    parts = parts_of([name for name, *_ in PARTS], tmp_path, miniature=True)
+    without_imports = [replace(part, command=tuple(forked(1, list(part.command[1:])))) for part in parts]
+    failed = check(without_imports, tmp_path, heading="no GPU: miniature", at_once=2)
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert done.returncode == 0, [row for row in rows if row.verdict == FAILED]
+    assert not failed, [row for row in rows if row.verdict == FAILED]
     assert {row.part for row in rows} == {name for name, *_ in PARTS}
     assert "**no GPU: miniature**" in (tmp_path / "report.md").read_text()
     apart = [row for row in rows if "relative difference" in row.what]
