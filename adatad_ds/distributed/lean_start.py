@@ -58,7 +58,7 @@ def muon_uncompiled(compiler: Any) -> Iterator[None]:
 def parameters_unprinted() -> Iterator[None]:
     """DeepSpeed's ZeRO-3 writes every trainable parameter's numbers into a line that it then does not print."""
     shown = nn.Parameter.__repr__
-    nn.Parameter.__repr__ = object.__repr__
+    nn.Parameter.__repr__ = object.__repr__  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

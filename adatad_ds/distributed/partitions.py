@@ -86,18 +86,18 @@ def gathered(
     """
     for names in _batches({name: math.prod(whole_shape(parameter)) for name, parameter in parameters.items()}):
         batch = [parameters[name] for name in names]
+        shapes = [whole_shape(parameter) for parameter in batch]
+        sizes = [math.prod(shape) for shape in shapes]
         held = [held_range(parameter, rank=world.rank) for parameter in batch]
-        ranges = world.gather_alike(torch.tensor(held)).tolist()
-        longest = max(sum(end - begin for begin, end in of_rank) for of_rank in ranges)
         states: dict[str, dict[str, Tensor]] = {name: {} for name in names}
         for kind in kinds:
-            flat, place = torch.zeros(longest, device=world.device), 0
-            for parameter, (begin, end) in zip(batch, held, strict=True):
-                flat[place : place + end - begin] = part(parameter, kind)[: end - begin].detach()
-                place += end - begin
-            wholes = _joined(world.gather_alike(flat), ranges, shapes=[whole_shape(parameter) for parameter in batch])
-            for state, whole in zip(states.values(), wholes, strict=True):
-                state[kind] = whole
+            flat = torch.zeros(sum(sizes), device=world.device)
+            wholes = flat.split(sizes)
+            for parameter, whole, (begin, end) in zip(batch, wholes, held, strict=True):
+                whole[begin:end] = part(parameter, kind)[: end - begin].detach()
+            world.add_up(flat)  # elsewhere than in a rank's own parts are zeros
+            for state, whole, shape in zip(states.values(), wholes, shapes, strict=True):
+                state[kind] = whole.view(shape)
         yield from states.items()
 
 
@@ -113,28 +113,3 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
         total += size
     if batch:
         yield batch
-
-
-def _joined(
-    rows: Tensor, ranges: Sequence[Sequence[tuple[int, int]]], *, shapes: Sequence[tuple[int, ...]]
-) -> list[Tensor]:
-    """Whole tensors from the parts of them that the ranks hold.
-
-    Args:
-        rows: (ranks, n); the parts of each rank, one after the other, then what is no weight.
-        ranges: by rank and tensor, where the part begins and ends in the flattened tensor.
-        shapes: of the whole tensors.
-    """
-    wholes: dict[int, Tensor] = {}
-    for row, held in zip(rows, ranges, strict=True):
-        place = 0
-        for index, (begin, end) in enumerate(held):
-            part, size = row[place : place + end - begin], math.prod(shapes[index])
-            place += end - begin
-            if len(part) == size:  # not copied
-                wholes[index] = part
-            elif begin < end:
-                whole = wholes[index] if index in wholes else rows.new_empty(size)
-                whole[begin:end] = part
-                wholes[index] = whole
-    return [wholes[index].view(shape) for index, shape in enumerate(shapes)]

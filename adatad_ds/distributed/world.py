@@ -127,14 +127,11 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
-    def gather_alike(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Every rank's tensor of one shape (n, ...) and type: (ranks, n, ...), on this rank's device."""
-        if self.size == 1:
-            return tensor.to(self.device).unsqueeze(0)
-        self.watch.beat()
-        gathered = torch.empty(self.size * len(tensor), *tensor.shape[1:], dtype=tensor.dtype, device=self.device)
-        dist.all_gather_into_tensor(gathered, tensor.to(self.device))
-        return gathered.view(self.size, *tensor.shape)
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Replace a tensor on this rank's device by its sum over all ranks."""
+        if self.size > 1:
+            self.watch.beat()
+            dist.all_reduce(tensor)
 
     def _from_main(self, item: T) -> T:
         """Rank 0's picklable object."""
