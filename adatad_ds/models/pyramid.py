@@ -17,6 +17,7 @@ from adatad_ds.models.sample_noise import SampleNoise
 
 CONV_NORM_EPS = 1e-6  # of the convolution modules and the neck; the transformer blocks use PyTorch's 1e-5
 ACTIONFORMER_EPS = 1e-5  # the same in ActionFormer's own code
+ATTENDED_AT_ONCE = 1024  # steps of local attention
 HALVING = 2
 
 
@@ -211,8 +212,8 @@ class ScaledDropPath(nn.Module):
 class ConvAttention(nn.Module):
     """Multi-head attention whose q, k, v come from depthwise temporal convolutions, which may halve the rate.
 
-    Local attention is ordinary attention with a band mask: at these lengths (a few thousand steps) the dense product
-    is cheaper than gathering windows, and negligible compared to the backbone.
+    Local attention is ordinary attention with a band mask, some steps at a time: up to a thousand steps the dense
+    product is cheaper than gathering windows, and of longer ones neither mask nor product grows with the square.
     """
 
     def __init__(self, *, width: int, heads: int, window: int, stride: int) -> None:
@@ -237,17 +238,30 @@ class ConvAttention(nn.Module):
         query = self.query(self.query_norm(self.query_conv(channels_first).transpose(1, 2) * mask))
         key = self.key(self.key_norm(self.key_conv(channels_first).transpose(1, 2) * mask))
         value = self.value(self.value_norm(self.value_conv(channels_first).transpose(1, 2) * mask))
-        mixed = F.scaled_dot_product_attention(
-            self._split(query), self._split(key), self._split(value), attn_mask=self._allowed(out_valid)
-        )
+        query, key, value = (self._split(projected) for projected in (query, key, value))
+        if self.window > 1:
+            mixed = self._local(query, key, value, out_valid)
+        else:  # where nothing is valid, all may be attended to: softmax over nothing is NaN
+            allowed = out_valid | ~out_valid.any(dim=1, keepdim=True)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed[:, None, None, :])
         return self.proj(mixed.transpose(1, 2).flatten(2)) * mask
+
+    def _local(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> Tensor:
+        """(B, heads, T, C / heads); each step may attend to itself, so that none attends to nothing."""
+        steps, reach = valid.shape[1], self.window // 2
+        place = torch.arange(steps, device=valid.device)
+        parts = []
+        for begin in range(0, steps, ATTENDED_AT_ONCE):
+            end = min(begin + ATTENDED_AT_ONCE, steps)
+            near = slice(max(begin - reach, 0), end + reach)
+            distance = (place[begin:end, None] - place[None, near]).abs()
+            allowed = (valid[:, None, None, near] | (distance == 0)) & (distance <= reach)
+            parts.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, begin:end], key[:, :, near], value[:, :, near], attn_mask=allowed
+                )
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, C / heads)
-
-    def _allowed(self, valid: Tensor) -> Tensor:
-        """(B, 1, T, T) bool. Each step may attend to itself, so that no row is empty: softmax over nothing is NaN."""
-        step = torch.arange(valid.shape[1], device=valid.device)
-        distance = (step[:, None] - step[None, :]).abs()
-        allowed = valid[:, None, None, :] | (distance == 0)
-        return allowed & (distance <= self.window // 2) if self.window > 1 else allowed

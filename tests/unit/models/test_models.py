@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
 from adatad_ds.errors import ConfigError
+from adatad_ds.models import pyramid
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
@@ -226,12 +227,14 @@ def test_dropout_of_a_pyramid_block_by_hand():
 
 def test_the_config_sets_the_pyramids_dropout():
     config = override(CONFIG, ["head.proj_dropout=0.25"])
-    pyramid = build_detector(config, spec=SPEC, num_classes=3).pyramid
-    assert {block.proj_dropout for block in (*pyramid.stem, *pyramid.branch)} == {0.25}
+    built = build_detector(config, spec=SPEC, num_classes=3).pyramid
+    assert {block.proj_dropout for block in (*built.stem, *built.branch)} == {0.25}
 
 
+@pytest.mark.parametrize("at_once", [1024, 5])
 @pytest.mark.parametrize("attn_window", [3, 5, 9, -1])
-def test_local_attention_by_hand(attn_window):
+def test_local_attention_by_hand(attn_window, at_once, monkeypatch):
+    monkeypatch.setattr(pyramid, "ATTENDED_AT_ONCE", at_once)
     torch.manual_seed(0)
     attention = ConvAttention(width=8, heads=2, window=attn_window, stride=1)
     valid = torch.ones(1, 12, dtype=torch.bool)
