@@ -6,6 +6,7 @@ import gc
 import http.client
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,6 +28,7 @@ from adatad_ds.predict import load_detector
 from adatad_ds.serving.app import App
 from adatad_ds.serving.jobs import Jobs, Limits
 from adatad_ds.serving.server import serving
+from tests.support.browser import loaded
 from tests.support.exports import make_export
 from tests.support.launch import REPOSITORY, environment
 from tests.support.videos import write_video
@@ -286,6 +289,16 @@ def test_two_hundred_requests_good_and_bad_leave_nothing(served: Served):
     assert seen["list"] == seen["health"] == {200}
     _, job = served.submit(good)
     assert served.finished(job)["state"] == "done"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_page_asks_for_a_path_where_there_is_a_folder(folder: bool, tmp_path: Path):
+    page = (files("adatad_ds.serving") / "home.html").read_text(encoding="utf-8")
+    page = page.replace("@FACTS@", json.dumps({"about": "", "paths": folder, "max_mb": 1}))
+    page = page.replace("<body>", "<body><script>window.fetch = async () => null;</script>")  # there is no server
+    (tmp_path / "home.html").write_text(f'{page}<script>document.title = $("named").offsetHeight > 0;</script>')
+    assert f"<title>{str(folder).lower()}</title>" in loaded(tmp_path / "home.html")
 
 
 def test_the_command_begins_and_ends(served: Served, tmp_path: Path):
