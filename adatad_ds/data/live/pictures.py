@@ -150,7 +150,10 @@ class _Reader:
         """All parts, and what happens between them."""
         yield from self._read_once()
         if self._part is None:
-            raise VideoError(f"{self._source.name}: no frame can be decoded")
+            hint = "; an MP4 that has its index at its end cannot be read from a pipe, MPEG-TS or Matroska can"
+            raise VideoError(
+                f"{self._source.name}: no frame can be decoded{hint if self._source.kind == 'pipe' else ''}"
+            )
         while self._source.comes_back and not self._closed.is_set():
             last = self._part
             yield StreamEvent(

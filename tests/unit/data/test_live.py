@@ -202,6 +202,16 @@ def test_few_pictures_are_held():
     assert most <= 16 + 8 + 2  # a window, the step to the next, and those on their way
 
 
+def test_an_mp4_with_its_index_at_its_end_cannot_be_piped(tmp_path: Path):
+    video = write_video(tmp_path / "a.mp4", frames=8, width=32, height=32)
+    os.mkfifo(tmp_path / "pipe")
+    feeder = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(video.read_bytes()))
+    feeder.start()
+    with pytest.raises(VideoError, match="index at its end cannot be read from a pipe, MPEG-TS or Matroska can"):
+        watched(LiveSource(address=str(tmp_path / "pipe"), idle_sec=2.0, reconnect_sec=0))
+    feeder.join()
+
+
 def test_what_is_no_stream_is_an_error(tmp_path: Path):
     (tmp_path / "no.ts").write_text("no video")
     for address in (str(tmp_path / "none.ts"), str(tmp_path / "no.ts"), "http://127.0.0.1:9/x"):
