@@ -23,7 +23,7 @@ from adatad_ds.data.live.pictures import Began, Ended, Picture, StreamEvent, liv
 from adatad_ds.data.live.source import LiveSource
 from adatad_ds.data.live.windows import LiveWindow, live_windows
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
-from tests.support.videos import frame_numbers, write_elementary, write_late, write_video
+from tests.support.videos import frame_numbers, write_elementary, write_late, write_textured, write_video
 
 FRAMES, FPS = 131, 10
 BASE = DataConfig(window_size=16, feature_stride_frames=2, resolution=32, short_side_before_crop=40, workers=0)
@@ -203,7 +203,7 @@ def test_few_pictures_are_held():
 
 
 def test_an_mp4_with_its_index_at_its_end_cannot_be_piped(tmp_path: Path):
-    video = write_video(tmp_path / "a.mp4", frames=8, width=32, height=32)
+    video = write_textured(tmp_path / "a.mp4", frames=30, width=320, height=240)
     os.mkfifo(tmp_path / "pipe")
     feeder = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(video.read_bytes()))
     feeder.start()
