@@ -1,6 +1,7 @@
 """timm's image transformers, taken apart so that a video model can run them block by block.
 
-Parameters keep the names of timm's VisionTransformer, also for DINOv3, which timm builds from other blocks.
+Parameters keep the names of timm's VisionTransformer, also for DINOv3 and Perception Encoder, which timm builds as Eva
+models, from other blocks.
 
 n frames of H x W pixels, patch side p, N = prefix tokens (class token, registers) + (H // p) * (W // p) patches,
 C channels.
@@ -10,7 +11,16 @@ from __future__ import annotations
 
 import timm
 import torch
-from timm.layers import DropPath, LayerScale, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat, to_2tuple
+from timm.layers import (
+    AttentionRope,
+    DropPath,
+    LayerScale,
+    PatchEmbed,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    apply_rot_embed_cat,
+    to_2tuple,
+)
 from timm.models import is_model_in_modules
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
@@ -25,17 +35,20 @@ MOST_SEQUENCES = 2**15  # per attention call: CUDA kernels put them on a grid ax
 
 
 class RotaryAttention(nn.Module):
-    """Self-attention with rotary position embedding on the patches' queries and keys (DINOv3, arXiv 2508.10104).
+    """Self-attention with rotary position embedding on the patches' queries and keys.
 
     Args:
         width: C.
         heads: attention heads, each of C / heads channels.
         bias: on query, key and value; DINOv3's keys have a bias of zero.
+        half: channels that turn together are half a head apart (DINOv3, arXiv 2508.10104); False: neighbours
+            (Perception Encoder, arXiv 2504.13181).
     """
 
-    def __init__(self, *, width: int, heads: int, bias: bool) -> None:
+    def __init__(self, *, width: int, heads: int, bias: bool, half: bool) -> None:
         super().__init__()
         self.num_heads = heads
+        self.half_apart = half
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width)
 
@@ -49,18 +62,18 @@ class RotaryAttention(nn.Module):
         """
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotary is not None:
-            q, k = (_rotated(each, rotary) for each in (q, k))
+            q, k = (_rotated(each, rotary, half=self.half_apart) for each in (q, k))
         return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
+def _rotated(heads: Tensor, rotary: Tensor, *, half: bool) -> Tensor:
     """Rotate the patches, the last tokens, of queries or keys (n, heads, L, c)."""
     prefix, patches = heads.split([heads.shape[2] - len(rotary), len(rotary)], dim=2)
-    return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=True).to(heads.dtype)], dim=2)
+    return torch.cat([prefix, apply_rot_embed_cat(patches, rotary, half=half).to(heads.dtype)], dim=2)
 
 
 class RotaryBlock(nn.Module):
-    """A block of timm's DINOv3 as separate parts, under the names of timm's plain Block.
+    """A block of timm's Eva models as separate parts, under the names of timm's plain Block.
 
     Layer scales are modules here, so that ZeRO-3 gathers them, and q, k and v share one bias parameter.
     """
@@ -68,13 +81,17 @@ class RotaryBlock(nn.Module):
     def __init__(self, block: EvaBlock) -> None:
         super().__init__()
         attention, width = block.attn, len(block.norm1.weight)
-        assert isinstance(attention, EvaAttention)
+        assert isinstance(attention, EvaAttention | AttentionRope)
+        assert attention.qkv is not None
+        bias = attention.qkv.bias if isinstance(attention, AttentionRope) else attention.q_bias
         self.norm1 = block.norm1
-        self.attn = RotaryAttention(width=width, heads=attention.num_heads, bias=attention.q_bias is not None)
-        self.ls1 = LayerScale(width)
+        self.attn = RotaryAttention(
+            width=width, heads=attention.num_heads, bias=bias is not None, half=attention.rotate_half
+        )
+        self.ls1 = nn.Identity() if block.gamma_1 is None else LayerScale(width)
         self.norm2 = block.norm2
         self.mlp = block.mlp
-        self.ls2 = LayerScale(width)
+        self.ls2 = nn.Identity() if block.gamma_2 is None else LayerScale(width)
 
 
 class ImageTransformer(nn.Module):
@@ -84,8 +101,8 @@ class ImageTransformer(nn.Module):
     when it is called.
 
     Args:
-        vit: timm's plain vision transformer, or its DINOv3, without classifier; it is taken apart and must not be used
-            afterwards.
+        vit: timm's plain vision transformer, or an Eva model with rotary positions (DINOv3, Perception Encoder),
+            without classifier; it is taken apart and must not be used afterwards.
         pixel_mean: RGB, on the scale 0..255.
         pixel_std: RGB, on the scale 0..255.
         antialias_positions: downscale the position table with antialiasing (`fit_image_weights`).
@@ -189,23 +206,18 @@ def build_image_transformer(
         ours = TimmTransformer(img_size=resolution, patch_size=16, embed_dim=128, depth=4, num_heads=4, num_classes=0)
         return ImageTransformer(vit=ours, pixel_mean=pixel_mean or (127.5,) * 3, pixel_std=pixel_std or (127.5,) * 3)
     architecture, _, tag = name.partition(".")
-    rotary = "dinov3" in architecture and is_model_in_modules(architecture, ["eva"])
-    if not rotary and not is_model_in_modules(architecture, ["vision_transformer"]):
+    if not is_model_in_modules(architecture, ["vision_transformer", "eva"]):
         known = ", ".join(timm.list_models("vit_*_clip_quickgelu_*")[:4])
         raise ConfigError(
             f"timm has no plain vision transformer named {name}; it has, for example, {known}, "
-            "vit_base_patch14_dinov2, vit_base_patch16_dinov3"
+            "vit_base_patch14_dinov2, vit_base_patch16_dinov3, vit_base_patch16_siglip_224.v2_webli, "
+            "vit_pe_core_base_patch16_224"
         )
-    if rotary:
-        vit = timm.create_model(
-            name, pretrained=False, num_classes=0, img_size=resolution, dynamic_img_size=False, global_pool="token"
-        )
-    else:
-        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution)
+    vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=resolution, dynamic_img_size=False)
     if not isinstance(vit, TimmTransformer | Eva):
         raise ConfigError(f"{name} of timm is a {type(vit).__name__}, not a plain vision transformer")
     _check_resolution(name, resolution=resolution, patch=int(vit.patch_embed.patch_size[0]))
-    if isinstance(vit, TimmTransformer) and vit.attn_pool is not None:
+    if vit.attn_pool is not None or "dinov3" in architecture:  # timm averages DINOv3's patches, its authors do not
         vit.reset_classifier(0, "avg" if vit.cls_token is None else "token")
     published = timm.get_pretrained_cfg(name)
     assert published is not None
@@ -233,10 +245,28 @@ def attend(block: nn.Module, tokens: Tensor, *, rotary: Tensor | None = None) ->
 
 def _rotary_table(rope: nn.Module | None, *, grid: tuple[int, int]) -> Tensor:
     """Sines and cosines of the patch positions, (patches, 2 * C / heads); real even if the model is on meta."""
-    assert isinstance(rope, RotaryEmbeddingDinoV3)
     with torch.device("cpu"):
-        table = RotaryEmbeddingDinoV3(rope.dim, temperature=rope.temperature, feat_shape=list(grid))
+        if isinstance(rope, RotaryEmbeddingDinoV3):
+            return RotaryEmbeddingDinoV3(rope.dim, temperature=rope.temperature, feat_shape=list(grid)).get_embed()
+        assert isinstance(rope, RotaryEmbeddingCat)
+        table = RotaryEmbeddingCat(
+            rope.dim,
+            temperature=rope.temperature,
+            in_pixels=rope.in_pixels,
+            feat_shape=list(grid),
+            ref_feat_shape=rope.ref_feat_shape,
+            grid_offset=rope.grid_offset,
+            grid_indexing=rope.grid_indexing,
+        )
         return table.get_embed()
+
+
+def _has_plain_attention(block: nn.Module) -> bool:
+    attention = block.attn
+    assert isinstance(attention, EvaAttention | AttentionRope)
+    norms = (attention.q_norm, attention.k_norm, attention.norm)
+    gate = getattr(attention, "gate", None)  # since timm 1.0.25
+    return attention.qkv is not None and gate is None and all(isinstance(norm, nn.Identity) for norm in norms)
 
 
 def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
@@ -251,8 +281,18 @@ def _check(vit: TimmTransformer | Eva) -> None:
         raise ConfigError(
             f"the image transformer's blocks are {', '.join(sorted(odd))}; only timm's plain {plain.__name__} works"
         )
-    if isinstance(vit, Eva) and not isinstance(vit.rope, RotaryEmbeddingDinoV3):
-        raise ConfigError("of timm's Eva models, only those with DINOv3's rotary positions are supported")
+    if isinstance(vit, Eva):
+        if not isinstance(vit.rope, RotaryEmbeddingDinoV3 | RotaryEmbeddingCat):
+            found = "none" if vit.rope is None else type(vit.rope).__name__
+            raise ConfigError(
+                "of timm's Eva models, those with the rotary positions of DINOv3 or Perception Encoder are supported, "
+                f"the same in all blocks; this one's are {found}"
+            )
+        if not all(_has_plain_attention(block) for block in vit.blocks):
+            raise ConfigError(
+                "the image transformer's attention has norms, gates, or other projections than one for query, key and "
+                "value, which are not supported"
+            )
     if vit.dynamic_img_size or not isinstance(vit.patch_embed, PatchEmbed):
         raise ConfigError("the image transformer must take frames of one size, cut into patches by timm's PatchEmbed")
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in vit.modules()) or any(
