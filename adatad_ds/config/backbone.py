@@ -19,7 +19,7 @@ FEATURES = "features"  # the backbone's name where data.features are read
 class BackboneConfig:
     """Video or image transformer, and how it is tuned."""
 
-    # a key of VIT_SPECS or VJEPA2_SPECS (models/backbones); `vit_...`: of timm; `features`: data.features
+    # a key of VIDEO_SPECS (models/factory.py); `vit_...`: of timm; `features`: data.features
     name: str = "videomae_s"
     weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
@@ -32,7 +32,7 @@ class BackboneConfig:
     lora_alpha: numbers.PositiveFloat = 16.0  # updates are scaled by lora_alpha / lora_rank
     lora_targets: tuple[LoRATarget, ...] = ("qkv", "proj", "fc1", "fc2")
     lora_dora: bool = False  # train the size of each output's weights, too (DoRA)
-    # of V-JEPA 2 and image transformers: frames that attend to one another; None: 16, image models in recognition: all
+    # of all but VideoMAE: frames that attend to one another; None: 16, image models in recognition: all
     clip_frames: numbers.PositiveInt | None = None
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
@@ -62,12 +62,13 @@ class BackboneConfig:
     @property
     def frames_per_token(self) -> int:
         """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
-        return 1 if self.is_image or self.is_features else TUBELET_FRAMES
+        single = self.is_image or self.is_features or self.name.startswith("internvideo2")
+        return 1 if single else TUBELET_FRAMES
 
     @property
-    def is_vjepa2(self) -> bool:
-        """Whether this is a V-JEPA 2, whose clips may be of any length."""
-        return self.name.startswith("vjepa2")
+    def takes_clip_frames(self) -> bool:
+        """Whether clips may have another length than 16: not those of VideoMAE, whose positions are for 16 frames."""
+        return self.is_image or self.name.startswith(("vjepa2", "internvideo2"))
 
     @property
     def has_adapters(self) -> bool:

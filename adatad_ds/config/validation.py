@@ -94,8 +94,7 @@ def _recognition(config: Config) -> Iterator[str]:
     settings = config.recognition
     assert settings is not None
     if settings.frames % config.clip_frames:
-        set_by = config.backbone.is_image or config.backbone.is_vjepa2
-        whose = " (backbone.clip_frames)" if set_by else " of a video transformer"
+        whose = " (backbone.clip_frames)" if config.backbone.takes_clip_frames else " of a video transformer"
         yield (
             f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
             f"{whose}"
@@ -135,9 +134,9 @@ def _backbone(config: Config) -> Iterator[str]:
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
-    if backbone.is_vjepa2 and config.clip_frames % 2:
+    if config.clip_frames % backbone.frames_per_token:
         yield f"backbone.clip_frames = {config.clip_frames} is odd; tokens of {backbone.name} cover 2 frames"
-    clip_frames = None if backbone.is_vjepa2 else backbone.clip_frames
+    clip_frames = None if backbone.takes_clip_frames else backbone.clip_frames
     image_settings = (backbone.aim_adapters, clip_frames, backbone.pixel_mean, backbone.pixel_std)
     targets = backbone.lora_targets
     if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
@@ -181,6 +180,8 @@ def _cached_features(config: Config) -> Iterator[str]:
 def _patch_sides(backbone: str) -> tuple[int, ...]:
     if backbone == "videomaev2_g":
         return 14, 16  # its patches are 14 pixels wide; at 160 its authors drop the last 6
+    if backbone.startswith("internvideo2"):
+        return (14,)
     named = re.search(r"patch(\d+)", backbone)  # as in timm's names
     return (int(named[1]),) if named else (16,)
 

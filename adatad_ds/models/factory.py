@@ -20,6 +20,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
+from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, InternVideo2
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
@@ -38,6 +39,7 @@ from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
+VIDEO_SPECS = VIT_SPECS | VJEPA2_SPECS | INTERNVIDEO2_SPECS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ def build_backbone(
         )
     spec = spec or backbone_spec(backbone.name)
     with memory:
-        vit = _video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
+        vit = build_video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
@@ -254,18 +256,28 @@ def backbone_spec(name: str) -> ViTSpec:
     Raises:
         ConfigError: unknown name.
     """
-    specs = VIT_SPECS | VJEPA2_SPECS
-    if name not in specs:
+    if name not in VIDEO_SPECS:
         raise ConfigError(
-            f"backbone.name={name!r} is unknown; known: {', '.join(specs)}, and timm's image models vit_..."
+            f"backbone.name={name!r} is unknown; known: {', '.join(VIDEO_SPECS)}, and timm's image models vit_..."
         )
-    return specs[name]
+    return VIDEO_SPECS[name]
 
 
-def _video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
-    if spec.rotary:
-        return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
-    return VisionTransformer(spec=spec, resolution=resolution)
+def build_video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
+    """A video transformer of its spec's family, with random weights.
+
+    Args:
+        spec: its shape.
+        clip_frames: frames per clip; VideoMAE's have 16.
+        resolution: side in pixels of the input frames.
+    """
+    match spec.family:
+        case "VideoMAE":
+            return VisionTransformer(spec=spec, resolution=resolution)
+        case "V-JEPA 2":
+            return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
+        case "InternVideo2":
+            return InternVideo2(spec=spec, clip_frames=clip_frames, resolution=resolution)
 
 
 def _feature_channels(config: Config) -> int:

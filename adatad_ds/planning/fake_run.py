@@ -90,7 +90,7 @@ def span_bytes(
             with torch.no_grad():
                 vit.run_block(frozen, vit.embed(frames))
 
-        steps, rest = clips * vit.clip_tubelets, (spec.positions(resolution), spec.width)
+        steps, rest = clips * vit.clip_tubelets, (vit.positions, spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
         def segment_of(kind: SegmentKind) -> BlockSpan:
@@ -98,8 +98,10 @@ def span_bytes(
             blocks = [tuned if inside else frozen for inside in kind.blocks]
 
             def run(tokens: Tensor, start: int) -> Tensor:
+                by_clip = vit.by_clip(tokens)
                 for index in blocks:
-                    tokens = vit.run_block(index, tokens.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                    by_clip = vit.run_block(index, by_clip)
+                tokens = vit.by_tubelet(by_clip, windows=windows)
                 return vit.finish(tokens) if kind.last else tokens
 
             parts = [*([] if adapter is None else [adapter]), *(vit.blocks[index] for index in blocks)]

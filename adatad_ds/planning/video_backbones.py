@@ -2,7 +2,7 @@
 
 What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span.
 
-T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
+T' tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
@@ -34,20 +33,21 @@ class VideoCost:
         self._spec = backbone_spec(config.backbone.name)
         self._tuned = sorted(adapted_blocks(config.backbone))
         self._stored = stored_outputs_of(config.backbone)
+        self._frames = self._spec.tubelet_frames
         self._positions = self._spec.positions(config.data.resolution)
 
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
-        tokens = frames // TUBELET_FRAMES * self._positions
+        tokens = frames // self._frames * self._positions
         return tokens * self._spec.width * self._config.train.dtype.itemsize
 
     def flop(self, *, recomputed: float) -> float:
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         config, spec, tuning = self._config, self._spec, self._config.backbone.tuning
-        tokens = config.sample_frames // TUBELET_FRAMES * self._positions
+        tokens = config.sample_frames // self._frames * self._positions
         block, adapter, inside = self._forward_flop(tokens)
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
+        embedding = 2.0 * tokens * spec.width * 3 * self._frames * spec.patch**2
         added = len(self._tuned) * (adapter + inside)
         below = spec.depth if tuning in ("frozen", "side") else 0 if tuning == "full" else self._stored[0] + 1
         above = spec.depth - below
@@ -61,7 +61,7 @@ class VideoCost:
         """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
         backbone, spec = self._config.backbone, self._spec
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        clip_tokens = self._config.clip_frames // TUBELET_FRAMES * self._positions
+        clip_tokens = self._config.clip_frames // self._frames * self._positions
         attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
         middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.adapter == "tia" else 0

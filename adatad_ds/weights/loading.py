@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from adatad_ds.models.backbones.image_vit import ImageTransformer
 
 _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
+_INTERNVIDEO2 = "https://github.com/OpenGVLab/InternVideo/blob/main/InternVideo2/single_modality/MODEL_ZOO.md"
+_INTERNVIDEO2_DISTILLED = "OpenGVLab/InternVideo2_distillation_models on the Hugging Face hub (terms on its page)"
 VIT = "backbone.vit."  # where a detector has its transformer
 # of a detector, with TriDet's heads, of a recogniser
 _CLASSIFIERS = ("head.cls_head.", "head.start_head.", "head.end_head.", "head.classifier.")
@@ -47,6 +49,11 @@ WHERE_FROM = {
     "vjepa2_l": "facebook/vjepa2-vitl-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
     "vjepa2_h": "facebook/vjepa2-vith-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
     "vjepa2_g": "facebook/vjepa2-vitg-fpc64-256, or -384 for 384 px, on the Hugging Face hub (Meta; terms on its page)",
+    "internvideo2_s": f"{_INTERNVIDEO2}: stage1/S14/S14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_b": f"{_INTERNVIDEO2}: stage1/B14/B14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_l": f"{_INTERNVIDEO2}: stage1/L14/L14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_1b": f"{_INTERNVIDEO2}: 1B_ft_k710_f8.pth of OpenGVLab/InternVideo2-Stage1-1B-224p-f8-k710 on the "
+    "Hugging Face hub (terms on its page)",
     "vit_base_patch16_clip_quickgelu_224": "openai/clip-vit-base-patch16 on the Hugging Face hub (OpenAI, MIT)",
     "vit_large_patch14_clip_quickgelu_224": "openai/clip-vit-large-patch14 on the Hugging Face hub (OpenAI, MIT)",
 }

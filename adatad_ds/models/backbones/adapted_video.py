@@ -1,6 +1,6 @@
 """The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames per window in n clips, T' tubelets, S = h * w positions, C channels, T feature steps. Tokens of a
+B windows, F frames per window in n clips, T' tubelets, S positions of each, C channels, T feature steps. Tokens of a
 span of time are (B, t, S, C), t a multiple of a clip's tubelets.
 """
 
@@ -132,7 +132,8 @@ class AdaptedBackbone(nn.Module):
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
         every = range(len(self.vit.blocks))
         outputs = (self._to_the_end(every, self._embed(frames, *span), span[0], keep) for span in spans)
-        return torch.cat([pool(output) for output in outputs], dim=1)  # one span's tokens at a time
+        prefix = self.vit.spec.prefix_tokens
+        return torch.cat([pool(output, prefix) for output in outputs], dim=1)  # one span's tokens at a time
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
@@ -145,6 +146,7 @@ class AdaptedBackbone(nn.Module):
             stopwatch=self.stopwatch,
             shape=(len(frames), clips * self.vit.clip_tubelets, self.vit.positions, self.width),
             whole=self._window.share(clips).total == clips,
+            prefix=self.vit.spec.prefix_tokens,
             like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
         )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
@@ -160,7 +162,7 @@ class AdaptedBackbone(nn.Module):
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-        return pool(self.vit.finish(tokens))
+        return pool(self.vit.finish(tokens), self.vit.spec.prefix_tokens)
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
@@ -200,20 +202,19 @@ class AdaptedBackbone(nn.Module):
 
     def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
         """Tokens of the tubelets `start` to `stop`: (B, t, S, C)."""
-        span = frames[:, start * self.vit.tubelet_frames : stop * self.vit.tubelet_frames]
-        tokens = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
-        return tokens.view(len(frames), stop - start, self.vit.positions, tokens.shape[-1])
+        span = frames[:, start * self.vit.spec.tubelet_frames : stop * self.vit.spec.tubelet_frames]
+        clips = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
+        return self.vit.by_tubelet(clips, windows=len(frames))
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
-        windows, steps, positions, width = tokens.shape
-        long = self.vit.clip_tubelets
-        clips = tokens.reshape(windows * steps // long, long * positions, width)
+        windows, steps = tokens.shape[:2]
+        clips, long = self.vit.by_clip(tokens), self.vit.clip_tubelets
         if keep is not None:
             keep = keep[:, start // long : (start + steps) // long].flatten(0, 1)
         for index in blocks:
             clips = self.vit.run_block(index, clips, None if keep is None else keep[:, index])
-        return clips.view(tokens.shape)
+        return self.vit.by_tubelet(clips, windows=windows)
 
     def _to_the_end(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """`_blocks`, and what follows the last one."""
