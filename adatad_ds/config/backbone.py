@@ -19,7 +19,7 @@ FEATURES = "features"  # the backbone's name where data.features are read
 class BackboneConfig:
     """Video or image transformer, and how it is tuned."""
 
-    # a key of VIDEO_SPECS (models/factory.py); `vit_...`: of timm; `features`: data.features
+    # a key of VIDEO_SPECS (models/transformers.py); `vit_...`: of timm; `features`: data.features
     name: str = "videomae_s"
     weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
@@ -60,6 +60,11 @@ class BackboneConfig:
         return self.name.startswith("vit_")
 
     @property
+    def is_aim(self) -> bool:
+        """Whether an image transformer runs as AIM has it: by clips of frames that are apart from end to end."""
+        return self.is_image and self.tuning in ("aim", "frozen", "full")
+
+    @property
     def frames_per_token(self) -> int:
         """Frames that a token covers: a video transformer's tubelet, or one frame of an image transformer's clip."""
         single = self.is_image or self.is_features or self.name.startswith("internvideo2")
@@ -72,12 +77,12 @@ class BackboneConfig:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether a video transformer has adapters after its blocks or next to them."""
-        return not (self.is_image or self.is_features) and self.tuning in ("tia", "side", "tia+lora")
+        """Whether there are adapters after the transformer's blocks or next to them."""
+        return not self.is_features and self.tuning in ("tia", "side", "tia+lora")
 
     @property
     def tuned_inside(self) -> Inside | None:
-        """What is trained inside the tuned blocks of a video transformer."""
+        """What is trained inside the transformer's tuned blocks."""
         inside: dict[Tuning, Inside] = {"lora": "lora", "tia+lora": "lora", "bitfit": "bitfit", "norm": "norm"}
         return inside.get(self.tuning)
 

@@ -142,10 +142,10 @@ def _backbone(config: Config) -> Iterator[str]:
     if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
         yield "backbone.lora_targets must name at least one of qkv, proj, fc1, fc2, and none twice"
     if backbone.is_image:
-        if backbone.tuning not in ("frozen", "full", "aim"):
+        if not backbone.is_aim and (backbone.aim_adapters is not None or (backbone.clip_frames or 1) != 1):
             yield (
-                f"backbone.tuning={backbone.tuning} is for video transformers; the image transformer {backbone.name} "
-                "takes frozen, aim or full"
+                f"with backbone.tuning={backbone.tuning}, each frame of an image transformer attends to itself alone: "
+                "aim_adapters and clip_frames are for aim, frozen and full"
             )
     elif backbone.tuning == "aim" or image_settings != (None,) * 4:
         yield (

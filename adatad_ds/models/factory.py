@@ -18,12 +18,9 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
-from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, InternVideo2
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention
@@ -34,12 +31,12 @@ from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
+from adatad_ds.models.transformers import backbone_spec, build_configured_image, build_video_transformer
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
 from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
-VIDEO_SPECS = VIT_SPECS | VJEPA2_SPECS | INTERNVIDEO2_SPECS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,20 +177,17 @@ def build_backbone(
     """
     backbone, resolution, runtime = config.backbone, config.data.resolution, runtime or Runtime()
     memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
-    if backbone.is_image:
+    if backbone.is_aim:
         from adatad_ds.models.backbones.adapted_image import (  # here, as timm takes seconds to import
             ALL_ADAPTERS,
             AIMTransformer,
         )
-        from adatad_ds.models.backbones.image_vit import build_image_transformer
 
-        with memory:
-            image = build_image_transformer(
-                backbone.name, resolution=resolution, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
-            )
         adapt = backbone.aim_adapters
         if adapt is None:
             adapt = ALL_ADAPTERS if backbone.tuning == "aim" else ()
+        with memory:
+            image = build_configured_image(backbone, resolution=resolution)
         return AIMTransformer(
             vit=image,
             clip_frames=config.clip_frames,
@@ -208,9 +202,13 @@ def build_backbone(
             clips_per_chunk=backbone.clips_per_chunk,
             window=runtime.window,
         )
-    spec = spec or backbone_spec(backbone.name)
     with memory:
-        vit = build_video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
+        if backbone.is_image:
+            vit = build_configured_image(backbone, resolution=resolution, depth=spec.depth if spec else None)
+        else:
+            spec = spec or backbone_spec(backbone.name)
+            vit = build_video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
+    spec = vit.spec
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
@@ -228,18 +226,18 @@ def build_backbone(
 
 
 def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of a video transformer's tuned blocks; () for image transformers.
+    """Indices of a transformer's tuned blocks; () with AIM's ways.
 
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
     """
-    if backbone.is_image or backbone.is_features:
+    if backbone.is_aim or backbone.is_features:
         return ()
     return _adapted_blocks(backbone, backbone_spec(backbone.name))
 
 
 def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
-    """Blocks of a video transformer whose outputs wait for the backward pass (`stored_outputs`); [] for others.
+    """Blocks whose outputs wait for the backward pass (`stored_outputs`); [] with AIM's ways.
 
     Raises:
         ConfigError: as for `adapted_blocks`.
@@ -248,36 +246,6 @@ def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
     return stored_outputs(
         adapters=blocks if backbone.has_adapters else (), inside=blocks if backbone.tuned_inside else ()
     )
-
-
-def backbone_spec(name: str) -> ViTSpec:
-    """Shape of a video transformer by name.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    if name not in VIDEO_SPECS:
-        raise ConfigError(
-            f"backbone.name={name!r} is unknown; known: {', '.join(VIDEO_SPECS)}, and timm's image models vit_..."
-        )
-    return VIDEO_SPECS[name]
-
-
-def build_video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
-    """A video transformer of its spec's family, with random weights.
-
-    Args:
-        spec: its shape.
-        clip_frames: frames per clip; VideoMAE's have 16.
-        resolution: side in pixels of the input frames.
-    """
-    match spec.family:
-        case "VideoMAE":
-            return VisionTransformer(spec=spec, resolution=resolution)
-        case "V-JEPA 2":
-            return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
-        case "InternVideo2":
-            return InternVideo2(spec=spec, clip_frames=clip_frames, resolution=resolution)
 
 
 def _feature_channels(config: Config) -> int:

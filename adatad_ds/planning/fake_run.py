@@ -24,8 +24,9 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precisio
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.segments import BlockSpan
-from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
+from adatad_ds.models.factory import build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.models.transformers import backbone_spec
 
 
 class SegmentKind(NamedTuple):

@@ -231,7 +231,7 @@ def backbone_cost(config: Config) -> BackboneCost:
     Raises:
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
-    if config.backbone.is_image:
+    if config.backbone.is_aim:
         from adatad_ds.planning.image_backbones import ImageCost  # here, as timm takes seconds to import
 
         return ImageCost(config)

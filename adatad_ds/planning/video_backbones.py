@@ -13,7 +13,8 @@ from itertools import pairwise
 from adatad_ds.config.schema import Config
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
-from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
+from adatad_ds.models.factory import adapted_blocks, stored_outputs_of
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.planning.activations import Activations, Segments, within
 from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from adatad_ds.errors import CheckpointError
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weights.image_tensors import join_attention, positions_of_patches, without_key_bias
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out
@@ -221,7 +222,8 @@ def fit_image_weights(weights: Weights, vit: ImageTransformer) -> Weights:
     tensors = dict(weights.vit)
     if "pos_embed" in tensors and vit.pos_embed is not None:
         tensors["pos_embed"] = _fitting_positions(tensors["pos_embed"], vit, source=weights.source)
-    check_fit(tensors, {name: tuple(p.shape) for name, p in vit.named_parameters()}, source=weights.source)
+    shapes = {name: tuple(p.shape) for name, p in vit.named_parameters() if not is_update(name)}
+    check_fit(tensors, shapes, source=weights.source)
     return replace(weights, vit=tensors)
 
 

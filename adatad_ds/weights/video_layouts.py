@@ -25,7 +25,7 @@ from torch import Tensor
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.contract import Family, VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.internvideo2 import InternVideo2
-from adatad_ds.models.factory import VIDEO_SPECS
+from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked

@@ -141,7 +141,7 @@ def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
 @pytest.mark.slow
 def test_hosted_transformers_have_plain_autograds_gradients(tmp_path):
     """Frozen and trainable parameters in one module, recomputed and partitioned; DeepSpeed had faults there (#8130)."""
-    cases = ["zero3:tia+lora:internvideo2_s", "zero1:bitfit:internvideo2_s", "zero3_offload:lora:vjepa2_l"]
+    cases = ["zero3:tia+lora:internvideo2_s", "zero1:bitfit:vjepa2_l", "zero3_offload:tia+lora:vit_tiny_generated"]
     finish(launched("pool", 2, ["tests/support/count_hosted.py", str(tmp_path), *cases]))
     norms = json.loads((tmp_path / "norms.json").read_text())
     assert list(norms) == cases

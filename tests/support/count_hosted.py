@@ -25,16 +25,21 @@ from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.contract import ViTSpec, frozen_blocks
+from adatad_ds.models.backbones.adapted_video import frozen_blocks
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.detector import Detector
-from adatad_ds.models.factory import Runtime, build_detector, build_video_transformer
+from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.models.transformers import build_configured_image, build_video_transformer
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone, find_weights
 from tests.support.plain_backbone import plain_tubelet_features
 
 VJEPA2 = ViTSpec(width=48, depth=3, heads=2, mlp_hidden=96, pretrained_side=32, family="V-JEPA 2")
-SPECS = {"vjepa2_l": VJEPA2}
-SPECS["internvideo2_s"] = replace(VJEPA2, family="InternVideo2", tubelet_frames=1, prefix_tokens=1)
+SPECS = {
+    "vjepa2_l": VJEPA2,
+    "internvideo2_s": replace(VJEPA2, family="InternVideo2", tubelet_frames=1, prefix_tokens=1),
+    "vit_tiny_generated": None,  # its own
+}
 FRAMES = 64
 
 
@@ -61,7 +66,11 @@ def main() -> None:
         stage, tuning, name = case.split(":")
         weights = Path(folder) / f"{name}.safetensors"
         torch.manual_seed(1)
-        vit = build_video_transformer(SPECS[name], clip_frames=16, resolution=32)
+        spec = SPECS[name]
+        if spec is None:
+            vit = build_configured_image(BackboneConfig(name=name), resolution=32)
+        else:
+            vit = build_video_transformer(spec, clip_frames=16, resolution=32)
         state = {key: p.detach() for key, p in vit.named_parameters()}
         world.on_main(lambda state=state, weights=weights: save_file(state, weights))
         config = Config(
@@ -71,7 +80,7 @@ def main() -> None:
                 weights=str(weights),
                 tuning=tuning,  # pyright: ignore
                 adapter_blocks=(0, 2),
-                clips_per_chunk=1,
+                clips_per_chunk=1 if spec else 16,
                 lora_rank=2,
             ),
             head=HeadConfig(width=16, arch=(1, 0, 1), regression_range=((0, 4), (4, 99)), drop_path=0.0),

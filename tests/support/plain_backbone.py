@@ -29,8 +29,8 @@ def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: Sample
         if index in model.adapted_blocks:
             adapted = vit.by_clip(model.adapters[str(index)](vit.by_tubelet(tokens, windows=windows)))
             tokens, beside = (tokens, beside + adapted) if model.tuning == "side" else (tokens + adapted, beside)
-    patches = (vit.finish(tokens) + beside)[:, vit.spec.prefix_tokens :]
-    return patches.reshape(windows, clips * vit.clip_tubelets, -1, vit.spec.width).mean(dim=2).transpose(1, 2)
+    top = vit.by_tubelet(vit.finish(tokens) + beside, windows=windows)
+    return top[:, :, vit.pooled].mean(dim=2).transpose(1, 2)
 
 
 def compare_with_plain_autograd(build: Callable[[], AdaptedBackbone], frames: Tensor) -> dict[str, Tensor]:

@@ -132,8 +132,7 @@ class AdaptedBackbone(nn.Module):
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
         every = range(len(self.vit.blocks))
         outputs = (self._to_the_end(every, self._embed(frames, *span), span[0], keep) for span in spans)
-        prefix = self.vit.spec.prefix_tokens
-        return torch.cat([pool(output, prefix) for output in outputs], dim=1)  # one span's tokens at a time
+        return torch.cat([pool(output, self.vit.pooled) for output in outputs], dim=1)  # one span's tokens at a time
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
@@ -146,8 +145,8 @@ class AdaptedBackbone(nn.Module):
             stopwatch=self.stopwatch,
             shape=(len(frames), clips * self.vit.clip_tubelets, self.vit.positions, self.width),
             whole=self._window.share(clips).total == clips,
-            prefix=self.vit.spec.prefix_tokens,
-            like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
+            pooled=self.vit.pooled,
+            like=torch.empty(0, dtype=self.vit.dtype, device=frames.device),
         )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
         if self.tuning == "side":
@@ -162,7 +161,7 @@ class AdaptedBackbone(nn.Module):
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-        return pool(self.vit.finish(tokens), self.vit.spec.prefix_tokens)
+        return pool(self.vit.finish(tokens), self.vit.pooled)
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
@@ -242,6 +241,17 @@ class AdaptedBackbone(nn.Module):
         return drop_path_factors(
             noise, rate=self.drop_path, depth=len(self.vit.blocks), branches=(2,), window=self._window, clips=clips
         )
+
+
+def whole_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's backbone, if it calls each as a whole: those of an `AdaptedBackbone`."""
+    backbones = (module for module in model.modules() if isinstance(module, AdaptedBackbone))
+    return [block for backbone in backbones for block in backbone.vit.blocks]
+
+
+def frozen_blocks(model: nn.Module) -> list[nn.Module]:
+    """Those of `whole_blocks` in which nothing learns."""
+    return [block for block in whole_blocks(model) if not any(p.requires_grad for p in block.parameters())]
 
 
 def _reach(adapter: nn.Module) -> int:

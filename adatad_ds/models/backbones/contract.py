@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from adatad_ds.config.parsing import TUBELET_FRAMES
-from adatad_ds.models.backbones.patch_embed import PatchEmbed
 
-Family = Literal["VideoMAE", "V-JEPA 2", "InternVideo2"]
+Family = Literal["VideoMAE", "V-JEPA 2", "InternVideo2", "timm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,8 @@ class VideoTransformer(nn.Module, ABC):
 
     Tokens of a clip are its prefix and then its patches in order of time, then rows, then columns. `adapted_video.py`
     calls `embed` once, `run_block` for each block and `finish` at the end; features are the mean of a tubelet's
-    patches. Parameters lie in modules that these call, since ZeRO-3 gathers a module's weights when it is called.
+    `pooled` positions. Parameters lie in modules that these call, since ZeRO-3 gathers a module's weights when it is
+    called.
 
     Between the blocks, a window is a sequence of tubelets, each of S positions: its clip's prefix, repeated in every
     tubelet, and its patches. So adapters see the prefix over time like any patch; a clip's blocks take the mean of what
@@ -68,11 +68,11 @@ class VideoTransformer(nn.Module, ABC):
 
     Attributes:
         grid_side: patches of a frame in a row.
-        patch_embed: tubelets to tokens.
+        patch_embed: tubelets to tokens, with their weights in `proj`.
         blocks: the blocks, each with linear layers `attn.qkv`, `attn.proj`, `mlp.fc1` and `mlp.fc2`, and LayerNorms.
     """
 
-    patch_embed: PatchEmbed
+    patch_embed: nn.Module
     blocks: nn.ModuleList
 
     def __init__(self, *, spec: ViTSpec, clip_frames: int, resolution: int) -> None:
@@ -91,6 +91,16 @@ class VideoTransformer(nn.Module, ABC):
         """S."""
         return self.spec.prefix_tokens + self.grid_side**2
 
+    @property
+    def pooled(self) -> slice:
+        """Those of a tubelet's positions whose mean is its feature: its patches."""
+        return slice(self.spec.prefix_tokens, None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the tokens."""
+        return self.patch_embed.get_parameter("proj.weight").dtype
+
     @abstractmethod
     def embed(self, frames: Tensor) -> Tensor:
         """Frames (n, F, H, W, 3) uint8 to tokens (n, N, C)."""
@@ -106,23 +116,16 @@ class VideoTransformer(nn.Module, ABC):
     def by_tubelet(self, clips: Tensor, *, windows: int) -> Tensor:
         """Tokens of the clips of some windows, (B * n, N, C), to (B, n * F / t, S, C)."""
         prefix = self.spec.prefix_tokens
-        patches = clips[:, prefix:].unflatten(1, (self.clip_tubelets, -1))
-        if prefix:
+        if prefix and self.clip_tubelets > 1:
+            patches = clips[:, prefix:].unflatten(1, (self.clip_tubelets, -1))
             repeated = clips[:, None, :prefix].expand(-1, self.clip_tubelets, -1, -1)
-            patches = torch.cat([repeated, patches], dim=2)
-        return patches.reshape(windows, -1, *patches.shape[2:])
+            clips = torch.cat([repeated, patches], dim=2)
+        return clips.reshape(windows, -1, self.positions, clips.shape[-1])
 
     def by_clip(self, tokens: Tensor) -> Tensor:
         """The inverse of `by_tubelet`: (B, n * F / t, S, C) to (B * n, N, C)."""
         tubelets = tokens.reshape(-1, self.clip_tubelets, *tokens.shape[2:])
         prefix = self.spec.prefix_tokens
-        if not prefix:
+        if not prefix or self.clip_tubelets == 1:
             return tubelets.flatten(1, 2)
         return torch.cat([tubelets[:, :, :prefix].mean(dim=1), tubelets[:, :, prefix:].flatten(1, 2)], dim=1)
-
-
-def frozen_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model's video transformers in which nothing learns; each is called as a whole."""
-    transformers = (module for module in model.modules() if isinstance(module, VideoTransformer))
-    blocks = [block for transformer in transformers for block in transformer.blocks]
-    return [block for block in blocks if not any(parameter.requires_grad for parameter in block.parameters())]

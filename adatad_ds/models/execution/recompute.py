@@ -225,10 +225,11 @@ def _add_before(end: Tensor, gradient: Tensor, start: int, values: Tensor) -> No
 
 def _unpooled(gradient: Tensor, execution: Execution) -> Tensor:
     """Gradient of tokens, (B, t, S, C), from that of their mean, (B, t, C)."""
-    prefix, positions = execution.prefix, execution.shape[2]
-    share = (gradient.to(execution.like.dtype) / (positions - prefix))[:, :, None]
-    if not prefix:
+    positions = execution.shape[2]
+    pooled = range(positions)[execution.pooled]
+    share = (gradient.to(execution.like.dtype) / len(pooled))[:, :, None]
+    if len(pooled) == positions:
         return share.expand(-1, -1, positions, -1)
-    weights = share.new_ones(positions, 1)
-    weights[:prefix] = 0
+    weights = share.new_zeros(positions, 1)
+    weights[execution.pooled] = 1
     return share * weights

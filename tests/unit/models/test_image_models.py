@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -12,14 +13,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone, frozen_blocks
 from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
+from adatad_ds.models.factory import build_backbone
+from adatad_ds.models.transformers import build_configured_image
 from adatad_ds.weights.image_layouts import CLIP, TIMM, TRANSFORMERS, fit_image_weights, recognise_aim
 from tests.support.image_models import video
+from tests.support.memory import backbone_peaks
+from tests.support.plain_backbone import compare_with_plain_autograd
 from tests.support.transformers_models import stored
 
-SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 NAMES = [  # patches of 14 or 16 px, whose sides 56 and 64 are other than their pretraining's
     ("vit_base_patch16_siglip_224.v2_webli", 64, "avg"),
     ("vit_so400m_patch14_siglip_gap_378.v2_webli", 56, "avg"),
@@ -36,7 +44,8 @@ NAMES = [  # patches of 14 or 16 px, whose sides 56 and 64 are other than their 
 
 @pytest.fixture
 def small_models(monkeypatch):
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **SMALL))
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **settings: create(name, **(settings | SMALL)))
 
 
 def timm_model(name: str, *, side: int) -> VisionTransformer | Eva:
@@ -145,7 +154,7 @@ def test_siglip_of_transformers():
     [
         ("vit_base_patch16_rope_mixed_224", 64, "the same in all blocks; this one's are RotaryEmbeddingMixed"),
         ("vit_base_patch16_sapiens2", 64, "norms, gates, or other projections"),
-        ("vit_base_r50_s16_224", 64, "cut into patches by timm's PatchEmbed"),
+        ("vit_base_r50_s16_224", 64, "no plain vision transformer named"),
         ("vit_base_patch16_siglip_224", 60, "no multiple of the 16 px"),
         ("vit_pe_core_base_patch16", 64, "no plain vision transformer named"),
     ],
@@ -153,6 +162,79 @@ def test_siglip_of_transformers():
 def test_what_is_refused_says_why(name, resolution, why):
     with torch.device("meta"), pytest.raises(ConfigError, match=why):
         build_image_transformer(name, resolution=resolution)
+
+
+def adapted(name: str, tuning: str, **settings) -> AdaptedBackbone:
+    config = Config(
+        data=DataConfig(window_size=12, resolution=64, short_side_before_crop=64),
+        backbone=BackboneConfig(name=name, tuning=tuning, clips_per_chunk=4, **settings),  # pyright: ignore
+        head=HeadConfig(arch=(2, 2, 2), regression_range=((0, 4), (4, 8), (8, 99))),
+        train=TrainConfig(precision="fp32"),
+    )
+    torch.manual_seed(0)
+    model = build_backbone(config, feature_steps=12)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    assert isinstance(model, AdaptedBackbone)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "tuning", "settings"),
+    [
+        ("vit_base_patch16_dinov3", "tia", {}),
+        ("vit_pe_core_base_patch16_224", "side", {"drop_path": 0.3}),
+        ("vit_base_patch16_siglip_224.v2_webli", "tia+lora", {}),
+        ("vit_base_patch16_clip_quickgelu_224", "bitfit", {}),
+        ("vit_base_patch16_dinov3", "norm", {"adapter_blocks": (1,)}),
+    ],
+)
+@pytest.mark.usefixtures("small_models")
+def test_ways_to_adapt_of_video_transformers(name, tuning, settings):
+    """A clip is a frame; adapters see the frames of the window. As plain autograd."""
+    window = video(2, 12, side=64)
+    gradients = compare_with_plain_autograd(partial(adapted, name, tuning, **settings), window)
+    assert gradients
+    model = adapted(name, tuning, **settings)
+    assert frozen_blocks(model) == [b for b in model.vit.blocks if not any(p.requires_grad for p in b.parameters())]
+    if tuning == "side":
+        nn.init.zeros_(model.adapters["0"].up_proj.weight)  # pyright: ignore
+    frozen = build_image_transformer(name, resolution=64)
+    frozen.load_state_dict({key: t for key, t in model.vit.state_dict().items() if "lora" not in key})
+    alone = AIMTransformer(vit=frozen, clip_frames=4, feature_steps=12, adapt=(), tuning="frozen")
+    for adapter in model.adapters.values():
+        for parameter in adapter.up_proj.parameters():  # pyright: ignore
+            nn.init.zeros_(parameter)
+    for key, parameter in model.named_parameters():
+        if "lora_up" in key:
+            nn.init.zeros_(parameter)
+    torch.testing.assert_close(model(window), alone(window), rtol=1e-4, atol=1e-5)
+
+
+def test_ways_to_adapt_that_do_not_fit():
+    small = ["backbone.name=vit_base_patch16_dinov3", "backbone.tuning=tia"]
+    assert override(Config(), small).clip_frames == 1
+    for key, value in (("clip_frames", "16"), ("aim_adapters", "[spatial]")):
+        with pytest.raises(ConfigError, match="attends to itself alone"):
+            override(Config(), [*small, f"backbone.{key}={value}"])
+    normed = BackboneConfig(name="vit_base_patch16_rope_reg1_gap_256", tuning="lora")
+    gated = BackboneConfig(name="vit_small_plus_patch16_dinov3", tuning="lora")
+    for backbone, why in ((normed, "norms the mean of its patches"), (gated, "have no fc1 .* gated")):
+        with torch.device("meta"), pytest.raises(ConfigError, match=why):
+            build_configured_image(backbone, resolution=64)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_models")
+def test_memory_is_what_the_allocator_gives():
+    config = Config(
+        data=DataConfig(window_size=64, resolution=64, short_side_before_crop=64),
+        backbone=BackboneConfig(name="vit_base_patch16_dinov3", tuning="tia", clips_per_chunk=4),
+        train=TrainConfig(precision="fp32", global_batch=1),
+    )
+    planned, measured = backbone_peaks(config)
+    assert planned == pytest.approx(measured, rel=0.1)
 
 
 def test_eva_models_without_rotary_positions():

@@ -24,8 +24,9 @@ from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, InternVideo2
 from adatad_ds.models.backbones.vit import VIT_SPECS
-from adatad_ds.models.factory import VIDEO_SPECS, build_backbone
+from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.loading import fill_backbone

@@ -19,8 +19,9 @@ from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS, rotary_table
-from adatad_ds.models.factory import VIDEO_SPECS, build_backbone
+from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.loading import fill_backbone
