@@ -230,7 +230,7 @@ def test_ways_to_adapt_that_do_not_fit():
 def test_memory_is_what_the_allocator_gives():
     config = Config(
         data=DataConfig(window_size=64, resolution=64, short_side_before_crop=64),
-        backbone=BackboneConfig(name="vit_base_patch16_dinov3", tuning="tia", clips_per_chunk=4),
+        backbone=BackboneConfig(name="vit_base_patch16_dinov3", tuning="tia", clips_per_chunk=16),
         train=TrainConfig(precision="fp32", global_batch=1),
     )
     planned, measured = backbone_peaks(config)
