@@ -18,6 +18,7 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConf
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone, frozen_blocks
+from adatad_ds.models.backbones.image_blocks import ImageBlock
 from adatad_ds.models.backbones.image_vit import ImageTransformer, build_image_transformer
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.transformers import build_configured_image
@@ -184,7 +185,7 @@ def adapted(name: str, tuning: str, **settings) -> AdaptedBackbone:
     ("name", "tuning", "settings"),
     [
         ("vit_base_patch16_dinov3", "tia", {}),
-        ("vit_pe_core_base_patch16_224", "side", {"drop_path": 0.3}),
+        ("vit_pe_core_base_patch16_224", "side", {}),
         ("vit_base_patch16_siglip_224.v2_webli", "tia+lora", {}),
         ("vit_base_patch16_clip_quickgelu_224", "bitfit", {}),
         ("vit_base_patch16_dinov3", "norm", {"adapter_blocks": (1,)}),
@@ -210,6 +211,20 @@ def test_ways_to_adapt_of_video_transformers(name, tuning, settings):
         if "lora_up" in key:
             nn.init.zeros_(parameter)
     torch.testing.assert_close(model(window), alone(window), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_models")
+def test_dropped_branches_by_hand():
+    """Each frame's own factors of attention and MLP."""
+    vit = build_image_transformer("vit_pe_core_base_patch16_224", resolution=64)
+    block, tokens = vit.blocks[1], torch.randn(2, vit.tokens, vit.width)
+    assert isinstance(block, ImageBlock)
+    with torch.no_grad():
+        found = vit.run_block(1, tokens, torch.tensor([[0.0, 0.0], [2.0, 3.0]]))
+        attended = tokens[1:] + 2 * block.attend(block.norm1(tokens[1:]), rotary=vit.rotary)
+        wanted = attended + 3 * block.ls2(block.mlp(block.norm2(attended)))
+    torch.testing.assert_close(found[0], tokens[0])
+    torch.testing.assert_close(found[1:], wanted)
 
 
 def test_ways_to_adapt_that_do_not_fit():

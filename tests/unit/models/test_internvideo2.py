@@ -22,8 +22,9 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, TrainCon
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.contract import ViTSpec
-from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, InternVideo2
+from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, Block, InternVideo2
 from adatad_ds.models.backbones.vit import VIT_SPECS
+from adatad_ds.models.execution.segments import pool
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.models.transformers import VIDEO_SPECS
@@ -209,6 +210,20 @@ def test_adapters_reach_the_class_token():
     again = model.vit.by_tubelet(clips, windows=2)
     torch.testing.assert_close(again[:, :, 1:], tokens[:, :, 1:])
     torch.testing.assert_close(again[1, 4:8, 0], clips[7, :1].expand(4, -1))
+    torch.testing.assert_close(pool(tokens, model.vit.pooled), tokens[:, :, 1:].mean(dim=2))
+
+
+def test_dropped_branches_by_hand():
+    """Each clip's own factors of attention and MLP."""
+    vit = tuned("full", frames=4).vit
+    block, tokens = vit.blocks[1], torch.randn(2, 17, SPEC.width)
+    assert isinstance(block, Block)
+    with torch.no_grad():
+        found = vit.run_block(1, tokens, torch.tensor([[0.0, 0.0], [2.0, 3.0]]))
+        attended = tokens[1:] + 2 * block.ls1(block.attn(block.norm1(tokens[1:])))
+        wanted = attended + 3 * block.ls2(block.mlp(block.norm2(attended)))
+    torch.testing.assert_close(found[0], tokens[0])
+    torch.testing.assert_close(found[1:], wanted)
 
 
 def test_a_token_covers_what_the_settings_say():
