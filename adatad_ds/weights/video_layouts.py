@@ -134,6 +134,11 @@ _FAMILIES: dict[str, Family] = {
     VJEPA2_TRANSFORMERS: "V-JEPA 2",
     INTERNVIDEO2: "InternVideo2",
 }
+_TRAITS: dict[Family, str] = {  # that tell apart transformers of the same size
+    "VideoMAE": "",
+    "V-JEPA 2": ", rotary positions",
+    "InternVideo2": ", class token and learnt positions",
+}
 _NORMALIZER = "rpn_head.loss_normalizer"
 POSITIONS = "prefix.pos_embed"  # of InternVideo2, learnt
 SIDE = "backbone.adapters.position_"  # side adapters are numbered, not named by their block
@@ -269,8 +274,7 @@ def describe_spec(spec: ViTSpec) -> str:
 
 
 def _describe(width: int, depth: int, hidden: int, patch: int, family: Family) -> str:
-    size = f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px"
-    return size if family == "VideoMAE" else f"{family}, {size}"
+    return f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px{_TRAITS[family]}"
 
 
 def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:

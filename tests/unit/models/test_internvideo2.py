@@ -150,9 +150,11 @@ def test_weights_of_another_family_are_refused(tmp_path):
         "blocks.39.attn.q_bias": StoredTensor((giant.width,), lambda: torch.empty(0)),
         "blocks.0.mlp.fc1.weight": StoredTensor((giant.mlp_hidden, giant.width), lambda: torch.empty(0)),
     }
-    with pytest.raises(CheckpointError, match=r"of another transformer: 40 blocks.*has InternVideo2, 40 blocks"):
+    with pytest.raises(
+        CheckpointError, match=r"of another transformer: 40 blocks.* px, where .* has 40 blocks.*, class token"
+    ):
         fit_video_weights(recognise(stored, source="theirs", averaged=False), ours, backbone="internvideo2_1b")
-    with pytest.raises(CheckpointError, match="InternVideo2, 3 blocks"):
+    with pytest.raises(CheckpointError, match=r"another transformer: 3 blocks.*has 12 blocks"):
         filled(saved(tmp_path / "small.pth"), spec=INTERNVIDEO2_SPECS["internvideo2_b"])
 
 
