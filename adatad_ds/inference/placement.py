@@ -83,7 +83,7 @@ def forward_bytes(detector: Detector, config: Config) -> int:
 
 def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
     """Frames whose tokens are held between a video transformer's blocks."""
-    if backbone.tuning == "side":
+    if backbone.beside:
         reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
         return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
     return min(2, len(backbone.stored_outputs)) * frames  # one that a segment reads, one that it writes

@@ -289,7 +289,7 @@ def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:
 
 def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
     def adapter() -> nn.Module:
-        if backbone.adapter == "plain":
+        if not backbone.has_time_convolution:
             return PlainAdapter(width=spec.width, ratio=backbone.adapter_ratio)
         return TIA(
             width=spec.width,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+from adatad_ds.config.backbone import BESIDE
 from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.models.execution.activation_store import StoragePolicy
@@ -49,7 +50,7 @@ class VideoCost:
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
         embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
         added = len(self._tuned) * (adapter + inside)
-        below = spec.depth if tuning in ("frozen", "side") else 0 if tuning == "full" else self._stored[0] + 1
+        below = spec.depth if tuning in ("frozen", *BESIDE) else 0 if tuning == "full" else self._stored[0] + 1
         above = spec.depth - below
         forward = embedding + spec.depth * block + added
         backward = above * (2 * block - linear) + 2 * added
@@ -64,7 +65,7 @@ class VideoCost:
         clip_tokens = self._config.clip_frames // TUBELET_FRAMES * self._positions
         attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
-        middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.adapter == "tia" else 0
+        middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.has_time_convolution else 0
         adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if backbone.has_adapters else 0.0
         return linear + attention, adapter, self._lora_flop(tokens)
 
@@ -130,7 +131,7 @@ class VideoCost:
         flop = [kind.adapter * adapter + len(kind.blocks) * block + sum(kind.blocks) * inside for kind in kinds]
         total = sum(flop)
         tensor = self.tensor_bytes(windows * clips * config.clip_frames)
-        in_line = config.backbone.tuning != "side"
+        in_line = config.backbone.tuning not in BESIDE
         return Segments(
             spans=spans,
             kinds=kinds,
@@ -145,7 +146,7 @@ class VideoCost:
     def _segments(self) -> list[SegmentKind]:
         """What each segment consists of, lowest first (`side`: no blocks)."""
         backbone = self._config.backbone
-        if backbone.tuning == "side":
+        if backbone.tuning in BESIDE:
             return [SegmentKind(adapter=True, blocks=(), last=False)] * len(self._stored)
         adapted = self._tuned if backbone.has_adapters else []
         inside = self._tuned if backbone.tuned_inside else []

@@ -27,5 +27,5 @@ def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: Sample
         tokens = vit.run_block(index, tokens, None if keep is None else keep[:, index])
         if index in model.adapted_blocks:
             adapted = model.adapters[str(index)](tokens.view(over_time)).view_as(tokens)
-            tokens, beside = (tokens, beside + adapted) if model.tuning == "side" else (tokens + adapted, beside)
+            tokens, beside = (tokens, beside + adapted) if model.beside else (tokens + adapted, beside)
     return (vit.finish(tokens) + beside).view(over_time).mean(dim=2).transpose(1, 2)

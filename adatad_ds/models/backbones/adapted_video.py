@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.backbone import Tuning
+from adatad_ds.config.backbone import BESIDE, Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
@@ -35,6 +35,7 @@ class AdaptedBackbone(nn.Module):
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
     - `lora`, `bitfit`, `norm`: parts of chosen blocks are trainable (tuning/inside.py).
     - `tia+lora`: both.
+    - `plain`, `side_plain`, `plain+lora`: as `tia`, `side`, `tia+lora`, with adapters that do not look over time.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
     Adapters see the whole window. recompute.py runs all but `frozen` and `full`; how much of them it recomputes,
@@ -79,6 +80,7 @@ class AdaptedBackbone(nn.Module):
         if inside is not None:
             inside.apply(self.vit.blocks)
         self.tuning = tuning
+        self.beside = tuning in BESIDE
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
         self.retention = retention
@@ -98,7 +100,7 @@ class AdaptedBackbone(nn.Module):
         """Leading blocks that need no gradient: all up to the first stored output."""
         if self.tuning == "full":
             return 0
-        return len(self.vit.blocks) if self.tuning in ("frozen", "side") else self.stored_outputs[0] + 1
+        return len(self.vit.blocks) if self.beside or self.tuning == "frozen" else self.stored_outputs[0] + 1
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
@@ -148,7 +150,7 @@ class AdaptedBackbone(nn.Module):
             like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
         )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
-        if self.tuning == "side":
+        if self.beside:
             return sum_adapters(leading, segments, execution)
         return run_segments((next(outputs) for outputs in leading), segments, execution)
 
@@ -167,7 +169,7 @@ class AdaptedBackbone(nn.Module):
 
         Lazy: a block runs when its output is requested.
         """
-        wanted = self.adapted_blocks if self.tuning == "side" else []
+        wanted = self.adapted_blocks if self.beside else []
 
         def outputs(start: int, stop: int) -> Iterator[Tensor]:
             tokens = self._embed(frames, start, stop)
@@ -175,7 +177,7 @@ class AdaptedBackbone(nn.Module):
                 tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
                     yield tokens
-            yield self.vit.finish(tokens) if self.tuning == "side" else tokens
+            yield self.vit.finish(tokens) if self.beside else tokens
 
         return (outputs(*span) for span in spans)
 

@@ -62,7 +62,6 @@ OURS |= {
     "backbone.cache_features",
     "data.test_window_overlap",
     "backbone.weights",
-    "backbone.adapter",
     "backbone.adapter_blocks",
 }
 OURS |= {f"backbone.lora_{key}" for key in ("rank", "alpha", "targets", "dora")}  # of video transformers
