@@ -23,7 +23,9 @@ def renewed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     now = dict(backbone)
     adapter, tuning = now.pop("adapter"), now.get("tuning", "tia")
     if adapter not in ("tia", "plain"):
-        raise ConfigError(f"backbone.adapter={adapter!r}, of an older version, was 'tia' or 'plain'; see backbone.tuning")
+        raise ConfigError(
+            f"backbone.adapter={adapter!r}, of an older version, was 'tia' or 'plain'; see backbone.tuning"
+        )
     if adapter == "plain" and tuning in _PLAIN:
         now["tuning"] = _PLAIN[tuning]
     return {**tree, "backbone": now}
