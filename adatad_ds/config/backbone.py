@@ -9,9 +9,21 @@ from adatad_ds.config import numbers
 from adatad_ds.config.parsing import TUBELET_FRAMES
 
 Tuning = Literal[
-    "frozen", "full", "tia", "plain", "side", "side_plain", "lora", "bitfit", "norm", "tia+lora", "plain+lora", "aim"
+    "frozen",
+    "full",
+    "tia",
+    "plain",
+    "side",
+    "side_plain",
+    "ladder",
+    "lora",
+    "bitfit",
+    "norm",
+    "tia+lora",
+    "plain+lora",
+    "aim",
 ]
-BESIDE: tuple[Tuning, ...] = ("side", "side_plain")  # ways whose gradients do not enter the transformer
+BESIDE: tuple[Tuning, ...] = ("side", "side_plain", "ladder")  # ways whose gradients do not enter the transformer
 Inside = Literal["lora", "bitfit", "norm"]  # ways to tune a block from within
 LoRATarget = Literal["qkv", "proj", "fc1", "fc2"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
@@ -30,6 +42,7 @@ class BackboneConfig:
     adapter_ratio: numbers.WidthShare = 0.25
     adapter_kernel: numbers.PositiveInt = 3
     adapter_dilation: numbers.PositiveInt = 1
+    ladder_dilations: tuple[numbers.PositiveInt, ...] = (4, 16, 64)  # of a long-range adapter's convolutions
     lora_rank: numbers.PositiveInt = 8
     lora_alpha: numbers.PositiveFloat = 16.0  # updates are scaled by lora_alpha / lora_rank
     lora_targets: tuple[LoRATarget, ...] = ("qkv", "proj", "fc1", "fc2")

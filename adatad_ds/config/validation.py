@@ -135,6 +135,8 @@ def _backbone(config: Config) -> Iterator[str]:
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
+    if not backbone.ladder_dilations:
+        yield "backbone.ladder_dilations must name at least one"
     if backbone.is_vjepa2 and config.clip_frames % 2:
         yield f"backbone.clip_frames = {config.clip_frames} is odd; tokens of {backbone.name} cover 2 frames"
     clip_frames = None if backbone.is_vjepa2 else backbone.clip_frames

@@ -35,6 +35,7 @@ from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
@@ -212,6 +213,7 @@ def build_backbone(
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
+        long_adapters=_long_adapters(backbone, spec),
         inside=_inside(backbone, spec),
         window=runtime.window,
         tuning=backbone.tuning,
@@ -299,6 +301,13 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
         )
 
     return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.has_adapters else {}
+
+
+def _long_adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
+    def adapter() -> nn.Module:
+        return LongRange(width=spec.width, ratio=backbone.adapter_ratio, dilations=backbone.ladder_dilations)
+
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.tuning == "ladder" else {}
 
 
 def _inside(backbone: BackboneConfig, spec: ViTSpec) -> InsideTuning | None:

@@ -72,7 +72,7 @@ def test_gradients_of_every_tuning_are_those_of_one_rank(tmp_path):
     found = tmp_path / "differences.json"
     finish(launched("pool", 2, ["tests/support/count_gradients.py", str(found)]))
     differences = json.loads(found.read_text())
-    assert set(differences) == {"tia", "side", "lora", "bitfit", "norm", "tia+lora"}
+    assert set(differences) == {"tia", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"}
     assert max(differences.values()) < 1e-5, differences
 
 

@@ -22,10 +22,13 @@ def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: Sample
         ).flatten(0, 1)
     tokens = vit.embed(frames.reshape(-1, vit.clip_frames, *frames.shape[2:]))  # (B * n, N, C)
     over_time = (windows, clips * vit.clip_tubelets, vit.positions, tokens.shape[-1])
-    beside = torch.zeros(())
+    beside = far = torch.zeros(())
     for index in range(len(vit.blocks)):
         tokens = vit.run_block(index, tokens, None if keep is None else keep[:, index])
         if index in model.adapted_blocks:
             adapted = model.adapters[str(index)](tokens.view(over_time)).view_as(tokens)
+            if model.long_adapters:
+                far = far + model.long_adapters[str(index)](tokens.view(over_time).mean(dim=2))
             tokens, beside = (tokens, beside + adapted) if model.beside else (tokens + adapted, beside)
-    return (vit.finish(tokens) + beside).view(over_time).mean(dim=2).transpose(1, 2)
+    features = (vit.finish(tokens) + beside).view(over_time).mean(dim=2) + far
+    return features.transpose(1, 2)
