@@ -17,7 +17,7 @@ from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
 from adatad_ds.planning.activations import Activations, Segments, within
-from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
+from adatad_ds.planning.fake_run import LadderBytes, SegmentKind, ladder_bytes, span_bytes, whole_bytes
 
 
 class VideoCost:
@@ -56,7 +56,7 @@ class VideoCost:
         backward = above * (2 * block - linear) + 2 * added
         if tuning == "full":
             backward += embedding + above * linear
-        return forward + backward + recomputed * (above * block + added)
+        return forward + backward + self._ladder_flop() + recomputed * (above * block + added)
 
     def _forward_flop(self, tokens: int) -> tuple[float, float, float]:
         """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
@@ -141,7 +141,26 @@ class VideoCost:
             tensor=tensor,
             gradient=tensor if in_line else 0,
             regroups=in_line,
+            ladder=self._ladder(windows),
         )
+
+    def _ladder(self, windows: int) -> LadderBytes:
+        config = self._config
+        if config.backbone.tuning != "ladder":
+            return LadderBytes()
+        tubelets = config.sample_frames // TUBELET_FRAMES
+        backbone = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant: found in cache
+        return ladder_bytes(backbone, config.train.precision, windows, tubelets)
+
+    def _ladder_flop(self) -> float:
+        """FLOPs of both passes of a sample's long-range adapters, whose inputs need no gradient."""
+        config, width = self._config, self._spec.width
+        if config.backbone.tuning != "ladder":
+            return 0.0
+        steps, weights = config.sample_frames // TUBELET_FRAMES, width * int(width * config.backbone.adapter_ratio)
+        return (
+            len(self._tuned) * 2.0 * steps * 5 * weights
+        )  # into and out of the bottleneck, thrice, but for the inputs
 
     def _segments(self) -> list[SegmentKind]:
         """What each segment consists of, lowest first (`side`: no blocks)."""
