@@ -160,7 +160,7 @@ class VideoCost:
         steps, weights = config.sample_frames // TUBELET_FRAMES, width * int(width * config.backbone.adapter_ratio)
         return (
             len(self._tuned) * 2.0 * steps * 5 * weights
-        )  # into and out of the bottleneck, thrice, but for the inputs
+        )  # in and out, thrice, but for the inputs
 
     def _segments(self) -> list[SegmentKind]:
         """What each segment consists of, lowest first (`side`: no blocks)."""
