@@ -2,7 +2,7 @@
 
     python tools/ablate_tuning.py
 
-The quickstart's tiny transformer and head, one rank, 2 epochs of 80 steps of 2 windows; a row that has finished is not
+The quickstart's tiny transformer and head, one rank, one epoch of 80 steps of 2 windows; a row that has finished is not
 trained again. About 25 CPU minutes.
 """
 
@@ -26,7 +26,7 @@ from tools.ablation import Took, generate, make_parser, markdown, train, trainab
 
 VIDEOS = "data/quickstart"
 RECIPE = "quickstart"
-EPOCHS = 2
+EPOCHS = 1
 BUDGET = (
     f"train.schedule_epochs={EPOCHS}",
     f"train.stop_epoch={EPOCHS}",

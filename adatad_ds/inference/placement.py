@@ -71,6 +71,7 @@ def forward_bytes(detector: Detector, config: Config) -> int:
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
         at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
         features = frames // TUBELET_FRAMES
+        waiting += size * width * features * len(backbone.long_adapters)  # means over positions
         pixel = 1 + FLOAT + (size if size < FLOAT else 0)  # reordered, normalised, in the model's type
     else:
         tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens

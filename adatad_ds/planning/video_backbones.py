@@ -158,9 +158,7 @@ class VideoCost:
         if config.backbone.tuning != "ladder":
             return 0.0
         steps, weights = config.sample_frames // TUBELET_FRAMES, width * int(width * config.backbone.adapter_ratio)
-        return (
-            len(self._tuned) * 2.0 * steps * 5 * weights
-        )  # in and out, thrice, but for the inputs
+        return len(self._tuned) * 2.0 * steps * 5 * weights  # in and out, thrice, but for the inputs
 
     def _segments(self) -> list[SegmentKind]:
         """What each segment consists of, lowest first (`side`: no blocks)."""

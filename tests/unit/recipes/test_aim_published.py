@@ -65,7 +65,12 @@ OURS |= {
     "backbone.adapter_blocks",
 }
 OURS |= {f"backbone.lora_{key}" for key in ("rank", "alpha", "targets", "dora")}  # of video transformers
-OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
+OURS |= {
+    "backbone.adapter_kernel",
+    "backbone.adapter_dilation",
+    "backbone.ladder_dilations",
+    "backbone.clips_per_chunk",
+}
 OURS |= {"backbone.activation_checkpointing", "backbone.activation_memory_gb", "backbone.stored_on_device_gb"}
 OURS |= {"train.seed", "train.precision", "train.compile"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}
