@@ -61,7 +61,14 @@ def train(arguments: argparse.Namespace, recipe: str, *, run: Path, stop_epoch: 
     """
     path = run / TOOK_FILE
     if not (path.exists() and stop_epoch in RunFolder(run).evaluations()):
-        launch = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(arguments.ranks)]
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(arguments.ranks),
+        ]
         command = ["adatad_ds/train.py", "--recipe", recipe, "--deepspeed_config", arguments.ds_config]
         changes = [word for assignment in (*sets, *arguments.set) for word in ("--set", assignment)]
         threads = max(1, (os.cpu_count() or 1) // arguments.ranks)  # of each rank
