@@ -21,7 +21,7 @@ from adatad_ds.models.factory import Runtime, build_backbone
 from adatad_ds.models.sample_noise import SampleNoise
 from tests.support.plain_backbone import plain_tubelet_features
 
-TUNINGS = ("tia", "side", "ladder", "lora", "bitfit", "norm", "tia+lora")
+TUNINGS = ("tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora")
 SPEC = ViTSpec(width=24, depth=3, heads=2, mlp_hidden=48, pretrained_side=32)
 CLIPS = 3  # one rank has two of them
 

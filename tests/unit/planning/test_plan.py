@@ -115,7 +115,7 @@ def learn(config: Config) -> None:
     model.backbone(frames).sum().backward()
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"])
+@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"])
 @pytest.mark.parametrize("blocks", [None, (2, 4)])
 def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=False)
@@ -147,6 +147,7 @@ def test_recomputation_is_counted(tuning):
         (128, "tia", None, False),
         (128, "full", None, True),
         (128, "full", None, False),
+        (128, "plain", None, True),
         (128, "side", None, True),
         (128, "side", None, False),
         (256, "ladder", None, True),
