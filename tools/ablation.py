@@ -72,7 +72,7 @@ def train(arguments: argparse.Namespace, recipe: str, *, run: Path, stop_epoch: 
         command = ["adatad_ds/train.py", "--recipe", recipe, "--deepspeed_config", arguments.ds_config]
         changes = [word for assignment in (*sets, *arguments.set) for word in ("--set", assignment)]
         threads = max(1, (os.cpu_count() or 1) // arguments.ranks)  # of each rank
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if not gpu_count():
             environment["DS_ACCELERATOR"] = "cpu"
         words = [*launch, *command, *changes, "--run-dir", str(run), "--resume", "auto"]
