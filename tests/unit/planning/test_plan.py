@@ -115,7 +115,9 @@ def learn(config: Config) -> None:
     model.backbone(frames).sum().backward()
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"])
+@pytest.mark.parametrize(
+    "tuning", ["frozen", "full", "tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"]
+)
 @pytest.mark.parametrize("blocks", [None, (2, 4)])
 def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=False)
