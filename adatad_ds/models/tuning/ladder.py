@@ -10,6 +10,7 @@ R chosen blocks, B windows, T tubelets of the whole window, C channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -62,7 +63,7 @@ class LongRange(nn.Module):
 def long_range_sum(adapters: Iterable[nn.Module], means: Tensor) -> Tensor:
     """The sum of long-range adapters' outputs, (B, T, C) float32, of the means that each reads, (R, B, C, T)."""
     outputs = (adapter(mean.transpose(1, 2)).float() for adapter, mean in zip(adapters, means, strict=True))
-    return sum(outputs, start=next(outputs))
+    return functools.reduce(torch.add, outputs)
 
 
 def with_means(outputs: Iterator[Tensor], means: Tensor, start: int) -> Iterator[Tensor]:
