@@ -8,7 +8,22 @@ from typing import Literal
 from adatad_ds.config import numbers
 from adatad_ds.config.parsing import TUBELET_FRAMES
 
-Tuning = Literal["frozen", "full", "tia", "side", "lora", "bitfit", "norm", "tia+lora", "aim"]
+Tuning = Literal[
+    "frozen",
+    "full",
+    "tia",
+    "plain",
+    "side",
+    "side_plain",
+    "ladder",
+    "lora",
+    "bitfit",
+    "norm",
+    "tia+lora",
+    "plain+lora",
+    "aim",
+]
+BESIDE: tuple[Tuning, ...] = ("side", "side_plain", "ladder")  # ways whose gradients do not enter the transformer
 Inside = Literal["lora", "bitfit", "norm"]  # ways to tune a block from within
 LoRATarget = Literal["qkv", "proj", "fc1", "fc2"]
 AIMAdapter = Literal["spatial", "temporal", "joint"]
@@ -23,11 +38,11 @@ class BackboneConfig:
     name: str = "videomae_s"
     weights: str | None = None  # a file, folder or hub name (docs/guides/weights.md); None: random, for tests only
     tuning: Tuning = "tia"
-    adapter: Literal["tia", "plain"] = "tia"
     adapter_blocks: tuple[numbers.NonNegativeInt, ...] | None = None  # blocks that are tuned; None: all
     adapter_ratio: numbers.WidthShare = 0.25
     adapter_kernel: numbers.PositiveInt = 3
     adapter_dilation: numbers.PositiveInt = 1
+    ladder_dilations: tuple[numbers.PositiveInt, ...] = (4, 16, 64)  # of a long-range adapter's convolutions
     lora_rank: numbers.PositiveInt = 8
     lora_alpha: numbers.PositiveFloat = 16.0  # updates are scaled by lora_alpha / lora_rank
     lora_targets: tuple[LoRATarget, ...] = ("qkv", "proj", "fc1", "fc2")
@@ -78,15 +93,22 @@ class BackboneConfig:
     @property
     def has_adapters(self) -> bool:
         """Whether there are adapters after the transformer's blocks or next to them."""
-        return not self.is_features and self.tuning in ("tia", "side", "tia+lora")
+        ways = ("tia", "plain", "tia+lora", "plain+lora", *BESIDE)
+        return not self.is_features and self.tuning in ways
+
+    @property
+    def has_time_convolution(self) -> bool:
+        """Whether those adapters look beyond their own tubelet."""
+        return self.has_adapters and self.tuning not in ("plain", "side_plain", "plain+lora")
 
     @property
     def tuned_inside(self) -> Inside | None:
         """What is trained inside the transformer's tuned blocks."""
-        inside: dict[Tuning, Inside] = {"lora": "lora", "tia+lora": "lora", "bitfit": "bitfit", "norm": "norm"}
-        return inside.get(self.tuning)
+        if self.tuning in ("lora", "tia+lora", "plain+lora"):
+            return "lora"
+        return self.tuning if self.tuning in ("bitfit", "norm") else None
 
     @property
     def adapter_reach(self) -> int:
         """Tokens in time that adapters look back and ahead; an image transformer's stay within their clip."""
-        return self.adapter_dilation * (self.adapter_kernel // 2) if self.has_adapters else 0
+        return self.adapter_dilation * (self.adapter_kernel // 2) if self.has_time_convolution else 0

@@ -134,6 +134,8 @@ def _backbone(config: Config) -> Iterator[str]:
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
+    if not backbone.ladder_dilations:
+        yield "backbone.ladder_dilations must name at least one"
     if config.clip_frames % backbone.frames_per_token:
         yield f"backbone.clip_frames = {config.clip_frames} is odd; tokens of {backbone.name} cover 2 frames"
     clip_frames = None if backbone.takes_clip_frames else backbone.clip_frames

@@ -34,6 +34,7 @@ from adatad_ds.models.sgp import SGPBlock
 from adatad_ds.models.transformers import backbone_spec, build_configured_image, build_video_transformer
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
@@ -212,6 +213,7 @@ def build_backbone(
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
+        long_adapters=_long_adapters(backbone, spec),
         inside=_inside(backbone, spec),
         window=runtime.window,
         tuning=backbone.tuning,
@@ -269,7 +271,7 @@ def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:
 
 def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
     def adapter() -> nn.Module:
-        if backbone.adapter == "plain":
+        if not backbone.has_time_convolution:
             return PlainAdapter(width=spec.width, ratio=backbone.adapter_ratio)
         return TIA(
             width=spec.width,
@@ -279,6 +281,13 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
         )
 
     return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.has_adapters else {}
+
+
+def _long_adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
+    def adapter() -> nn.Module:
+        return LongRange(width=spec.width, ratio=backbone.adapter_ratio, dilations=backbone.ladder_dilations)
+
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.tuning == "ladder" else {}
 
 
 def _inside(backbone: BackboneConfig, spec: ViTSpec) -> InsideTuning | None:

@@ -23,14 +23,17 @@ def plain_tubelet_features(model: AdaptedBackbone, frames: Tensor, noise: Sample
             noise, rate=model.drop_path, depth=depth, branches=(2,), window=WholeWindow(), clips=clips
         ).flatten(0, 1)
     tokens = vit.embed(frames.reshape(-1, vit.clip_frames, *frames.shape[2:]))  # (B * n, N, C)
-    beside = torch.zeros(())
+    beside = far = torch.zeros(())
     for index in range(len(vit.blocks)):
         tokens = vit.run_block(index, tokens, None if keep is None else keep[:, index])
         if index in model.adapted_blocks:
-            adapted = vit.by_clip(model.adapters[str(index)](vit.by_tubelet(tokens, windows=windows)))
-            tokens, beside = (tokens, beside + adapted) if model.tuning == "side" else (tokens + adapted, beside)
+            over_time = vit.by_tubelet(tokens, windows=windows)
+            adapted = vit.by_clip(model.adapters[str(index)](over_time))
+            if model.long_adapters:
+                far = far + model.long_adapters[str(index)](over_time[:, :, vit.pooled].mean(dim=2))
+            tokens, beside = (tokens, beside + adapted) if model.beside else (tokens + adapted, beside)
     top = vit.by_tubelet(vit.finish(tokens) + beside, windows=windows)
-    return top[:, :, vit.pooled].mean(dim=2).transpose(1, 2)
+    return (top[:, :, vit.pooled].mean(dim=2) + far).transpose(1, 2)
 
 
 def compare_with_plain_autograd(build: Callable[[], AdaptedBackbone], frames: Tensor) -> dict[str, Tensor]:

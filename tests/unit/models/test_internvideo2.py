@@ -185,6 +185,7 @@ def tuned(tuning: str, *, frames: int, **settings) -> AdaptedBackbone:
     [
         ("tia", 4, {}),
         ("side", 8, {}),
+        ("ladder", 4, {"ladder_dilations": (1, 5)}),
         ("lora", 4, {"lora_dora": True}),
         ("norm", 8, {}),
         ("bitfit", 4, {}),
