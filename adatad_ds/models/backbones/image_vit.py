@@ -237,7 +237,7 @@ def _has_plain_attention(block: nn.Module) -> bool:
     attention = block.attn
     assert isinstance(attention, EvaAttention | AttentionRope)
     norms = (attention.q_norm, attention.k_norm, attention.norm)
-    gate = getattr(attention, "gate", None)  # since timm 1.0.25
+    gate = getattr(attention, "gate", None)  # not in older versions
     return attention.qkv is not None and gate is None and all(isinstance(norm, nn.Identity) for norm in norms)
 
 
