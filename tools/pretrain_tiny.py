@@ -207,7 +207,8 @@ class MotionModel(nn.Module):
         self.pooled_norm = nn.LayerNorm(self.vit.spec.width)
         self.rates = nn.Linear(self.vit.spec.width, 1 + len(RATE_SCALE))
         self.motion = nn.Linear(self.vit.spec.width, MOTIONS)
-        self.vit.patch_embed.proj.weight.data.copy_(cosine_filters(*self.vit.patch_embed.proj.weight.shape))
+        filters = self.vit.patch_embed.get_parameter("proj.weight")
+        filters.data.copy_(cosine_filters(*filters.shape))
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 16, H, W, 3) uint8 to rates (n, 8, h, w, 1 + R) and motion logits (n, 8, M)."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adatad_ds.config.older import OLDER_KEYS, renewed
 from adatad_ds.config.parsing import coerce, literal, nearest
 from adatad_ds.config.schema import Config, RecognitionConfig
 from adatad_ds.config.validation import problems
@@ -19,14 +20,14 @@ from adatad_ds.errors import ConfigError
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """Build and check a `Config` from a nested dict; missing keys take their defaults.
+    """Build and check a `Config` from a nested dict, an older version's too; missing keys take their defaults.
 
     Raises:
         ConfigError: unknown key, wrong type, impossible value.
     """
     sections: dict[str, Any] = {}
     types_of_sections = typing.get_type_hints(Config)
-    for name, values in tree.items():
+    for name, values in renewed(tree).items():
         if name not in types_of_sections:
             raise ConfigError(f"unknown config section {name!r}{nearest(name, types_of_sections)}")
         if not isinstance(values, Mapping):
@@ -68,7 +69,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             raise ConfigError(f"--set {assignment}: this is a detection recipe, it has no section {section!r}")
         if section not in tree:
             raise ConfigError(f"--set {assignment}: unknown section {section!r}{nearest(section, tree)}")
-        if key not in tree[section]:
+        if key not in tree[section] and (section, key) not in OLDER_KEYS:
             raise ConfigError(f"--set {assignment}: {section} has no key {key!r}{nearest(key, tree[section])}")
         tree[section][key] = literal(text.strip())
     return from_dict(tree)

@@ -234,6 +234,8 @@ class Config:
             return 1
         if not self.backbone.is_image:
             return self.backbone.clip_frames or CLIP_FRAMES
+        if not self.backbone.is_aim:
+            return 1
         return self.backbone.clip_frames or (self.recognition.frames if self.recognition else CLIP_FRAMES)
 
     @property

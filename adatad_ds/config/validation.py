@@ -94,8 +94,7 @@ def _recognition(config: Config) -> Iterator[str]:
     settings = config.recognition
     assert settings is not None
     if settings.frames % config.clip_frames:
-        set_by = config.backbone.is_image or config.backbone.is_vjepa2
-        whose = " (backbone.clip_frames)" if set_by else " of a video transformer"
+        whose = " (backbone.clip_frames)" if config.backbone.takes_clip_frames else " of a video transformer"
         yield (
             f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
             f"{whose}"
@@ -135,18 +134,20 @@ def _backbone(config: Config) -> Iterator[str]:
     blocks = backbone.adapter_blocks
     if blocks is not None and (not blocks or len(set(blocks)) != len(blocks)):
         yield "backbone.adapter_blocks must name at least one block, and none twice; None: all"
-    if backbone.is_vjepa2 and config.clip_frames % 2:
+    if not backbone.ladder_dilations:
+        yield "backbone.ladder_dilations must name at least one"
+    if config.clip_frames % backbone.frames_per_token:
         yield f"backbone.clip_frames = {config.clip_frames} is odd; tokens of {backbone.name} cover 2 frames"
-    clip_frames = None if backbone.is_vjepa2 else backbone.clip_frames
+    clip_frames = None if backbone.takes_clip_frames else backbone.clip_frames
     image_settings = (backbone.aim_adapters, clip_frames, backbone.pixel_mean, backbone.pixel_std)
     targets = backbone.lora_targets
     if backbone.tuned_inside == "lora" and (not targets or len(set(targets)) != len(targets)):
         yield "backbone.lora_targets must name at least one of qkv, proj, fc1, fc2, and none twice"
     if backbone.is_image:
-        if backbone.tuning not in ("frozen", "full", "aim"):
+        if not backbone.is_aim and (backbone.aim_adapters is not None or (backbone.clip_frames or 1) != 1):
             yield (
-                f"backbone.tuning={backbone.tuning} is for video transformers; the image transformer {backbone.name} "
-                "takes frozen, aim or full"
+                f"with backbone.tuning={backbone.tuning}, each frame of an image transformer attends to itself alone: "
+                "aim_adapters and clip_frames are for aim, frozen and full"
             )
     elif backbone.tuning == "aim" or image_settings != (None,) * 4:
         yield (
@@ -181,6 +182,8 @@ def _cached_features(config: Config) -> Iterator[str]:
 def _patch_sides(backbone: str) -> tuple[int, ...]:
     if backbone == "videomaev2_g":
         return 14, 16  # its patches are 14 pixels wide; at 160 its authors drop the last 6
+    if backbone.startswith("internvideo2"):
+        return (14,)
     named = re.search(r"patch(\d+)", backbone)  # as in timm's names
     return (int(named[1]),) if named else (16,)
 

@@ -169,6 +169,7 @@ def _context_clips(backbone: Backbone) -> int:
     """
     if not isinstance(backbone, AdaptedBackbone):
         return 0
-    reaches = [int(adapter.reach) for adapter in backbone.adapters.values()]  # pyright: ignore[reportArgumentType]
+    adapters = (*backbone.adapters.values(), *backbone.long_adapters.values())
+    reaches = [int(adapter.reach) for adapter in adapters]  # pyright: ignore[reportArgumentType]
     clips = [-(-reach // backbone.vit.clip_tubelets) for reach in reaches]
-    return max(clips, default=0) if backbone.tuning == "side" else sum(clips)
+    return max(clips, default=0) if backbone.beside else sum(clips)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.detector import Detector
@@ -67,10 +66,11 @@ def forward_bytes(detector: Detector, config: Config) -> int:
     width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AdaptedBackbone):
         chunk = max(chunk, windows * config.clip_frames)
-        tokens_of_frame = backbone.vit.positions / TUBELET_FRAMES
+        tokens_of_frame = backbone.vit.positions / backbone.vit.spec.tubelet_frames
         waiting = size * width * tokens_of_frame * _waiting_frames(backbone, windows=windows, frames=frames)
         at_work = max(8 * width, 3 * width + 2 * hidden)  # attention: in, normed, q, k, v, mixed twice, out
-        features = frames // TUBELET_FRAMES
+        features = frames // backbone.vit.spec.tubelet_frames
+        waiting += size * width * features * len(backbone.long_adapters)  # means over positions
         pixel = 1 + FLOAT + (size if size < FLOAT else 0)  # reordered, normalised, in the model's type
     else:
         tokens_of_frame = (resolution // backbone.vit.patch) ** 2 + backbone.vit.prefix_tokens
@@ -83,9 +83,9 @@ def forward_bytes(detector: Detector, config: Config) -> int:
 
 def _waiting_frames(backbone: AdaptedBackbone, *, windows: int, frames: int) -> int:
     """Frames whose tokens are held between a video transformer's blocks."""
-    if backbone.tuning == "side":
+    if backbone.beside:
         reach = sum(adapter.reach for adapter in backbone.adapters.values())  # pyright: ignore
-        return min(2 * reach * TUBELET_FRAMES * windows, len(backbone.adapters) * frames)
+        return min(2 * reach * backbone.vit.spec.tubelet_frames * windows, len(backbone.adapters) * frames)
     return min(2, len(backbone.stored_outputs)) * frames  # one that a segment reads, one that it writes
 
 

@@ -173,7 +173,7 @@ def merge_updates(trained: Trained) -> Trained:
         ConfigError: it has no such updates.
         CheckpointError: as for `load_model`.
     """
-    tuning = {"lora": "frozen", "tia+lora": "tia"}.get(trained.config.backbone.tuning)
+    tuning = {"lora": "frozen", "tia+lora": "tia", "plain+lora": "plain"}.get(trained.config.backbone.tuning)
     if tuning is None or trained.trainable is None:
         raise ConfigError(
             f"{trained.name} has nothing to merge: its backbone.tuning is {trained.config.backbone.tuning}, "

@@ -18,11 +18,9 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
-from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
-from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
 from adatad_ds.models.detector import Detector, step_multiple
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention
@@ -33,8 +31,10 @@ from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
+from adatad_ds.models.transformers import backbone_spec, build_configured_image, build_video_transformer
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRASettings
 
 Model: TypeAlias = Detector | Recogniser
@@ -178,20 +178,17 @@ def build_backbone(
     """
     backbone, resolution, runtime = config.backbone, config.data.resolution, runtime or Runtime()
     memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
-    if backbone.is_image:
+    if backbone.is_aim:
         from adatad_ds.models.backbones.adapted_image import (  # here, as timm takes seconds to import
             ALL_ADAPTERS,
             AIMTransformer,
         )
-        from adatad_ds.models.backbones.image_vit import build_image_transformer
 
-        with memory:
-            image = build_image_transformer(
-                backbone.name, resolution=resolution, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
-            )
         adapt = backbone.aim_adapters
         if adapt is None:
             adapt = ALL_ADAPTERS if backbone.tuning == "aim" else ()
+        with memory:
+            image = build_configured_image(backbone, resolution=resolution)
         return AIMTransformer(
             vit=image,
             clip_frames=config.clip_frames,
@@ -206,12 +203,17 @@ def build_backbone(
             clips_per_chunk=backbone.clips_per_chunk,
             window=runtime.window,
         )
-    spec = spec or backbone_spec(backbone.name)
     with memory:
-        vit = _video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
+        if backbone.is_image:
+            vit = build_configured_image(backbone, resolution=resolution, depth=spec.depth if spec else None)
+        else:
+            spec = spec or backbone_spec(backbone.name)
+            vit = build_video_transformer(spec, clip_frames=config.clip_frames, resolution=resolution)
+    spec = vit.spec
     return AdaptedBackbone(
         vit=vit,
         adapters=_adapters(backbone, spec),
+        long_adapters=_long_adapters(backbone, spec),
         inside=_inside(backbone, spec),
         window=runtime.window,
         tuning=backbone.tuning,
@@ -226,18 +228,18 @@ def build_backbone(
 
 
 def adapted_blocks(backbone: BackboneConfig) -> tuple[int, ...]:
-    """Indices of a video transformer's tuned blocks; () for image transformers.
+    """Indices of a transformer's tuned blocks; () with AIM's ways.
 
     Raises:
         ConfigError: unknown backbone, or blocks that it does not have.
     """
-    if backbone.is_image or backbone.is_features:
+    if backbone.is_aim or backbone.is_features:
         return ()
     return _adapted_blocks(backbone, backbone_spec(backbone.name))
 
 
 def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
-    """Blocks of a video transformer whose outputs wait for the backward pass (`stored_outputs`); [] for others.
+    """Blocks whose outputs wait for the backward pass (`stored_outputs`); [] with AIM's ways.
 
     Raises:
         ConfigError: as for `adapted_blocks`.
@@ -246,26 +248,6 @@ def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
     return stored_outputs(
         adapters=blocks if backbone.has_adapters else (), inside=blocks if backbone.tuned_inside else ()
     )
-
-
-def backbone_spec(name: str) -> ViTSpec:
-    """Shape of a video transformer by name.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    specs = VIT_SPECS | VJEPA2_SPECS
-    if name not in specs:
-        raise ConfigError(
-            f"backbone.name={name!r} is unknown; known: {', '.join(specs)}, and timm's image models vit_..."
-        )
-    return specs[name]
-
-
-def _video_transformer(spec: ViTSpec, *, clip_frames: int, resolution: int) -> VideoTransformer:
-    if spec.rotary:
-        return VJEPA2(spec=spec, clip_frames=clip_frames, resolution=resolution)
-    return VisionTransformer(spec=spec, resolution=resolution)
 
 
 def _feature_channels(config: Config) -> int:
@@ -289,7 +271,7 @@ def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:
 
 def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
     def adapter() -> nn.Module:
-        if backbone.adapter == "plain":
+        if not backbone.has_time_convolution:
             return PlainAdapter(width=spec.width, ratio=backbone.adapter_ratio)
         return TIA(
             width=spec.width,
@@ -299,6 +281,13 @@ def _adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
         )
 
     return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.has_adapters else {}
+
+
+def _long_adapters(backbone: BackboneConfig, spec: ViTSpec) -> dict[int, nn.Module]:
+    def adapter() -> nn.Module:
+        return LongRange(width=spec.width, ratio=backbone.adapter_ratio, dilations=backbone.ladder_dilations)
+
+    return {block: adapter() for block in _adapted_blocks(backbone, spec)} if backbone.tuning == "ladder" else {}
 
 
 def _inside(backbone: BackboneConfig, spec: ViTSpec) -> InsideTuning | None:

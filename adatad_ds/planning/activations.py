@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.retention import Retention, least_inputs
-from adatad_ds.planning.fake_run import SegmentBytes, SegmentKind
+from adatad_ds.planning.fake_run import LadderBytes, SegmentBytes, SegmentKind
 
 CHUNK_COST = 0.02  # of a step's time, for each halving of a chunk: what that must save in recomputation
 
@@ -42,6 +42,7 @@ class Activations:
         graphs: spans whose graph is kept.
         spans: spans of all segments.
         graph_bytes: of all kept graphs.
+        ladder_bytes: of long-range adapters' graph.
         peak_bytes: of the backbone's activations on the device, all included.
         recomputed: forward passes of the part with gradients that run again; 1.0: all of it once.
     """
@@ -54,13 +55,14 @@ class Activations:
     graphs: int
     spans: int
     graph_bytes: int
+    ladder_bytes: int = 0
     peak_bytes: int
     recomputed: float
 
     @property
     def kept_bytes(self) -> int:
         """What waits on the device between the passes."""
-        return self.on_device * self.tensor_bytes + self.graph_bytes
+        return self.on_device * self.tensor_bytes + self.graph_bytes + self.ladder_bytes
 
     def __str__(self) -> str:
         """In words."""
@@ -85,6 +87,7 @@ class Segments:
         tensor: bytes of a segment's input.
         gradient: bytes of the window's gradient.
         regroups: whether inputs can be made again from the segments below.
+        ladder: of long-range adapters, which run after all segments, and whose backward pass is before all others.
     """
 
     spans: int
@@ -95,6 +98,7 @@ class Segments:
     tensor: int
     gradient: int
     regroups: bool
+    ladder: LadderBytes
 
     def place(self, retention: Retention, *, on_device: int | None, clips_per_chunk: int) -> Activations:
         """What waits, with so many stored tensors on the device (None: all)."""
@@ -116,6 +120,7 @@ class Segments:
             graphs=sum(graphs),
             spans=self.spans * count,
             graph_bytes=sum(kept),
+            ladder_bytes=self.ladder.graph,
             peak_bytes=max(*self._forward(sizes, graphs, on_device), *self._backward(sizes, graphs, on_device)),
             recomputed=recomputed,
         )
@@ -128,7 +133,7 @@ class Segments:
 
     def _forward(self, sizes: Sequence[int], graphs: Sequence[int], on_device: int) -> Iterator[int]:
         """Peaks of the forward pass: stored tensors, graphs so far, two inputs that come and go, and a span."""
-        stored = on_device * self.tensor
+        stored = on_device * self.tensor + self.ladder.means
         yield stored + self.first
         kept = 0
         for group in self._groups(sizes):
@@ -144,6 +149,7 @@ class Segments:
     def _backward(self, sizes: Sequence[int], graphs: Sequence[int], on_device: int) -> Iterator[int]:
         """Peaks of the backward pass, from the last segment: its graphs first, then the spans that run again."""
         kept = sum(count * self.bytes[kind].graph for count, kind in zip(graphs, self.kinds, strict=True))
+        yield on_device * self.tensor + kept + self.ladder.backward
         on_host = len(sizes) - on_device
         for below, group in reversed(list(enumerate(self._groups(sizes)))):
             waiting = self.gradient + max(0, below + 1 - on_host) * self.tensor

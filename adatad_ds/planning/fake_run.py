@@ -24,8 +24,10 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precisio
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.segments import BlockSpan
-from adatad_ds.models.factory import backbone_spec, build_backbone, build_heads
+from adatad_ds.models.factory import build_backbone, build_heads
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.models.transformers import backbone_spec
+from adatad_ds.models.tuning.ladder import long_range_sum
 
 
 class SegmentKind(NamedTuple):
@@ -90,7 +92,7 @@ def span_bytes(
             with torch.no_grad():
                 vit.run_block(frozen, vit.embed(frames))
 
-        steps, rest = clips * vit.clip_tubelets, (spec.positions(resolution), spec.width)
+        steps, rest = clips * vit.clip_tubelets, (vit.positions, spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
         def segment_of(kind: SegmentKind) -> BlockSpan:
@@ -98,8 +100,10 @@ def span_bytes(
             blocks = [tuned if inside else frozen for inside in kind.blocks]
 
             def run(tokens: Tensor, start: int) -> Tensor:
+                by_clip = vit.by_clip(tokens)
                 for index in blocks:
-                    tokens = vit.run_block(index, tokens.reshape(windows * clips, -1, spec.width)).view_as(gradient)
+                    by_clip = vit.run_block(index, by_clip)
+                tokens = vit.by_tubelet(by_clip, windows=windows)
                 return vit.finish(tokens) if kind.last else tokens
 
             parts = [*([] if adapter is None else [adapter]), *(vit.blocks[index] for index in blocks)]
@@ -126,6 +130,41 @@ def span_bytes(
                 return SegmentBytes(run, build, held, count.peak)
 
         return live_bytes(embed), {kind: measured(segment_of(kind)) for kind in kinds}
+
+
+class LadderBytes(NamedTuple):
+    """Bytes of long-range adapters.
+
+    Attributes:
+        means: what they read.
+        graph: that and what their graph holds, until the backward pass.
+        backward: peak of the backward pass, the graph included.
+    """
+
+    means: int = 0
+    graph: int = 0
+    backward: int = 0
+
+
+@cache
+def ladder_bytes(backbone: BackboneConfig, precision: Precision, windows: int, tubelets: int) -> LadderBytes:
+    """Bytes of a rank's long-range adapters, which run over whole windows of so many tubelets."""
+    config = Config(backbone=replace(backbone, weights=None), train=TrainConfig(precision=precision))
+    with shapes_only():
+        model = build_backbone(config, feature_steps=1)
+    assert isinstance(model, AdaptedBackbone)
+    with fake_tensors(model, config.train.dtype), LiveBytes() as count:
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        count.held = count.peak = 0  # gradients are counted elsewhere
+        adapters = model.long_adapters.values()
+        means = torch.empty(len(adapters), windows, model.width, tubelets, dtype=config.train.dtype)
+        held = count.held
+        out = long_range_sum(adapters, means)
+        del means
+        graph, count.peak = count.held, count.held
+        out.backward(torch.empty_like(out))
+        return LadderBytes(held, graph, count.peak)
 
 
 @cache

@@ -170,6 +170,7 @@ def make_plan(
             on_device * tensor,
             (placed.stored - on_device) * tensor,
         ),
+        *([Line("graphs of long-range adapters", placed.ladder_bytes)] * bool(placed.ladder_bytes)),
         *([Line(f"graphs of {placed.graphs} of {placed.spans} spans", placed.graph_bytes)] * bool(placed.graphs)),
         Line("backbone at work", placed.peak_bytes - placed.kept_bytes, transient=True),
         Line("head", head, transient=True),
@@ -231,7 +232,7 @@ def backbone_cost(config: Config) -> BackboneCost:
     Raises:
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
-    if config.backbone.is_image:
+    if config.backbone.is_aim:
         from adatad_ds.planning.image_backbones import ImageCost  # here, as timm takes seconds to import
 
         return ImageCost(config)

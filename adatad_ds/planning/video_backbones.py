@@ -2,7 +2,7 @@
 
 What grows with the window is known in closed form (docs/reference/performance.md); fake_run.py measures one span.
 
-T' = F / 2 tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
+T' tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from adatad_ds.config.parsing import TUBELET_FRAMES
+from adatad_ds.config.backbone import BESIDE
 from adatad_ds.config.schema import Config
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
-from adatad_ds.models.factory import adapted_blocks, backbone_spec, stored_outputs_of
+from adatad_ds.models.factory import adapted_blocks, stored_outputs_of
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.planning.activations import Activations, Segments, within
-from adatad_ds.planning.fake_run import SegmentKind, span_bytes, whole_bytes
+from adatad_ds.planning.fake_run import LadderBytes, SegmentKind, ladder_bytes, span_bytes, whole_bytes
 
 
 class VideoCost:
@@ -34,37 +35,38 @@ class VideoCost:
         self._spec = backbone_spec(config.backbone.name)
         self._tuned = sorted(adapted_blocks(config.backbone))
         self._stored = stored_outputs_of(config.backbone)
+        self._frames = self._spec.tubelet_frames
         self._positions = self._spec.positions(config.data.resolution)
 
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
-        tokens = frames // TUBELET_FRAMES * self._positions
+        tokens = frames // self._frames * self._positions
         return tokens * self._spec.width * self._config.train.dtype.itemsize
 
     def flop(self, *, recomputed: float) -> float:
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         config, spec, tuning = self._config, self._spec, self._config.backbone.tuning
-        tokens = config.sample_frames // TUBELET_FRAMES * self._positions
+        tokens = config.sample_frames // self._frames * self._positions
         block, adapter, inside = self._forward_flop(tokens)
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        embedding = 2.0 * tokens * spec.width * 3 * TUBELET_FRAMES * spec.patch**2
+        embedding = 2.0 * tokens * spec.width * 3 * self._frames * spec.patch**2
         added = len(self._tuned) * (adapter + inside)
-        below = spec.depth if tuning in ("frozen", "side") else 0 if tuning == "full" else self._stored[0] + 1
+        below = spec.depth if tuning in ("frozen", *BESIDE) else 0 if tuning == "full" else self._stored[0] + 1
         above = spec.depth - below
         forward = embedding + spec.depth * block + added
         backward = above * (2 * block - linear) + 2 * added
         if tuning == "full":
             backward += embedding + above * linear
-        return forward + backward + recomputed * (above * block + added)
+        return forward + backward + self._ladder_flop() + recomputed * (above * block + added)
 
     def _forward_flop(self, tokens: int) -> tuple[float, float, float]:
         """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
         backbone, spec = self._config.backbone, self._spec
         linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        clip_tokens = self._config.clip_frames // TUBELET_FRAMES * self._positions
+        clip_tokens = self._config.clip_frames // self._frames * self._positions
         attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
-        middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.adapter == "tia" else 0
+        middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.has_time_convolution else 0
         adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if backbone.has_adapters else 0.0
         return linear + attention, adapter, self._lora_flop(tokens)
 
@@ -130,7 +132,7 @@ class VideoCost:
         flop = [kind.adapter * adapter + len(kind.blocks) * block + sum(kind.blocks) * inside for kind in kinds]
         total = sum(flop)
         tensor = self.tensor_bytes(windows * clips * config.clip_frames)
-        in_line = config.backbone.tuning != "side"
+        in_line = config.backbone.tuning not in BESIDE
         return Segments(
             spans=spans,
             kinds=kinds,
@@ -140,12 +142,29 @@ class VideoCost:
             tensor=tensor,
             gradient=tensor if in_line else 0,
             regroups=in_line,
+            ladder=self._ladder(windows),
         )
+
+    def _ladder(self, windows: int) -> LadderBytes:
+        config = self._config
+        if config.backbone.tuning != "ladder":
+            return LadderBytes()
+        tubelets = config.sample_frames // self._frames
+        backbone = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant: found in cache
+        return ladder_bytes(backbone, config.train.precision, windows, tubelets)
+
+    def _ladder_flop(self) -> float:
+        """FLOPs of both passes of a sample's long-range adapters, whose inputs need no gradient."""
+        config, width = self._config, self._spec.width
+        if config.backbone.tuning != "ladder":
+            return 0.0
+        steps, weights = config.sample_frames // self._frames, width * int(width * config.backbone.adapter_ratio)
+        return len(self._tuned) * 2.0 * steps * 5 * weights  # in and out, thrice, but for the inputs
 
     def _segments(self) -> list[SegmentKind]:
         """What each segment consists of, lowest first (`side`: no blocks)."""
         backbone = self._config.backbone
-        if backbone.tuning == "side":
+        if backbone.tuning in BESIDE:
             return [SegmentKind(adapter=True, blocks=(), last=False)] * len(self._stored)
         adapted = self._tuned if backbone.has_adapters else []
         inside = self._tuned if backbone.tuned_inside else []

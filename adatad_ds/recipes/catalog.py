@@ -20,7 +20,7 @@ from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
 from adatad_ds.recipes.tridet import tridet_recipes
-from adatad_ds.recipes.vjepa2 import vjepa2_recipes
+from adatad_ds.recipes.unpublished import unpublished_recipes
 
 __all__ = ["Recipe", "all_recipes", "config_diff", "find_recipe", "recipe_table"]
 
@@ -48,7 +48,7 @@ def all_recipes() -> dict[str, Recipe]:
         "quickstart_frozen": _quickstart("frozen"),
         "quickstart_features": _quickstart_features(),
     }
-    families = (published_recipes(), vjepa2_recipes(), aim_recipes(), actionformer_recipes(), tridet_recipes())
+    families = (published_recipes(), unpublished_recipes(), aim_recipes(), actionformer_recipes(), tridet_recipes())
     return quickstart | {name: recipe for family in families for name, recipe in family}
 
 

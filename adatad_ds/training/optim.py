@@ -10,6 +10,7 @@ from torch import nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.models.tuning.lora import is_update
 
+ADAPTERS = ("backbone.adapters.", "backbone.long_adapters.", "backbone.temporal_embedding")
 CLASSIFIER = "head.classifier."  # of a recogniser
 INITIAL_SHARE = 0.05  # of initial weights in the running average, above which a run counts as short
 
@@ -47,7 +48,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 def parameter_kind(name: str) -> str:
     """`backbone` (the transformer itself), `adapter` or `head` (pyramid and heads), from a parameter's name."""
-    if name.startswith(("backbone.adapters.", "backbone.temporal_embedding")) or is_update(name):
+    if name.startswith(ADAPTERS) or is_update(name):
         return "adapter"
     return "backbone" if name.startswith("backbone.") else "head"
 

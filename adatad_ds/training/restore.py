@@ -11,7 +11,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.contract import frozen_blocks
+from adatad_ds.models.backbones.adapted_video import frozen_blocks
 from adatad_ds.runs.checkpoint import CheckpointStore, open_checkpoint
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.tasks.base import Task

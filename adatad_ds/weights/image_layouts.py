@@ -2,9 +2,9 @@
 
 - `timm`: the state dict of one of its VisionTransformers, whose names are ours, or of its DINOv3; DINOv2's and
   DINOv3's own files are named nearly alike;
-- `transformers`: CLIPVisionModel, alone or within a CLIPModel;
+- `transformers`: CLIPVisionModel and SiglipVisionModel, alone or with the text model;
 - `DINOv2 of transformers`: Dinov2Model, Dinov2WithRegistersModel; `DINOv3 of transformers`: DINOv3ViTModel;
-- `CLIP`: OpenAI's and OpenCLIP's `visual.*`, alone or with the text model;
+- `CLIP`: OpenAI's and OpenCLIP's `visual.*`, alone or with the text model; Perception Encoder's own;
 - `AIM`: checkpoints of the authors' models, trained from CLIP or from ImageNet weights.
 
 A file cannot tell QuickGELU from GELU: OpenAI's weights, and those of `openai/clip-vit-*` on the Hugging Face hub,
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from adatad_ds.errors import CheckpointError
+from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, find_source, open_tensors
 from adatad_ds.weights.image_tensors import join_attention, positions_of_patches, without_key_bias
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out
@@ -44,6 +45,7 @@ _CLIP_RENAMES = (
     (r"\.attn\.out_proj\.", ".attn.proj."),
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.ls_([12])\.", r".ls\1."),  # Perception Encoder
 )
 _DINO_RENAMES = (
     (r"^embeddings\.cls_token$", "cls_token"),
@@ -128,7 +130,7 @@ _LEFT_OUT = {  # by the file's names
     "text model": r"(text_model\.|token_embedding\.|ln_final\.|text\.)",
     "projection to the text's space": r"((text|visual)_projection(\.weight)?|(visual\.)?proj|logit_(scale|bias))$",
     "counter": r"(input_resolution|context_length|vocab_size|(.*\.)?embeddings\.position_ids)$",
-    "classifier or pooling of images": r"(visual\.trunk\.)?(head|attn_pool|fc|classifier)\.",
+    "classifier or pooling of images": r"(visual\.(trunk\.)?|vision_model\.)?(head|attn_pool|fc|classifier)\.",
     "mask of pretraining": r"((dinov2(_with_registers)?\.)?embeddings\.)?mask_token$|local_cls_norm\.|projectors\.",
     "rotation, which is computed": r"rope(_embed)?\.|.*\.attn\.qkv\.bias_mask$",
 }
@@ -220,7 +222,8 @@ def fit_image_weights(weights: Weights, vit: ImageTransformer) -> Weights:
     tensors = dict(weights.vit)
     if "pos_embed" in tensors and vit.pos_embed is not None:
         tensors["pos_embed"] = _fitting_positions(tensors["pos_embed"], vit, source=weights.source)
-    check_fit(tensors, {name: tuple(p.shape) for name, p in vit.named_parameters()}, source=weights.source)
+    shapes = {name: tuple(p.shape) for name, p in vit.named_parameters() if not is_update(name)}
+    check_fit(tensors, shapes, source=weights.source)
     return replace(weights, vit=tensors)
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +28,12 @@ from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 from adatad_ds.weights.video_layouts import SIDE, fit_video_weights, open_weights
 
-if TYPE_CHECKING:
-    from adatad_ds.models.backbones.image_vit import ImageTransformer
-
 _VIDEOMAE_PAGE = "https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md (CC BY-NC 4.0: not for commercial use)"
+_INTERNVIDEO2 = "https://github.com/OpenGVLab/InternVideo/blob/main/InternVideo2/single_modality/MODEL_ZOO.md"
+_INTERNVIDEO2_DISTILLED = "OpenGVLab/InternVideo2_distillation_models on the Hugging Face hub (terms on its page)"
 VIT = "backbone.vit."  # where a detector has its transformer
 # of a detector, with TriDet's heads, of a recogniser
 _CLASSIFIERS = ("head.cls_head.", "head.start_head.", "head.end_head.", "head.classifier.")
-Transformer: TypeAlias = "VideoTransformer | ImageTransformer"
 WHERE_FROM = {
     "videomae_s": _VIDEOMAE_PAGE,
     "videomae_b": f"{_VIDEOMAE_PAGE}, or MCG-NJU/videomae-base-finetuned-kinetics on the Hugging Face hub",
@@ -47,6 +44,11 @@ WHERE_FROM = {
     "vjepa2_l": "facebook/vjepa2-vitl-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
     "vjepa2_h": "facebook/vjepa2-vith-fpc64-256 on the Hugging Face hub (Meta; terms on its page)",
     "vjepa2_g": "facebook/vjepa2-vitg-fpc64-256, or -384 for 384 px, on the Hugging Face hub (Meta; terms on its page)",
+    "internvideo2_s": f"{_INTERNVIDEO2}: stage1/S14/S14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_b": f"{_INTERNVIDEO2}: stage1/B14/B14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_l": f"{_INTERNVIDEO2}: stage1/L14/L14_ft_k710_f8/pytorch_model.bin of {_INTERNVIDEO2_DISTILLED}",
+    "internvideo2_1b": f"{_INTERNVIDEO2}: 1B_ft_k710_f8.pth of OpenGVLab/InternVideo2-Stage1-1B-224p-f8-k710 on the "
+    "Hugging Face hub (terms on its page)",
     "vit_base_patch16_clip_quickgelu_224": "openai/clip-vit-base-patch16 on the Hugging Face hub (OpenAI, MIT)",
     "vit_large_patch14_clip_quickgelu_224": "openai/clip-vit-large-patch14 on the Hugging Face hub (OpenAI, MIT)",
 }
@@ -62,7 +64,7 @@ def open_backbone_weights(backbone: BackboneConfig, *, averaged: bool = False) -
     return open_weights(backbone.weights, averaged=averaged)
 
 
-def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool = False) -> Weights | None:
+def find_weights(backbone: BackboneConfig, vit: VideoTransformer, *, averaged: bool = False) -> Weights | None:
     """Recognise the weights that a config names, and check that they fit the transformer; None where it names none.
 
     Args:
@@ -80,9 +82,11 @@ def find_weights(backbone: BackboneConfig, vit: Transformer, *, averaged: bool =
         weights = open_backbone_weights(backbone, averaged=averaged)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error}. {_where_from(backbone.name, backbone.weights)}") from error
-    if isinstance(vit, VideoTransformer):
-        return fit_video_weights(weights, vit, backbone=backbone.name)
-    return weights if backbone.is_features else fit_image_weights(weights, vit)
+    if backbone.is_features:
+        return weights
+    if backbone.is_image:
+        return fit_image_weights(weights, vit)  # pyright: ignore[reportArgumentType]
+    return fit_video_weights(weights, vit, backbone=backbone.name)
 
 
 def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[str]:
@@ -95,7 +99,7 @@ def weights_reports(weights: Weights | None, backbone: BackboneConfig) -> list[s
 
 
 def fill_backbone(
-    vit: Transformer,
+    vit: VideoTransformer,
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype,
@@ -155,7 +159,7 @@ def _allocate(module: nn.Module, names: Sequence[str], dtype: torch.dtype) -> No
         setattr(module.get_submodule(owner), leaf, own)
 
 
-def fingerprint(vit: Transformer) -> dict[str, str]:
+def fingerprint(vit: VideoTransformer) -> dict[str, str]:
     """Fingerprint of frozen weights that came from no file, as `fill_backbone` returns it."""
     return {name: tensor_hash(p.detach()) for name, p in vit.named_parameters() if not p.requires_grad}
 

@@ -4,6 +4,7 @@
   and as converted by adatad-ds convert;
 - the same as transformers (Hugging Face) and as mmaction2 name it;
 - V-JEPA 2 as its authors and as transformers name it;
+- InternVideo2 as its authors name it, pretrained, distilled, fine-tuned, or beside a text encoder;
 - a trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
@@ -14,20 +15,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from adatad_ds.errors import CheckpointError
-from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
-from adatad_ds.models.backbones.vit import VIT_SPECS
-from adatad_ds.models.backbones.vjepa2 import VJEPA2_SPECS
+from adatad_ds.models.backbones.contract import Family, VideoTransformer, ViTSpec
+from adatad_ds.models.backbones.internvideo2 import InternVideo2
+from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
 from adatad_ds.weights.layout import WeightLayout, Weights, find_layout, leave_out, rename, stacked
 
 VIDEOMAE, TRANSFORMERS, MMACTION, ADATAD = "VideoMAE", "transformers", "mmaction2", "AdaTAD detector"
-VJEPA2, VJEPA2_TRANSFORMERS = "V-JEPA 2", "V-JEPA 2 of transformers"
+VJEPA2, VJEPA2_TRANSFORMERS, INTERNVIDEO2 = "V-JEPA 2", "V-JEPA 2 of transformers", "InternVideo2"
 _MMACTION_RENAMES = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"\.mlp\.layers\.0\.0\.", ".mlp.fc1."),
@@ -73,6 +77,14 @@ _LAYOUTS = (  # in the order in which they are tried; names become those of the 
         ),
     ),
     WeightLayout(
+        name=INTERNVIDEO2,
+        signature=r"((backbone|encoder|vision_encoder)\.)?blocks\.0\.attn\.q_norm\.weight",
+        renames=(
+            (r"^(backbone|encoder|vision_encoder)\.", ""),
+            (r"^(cls_token|pos_embed)$", r"prefix.\1"),
+        ),
+    ),
+    WeightLayout(
         name=VJEPA2,
         signature=r"((backbone|encoder)\.)?patch_embed\.proj\.weight",
         also=(r"((backbone|encoder)\.)?blocks\.0\.attn\.qkv\.bias", r"((backbone|encoder)\.)?norm\.weight"),
@@ -106,7 +118,29 @@ _LEFT_OUT_OF_VJEPA2 = {  # its final norm is used
     "predictor": r"predictor\.",
     "classifier": r"(pooler|classifier)\.",
 }
+_LEFT_OUT_OF_INTERNVIDEO2 = {
+    "attention pooling": r"(clip_projector|fc_norm)\.",
+    "classifier": r"head\.",
+    "decoders": r"((final_)?clip_decoder|mae_decoder)\.|(clip|mae)_pos_embed$",
+    "text encoder": r"(text_encoder|text_proj|vision_proj|itm_head)\.|temp$",
+}
+_LEFT_OUT_OF = {
+    VJEPA2: _LEFT_OUT_OF_VJEPA2,
+    VJEPA2_TRANSFORMERS: _LEFT_OUT_OF_VJEPA2,
+    INTERNVIDEO2: _LEFT_OUT_OF_INTERNVIDEO2,
+}
+_FAMILIES: dict[str, Family] = {
+    VJEPA2: "V-JEPA 2",
+    VJEPA2_TRANSFORMERS: "V-JEPA 2",
+    INTERNVIDEO2: "InternVideo2",
+}
+_TRAITS: dict[Family, str] = {  # that tell apart transformers of the same size
+    "VideoMAE": "",
+    "V-JEPA 2": ", rotary positions",
+    "InternVideo2": ", class token and learnt positions",
+}
 _NORMALIZER = "rpn_head.loss_normalizer"
+POSITIONS = "prefix.pos_embed"  # of InternVideo2, learnt
 SIDE = "backbone.adapters.position_"  # side adapters are numbered, not named by their block
 AVERAGED_PREFIX = "average/"  # in a converted detector: those of the running average that differ
 
@@ -143,14 +177,13 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
     layout = find_layout(tensors, _LAYOUTS, kind="a video", known=[layout.name for layout in _LAYOUTS], source=source)
     normalizer = tensors.pop(_NORMALIZER, None)
     vit, trained = _split_detector(tensors) if layout.name == ADATAD else (tensors, {})
-    rotary = layout.name in (VJEPA2, VJEPA2_TRANSFORMERS)
-    unused = _LEFT_OUT_OF_VJEPA2 if rotary else _LEFT_OUT
+    unused = _LEFT_OUT_OF.get(layout.name, _LEFT_OUT)
     vit, left_out = leave_out({layout.rename(key): tensor for key, tensor in vit.items()}, unused)
     vit = _join_attention(vit)
     return Weights(
         source=source,
         layout=layout.name,
-        size=describe(vit, rotary=rotary),
+        size=describe(vit, family=_FAMILIES.get(layout.name, "VideoMAE")),
         vit=vit,
         trained=trained,
         left_out=left_out,
@@ -159,7 +192,7 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
 
 
 def fit_video_weights(weights: Weights, vit: VideoTransformer, *, backbone: str) -> Weights:
-    """The same weights, seen to fit a transformer.
+    """The same weights, seen to fit a transformer; learnt positions are resized to its clips and resolution.
 
     Args:
         weights: recognised.
@@ -176,34 +209,72 @@ def fit_video_weights(weights: Weights, vit: VideoTransformer, *, backbone: str)
             f"{backbone} has {wanted}"
         )
     shapes = {key: tuple(p.shape) for key, p in vit.named_parameters() if not is_update(key)}
-    check_fit(weights.vit, shapes, source=weights.source)
-    return weights
+    tensors = dict(weights.vit)
+    if isinstance(vit, InternVideo2) and POSITIONS in tensors:
+        tensors[POSITIONS] = _fitting_positions(tensors[POSITIONS], vit)
+    check_fit(tensors, shapes, source=weights.source)
+    return replace(weights, vit=tensors)
 
 
-def describe(vit: Mapping[str, StoredTensor], *, rotary: bool) -> str:
-    """A transformer's size, from its tensors' shapes; `rotary`: it is a V-JEPA 2."""
+def _fitting_positions(stored: StoredTensor, vit: InternVideo2) -> StoredTensor:
+    """Learnt positions, from the resolution of the pretraining and any number of frames."""
+    rows = vit.spec.pretrained_side // vit.spec.patch
+    if len(stored.shape) != 3 or (stored.shape[1] - 1) % rows**2:
+        return stored  # refused with its shape
+
+    def read() -> Tensor:
+        return resized_positions(stored.read(), patch_rows=rows, clip_frames=vit.clip_frames, grid_side=vit.grid_side)
+
+    return StoredTensor((1, vit.get_parameter(POSITIONS).shape[1], stored.shape[2]), read)
+
+
+def resized_positions(table: Tensor, *, patch_rows: int, clip_frames: int, grid_side: int) -> Tensor:
+    """Learnt positions for clips of another length or resolution, as the authors resize them.
+
+    Linearly over time, then bicubically over each frame; the class token's stay.
+
+    Args:
+        table: (1, 1 + F' * patch_rows^2, C).
+        patch_rows: patches of a side in the table.
+        clip_frames: F.
+        grid_side: patches of a side wanted.
+
+    Returns:
+        (1, 1 + F * grid_side^2, C).
+    """
+    width = table.shape[-1]
+    prefix, patches = table.float().tensor_split([1], dim=1)
+    over_time = patches.view(-1, patch_rows**2 * width)  # (F', positions and channels)
+    if len(over_time) != clip_frames:
+        over_time = F.interpolate(over_time.t()[None], size=clip_frames, mode="linear")[0].t()
+    maps = over_time.reshape(clip_frames, patch_rows, patch_rows, width).permute(0, 3, 1, 2)
+    if patch_rows != grid_side:
+        maps = F.interpolate(maps, size=(grid_side, grid_side), mode="bicubic", align_corners=False)
+    return torch.cat([prefix, maps.permute(0, 2, 3, 1).reshape(1, -1, width)], dim=1).to(table.dtype)
+
+
+def describe(vit: Mapping[str, StoredTensor], *, family: Family) -> str:
+    """A transformer's size, from its tensors' shapes."""
     embedding, mlp = vit.get("patch_embed.proj.weight"), vit.get("blocks.0.mlp.fc1.weight")
     if embedding is None or mlp is None or len(embedding.shape) != 5:
         return "an incomplete transformer"
     depth = 1 + max(int(key.split(".")[1]) for key in vit if key.startswith("blocks."))
     width, patch, hidden = embedding.shape[0], embedding.shape[-1], mlp.shape[0]
-    return _describe(width, depth, hidden, patch, rotary)
+    return _describe(width, depth, hidden, patch, family)
 
 
 def backbone_name(weights: Weights) -> str | None:
     """Name of the backbone that weights are of; None if there is none."""
-    specs = VIT_SPECS | VJEPA2_SPECS
-    return next((name for name, spec in specs.items() if describe_spec(spec) == weights.size), None)
+    return next((name for name, spec in VIDEO_SPECS.items() if describe_spec(spec) == weights.size), None)
 
 
 def describe_spec(spec: ViTSpec) -> str:
     """The same, of a member of the family."""
-    return _describe(spec.width, spec.depth, spec.mlp_hidden, spec.patch, spec.rotary)
+    return _describe(spec.width, spec.depth, spec.mlp_hidden, spec.patch, spec.family)
 
 
-def _describe(width: int, depth: int, hidden: int, patch: int, rotary: bool) -> str:
-    size = f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px"
-    return f"{size}, rotary positions" if rotary else size
+def _describe(width: int, depth: int, hidden: int, patch: int, family: Family) -> str:
+    return f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px{_TRAITS[family]}"
 
 
 def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:

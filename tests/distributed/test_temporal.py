@@ -72,7 +72,7 @@ def test_gradients_of_every_tuning_are_those_of_one_rank(tmp_path):
     found = tmp_path / "differences.json"
     finish(launched("pool", 2, ["tests/support/count_gradients.py", str(found)]))
     differences = json.loads(found.read_text())
-    assert set(differences) == {"tia", "side", "lora", "bitfit", "norm", "tia+lora"}
+    assert set(differences) == {"tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"}
     assert max(differences.values()) < 1e-5, differences
 
 
@@ -139,9 +139,10 @@ def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hosted_vjepa2_has_plain_autograds_gradients(tmp_path):
+def test_hosted_transformers_have_plain_autograds_gradients(tmp_path):
     """Frozen and trainable parameters in one module, recomputed and partitioned; DeepSpeed had faults there (#8130)."""
-    cases = ["zero3:tia+lora", "zero1:bitfit", "zero3_offload:lora"]
+    cases = ["zero3:tia+lora:internvideo2_s", "zero1:bitfit:vjepa2_l", "zero3_offload:tia+lora:vit_tiny_generated"]
+    cases += ["zero3_offload:ladder:vjepa2_l", "zero2:ladder:internvideo2_s"]
     finish(launched("pool", 2, ["tests/support/count_hosted.py", str(tmp_path), *cases]))
     norms = json.loads((tmp_path / "norms.json").read_text())
     assert list(norms) == cases

@@ -10,6 +10,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
+from adatad_ds.config.backbone import BESIDE
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, ParallelConfig, TrainConfig
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
@@ -20,7 +21,7 @@ from adatad_ds.models.factory import Runtime, build_backbone
 from adatad_ds.models.sample_noise import SampleNoise
 from tests.support.plain_backbone import plain_tubelet_features
 
-TUNINGS = ("tia", "side", "lora", "bitfit", "norm", "tia+lora")
+TUNINGS = ("tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora")
 SPEC = ViTSpec(width=24, depth=3, heads=2, mlp_hidden=48, pretrained_side=32)
 CLIPS = 3  # one rank has two of them
 
@@ -42,7 +43,7 @@ def gradients(config: Config, runtime: Runtime | None, frames: torch.Tensor) -> 
 def retentions(tuning: str) -> list[Retention]:
     """From all graphs to the fewest inputs that a tuning's segments can be run with."""
     found = [Retention(graphs=None), Retention(graphs=3), Retention()]
-    if tuning != "side":
+    if tuning not in BESIDE:
         found.append(Retention(inputs=least_inputs(SPEC.depth + (tuning == "tia+lora"))))
     return found
 

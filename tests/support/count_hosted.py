@@ -1,6 +1,6 @@
-"""Started by test_temporal.py on 2 ranks: gradients of a V-JEPA 2 that DeepSpeed hosts, against plain autograd's.
+"""Started by test_temporal.py on 2 ranks: gradients of transformers that DeepSpeed hosts, against plain autograd's.
 
-Its weights come from a file, so that ZeRO-3 partitions blocks of frozen and trainable parameters one by one, on the
+Their weights come from a file, so that ZeRO-3 partitions blocks of frozen and trainable parameters one by one, on the
 meta device before.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,22 +25,28 @@ from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.contract import ViTSpec, frozen_blocks
-from adatad_ds.models.backbones.vjepa2 import VJEPA2
+from adatad_ds.models.backbones.adapted_video import frozen_blocks
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.detector import Detector
 from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.models.transformers import build_configured_image, build_video_transformer
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone, find_weights
 from tests.support.plain_backbone import plain_tubelet_features
 
-SPEC = ViTSpec(width=48, depth=3, heads=2, mlp_hidden=96, pretrained_side=32, rotary=True)
+VJEPA2 = ViTSpec(width=48, depth=3, heads=2, mlp_hidden=96, pretrained_side=32, family="V-JEPA 2")
+SPECS = {
+    "vjepa2_l": VJEPA2,
+    "internvideo2_s": replace(VJEPA2, family="InternVideo2", tubelet_frames=1, prefix_tokens=1),
+    "vit_tiny_generated": None,  # its own
+}
 FRAMES = 64
 
 
 def build(config: Config, runtime: Runtime | None, *, read: bool, host) -> Detector:
     """With trainable parameters that are not zero, the same wherever it is called."""
     torch.manual_seed(0)
-    model = build_detector(config, num_classes=3, spec=SPEC, runtime=runtime)
+    model = build_detector(config, num_classes=3, spec=SPECS[config.backbone.name], runtime=runtime)
     for parameter in model.backbone.parameters():
         if parameter.requires_grad and not parameter.is_meta:
             nn.init.normal_(parameter, std=0.1)
@@ -53,22 +60,27 @@ def main() -> None:
     """Rank 0 writes the gradient norm of each case as hosted and of plain autograd."""
     folder, *stages = sys.argv[1:]
     world, found = World.join(), {}
-    weights = Path(folder) / "weights.safetensors"
-    torch.manual_seed(1)
-    vit = VJEPA2(spec=SPEC, clip_frames=16, resolution=32)
-    world.on_main(lambda: save_file({name: p.detach() for name, p in vit.named_parameters()}, weights))
     frames = torch.randint(0, 256, (1, FRAMES, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator())
     valid = torch.ones(1, FRAMES, dtype=torch.bool)
     for case in stages:
-        stage, tuning = case.split(":")
+        stage, tuning, name = case.split(":")
+        weights = Path(folder) / f"{name}.safetensors"
+        torch.manual_seed(1)
+        spec = SPECS[name]
+        if spec is None:
+            vit = build_configured_image(BackboneConfig(name=name), resolution=32)
+        else:
+            vit = build_video_transformer(spec, clip_frames=16, resolution=32)
+        state = {key: p.detach() for key, p in vit.named_parameters()}
+        world.on_main(lambda state=state, weights=weights: save_file(state, weights))
         config = Config(
             data=DataConfig(window_size=FRAMES, resolution=32, short_side_before_crop=32),
             backbone=BackboneConfig(
-                name="vjepa2_l",
+                name=name,
                 weights=str(weights),
                 tuning=tuning,  # pyright: ignore
                 adapter_blocks=(0, 2),
-                clips_per_chunk=1,
+                clips_per_chunk=1 if spec else 16,
                 lora_rank=2,
             ),
             head=HeadConfig(width=16, arch=(1, 0, 1), regression_range=((0, 4), (4, 99)), drop_path=0.0),

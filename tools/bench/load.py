@@ -24,12 +24,16 @@ sys.path.insert(0, str(REPOSITORY))  # runs from a fresh clone, without installi
 import torch
 from safetensors.torch import load_file, save_file
 
-from adatad_ds.config.schema import BackboneConfig, Config, TrainConfig
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, TrainConfig
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import partitioner
 from adatad_ds.distributed.process import end_process
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.models.backbones.contract import VideoTransformer
+from adatad_ds.models.backbones.vit import VIT_SPECS
+from adatad_ds.models.backbones.vjepa2 import VJEPA2_SPECS
+from adatad_ds.models.factory import build_backbone
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.weights.loading import fill_backbone, find_weights
 
@@ -39,7 +43,7 @@ WAYS = ("naive", "adatad_ds")
 def main() -> int:
     """Start the ranks for each way, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=VIT_SPECS, default="videomaev2_g")
+    parser.add_argument("--backbone", choices=[*VIT_SPECS, *VJEPA2_SPECS], default="videomaev2_g")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--ds-config", type=Path, default=REPOSITORY / "ds_configs/zero3_offload.json")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "data/bench")
@@ -84,19 +88,16 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
     )
     host = partitioner(ds_config)
     host(torch.nn.Linear(8, 8))  # what DeepSpeed sets up once belongs to the baseline
-    spec = VIT_SPECS[backbone]
     world.sum(0)
     forget_peak()
     before = resident("VmRSS")
     began = time.perf_counter()
     if way == "naive":
-        vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side).requires_grad_(False)
+        vit = transformer(backbone, weights=None)
         vit.load_state_dict(load_file(file))
         host(vit.to(torch.bfloat16))
     else:
-        with torch.device("meta"):
-            vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side)
-        vit.requires_grad_(False)
+        vit = transformer(backbone, weights=file)
         weights = find_weights(config.backbone, vit)
         assert weights is not None
         fill_backbone(vit, weights.vit, dtype=torch.bfloat16, read=world.is_main, host=host)
@@ -105,6 +106,17 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
     peak, after = world.sum(resident("VmHWM") - before, resident("VmRSS") - before)
     if world.is_main:
         print(json.dumps({"peak": peak, "after": after, "seconds": seconds}), flush=True)
+
+
+def transformer(backbone: str, *, weights: Path | None) -> VideoTransformer:
+    """A frozen one at full size; on the meta device if its weights are in a file."""
+    config = Config(
+        data=DataConfig(resolution=backbone_spec(backbone).pretrained_side),
+        backbone=BackboneConfig(name=backbone, weights=weights and str(weights), tuning="frozen"),
+    )
+    vit = build_backbone(config, feature_steps=1).vit
+    assert isinstance(vit, VideoTransformer)
+    return vit
 
 
 def forget_peak() -> None:
@@ -119,10 +131,8 @@ def resident(field: str) -> int:
 
 
 def write_random(file: Path, backbone: str) -> None:
-    """Random bf16 weights in the layout of the VideoMAE authors, at full size."""
-    spec = VIT_SPECS[backbone]
-    with torch.device("meta"):
-        vit = VisionTransformer(spec=spec, resolution=spec.pretrained_side)
+    """Random bf16 weights under our names, at full size."""
+    vit = transformer(backbone, weights=file)
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, parameter in vit.named_parameters():

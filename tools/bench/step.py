@@ -52,7 +52,8 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.window_share import WholeWindow
-from adatad_ds.models.factory import Runtime, backbone_spec, build_detector
+from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.models.tuning.adapters import TIA
 from adatad_ds.planning.memory import backbone_cost, step_flop
 from adatad_ds.recipes.catalog import find_recipe

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from adatad_ds.models.factory import backbone_spec
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.recipes.catalog import find_recipe
 from tools.bench.step import time_tia
 from tools.gpu_parts.record import Recorder

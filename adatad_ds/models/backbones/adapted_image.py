@@ -15,13 +15,13 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from adatad_ds.config.backbone import AIMAdapter
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
-from adatad_ds.models.backbones.image_vit import ImageTransformer, RotaryBlock, attend
+from adatad_ds.models.backbones.image_blocks import ImageBlock
+from adatad_ds.models.backbones.image_vit import ImageTransformer
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
 
@@ -103,16 +103,16 @@ class BlockAdapters(nn.Module):
             keep: drop-path factors of the temporal and the joint branch, (n, 2, N); None: both kept.
             rotary: rotary embedding of a frame's patches; None: positions are already added.
         """
-        assert isinstance(block, Block | RotaryBlock)
+        assert isinstance(block, ImageBlock)
         if keep is not None:
             keep = keep.to(tokens.dtype)[:, :, None, :, None]
         if self.temporal is not None:
             over_time = block.norm1(tokens).transpose(1, 2)  # (n, N, t, C)
             if self.temporal_in is not None:
                 over_time = self.temporal_in(over_time)
-            mixed = attend(block, over_time.flatten(0, 1)).view(over_time.shape)
+            mixed = block.attend(over_time.flatten(0, 1)).view(over_time.shape)
             tokens = tokens + _kept(self.temporal(mixed).transpose(1, 2), keep, 0)
-        mixed = attend(block, block.norm1(tokens).flatten(0, 1), rotary=rotary).view(tokens.shape)
+        mixed = block.attend(block.norm1(tokens).flatten(0, 1), rotary=rotary).view(tokens.shape)
         tokens = tokens + (mixed if self.spatial is None else self.spatial(mixed))
         normed = block.norm2(tokens)
         tokens = tokens + block.ls2(block.mlp(normed))

@@ -1,6 +1,6 @@
 """The adapted video backbone: a window of frames in, one feature per step out.
 
-B windows, F frames per window in n clips, T' tubelets, S = h * w positions, C channels, T feature steps. Tokens of a
+B windows, F frames per window in n clips, T' tubelets, S positions of each, C channels, T feature steps. Tokens of a
 span of time are (B, t, S, C), t a multiple of a clip's tubelets.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.backbone import Tuning
+from adatad_ds.config.backbone import BESIDE, Tuning
 from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
@@ -24,6 +24,7 @@ from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
+from adatad_ds.models.tuning.ladder import long_range_sum, with_means
 
 
 class AdaptedBackbone(nn.Module):
@@ -33,8 +34,10 @@ class AdaptedBackbone(nn.Module):
     - `full`: every weight is trainable, no adapters.
     - `tia`: adapters follow chosen blocks; the frozen blocks above the first adapter pass gradients to their inputs.
     - `side`: adapters read chosen blocks' outputs and are summed onto the last; no gradient enters the transformer.
+    - `ladder`: the same, with long-range adapters beside them (tuning/ladder.py).
     - `lora`, `bitfit`, `norm`: parts of chosen blocks are trainable (tuning/inside.py).
     - `tia+lora`: both.
+    - `plain`, `side_plain`, `plain+lora`: as `tia`, `side`, `tia+lora`, with adapters that do not look over time.
 
     Blocks run over a few clips at a time, since attention never leaves a clip: a block's memory does not grow with F.
     Adapters see the whole window. recompute.py runs all but `frozen` and `full`; how much of them it recomputes,
@@ -43,6 +46,7 @@ class AdaptedBackbone(nn.Module):
     Args:
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
+        long_adapters: block index to long-range adapter, in the same blocks; for `ladder` alone.
         inside: what is trained inside blocks; applied to the transformer's here.
         tuning: one of those above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
@@ -60,6 +64,7 @@ class AdaptedBackbone(nn.Module):
         *,
         vit: VideoTransformer,
         adapters: dict[int, nn.Module],
+        long_adapters: dict[int, nn.Module] | None = None,
         inside: InsideTuning | None = None,
         tuning: Tuning,
         feature_steps: int,
@@ -73,12 +78,14 @@ class AdaptedBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(tuning == "full")
-        self.adapters = nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
+        self.adapters = _by_block(adapters)
+        self.long_adapters = _by_block(long_adapters or {})
         self.adapted_blocks = sorted(adapters)
         self.stored_outputs = stored_outputs(adapters=self.adapted_blocks, inside=inside.blocks if inside else ())
         if inside is not None:
             inside.apply(self.vit.blocks)
         self.tuning = tuning
+        self.beside = tuning in BESIDE
         self.feature_steps = feature_steps
         self.activation_checkpointing = activation_checkpointing
         self.retention = retention
@@ -98,7 +105,7 @@ class AdaptedBackbone(nn.Module):
         """Leading blocks that need no gradient: all up to the first stored output."""
         if self.tuning == "full":
             return 0
-        return len(self.vit.blocks) if self.tuning in ("frozen", "side") else self.stored_outputs[0] + 1
+        return len(self.vit.blocks) if self.beside or self.tuning == "frozen" else self.stored_outputs[0] + 1
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
@@ -132,7 +139,7 @@ class AdaptedBackbone(nn.Module):
         """Run each span through all blocks, without adapters and gradients: (B, T', C)."""
         every = range(len(self.vit.blocks))
         outputs = (self._to_the_end(every, self._embed(frames, *span), span[0], keep) for span in spans)
-        return torch.cat([pool(output) for output in outputs], dim=1)  # one span's tokens at a time
+        return torch.cat([pool(output, self.vit.pooled) for output in outputs], dim=1)  # one span's tokens at a time
 
     def _run_segments(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run segment by segment, from one stored output to the next (recompute.py): (B, T', C)."""
@@ -145,12 +152,30 @@ class AdaptedBackbone(nn.Module):
             stopwatch=self.stopwatch,
             shape=(len(frames), clips * self.vit.clip_tubelets, self.vit.positions, self.width),
             whole=self._window.share(clips).total == clips,
-            like=torch.empty(0, dtype=self.vit.patch_embed.proj.weight.dtype, device=frames.device),
+            pooled=self.vit.pooled,
+            like=torch.empty(0, dtype=self.vit.dtype, device=frames.device),
         )
         leading, segments = self._leading(frames, spans, keep), self._segments(keep)
-        if self.tuning == "side":
+        if self.long_adapters:
+            return self._run_ladder(leading, segments, execution)
+        if self.beside:
             return sum_adapters(leading, segments, execution)
         return run_segments((next(outputs) for outputs in leading), segments, execution)
+
+    def _run_ladder(
+        self, leading: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution
+    ) -> Tensor:
+        """Sum short-range adapters onto the last block's output, and add the long-range ones: (B, T', C)."""
+        windows, steps, _, width = execution.shape
+        means = execution.like.new_empty(len(self.long_adapters), windows, width, steps)
+        watched = (
+            with_means(of, means, start, pooled=self.vit.pooled)
+            for of, (start, _) in zip(leading, execution.spans, strict=True)
+        )
+        features = sum_adapters(watched, segments, execution)
+        first = self._window.share(steps // self.vit.clip_tubelets).first * self.vit.clip_tubelets
+        added = long_range_sum(self.long_adapters.values(), self._window.gather_time(means))  # of the whole window
+        return features + added[:, first : first + steps]
 
     def _run_whole(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Tensor:
         """Run each block over the whole window before the next, under plain autograd (`full`): (B, T', C)."""
@@ -160,14 +185,14 @@ class AdaptedBackbone(nn.Module):
                 self._stored_once(range(index, index + 1), tokens[:, start:stop], start, keep) for start, stop in spans
             ]
             tokens = torch.cat(parts, dim=1)
-        return pool(self.vit.finish(tokens))
+        return pool(self.vit.finish(tokens), self.vit.pooled)
 
     def _leading(self, frames: Tensor, spans: Sequence[Span], keep: Tensor | None) -> Iterator[Iterator[Tensor]]:
         """Outputs of the blocks that need no gradient, span by span: for `side` the adapted blocks', then the last's.
 
         Lazy: a block runs when its output is requested.
         """
-        wanted = self.adapted_blocks if self.tuning == "side" else []
+        wanted = self.adapted_blocks if self.beside else []
 
         def outputs(start: int, stop: int) -> Iterator[Tensor]:
             tokens = self._embed(frames, start, stop)
@@ -175,7 +200,7 @@ class AdaptedBackbone(nn.Module):
                 tokens = self._blocks(range(index, index + 1), tokens, start, keep)
                 if index in wanted:
                     yield tokens
-            yield self.vit.finish(tokens) if self.tuning == "side" else tokens
+            yield self.vit.finish(tokens) if self.beside else tokens
 
         return (outputs(*span) for span in spans)
 
@@ -200,20 +225,19 @@ class AdaptedBackbone(nn.Module):
 
     def _embed(self, frames: Tensor, start: int, stop: int) -> Tensor:
         """Tokens of the tubelets `start` to `stop`: (B, t, S, C)."""
-        span = frames[:, start * self.vit.tubelet_frames : stop * self.vit.tubelet_frames]
-        tokens = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
-        return tokens.view(len(frames), stop - start, self.vit.positions, tokens.shape[-1])
+        span = frames[:, start * self.vit.spec.tubelet_frames : stop * self.vit.spec.tubelet_frames]
+        clips = self.vit.embed(span.reshape(-1, self.vit.clip_frames, *span.shape[2:]))
+        return self.vit.by_tubelet(clips, windows=len(frames))
 
     def _blocks(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """Run consecutive blocks on the span at tubelet `start`, clip by clip: (B, t, S, C) to the same."""
-        windows, steps, positions, width = tokens.shape
-        long = self.vit.clip_tubelets
-        clips = tokens.reshape(windows * steps // long, long * positions, width)
+        windows, steps = tokens.shape[:2]
+        clips, long = self.vit.by_clip(tokens), self.vit.clip_tubelets
         if keep is not None:
             keep = keep[:, start // long : (start + steps) // long].flatten(0, 1)
         for index in blocks:
             clips = self.vit.run_block(index, clips, None if keep is None else keep[:, index])
-        return clips.view(tokens.shape)
+        return self.vit.by_tubelet(clips, windows=windows)
 
     def _to_the_end(self, blocks: range, tokens: Tensor, start: int, keep: Tensor | None) -> Tensor:
         """`_blocks`, and what follows the last one."""
@@ -241,6 +265,21 @@ class AdaptedBackbone(nn.Module):
         return drop_path_factors(
             noise, rate=self.drop_path, depth=len(self.vit.blocks), branches=(2,), window=self._window, clips=clips
         )
+
+
+def whole_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's backbone, if it calls each as a whole: those of an `AdaptedBackbone`."""
+    backbones = (module for module in model.modules() if isinstance(module, AdaptedBackbone))
+    return [block for backbone in backbones for block in backbone.vit.blocks]
+
+
+def frozen_blocks(model: nn.Module) -> list[nn.Module]:
+    """Those of `whole_blocks` in which nothing learns."""
+    return [block for block in whole_blocks(model) if not any(p.requires_grad for p in block.parameters())]
+
+
+def _by_block(adapters: dict[int, nn.Module]) -> nn.ModuleDict:
+    return nn.ModuleDict({str(index): adapters[index] for index in sorted(adapters)})
 
 
 def _reach(adapter: nn.Module) -> int:

@@ -8,12 +8,14 @@ n clips, H x W pixels, patch side p, h x w = (H // p) x (W // p) patches, N = 8 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatad_ds.config.parsing import CLIP_FRAMES, TUBELET_FRAMES
+from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.patch_embed import PatchEmbed
 
@@ -39,8 +41,8 @@ class VisionTransformer(VideoTransformer):
     """
 
     def __init__(self, *, spec: ViTSpec, resolution: int) -> None:
-        super().__init__(spec=spec, clip_frames=CLIP_FRAMES, tubelet_frames=TUBELET_FRAMES, resolution=resolution)
-        self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch)
+        super().__init__(spec=spec, clip_frames=CLIP_FRAMES, resolution=resolution)
+        self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch, tubelet_frames=spec.tubelet_frames)
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", position_table(spec=spec, grid_side=self.grid_side), persistent=False)
         self.blocks = nn.ModuleList(
@@ -123,10 +125,11 @@ def _turned(heads: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear, GELU, linear."""
+    """Linear, GELU (exact, or by tanh), linear."""
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(self, *, width: int, hidden: int, gelu: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         for linear in (self.fc1, self.fc2):
@@ -135,7 +138,7 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, N, C) to (n, N, C)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        return self.fc2(F.gelu(self.fc1(tokens), approximate=self.gelu))
 
 
 def position_table(*, spec: ViTSpec, grid_side: int) -> Tensor:
@@ -143,7 +146,7 @@ def position_table(*, spec: ViTSpec, grid_side: int) -> Tensor:
 
     Defined on the pretrained grid; for another grid, each time step is resized bicubically (align_corners false).
     """
-    steps, side = CLIP_FRAMES // TUBELET_FRAMES, spec.pretrained_side // spec.patch
+    steps, side = CLIP_FRAMES // spec.tubelet_frames, spec.pretrained_side // spec.patch
     table = sinusoid(length=steps * side * side, width=spec.width)
     if grid_side == side:
         return table

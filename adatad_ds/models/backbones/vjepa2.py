@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adatad_ds.config.parsing import TUBELET_FRAMES
 from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.patch_embed import PatchEmbed
 from adatad_ds.models.backbones.vit import NORM_EPS, Block
 
 VJEPA2_SPECS: dict[str, ViTSpec] = {
-    "vjepa2_l": ViTSpec(width=1024, depth=24, heads=16, mlp_hidden=4096, pretrained_side=256, rotary=True),
-    "vjepa2_h": ViTSpec(width=1280, depth=32, heads=16, mlp_hidden=5120, pretrained_side=256, rotary=True),
-    "vjepa2_g": ViTSpec(width=1408, depth=40, heads=22, mlp_hidden=6144, pretrained_side=256, rotary=True),
+    "vjepa2_l": ViTSpec(width=1024, depth=24, heads=16, mlp_hidden=4096, pretrained_side=256, family="V-JEPA 2"),
+    "vjepa2_h": ViTSpec(width=1280, depth=32, heads=16, mlp_hidden=5120, pretrained_side=256, family="V-JEPA 2"),
+    "vjepa2_g": ViTSpec(width=1408, depth=40, heads=22, mlp_hidden=6144, pretrained_side=256, family="V-JEPA 2"),
 }
 
 
@@ -34,8 +33,8 @@ class VJEPA2(VideoTransformer):
     """
 
     def __init__(self, *, spec: ViTSpec, clip_frames: int, resolution: int) -> None:
-        super().__init__(spec=spec, clip_frames=clip_frames, tubelet_frames=TUBELET_FRAMES, resolution=resolution)
-        self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch)
+        super().__init__(spec=spec, clip_frames=clip_frames, resolution=resolution)
+        self.patch_embed = PatchEmbed(width=spec.width, patch=spec.patch, tubelet_frames=spec.tubelet_frames)
         self.blocks = nn.ModuleList(
             Block(width=spec.width, heads=spec.heads, mlp_hidden=spec.mlp_hidden) for _ in range(spec.depth)
         )

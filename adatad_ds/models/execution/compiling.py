@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones.vit import Block
+from adatad_ds.models.backbones.adapted_video import whole_blocks
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 
-REGIONS = (Block, TIA, PlainAdapter, ConvAttention)
+REGIONS = (TIA, PlainAdapter, ConvAttention)  # besides the backbone's blocks
 MOST_VARIANTS = 64  # of one region's code: spans of a window, levels of the pyramid, training and evaluation
 
 
@@ -29,7 +29,7 @@ def compile_regions(model: nn.Module, *, device: torch.device) -> int:
     Raises:
         ConfigError: there is nothing to compile, or no compiler.
     """
-    regions: list[nn.Module] = [module for module in model.modules() if isinstance(module, REGIONS)]
+    regions = [*whole_blocks(model), *(module for module in model.modules() if isinstance(module, REGIONS))]
     if not regions:
         raise ConfigError("train.compile=true: this model has no video transformer's block, adapter or attention")
     if (lacking := _lacking(device)) is not None:

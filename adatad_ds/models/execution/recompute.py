@@ -125,13 +125,13 @@ class _SideSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore
         inputs, execution = ctx.inputs, ctx.execution
-        gradient = _unpooled(gradient, execution)
         for segment in reversed(ctx.segments):
             here, parameters = inputs.pop(), OnceAccumulated(segment.trainable)
             with execution.timed(segment, "backward"):
                 for graph in here.graphs(segment.added, segment.reach, execution):
                     start, stop = graph.span
-                    parameters.differentiate(graph.root, gradient[:, start:stop], last=stop == here.steps)
+                    of_span = _unpooled(gradient[:, start:stop], execution)
+                    parameters.differentiate(graph.root, of_span, last=stop == here.steps)
         return (None,) * 4
 
 
@@ -224,6 +224,12 @@ def _add_before(end: Tensor, gradient: Tensor, start: int, values: Tensor) -> No
 
 
 def _unpooled(gradient: Tensor, execution: Execution) -> Tensor:
-    """Gradient of the tokens, (B, T, S, C) as an expanded view, from that of their mean, (B, T, C)."""
-    share = gradient.to(execution.like.dtype) / execution.shape[2]
-    return share[:, :, None].expand(execution.shape)
+    """Gradient of tokens, (B, t, S, C), from that of their mean, (B, t, C)."""
+    positions = execution.shape[2]
+    pooled = range(positions)[execution.pooled]
+    share = (gradient.to(execution.like.dtype) / len(pooled))[:, :, None]
+    if len(pooled) == positions:
+        return share.expand(-1, -1, positions, -1)
+    weights = share.new_zeros(positions, 1)
+    weights[execution.pooled] = 1
+    return share * weights

@@ -62,6 +62,7 @@ class Execution:
         stopwatch: times the segments.
         shape: shape of this rank's tokens, (B, T, S, C).
         whole: whether this rank holds the whole window.
+        pooled: those of the S positions whose mean is a tubelet's feature.
         like: a tensor with the tokens' type and device.
     """
 
@@ -72,6 +73,7 @@ class Execution:
     stopwatch: Stopwatch
     shape: tuple[int, ...]
     whole: bool
+    pooled: slice
     like: Tensor
 
     def reserve(self, count: int) -> list[SegmentInput]:
@@ -153,17 +155,18 @@ class Pooled:
 
     def __init__(self, execution: Execution) -> None:
         windows, steps, _, width = execution.shape
+        self._positions = execution.pooled
         self.values = torch.zeros(windows, steps, width, device=execution.like.device)
 
     def write(self, start: int, tokens: Tensor) -> None:
         """Set the span of tokens (B, t, S, C) at tubelet `start`."""
-        self.values[:, start : start + tokens.shape[1]] = pool(tokens)
+        self.values[:, start : start + tokens.shape[1]] = pool(tokens, self._positions)
 
     def add(self, start: int, tokens: Tensor) -> None:
         """Add the mean of tokens (B, t, S, C) to the span at tubelet `start`."""
-        self.values[:, start : start + tokens.shape[1]] += pool(tokens)
+        self.values[:, start : start + tokens.shape[1]] += pool(tokens, self._positions)
 
 
-def pool(tokens: Tensor) -> Tensor:
-    """Mean over positions: (B, t, S, C) to (B, t, C) float32."""
-    return tokens.mean(dim=2, dtype=torch.float32)
+def pool(tokens: Tensor, positions: slice) -> Tensor:
+    """Mean over some positions: (B, t, S, C) to (B, t, C) float32."""
+    return tokens[:, :, positions].mean(dim=2, dtype=torch.float32)

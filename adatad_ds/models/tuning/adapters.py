@@ -36,7 +36,7 @@ class TIA(nn.Module):
         self.conv = nn.Linear(hidden, hidden)
         self.up_proj = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))
-        _init_bottleneck(self.down_proj, self.up_proj)
+        init_bottleneck(self.down_proj, self.up_proj)
         nn.init.normal_(self.conv.weight, std=math.sqrt(2.0 / hidden))
         nn.init.zeros_(self.conv.bias)
 
@@ -72,7 +72,7 @@ class PlainAdapter(nn.Module):
         self.down_proj = nn.Linear(width, hidden)
         self.up_proj = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))
-        _init_bottleneck(self.down_proj, self.up_proj)
+        init_bottleneck(self.down_proj, self.up_proj)
 
     def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
         """The adapter's output: (B, before + T + after, S, C) to (B, T, S, C); context is ignored."""
@@ -105,7 +105,8 @@ class DepthwiseTimeConv(nn.Module):
         return out
 
 
-def _init_bottleneck(down: nn.Linear, up: nn.Linear) -> None:
+def init_bottleneck(down: nn.Linear, up: nn.Linear) -> None:
+    """Small weights into the bottleneck, zeros out of it: an adapter adds nothing at first."""
     nn.init.trunc_normal_(down.weight, std=0.02)
     for tensor in (down.bias, up.weight, up.bias):
         nn.init.zeros_(tensor)

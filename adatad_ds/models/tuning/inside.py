@@ -41,7 +41,7 @@ class InsideTuning:
     def _trains(self, module: nn.Module, name: str) -> bool:
         if self.way == "lora":
             return is_update(name)
-        return name == "bias" if self.way == "bitfit" else isinstance(module, nn.LayerNorm)
+        return name == "bias" if self.way == "bitfit" else isinstance(module, nn.LayerNorm | nn.RMSNorm)
 
 
 def stored_outputs(*, adapters: Sequence[int], inside: Sequence[int]) -> list[int]:

@@ -64,7 +64,8 @@ class LoRALinear(nn.Module):
         update = self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
         if self.lora_size is None:
             return F.linear(x, self.weight, self.bias) + update
-        return (F.linear(x, self.weight) + update) * self._stretch(self.lora_size).to(x.dtype) + self.bias
+        stretched = (F.linear(x, self.weight) + update) * self._stretch(self.lora_size).to(x.dtype)
+        return stretched if self.bias is None else stretched + self.bias
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

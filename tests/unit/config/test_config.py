@@ -88,15 +88,37 @@ def test_overrides_reach_typed_values():
 
 
 @pytest.mark.parametrize(
+    ("tuning", "adapter", "now"),
+    [
+        ("tia", "plain", "plain"),
+        ("side", "plain", "side_plain"),
+        ("tia+lora", "plain", "plain+lora"),
+        ("lora", "plain", "lora"),  # had no effect there
+        ("tia", "tia", "tia"),
+        (None, "plain", "plain"),
+    ],
+)
+def test_the_adapter_of_an_older_version_is_part_of_the_tuning(tuning, adapter, now, tmp_path):
+    saved = {"backbone": {"adapter": adapter, "adapter_ratio": 0.5} | ({"tuning": tuning} if tuning else {})}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    config = load(tmp_path / "config.json")
+    assert (config.backbone.tuning, config.backbone.adapter_ratio) == (now, 0.5)
+    assert "adapter" not in config.to_dict()["backbone"]
+    written = override(Config(), [f"backbone.tuning={tuning or 'tia'}", f"backbone.adapter={adapter}"])  # as then
+    assert written.backbone.tuning == now
+
+
+@pytest.mark.parametrize(
     ("assignment", "said"),
     [
+        ("backbone.adapter=tai", "was 'tia' or 'plain'"),
         ("train.lr_heads=1", "did you mean 'lr_head'"),
         ("trian.lr_head=1", "did you mean 'train'"),
         ("train.lr_head", "section.key=value"),
         ("train.lr_head=high", "train.lr_head must be float"),
         ("train.global_batch=2.5", "train.global_batch must be int"),
         ("train.global_batch=True", "train.global_batch must be int"),
-        ("backbone.tuning=loar", "must be one of 'frozen', 'full', 'tia', 'side'"),
+        ("backbone.tuning=loar", "must be one of 'frozen', 'full', 'tia', 'plain', 'side'"),
         ("head.arch=[2,2]", "head.arch must hold 3 values"),
         ("backbone.activation_memory_gb=all", "must be one of 'auto'; got 'all'"),
         ("test.tiou=0.5", "test.tiou must be a list"),

@@ -77,7 +77,7 @@ def adapted(config: Config, *, steps: int) -> Backbone:
     """A backbone whose adapters matter."""
     torch.manual_seed(3)
     backbone = build_backbone(config, feature_steps=steps)
-    for parameter in backbone.adapters.parameters():
+    for parameter in (*backbone.adapters.parameters(), *backbone.long_adapters.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
     for block in backbone.vit.blocks:  # attention that carries something
         torch.nn.init.normal_(block.attn.proj.weight, std=0.3)
@@ -140,9 +140,10 @@ def replace_videos(data: WindowDataset):
     return AnnotationSet(videos=tuple(data.videos), classes=tuple(data.classes))
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("tuning", ["tia", "side", "ladder"])
 def test_pieces_with_context_are_the_whole(videos, monkeypatch, tuning):
-    config = config_of(videos, "backbone.weights=null", f"backbone.tuning={tuning}", "backbone.adapter_blocks=[1, 2]")
+    settings = ("backbone.weights=null", "backbone.adapter_blocks=[1, 2]", "backbone.ladder_dilations=[3, 9]")
+    config = config_of(videos, f"backbone.tuning={tuning}", *settings)
     backbone, path = adapted(config, steps=1), videos / "long.mp4"
     whole = extracted(backbone, config, path)
     monkeypatch.setattr(feature_extraction, "CLIPS_AT_ONCE", 1)

@@ -53,6 +53,7 @@ def test_some_blocks_wait():
         ("tia", False, 64, 2),
         ("side", True, 64, 2),
         ("side", False, 128, 1),
+        ("ladder", True, 128, 1),
         ("frozen", True, 64, 2),
         ("full", True, 32, 0),
         ("tia", True, 32, 0),

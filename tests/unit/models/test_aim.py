@@ -8,7 +8,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.backbones import image_vit
+from adatad_ds.models.backbones import image_blocks
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import build_image_transformer
 from tests.support.image_models import build, gradients, image_features, noise, timm_vit, video
@@ -208,7 +208,7 @@ def test_bf16_stays_near_fp32():
 
 def test_many_sequences_go_through_attention_in_pieces(monkeypatch):
     whole = build().frame_features(video())
-    monkeypatch.setattr(image_vit, "MOST_SEQUENCES", 3)
+    monkeypatch.setattr(image_blocks, "MOST_SEQUENCES", 3)
     torch.testing.assert_close(build().frame_features(video()), whole, rtol=1e-4, atol=1e-5)
 
 

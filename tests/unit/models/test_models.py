@@ -98,7 +98,7 @@ def test_adapter_sees_across_clip_borders():
     with torch.no_grad():
         change = (model.backbone(frames) - model.backbone(other)).abs().amax(1)[0]
     assert change[13] > 0  # in the first clip: through the time convolution
-    plain = detector(drop_path=0.0, adapter="plain")
+    plain = detector(drop_path=0.0, tuning="plain")
     with torch.no_grad():
         change = (plain.backbone(frames) - plain.backbone(other)).abs().amax(1)[0]
     assert change[13] == 0

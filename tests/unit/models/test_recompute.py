@@ -18,13 +18,14 @@ from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning
+from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRALinear, LoRASettings, merged_weights
 from adatad_ds.planning.fake_run import live_bytes
 from tests.support.plain_backbone import plain_tubelet_features
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
 CLIPS, TUBELETS, POSITIONS = 5, 40, 4
-TUNINGS = ["tia", "side", "lora", "bitfit", "norm", "tia+lora"]
+TUNINGS = ["tia", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"]
 LORA = LoRASettings(rank=3, alpha=6.0, targets=("qkv", "proj", "fc1", "fc2"), dora=False)
 DORA = LoRASettings(rank=2, alpha=3.0, targets=("qkv", "fc2"), dora=True)
 STORED_BYTES = 2 * TUBELETS * POSITIONS * SPEC.width * 4  # of two windows
@@ -55,10 +56,16 @@ def backbone(
         torch.nn.init.normal_(made.down_proj.bias)
         return made
 
+    def far() -> torch.nn.Module:
+        made = LongRange(width=SPEC.width, ratio=0.25, dilations=(2, 9))
+        torch.nn.init.normal_(made.up_proj.weight, std=0.3)
+        return made
+
     ways = {"lora": "lora", "tia+lora": "lora", "bitfit": "bitfit", "norm": "norm"}
     made = AdaptedBackbone(
         vit=VisionTransformer(spec=SPEC, resolution=32),
-        adapters={block: adapter() for block in blocks} if tuning in ("tia", "side", "tia+lora") else {},
+        adapters={block: adapter() for block in blocks} if tuning in ("tia", "side", "ladder", "tia+lora") else {},
+        long_adapters={block: far() for block in blocks} if tuning == "ladder" else None,
         inside=InsideTuning(way=ways[tuning], blocks=blocks, lora=lora) if tuning in ways else None,
         tuning=tuning,
         feature_steps=32,
@@ -88,7 +95,7 @@ def learn(model: AdaptedBackbone, *, plainly: bool = False) -> tuple[torch.Tenso
     return features.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side"])
+@pytest.mark.parametrize("tuning", ["tia", "side", "ladder"])
 @pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (1,), (3,), (0, 3)])
 @pytest.mark.parametrize(
     "changes",
@@ -121,7 +128,7 @@ def test_same_as_plain_autograd(tuning, blocks, changes):
         torch.testing.assert_close(model.tubelet_features(frames(), noise), features)
 
 
-@pytest.mark.parametrize("tuning", TUNINGS[2:])
+@pytest.mark.parametrize("tuning", TUNINGS[3:])
 @pytest.mark.parametrize(
     ("blocks", "changes"),
     [
@@ -320,10 +327,25 @@ def test_what_a_tuning_trains(tuning):
         == {
             "tia": set(),
             "side": set(),
+            "ladder": set(),
             "norm": norms,
             "bitfit": {"norm1.bias", "norm2.bias", *(f"{layer}.bias" for layer in layers)},
             "lora": (lora := {f"{layer}.lora_{part}" for layer in layers for part in ("down", "up")}),
             "tia+lora": lora,
         }[tuning]
     )
-    assert any(name.startswith("adapters.") for name in trained) == (tuning in ("tia", "side", "tia+lora"))
+    with_adapters = ("tia", "side", "ladder", "tia+lora")
+    assert any(name.startswith("adapters.") for name in trained) == (tuning in with_adapters)
+    assert any(name.startswith("long_adapters.") for name in trained) == (tuning == "ladder")
+
+
+def test_long_range_adapters_look_as_far_as_they_say():
+    adapter = LongRange(width=8, ratio=0.5, dilations=(2, 9))
+    assert adapter.reach == 11
+    means = torch.randn(1, 40, 8)
+    assert not adapter(means).any()  # at first
+    torch.nn.init.normal_(adapter.up_proj.weight)
+    changed = means.clone()
+    changed[:, 20] += 1
+    seen = (adapter(changed) - adapter(means)).abs().amax(dim=(0, 2)).nonzero().flatten()
+    assert seen.tolist() == [9, 11, 13, 18, 20, 22, 27, 29, 31]

@@ -21,6 +21,7 @@ from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS, rotary_table
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
+from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.weights.files import StoredTensor
 from adatad_ds.weights.loading import fill_backbone
@@ -32,10 +33,10 @@ from adatad_ds.weights.video_layouts import (
     open_weights,
     recognise,
 )
-from tests.support.plain_backbone import plain_tubelet_features
-from tools.bench.step import cpu_allocator_peak
+from tests.support.memory import backbone_peaks
+from tests.support.plain_backbone import compare_with_plain_autograd
 
-SPEC = ViTSpec(width=96, depth=3, heads=2, mlp_hidden=160, pretrained_side=64, rotary=True)  # 48 channels a head
+SPEC = ViTSpec(width=96, depth=3, heads=2, mlp_hidden=160, pretrained_side=64, family="V-JEPA 2")  # 48 channels a head
 
 
 def theirs(spec: ViTSpec, *, resolution: int, frames: int) -> VJEPA2Config:
@@ -110,7 +111,7 @@ def test_both_layouts_are_recognised(tmp_path):
 def test_weights_of_the_other_family_are_refused(tmp_path):
     """L has VideoMAE-L's widths; only norm and biases tell them apart."""
     rotary = small()
-    plain = VisionTransformer(spec=replace(SPEC, rotary=False), resolution=64)
+    plain = VisionTransformer(spec=replace(SPEC, family="VideoMAE"), resolution=64)
     for vit, other in ((rotary, plain), (plain, rotary)):
         path = tmp_path / "weights.safetensors"
         save_file({name: p.detach().clone() for name, p in vit.named_parameters()}, path)
@@ -165,20 +166,8 @@ def tuned(tuning: str, *, frames: int) -> AdaptedBackbone:
 @pytest.mark.parametrize(("tuning", "frames"), [("tia", 16), ("side", 32), ("lora", 48), ("frozen", 16)])
 def test_recomputed_the_same_as_plain_autograd(tuning, frames):
     window = torch.randint(0, 256, (1, 96, 32, 32, 3), dtype=torch.uint8)
-    found = []
-    for run in (plain_tubelet_features, AdaptedBackbone.tubelet_features):
-        model = tuned(tuning, frames=frames)
-        features = run(model, window)
-        if features.requires_grad:
-            features.sin().sum().backward()
-        found.append((features.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
-    (features, gradients), (others, other_gradients) = found
-    torch.testing.assert_close(others, features)
-    assert other_gradients.keys() == gradients.keys()
+    gradients = compare_with_plain_autograd(lambda: tuned(tuning, frames=frames), window)
     assert bool(gradients) == (tuning != "frozen")
-    for name, gradient in gradients.items():
-        scale = max(gradient.abs().max().item(), 1)
-        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
 def test_clips_of_any_even_length():
@@ -207,23 +196,15 @@ def test_rotation_is_by_tubelet_row_and_column():
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["tia", "lora"])
 def test_memory_is_what_the_allocator_gives(tuning, monkeypatch):
-    monkeypatch.setitem(VJEPA2_SPECS, "vjepa2_small", SPEC)
+    monkeypatch.setitem(VIDEO_SPECS, "vjepa2_small", SPEC)
     backbone = BackboneConfig(name="vjepa2_small", tuning=tuning, clip_frames=32, clips_per_chunk=1)
     config = Config(
         data=DataConfig(window_size=128, resolution=64, short_side_before_crop=64),
         backbone=backbone,
         train=TrainConfig(precision="fp32", global_batch=1),
     )
-    model = build_backbone(config, feature_steps=128)
-    window = torch.zeros(1, 128, 64, 64, 3, dtype=torch.uint8)
-
-    def step() -> None:
-        model(window).sum().backward()
-
-    step()  # gradients are there from now on
-    lines = make_plan(config, ds_config={"zero_optimization": {"stage": 2}}, ranks=1, num_classes=3).lines
-    planned = sum(line.device for line in lines if "stored tensors" in line.name or "backbone" in line.name)
-    assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+    planned, measured = backbone_peaks(config)
+    assert planned == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from adatad_ds.config.backbone import BESIDE
 from adatad_ds.config.schema import (
     BackboneConfig,
     Config,
@@ -114,7 +115,9 @@ def learn(config: Config) -> None:
     model.backbone(frames).sum().backward()
 
 
-@pytest.mark.parametrize("tuning", ["frozen", "full", "tia", "side", "lora", "bitfit", "norm", "tia+lora"])
+@pytest.mark.parametrize(
+    "tuning", ["frozen", "full", "tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"]
+)
 @pytest.mark.parametrize("blocks", [None, (2, 4)])
 def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     backbone = replace(CONFIG.backbone, tuning=tuning, adapter_blocks=blocks, activation_checkpointing=False)
@@ -128,7 +131,7 @@ def test_flop_are_those_that_pytorch_counts(tuning, blocks):
     assert step_flop(config) == pytest.approx(counter.total, rel=0.02)
 
 
-@pytest.mark.parametrize("tuning", ["tia", "side", "lora", "bitfit", "tia+lora"])
+@pytest.mark.parametrize("tuning", ["tia", "side", "ladder", "lora", "bitfit", "tia+lora"])
 def test_recomputation_is_counted(tuning):
     config = replace(CONFIG, backbone=replace(CONFIG.backbone, tuning=tuning, adapter_blocks=(1, 3, 5)))
     with Flop() as counter:
@@ -146,8 +149,11 @@ def test_recomputation_is_counted(tuning):
         (128, "tia", None, False),
         (128, "full", None, True),
         (128, "full", None, False),
+        (128, "plain", None, True),
         (128, "side", None, True),
         (128, "side", None, False),
+        (256, "ladder", None, True),
+        (128, "ladder", (1, 4), False),
         (128, "lora", None, True),
         (256, "lora", (0, 2, 5), True),
         (128, "lora", None, False),
@@ -183,7 +189,7 @@ def budgeted(gb: float | str | None, **backbone) -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", ["tia", "side", "lora", "tia+lora"])
+@pytest.mark.parametrize("tuning", ["tia", "side", "ladder", "lora", "tia+lora"])
 def test_every_budget_is_kept_used_and_planned_as_it_is(tuning):
     """From the least to no recomputation: more memory, less time, never more than asked for, as planned within 10 %."""
     with pytest.raises(BudgetError) as too_little:
@@ -207,7 +213,7 @@ def test_every_budget_is_kept_used_and_planned_as_it_is(tuning):
         repeats += placed.recomputed < before
         before = placed.recomputed
     assert before == 0
-    assert repeats >= (3 if tuning == "side" else 5)
+    assert repeats >= (3 if tuning in BESIDE else 5)
 
 
 @pytest.mark.slow

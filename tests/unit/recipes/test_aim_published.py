@@ -62,11 +62,15 @@ OURS |= {
     "backbone.cache_features",
     "data.test_window_overlap",
     "backbone.weights",
-    "backbone.adapter",
     "backbone.adapter_blocks",
 }
 OURS |= {f"backbone.lora_{key}" for key in ("rank", "alpha", "targets", "dora")}  # of video transformers
-OURS |= {"backbone.adapter_kernel", "backbone.adapter_dilation", "backbone.clips_per_chunk"}
+OURS |= {
+    "backbone.adapter_kernel",
+    "backbone.adapter_dilation",
+    "backbone.ladder_dilations",
+    "backbone.clips_per_chunk",
+}
 OURS |= {"backbone.activation_checkpointing", "backbone.activation_memory_gb", "backbone.stored_on_device_gb"}
 OURS |= {"train.seed", "train.precision", "train.compile"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}

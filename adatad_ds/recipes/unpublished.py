@@ -1,0 +1,35 @@
+"""Newer backbones under AdaTAD's settings for THUMOS14: starting points, published by no one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from adatad_ds.config.schema import Config
+from adatad_ds.recipes.adatad import Recipe
+from adatad_ds.recipes.adatad_families import thumos_config
+
+_HUB = {"l": "facebook/vjepa2-vitl-fpc64-256", "h": "facebook/vjepa2-vith-fpc64-256"}
+_HUB["g"] = "facebook/vjepa2-vitg-fpc64-256"
+
+
+def unpublished_recipes() -> Iterator[tuple[str, Recipe]]:
+    """Each at the resolution of its pretraining, InternVideo2 with its clips of 8 frames, too."""
+    for size, weights in _HUB.items():
+        config = _thumos(f"vjepa2_{size}", resolution=256, short_side=292, compact=size == "g")
+        yield f"thumos14_vjepa2_{size}", _recipe(replace(config, backbone=replace(config.backbone, weights=weights)))
+    config = _thumos("internvideo2_1b", resolution=224, short_side=256, compact=True)
+    yield "thumos14_internvideo2_1b", _recipe(replace(config, backbone=replace(config.backbone, clip_frames=8)))
+
+
+def _thumos(backbone: str, *, resolution: int, short_side: int, compact: bool) -> Config:
+    config = thumos_config(backbone, lr_adapter=1e-4)
+    return replace(
+        config,
+        data=replace(config.data, resolution=resolution, short_side_before_crop=short_side),
+        train=replace(config.train, compact_checkpoints=compact),
+    )
+
+
+def _recipe(config: Config) -> Recipe:
+    return Recipe(config=config, dataset="thumos14", summary="not published")
