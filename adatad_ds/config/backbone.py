@@ -55,6 +55,11 @@ class BackboneConfig:
         return self.name == FEATURES
 
     @property
+    def reads_features(self) -> bool:
+        """Whether a training's steps read features, and no transformer runs in them."""
+        return self.is_features or self.cache_features
+
+    @property
     def is_image(self) -> bool:
         """Whether this is an image transformer."""
         return self.name.startswith("vit_")

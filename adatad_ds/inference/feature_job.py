@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
-from adatad_ds.data.annotations import Video, load_annotations
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.video import VideoError
 from adatad_ds.data.features.folder import FeatureFolder, FeatureSettings, StoredType, VideoFeatures
-from adatad_ds.data.features.plan import Snippet
+from adatad_ds.data.features.plan import Snippet, annotated_videos
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.window_stream import lone_video
 from adatad_ds.data.windows import find_timing
@@ -238,16 +238,7 @@ def _files(config: Config, videos: Mapping[str, Path]) -> list[tuple[Video, Path
     data = config.data
     if not data.annotations:
         raise ConfigError("this recipe names no annotations; give the files with --videos")
-    annotated: dict[str, Video] = {}
-    for subset in dict.fromkeys((data.train_subset, data.test_subset)):
-        loaded, _ = load_annotations(
-            data.annotations,
-            subset=subset,
-            exclude=data.exclude,
-            exclude_file=data.exclude_file,
-            as_published=True,
-        )
-        annotated |= {video.name: video for video in loaded.videos}
+    annotated = annotated_videos(data)
     paths = find_videos(data.videos, list(annotated))
     return [(video, paths[name]) for name, video in annotated.items()]
 
