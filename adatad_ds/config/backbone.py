@@ -37,7 +37,7 @@ class BackboneConfig:
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
     feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
-    cache_features: bool = False  # a frozen backbone on resized videos runs once, before the training
+    cache_features: bool = False  # a frozen backbone runs once over all videos, before the training
     clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
     activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
     stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing

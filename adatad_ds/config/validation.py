@@ -163,12 +163,8 @@ def _cached_features(config: Config) -> Iterator[str]:
     data, wanted = config.data, "backbone.cache_features keeps the features of a frozen backbone"
     if config.backbone.tuning != "frozen" or config.recognition:
         yield f"{wanted} of a detector: it needs backbone.tuning=frozen"
-    if data.sampling != "resize":
-        yield (
-            f"{wanted}, which random windows do not have: their features depend on where their clips begin. Extract "
-            "those of whole videos with adatad-ds extract-features, and train with backbone.name=features; or "
-            "data.sampling=resize"
-        )
+    if config.backbone.is_image:
+        yield f"{wanted}, but of an image transformer the last norm is trained"
     if data.augment or data.short_side_before_crop != data.resolution:
         yield (
             f"{wanted}, which augmented frames change in each epoch: use --set data.augment=[] --set "

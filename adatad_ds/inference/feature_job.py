@@ -120,17 +120,29 @@ def frozen_source(config: Config) -> Source:
     )
 
 
-def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: bool = True) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """What is there of a share.
+
+    Attributes:
+        done: videos with features, those of earlier runs included.
+        failed: one line for each video that cannot be read.
+        complete: whether all other shares are done, too, and features.json lists all videos.
+    """
+
+    done: int
+    failed: list[str]
+    complete: bool
+
+
+def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: bool = True) -> Extracted:
     """Extract this share's videos that are not done yet.
 
     Args:
         source: the backbone.
         job: what is extracted.
-        report: told about videos that are damaged or cannot be read, and about what is written.
+        report: told about videos that are damaged or cannot be read.
         bar: show the progress.
-
-    Returns:
-        One line for each video that cannot be read.
 
     Raises:
         ConfigError: the folder holds other features.
@@ -155,9 +167,7 @@ def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: boo
                 failed[video.name] = str(error)
                 report(f"no features: {error}")
     complete = folder.finish(held, failed)
-    what = f"{len(held)} of {len(own)} videos" + (f" of share {job.share} of {job.shares}" if job.shares > 1 else "")
-    report(f"{what} in {job.out}" + ("" if complete else "; other shares are not done yet"))
-    return list(failed.values())
+    return Extracted(done=len(held), failed=list(failed.values()), complete=complete)
 
 
 def _extract(

@@ -39,6 +39,7 @@ class CachePlan:
         window_bytes: of a window's features on disk.
         channels: C of the features.
         resized: whether a window is a whole video.
+        differs: how a training on the cache differs from one on frames.
         windows: that all videos are, training and test together; None: no annotations, or without frame rates.
         epoch_windows: drawn in an epoch; None: no annotations.
     """
@@ -48,6 +49,7 @@ class CachePlan:
     window_bytes: int
     channels: int
     resized: bool
+    differs: str
     windows: float | None
     epoch_windows: int | None
 
@@ -64,7 +66,7 @@ class CachePlan:
                 f"{tera(self.epoch_windows * self.window_flop)} in each epoch), "
                 f"{self.windows * self.window_bytes / 1e9:.3g} GB of disk"
             )
-        return found
+        return [*found, self.differs]
 
     def epoch_lines(self, *, flop_per_sec: float, global_batch: int, step_sec: float) -> list[str]:
         """Floors of the first epoch and of later ones; none where the videos are not known.
@@ -94,7 +96,7 @@ def plan_cache(config: Config, *, cost: BackboneCost) -> CachePlan:
         ConfigError: unknown backbone.
         DataError: unusable annotations.
     """
-    from adatad_ds.data.features.plan import CLIPS_AT_ONCE  # a decoder: not for plans without a cache
+    from adatad_ds.data.features.plan import CLIPS_AT_ONCE, describe_cache  # a decoder: not for plans without a cache
 
     data, size = config.data, config.train.dtype.itemsize
     bare = replace(config, backbone=replace(config.backbone, weights=None))
@@ -113,6 +115,7 @@ def plan_cache(config: Config, *, cost: BackboneCost) -> CachePlan:
         window_bytes=data.window_size * backbone.width * FEATURE_BYTES,
         channels=backbone.width,
         resized=data.sampling == "resize",
+        differs=describe_cache(data, clip_frames=config.clip_frames),
         windows=windows,
         epoch_windows=epoch_windows,
     )

@@ -91,6 +91,20 @@ def annotated_videos(config: DataConfig) -> dict[str, Video]:
     return found
 
 
+def describe_cache(config: DataConfig, *, clip_frames: int) -> str:
+    """How a training on cached features (`backbone.cache_features`) differs from the same one on frames."""
+    if config.sampling == "resize":
+        return "cached features: those of the frames, and the same losses"
+    of_step = config.frames_per_feature > 1
+    ends = "" if of_step else ", but for one step at their ends"
+    begin = f". Windows begin every {config.feature_stride_frames} frames, not at any" if of_step else ""
+    return (
+        f"cached features: clips of {clip_frames} frames are counted from each video's first frame, in a training on "
+        f"frames from each window's. Windows within the video that begin with a clip have the same features{ends}; "
+        f"those of others differ slightly, and losses with them{begin}"
+    )
+
+
 def num_features(timing: Timing, config: DataConfig, snippet: Snippet | None) -> int:
     """T of a video."""
     if snippet is not None:
