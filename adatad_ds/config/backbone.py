@@ -36,7 +36,8 @@ class BackboneConfig:
     clip_frames: numbers.PositiveInt | None = None
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
-    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
+    # C of data.features, of each source or of all together; None: as they have
+    feature_channels: numbers.PositiveInt | tuple[numbers.PositiveInt, ...] | None = None
     cache_features: bool = False  # a frozen backbone runs once over all videos, before the training
     clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
     activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
@@ -53,6 +54,12 @@ class BackboneConfig:
     def is_features(self) -> bool:
         """Whether features are read, and there is no transformer."""
         return self.name == FEATURES
+
+    @property
+    def source_channels(self) -> tuple[int, ...]:
+        """`feature_channels` as a tuple; () if not known."""
+        known = self.feature_channels
+        return () if known is None else (known,) if isinstance(known, int) else known
 
     @property
     def reads_features(self) -> bool:

@@ -56,6 +56,8 @@ def _windows(config: Config) -> Iterator[str]:
 
 def _head(config: Config) -> Iterator[str]:
     head, steps, coarsest = config.head, config.pyramid_steps, config.head.strides[-1]
+    if head.source_widths and not config.backbone.is_features:
+        yield "head.source_widths is for several data.features"
     if steps % coarsest:
         yield (
             f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is no multiple of {coarsest}, the "
@@ -109,6 +111,14 @@ def _features(config: Config) -> Iterator[str]:
         yield "backbone.name=features needs data.features, the folder of the features"
     if config.recognition:
         yield "backbone.name=features is for detection"
+    widths, channels, sources = config.head.source_widths, config.backbone.feature_channels, config.data.feature_sources
+    if isinstance(channels, tuple) and len(channels) != len(sources):
+        yield f"backbone.feature_channels = {list(channels)} are of other than the {len(sources)} data.features"
+    if widths and (sum(widths) != config.head.width or len(widths) != len(sources) or isinstance(channels, int)):
+        yield (
+            f"head.source_widths = {list(widths)} needs as many data.features, backbone.feature_channels of each (or "
+            f"null), and head.width = {sum(widths)}"
+        )
     if config.parallel.temporal != 1:
         yield "parallel.temporal splits a backbone's frames over ranks; features need no more than one"
 

@@ -172,7 +172,8 @@ def head_flop(config: Config, *, in_channels: int, num_classes: int, windows: in
 
 
 def _head_alone(config: Config) -> Config:
-    return replace(config, backbone=BackboneConfig())  # irrelevant to the head
+    backbone = BackboneConfig(feature_channels=config.backbone.feature_channels)  # the rest is irrelevant to the head
+    return replace(config, backbone=backbone)
 
 
 @cache
