@@ -113,7 +113,8 @@ def _features(config: Config) -> Iterator[str]:
         yield "backbone.name=features is for detection"
     widths, channels, sources = config.head.source_widths, config.backbone.feature_channels, config.data.feature_sources
     if isinstance(channels, tuple) and len(channels) != len(sources):
-        yield f"backbone.feature_channels = {list(channels)} are of other than the {len(sources)} data.features"
+        counts = f"{len(channels)} sources, data.features of {len(sources)}"
+        yield f"backbone.feature_channels = {list(channels)} is of {counts}"
     if widths and (sum(widths) != config.head.width or len(widths) != len(sources) or isinstance(channels, int)):
         yield (
             f"head.source_widths = {list(widths)} needs as many data.features, backbone.feature_channels of each (or "

@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 from adatad_ds.errors import ConfigError, summarize_list
 from adatad_ds.inference.trained_model import Trained
+from adatad_ds.models.detector import step_multiple
 from adatad_ds.models.heads.interface import PointOutputs
 
-# What may differ between detectors whose points and windows are the same.
+# Of the data's settings, what may differ between detectors that see the same windows.
 OF_TRAINING = (
-    "data.augment",
-    "data.augment_on_device",
-    "data.short_side_before_crop",
-    "data.crop_ratio",
-    "data.min_action_share",
-    "data.trunc_thresh",
+    "train_subset",
+    "classes",
+    "augment",
+    "augment_on_device",
+    "short_side_before_crop",
+    "crop_ratio",
+    "min_action_share",
+    "trunc_thresh",
 )
-OF_MACHINE = ("data.workers", "data.prefetch", "data.worker_timeout_sec", "data.max_failed_videos", "data.reader")
-OF_POINTS = ("head.arch", "head.max_len", "head.point_offset")
+OF_MACHINE = ("workers", "prefetch", "worker_timeout_sec", "max_failed_videos", "reader")
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,13 @@ def check_same_points(first: Trained, other: Trained) -> None:
 
 
 def _of_points(trained: Trained) -> dict[str, Any]:
-    config = trained.config.to_dict()
-    keys = [f"data.{key}" for key in config["data"] if f"data.{key}" not in (*OF_TRAINING, *OF_MACHINE)]
-    found = {key: config[key.split(".")[0]][key.split(".")[1]] for key in (*keys, *OF_POINTS)}
-    return found | {"classes": tuple(trained.classes)}
+    config, head = trained.config, trained.config.head
+    data = {key: value for key, value in config.to_dict()["data"].items() if key not in (*OF_TRAINING, *OF_MACHINE)}
+    return {
+        **{f"data.{key}": value for key, value in data.items()},
+        "halvings (head.arch)": head.arch[2],
+        "head.max_len": head.max_len,
+        "head.point_offset": head.point_offset,
+        "padding of whole videos": step_multiple(head) if config.data.test_whole_videos else 0,
+        "classes": tuple(trained.classes),
+    }

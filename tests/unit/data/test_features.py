@@ -252,7 +252,7 @@ def test_wrong_channels(annotations, folder):
     two = "backbone.feature_channels=[6,7]"
     with pytest.raises(DataError, match=r"3 of 6 arrays have other channels .* not 7"):
         FeatureDataset.open_training(config_of(annotations, [str(folder)] * 2, two))
-    with pytest.raises(ConfigError, match=r"\[6, 7\] are of other than the 1 data\.features"):
+    with pytest.raises(ConfigError, match=r"\[6, 7\] is of 2 sources, data\.features of 1"):
         config_of(annotations, folder, two)
     np.save(folder / "b.npy", np.zeros((40, 5), np.float32))
     with pytest.raises(DataError, match=r"1 of 3 arrays have other channels .*b\.npy \(40, 5\), not 6"):
