@@ -6,6 +6,7 @@
     python adatad_ds/evaluate.py DETECTIONS.json --annotations FILE   (of whatever origin: the metrics alone)
     python adatad_ds/evaluate.py raw.npz --set test.sigma=0.5   (of --save-candidates; suppression and metrics again)
     python adatad_ds/evaluate.py A/raw.npz B/raw.npz --output FOLDER   (an ensemble: candidates of all, suppressed once)
+    python adatad_ds/evaluate.py runs/A runs/B --output FOLDER   (averaged at each point, as OpenTAD's fuse_list)
 
 Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds the whole model in the compute type.
 """
@@ -89,19 +90,25 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         )
         return
     # A running training may save a newer checkpoint between the looks of two ranks.
-    path = world.on_main(lambda: find_checkpoint(path) if path.is_dir() else path)
-    trained = world.attempt(
-        lambda: find_trained(path, recipe=arguments.recipe, overrides=overrides, averaged=not arguments.no_ema)
+    found = world.on_main(lambda: [find_checkpoint(each) if each.is_dir() else each for each in paths])
+    trained, *more = world.attempt(
+        lambda: [
+            find_trained(each, recipe=arguments.recipe, overrides=overrides, averaged=not arguments.no_ema)
+            for each in found
+        ]
     )
     world.allow(hang_timeout_sec=trained.config.train.hang_timeout_sec)
     output = arguments.output or trained.folder / "evaluate"
     if trained.config.recognition:
+        if more:
+            raise ConfigError("several models are averaged in detection alone; these are recognition models")
         if arguments.save_candidates:
             raise ConfigError("--save-candidates saves candidates of detection; this is a recognition model")
         evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
     else:
         evaluate(
             trained,
+            others=more,
             output=output,
             world=world,
             save_candidates=arguments.save_candidates,
@@ -112,14 +119,15 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
 def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequence[float]) -> None:
     """Raises ConfigError where several files are no ensemble, or weights do not belong to them."""
     if len(paths) > 1:
-        if other := [str(path) for path in paths if path.suffix != ".npz"]:
+        kinds = {path.suffix if path.suffix in (".npz", ".json") else "" for path in paths}
+        if len(kinds) > 1 or ".json" in kinds:
             raise ConfigError(
-                f"several files make an ensemble of candidates, which {other[0]} does not hold: evaluate each model "
-                "with --save-candidates, then all raw.npz together"
+                "an ensemble is of raw.npz files alone (candidates, from --save-candidates, suppressed together) or of "
+                "models alone (averaged at each point)"
             )
         if output is None:
             raise ConfigError("an ensemble needs --output FOLDER for its results")
-    if weights and (len(weights) != len(paths) or len(paths) == 1 or min(weights) <= 0):
+    if weights and (len(weights) != len(paths) or len(paths) == 1 or min(weights) <= 0 or paths[0].suffix != ".npz"):
         raise ConfigError(
             f"--weights takes a positive number for each of several raw.npz; got {len(weights)} for {len(paths)}"
         )
@@ -136,7 +144,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="PATH",
         type=Path,
         help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth, detections in a "
-        ".json, or raw.npz files of --save-candidates, several of which make an ensemble",
+        ".json, or raw.npz files of --save-candidates; several raw.npz, or several models, make an ensemble",
     )
     parser.add_argument(
         "--recipe", help="recipe of a published checkpoint or of detections; see train.py --list-recipes"

@@ -97,9 +97,13 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         share=share * ranks + launched_rank(),
         shares=shares * ranks,
     )
-    failed = extract(source, job, report=tqdm.write)
+    extracted = extract(source, job, report=tqdm.write)
+    videos_of = f"{extracted.done} of {extracted.done + len(extracted.failed)} videos"
+    share_of = f" of share {job.share} of {job.shares}" if job.shares > 1 else ""
+    rest = "" if extracted.complete else "; features.json lists all videos once the last share is done"
+    print(f"{videos_of}{share_of} in {job.out}{rest}")
     # Launchers end all ranks when one exits with an error: they get 0, and features.json names what failed.
-    return 1 if (failed or absent) and ranks == 1 else 0
+    return 1 if (extracted.failed or absent) and ranks == 1 else 0
 
 
 def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:

@@ -5,7 +5,7 @@
 
 Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
 fragments) is held back when it is asked what fits: 1 GB and 5 %. The time is a floor: all executed FLOPs at the GPU's
-dense bf16 peak.
+dense bf16 peak. Of a run that fills a cache of features first, also what that takes: memory, time, disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.cli.commands import at_least, command_parser
+from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS
 
 
@@ -56,8 +57,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     from adatad_ds.recipes.catalog import find_recipe
 
     config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
+    if config.backbone.is_features:
+        from adatad_ds.data.features.sources import with_feature_channels
+
+        config = with_feature_channels(config)
     path = arguments.ds_config
     if arguments.grid:
+        if config.backbone.reads_features:
+            raise ConfigError("--grid is of frames, and this recipe's steps read features")
         planner = Planner(config, read_ds_config(path or POLICIES[-1]), num_classes=arguments.classes)
         for line in grid_lines(planner):
             print(line)

@@ -51,8 +51,9 @@ class BackboneConfig:
     clip_frames: numbers.PositiveInt | None = None
     drop_path: numbers.Probability = 0.0
     activation_checkpointing: bool = True
-    feature_channels: numbers.PositiveInt | None = None  # C of data.features; None: as they have
-    cache_features: bool = False  # a frozen backbone on resized videos runs once, before the training
+    # C of data.features, of each source or of all together; None: as they have
+    feature_channels: numbers.PositiveInt | tuple[numbers.PositiveInt, ...] | None = None
+    cache_features: bool = False  # a frozen backbone runs once over all videos, before the training
     clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
     activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
     stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
@@ -68,6 +69,17 @@ class BackboneConfig:
     def is_features(self) -> bool:
         """Whether features are read, and there is no transformer."""
         return self.name == FEATURES
+
+    @property
+    def source_channels(self) -> tuple[int, ...]:
+        """`feature_channels` as a tuple; () if not known."""
+        known = self.feature_channels
+        return () if known is None else (known,) if isinstance(known, int) else known
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether a training's steps read features, and no transformer runs in them."""
+        return self.is_features or self.cache_features
 
     @property
     def is_image(self) -> bool:

@@ -23,6 +23,8 @@ class HeadConfig:
     max_len: numbers.PositiveInt | None = None  # steps that windows are padded to; None: no padding
     abs_pos_embed: bool = False
     drop_path: numbers.Probability = 0.1
+    # channels that each of several sources of features is projected to, `width` in all; (): features as they are
+    source_widths: tuple[numbers.PositiveInt, ...] = ()
     input_dropout: numbers.Probability = 0.0
     input_noise: numbers.NonNegativeFloat = 0.0  # deviation of Gaussian noise added to the features in training
     num_convs: numbers.PositiveInt = 2

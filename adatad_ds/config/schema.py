@@ -224,8 +224,10 @@ class Config:
 
     @property
     def most_temporal_ranks(self) -> int:
-        """How many ranks can share a sample: one per clip of a window; clips of recognition are not shared."""
-        return 1 if self.recognition else self.data.window_frames // self.clip_frames
+        """How many ranks can share a sample: one per clip of a window; clips of recognition, and features, are not."""
+        if self.recognition or self.backbone.reads_features:
+            return 1
+        return self.data.window_frames // self.clip_frames
 
     @property
     def clip_frames(self) -> int:

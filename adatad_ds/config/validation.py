@@ -56,6 +56,8 @@ def _windows(config: Config) -> Iterator[str]:
 
 def _head(config: Config) -> Iterator[str]:
     head, steps, coarsest = config.head, config.pyramid_steps, config.head.strides[-1]
+    if head.source_widths and not config.backbone.is_features:
+        yield "head.source_widths is for several data.features"
     if steps % coarsest:
         yield (
             f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is no multiple of {coarsest}, the "
@@ -108,6 +110,15 @@ def _features(config: Config) -> Iterator[str]:
         yield "backbone.name=features needs data.features, the folder of the features"
     if config.recognition:
         yield "backbone.name=features is for detection"
+    widths, channels, sources = config.head.source_widths, config.backbone.feature_channels, config.data.feature_sources
+    if isinstance(channels, tuple) and len(channels) != len(sources):
+        counts = f"{len(channels)} sources, data.features of {len(sources)}"
+        yield f"backbone.feature_channels = {list(channels)} is of {counts}"
+    if widths and (sum(widths) != config.head.width or len(widths) != len(sources) or isinstance(channels, int)):
+        yield (
+            f"head.source_widths = {list(widths)} needs as many data.features, backbone.feature_channels of each (or "
+            f"null), and head.width = {sum(widths)}"
+        )
     if config.parallel.temporal != 1:
         yield "parallel.temporal splits a backbone's frames over ranks; features need no more than one"
 
@@ -164,12 +175,8 @@ def _cached_features(config: Config) -> Iterator[str]:
     data, wanted = config.data, "backbone.cache_features keeps the features of a frozen backbone"
     if config.backbone.tuning != "frozen" or config.recognition:
         yield f"{wanted} of a detector: it needs backbone.tuning=frozen"
-    if data.sampling != "resize":
-        yield (
-            f"{wanted}, which random windows do not have: their features depend on where their clips begin. Extract "
-            "those of whole videos with adatad-ds extract-features, and train with backbone.name=features; or "
-            "data.sampling=resize"
-        )
+    if config.backbone.is_image:
+        yield f"{wanted}, but of an image transformer the last norm is trained"
     if data.augment or data.short_side_before_crop != data.resolution:
         yield (
             f"{wanted}, which augmented frames change in each epoch: use --set data.augment=[] --set "

@@ -1,7 +1,7 @@
 """Ensembles: candidates of several detectors together, before they are suppressed.
 
-Detectors may differ in backbone, head and windows. OpenTAD's `fuse_list` averages the outputs at each point instead,
-which needs the same points and keeps no candidate's own boundaries.
+Detectors may differ in backbone, head and windows. `inference/averaged.py` averages their outputs at each point
+instead, as OpenTAD's `fuse_list`, which needs the same points and keeps no candidate's own boundaries.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_per_class
+from adatad_ds.inference.averaged import AveragedDetector, check_same_points
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
+from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.runs.folder import METRICS_FILE
 from adatad_ds.tasks.detection import open_test_windows
@@ -46,12 +48,19 @@ PICTURE_VIDEOS = 6
 
 
 def evaluate(
-    trained: Trained, *, output: Path, world: World, save_candidates: bool = False, per_class: bool = False
+    trained: Trained,
+    *,
+    others: Sequence[Trained] = (),
+    output: Path,
+    world: World,
+    save_candidates: bool = False,
+    per_class: bool = False,
 ) -> None:
     """Detect in all test videos, then print and save detections, metrics and a picture.
 
     Args:
         trained: the detector.
+        others: detectors that are averaged with it, point by point.
         output: folder of the files.
         world: the ranks.
         save_candidates: also save the candidates before suppression.
@@ -66,7 +75,8 @@ def evaluate(
     if published and world.is_main and not config.data.class_agnostic:
         tqdm.write(describe_logits(data.classes))
     external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
-    detector = world.attempt(lambda: load_model(trained, num_classes=len(data.classes))).to(world.device)
+    name = " + ".join(each.name for each in (trained, *others))
+    detector = world.attempt(lambda: _load(trained, others, num_classes=len(data.classes))).to(world.device)
     loader = world.attempt(
         lambda: make_test_loader(
             data,
@@ -85,7 +95,7 @@ def evaluate(
         report=tqdm.write if world.is_main else lambda message: None,
     )
     if save_candidates:
-        kept = SavedCandidates(name=trained.name, config=config.to_dict(), classes=data.classes, videos=candidates)
+        kept = SavedCandidates(name=name, config=config.to_dict(), classes=data.classes, videos=candidates)
         world.on_main(lambda: store_candidates(output / CANDIDATES_FILE, kept))
     results = finish(
         candidates,
@@ -102,14 +112,22 @@ def evaluate(
         videos=data.videos,
         damaged=damaged_videos(candidates),
         config=config,
-        name=trained.name,
+        name=name,
         output=output,
         per_class=per_class,
     )
-    point = metrics.operating_point if metrics else trained.operating_point
-    if metrics and point and external is None:  # with external classes, scores are not the detector's own
+    point = metrics.operating_point if metrics else None if others else trained.operating_point
+    if metrics and point and external is None and not others:  # else scores are not the detector's own
         keep_operating_point(trained, point)
-    draw(results, videos=data.videos, path=output / PICTURE_FILE, title=trained.name, known=point)
+    draw(results, videos=data.videos, path=output / PICTURE_FILE, title=name, known=point)
+
+
+def _load(trained: Trained, others: Sequence[Trained], *, num_classes: int) -> Model | AveragedDetector:
+    """The detector, or several as one."""
+    for other in others:
+        check_same_points(trained, other)
+    models = [load_model(each, num_classes=num_classes) for each in (trained, *others)]
+    return AveragedDetector(models) if others else models[0]
 
 
 def store_candidates(path: Path, saved: SavedCandidates) -> None:

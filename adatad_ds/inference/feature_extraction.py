@@ -18,14 +18,13 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.video import probe
-from adatad_ds.data.features.plan import Piece, Snippet, num_features, snippet_pieces, span_pieces
+from adatad_ds.data.features.plan import CLIPS_AT_ONCE, Piece, Snippet, num_features, snippet_pieces, span_pieces
 from adatad_ds.data.window_stream import ahead, stream_rows
 from adatad_ds.data.windows import Timing, frames_shown
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.weights.loading import tensor_hash
 
-CLIPS_AT_ONCE = 16  # of a piece
 CONTEXT_SHARE = 4  # a piece is at least so many times as long as its context on either side
 
 

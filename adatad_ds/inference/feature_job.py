@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
-from adatad_ds.data.annotations import Video, load_annotations
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.video import VideoError
 from adatad_ds.data.features.folder import FeatureFolder, FeatureSettings, StoredType, VideoFeatures
-from adatad_ds.data.features.plan import Snippet
+from adatad_ds.data.features.plan import Snippet, annotated_videos
 from adatad_ds.data.video_files import find_videos
 from adatad_ds.data.window_stream import lone_video
 from adatad_ds.data.windows import find_timing
@@ -120,17 +120,29 @@ def frozen_source(config: Config) -> Source:
     )
 
 
-def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: bool = True) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """What is there of a share.
+
+    Attributes:
+        done: videos with features, those of earlier runs included.
+        failed: one line for each video that cannot be read.
+        complete: whether all other shares are done, too, and features.json lists all videos.
+    """
+
+    done: int
+    failed: list[str]
+    complete: bool
+
+
+def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: bool = True) -> Extracted:
     """Extract this share's videos that are not done yet.
 
     Args:
         source: the backbone.
         job: what is extracted.
-        report: told about videos that are damaged or cannot be read, and about what is written.
+        report: told about videos that are damaged or cannot be read.
         bar: show the progress.
-
-    Returns:
-        One line for each video that cannot be read.
 
     Raises:
         ConfigError: the folder holds other features.
@@ -155,9 +167,7 @@ def extract(source: Source, job: Job, *, report: Callable[[str], None], bar: boo
                 failed[video.name] = str(error)
                 report(f"no features: {error}")
     complete = folder.finish(held, failed)
-    what = f"{len(held)} of {len(own)} videos" + (f" of share {job.share} of {job.shares}" if job.shares > 1 else "")
-    report(f"{what} in {job.out}" + ("" if complete else "; other shares are not done yet"))
-    return list(failed.values())
+    return Extracted(done=len(held), failed=list(failed.values()), complete=complete)
 
 
 def _extract(
@@ -238,16 +248,7 @@ def _files(config: Config, videos: Mapping[str, Path]) -> list[tuple[Video, Path
     data = config.data
     if not data.annotations:
         raise ConfigError("this recipe names no annotations; give the files with --videos")
-    annotated: dict[str, Video] = {}
-    for subset in dict.fromkeys((data.train_subset, data.test_subset)):
-        loaded, _ = load_annotations(
-            data.annotations,
-            subset=subset,
-            exclude=data.exclude,
-            exclude_file=data.exclude_file,
-            as_published=True,
-        )
-        annotated |= {video.name: video for video in loaded.videos}
+    annotated = annotated_videos(data)
     paths = find_videos(data.videos, list(annotated))
     return [(video, paths[name]) for name, video in annotated.items()]
 

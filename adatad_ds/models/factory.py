@@ -28,7 +28,7 @@ from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
 from adatad_ds.models.heads.actionformer import ActionFormerHead
 from adatad_ds.models.heads.tridet import TriDetHead
-from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock
+from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock, SourceProjections
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
 from adatad_ds.models.transformers import backbone_spec, build_configured_image, build_video_transformer
@@ -81,7 +81,7 @@ def build_detector(
     """`build_model` for a config of detection; `spec`: as for `build_backbone`."""
     backbone: AnyBackbone
     if config.backbone.is_features:
-        backbone = FeatureBackbone(channels=_feature_channels(config))
+        backbone = FeatureBackbone(channels=sum(_source_channels(config)))
     else:
         backbone = build_backbone(config, feature_steps=config.data.window_size, spec=spec, runtime=runtime)
     pyramid, heads = build_heads(config, in_channels=backbone.width, num_classes=num_classes)
@@ -91,8 +91,12 @@ def build_detector(
 def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, ActionFormerHead | TriDetHead]:
     """A detector's pyramid and heads, on features of `in_channels` channels."""
     head = config.head
+    sources = None
+    if head.source_widths:
+        sources = SourceProjections(channels=_source_channels(config), widths=head.source_widths)
     pyramid = Pyramid(
         in_channels=in_channels,
+        sources=sources,
         width=head.width,
         arch=head.arch,
         make_block=lambda level, stride: _pyramid_block(head, level=level, stride=stride),
@@ -250,10 +254,10 @@ def stored_outputs_of(backbone: BackboneConfig) -> list[int]:
     )
 
 
-def _feature_channels(config: Config) -> int:
-    if config.backbone.feature_channels is None:
+def _source_channels(config: Config) -> tuple[int, ...]:
+    if not config.backbone.source_channels:
         raise ConfigError("backbone.feature_channels is not known before data.features are read; --set it")
-    return config.backbone.feature_channels
+    return config.backbone.source_channels
 
 
 def _adapted_blocks(backbone: BackboneConfig, spec: ViTSpec) -> tuple[int, ...]:

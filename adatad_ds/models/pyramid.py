@@ -6,7 +6,7 @@ after every operation over time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ class Pyramid(nn.Module):
 
     Args:
         in_channels: channels of the backbone's features.
+        sources: projects these features, `in_channels` to `width`, before the convolutions; None: they take them.
         width: channels C of every level.
         arch: numbers of convolutions, of blocks at full rate, and of halving blocks (= levels - 1).
         make_block: makes the block of a level and a stride (1 or 2): a module that maps features (B, T, C), mask (B, T)
@@ -42,6 +43,7 @@ class Pyramid(nn.Module):
         self,
         *,
         in_channels: int,
+        sources: SourceProjections | None = None,
         width: int,
         arch: tuple[int, int, int],
         make_block: Callable[[int, int], nn.Module],
@@ -57,6 +59,8 @@ class Pyramid(nn.Module):
         self.input_dropout, self.input_noise = input_dropout, input_noise
         self.steps = steps
         self.step_multiple = step_multiple or HALVING**halving
+        self.sources = sources
+        in_channels = in_channels if sources is None else width
         self.embed = nn.ModuleList(
             MaskedConv(
                 in_channels=width if i else in_channels, out_channels=width, actionformer_norms=actionformer_norms
@@ -93,6 +97,8 @@ class Pyramid(nn.Module):
             x = x + self.input_noise * noise.normal(*x.shape[1:]).to(x.dtype)
         if noise is not None and self.input_dropout > 0:
             x = x * noise.keep(1, x.shape[-1], rate=self.input_dropout).to(x.dtype)
+        if self.sources is not None:
+            x = self.sources(x) * valid.unsqueeze(-1)
         for convolution in self.embed:
             x = convolution(x, valid)
         if self.position is not None:
@@ -113,6 +119,27 @@ class Pyramid(nn.Module):
             return self.position
         stretched = F.interpolate(self.position.transpose(-1, -2).reshape(1, -1, self.steps), size=steps, mode="linear")
         return stretched.transpose(1, 2)
+
+
+class SourceProjections(nn.Module):
+    """A linear layer for each of several sources, whose features lie side by side before and after.
+
+    Args:
+        channels: of each source.
+        widths: channels that each is projected to.
+    """
+
+    def __init__(self, *, channels: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        self.linears = nn.ModuleList(nn.Linear(own, width) for own, width in zip(channels, widths, strict=True))
+        for linear in self.linears:
+            nn.init.zeros_(linear.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, sum of channels) to (B, T, sum of widths)."""
+        parts = features.split(self.channels, dim=-1)
+        return torch.cat([linear(part) for linear, part in zip(self.linears, parts, strict=True)], dim=-1)
 
 
 class MaskedConv(nn.Module):

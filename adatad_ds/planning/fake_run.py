@@ -7,6 +7,7 @@ recomputed backbone, of a backbone under plain autograd, of the head.
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
@@ -200,12 +202,22 @@ def head_bytes(config: Config, *, in_channels: int, num_classes: int, windows: i
         num_classes: K.
         windows: windows per forward pass.
     """
-    backbone = BackboneConfig()  # irrelevant to the head
-    return _head_bytes(replace(config, backbone=backbone), in_channels, num_classes, windows)
+    return _head_cost(_head_alone(config), in_channels, num_classes, windows)[0]
+
+
+def head_flop(config: Config, *, in_channels: int, num_classes: int, windows: int) -> int:
+    """FLOPs of the same passes; arguments: see `head_bytes`."""
+    return _head_cost(_head_alone(config), in_channels, num_classes, windows)[1]
+
+
+def _head_alone(config: Config) -> Config:
+    backbone = BackboneConfig(feature_channels=config.backbone.feature_channels)  # the rest is irrelevant to the head
+    return replace(config, backbone=backbone)
 
 
 @cache
-def _head_bytes(config: Config, in_channels: int, num_classes: int, windows: int) -> int:
+def _head_cost(config: Config, in_channels: int, num_classes: int, windows: int) -> tuple[int, int]:
+    """Peak bytes, and FLOPs."""
     with shapes_only():  # initialisation reads values, which fake tensors lack
         pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
     with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
@@ -217,7 +229,24 @@ def _head_bytes(config: Config, in_channels: int, num_classes: int, windows: int
             outputs = [output for output in head(levels, masks) if output.requires_grad]
             torch.stack([output.float().sum() for output in outputs]).sum().backward()
 
-        return live_bytes(run)
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+            peak = live_bytes(run)
+        return peak, counter.get_total_flops()
+
+
+def _attention_flop(query: torch.Size, key: torch.Size, *_: object, **__: object) -> int:
+    return 4 * math.prod(query) * key[-2]
+
+
+def _attention_backward_flop(gradient: torch.Size, query: torch.Size, key: torch.Size, *_: object, **__: object) -> int:
+    return 2 * _attention_flop(query, key)
+
+
+# Fake tensors are the CPU's, whose attention PyTorch's table of FLOPs lacks.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
+}
 
 
 @contextlib.contextmanager

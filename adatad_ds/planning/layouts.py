@@ -151,9 +151,9 @@ class Planner:
 def one_window_at_a_time(config: Config) -> Config:
     """The config to plan by, where it doesn't set `train.micro_batch`: windows are long, so more by accumulation.
 
-    Clips of recognition are short: there the micro batch stays what the ranks make it.
+    Clips of recognition are short, and features small: there the micro batch stays what the ranks make it.
     """
-    if config.recognition:
+    if config.recognition or config.backbone.reads_features:
         return config
     return replace(config, train=replace(config.train, micro_batch=config.train.micro_batch or 1))
 
@@ -193,6 +193,8 @@ def plan_report(
     config = planner.config
     plan = planner.plan(layout)
     floor = floor_sec(plan, layout.gpus, gpu)
+    if config.backbone.reads_features:
+        return _report_on_features(config, plan, gpus=layout.gpus, gpu=gpu, name=name)
     lines = [
         f"{config.backbone.name}, {config.backbone.tuning}, {config.sample_frames} frames, "
         f"{config.data.resolution} px, {config.train.precision}, global batch {config.train.global_batch}, "
@@ -214,6 +216,22 @@ def plan_report(
     found = planner.first_fit(layout.gpus, gpu.memory_gb)
     lines.append(f"suggested for {layout.gpus}: {found[0] if found else 'nothing fits; use more GPUs or fewer frames'}")
     return "\n".join([*lines, *reading_plan(config)])
+
+
+def _report_on_features(config: Config, plan: Plan, *, gpus: int, gpu: GPU, name: str) -> str:
+    """`plan_report` of a run whose steps read features, which leave neither frames nor chunks to choose."""
+    floor = floor_sec(plan, gpus, gpu)
+    lines = [
+        f"{config.head.name} on features, {config.data.window_size} steps, {config.train.precision}, global batch "
+        f"{config.train.global_batch}, {gpus} ranks\n",
+        plan.table(),
+        f"time floor of a step on {gpus} x {name}: {floor:.2g} s; reading files and starting kernels take longer",
+    ]
+    if plan.cache:
+        lines += plan.cache.epoch_lines(
+            flop_per_sec=gpus * gpu.tflop_per_sec * 1e12, global_batch=config.train.global_batch, step_sec=floor
+        )
+    return "\n".join([*lines, f"\n{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}"])
 
 
 def frames_line(config: Config, *, gpus: int, step_sec: float, core_frames_per_sec: float | None) -> str:

@@ -1,6 +1,7 @@
 """Cost of a run, computed in advance: FLOPs per step, and bytes per rank on the device and in host memory.
 
-The backbone's part is that of video_backbones.py or image_backbones.py; fake_run.py measures the head.
+The backbone's part is that of video_backbones.py or image_backbones.py; fake_run.py measures the head. Where steps read
+features, there is a head alone, and FLOPs are the head's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.factory import build_model, stored_outputs_of
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import head_bytes
+from adatad_ds.planning.fake_run import head_bytes, head_flop
+from adatad_ds.planning.feature_cache import FEATURE_BYTES, CachePlan, FeatureCost, on_features, plan_cache, tera
 from adatad_ds.planning.video_backbones import VideoCost
 
 ADAM_BYTES = 16  # per trainable parameter: fp32 master, two moments, running average
@@ -42,18 +44,25 @@ class Plan:
         activations: what waits for the backward pass, and what runs again.
         useful_flop: FLOPs per step of all ranks: forward pass and gradients, without recomputation.
         executed_flop: the same with recomputation.
+        cache: of filling a cache of features before; None: there is none.
     """
 
     lines: tuple[Line, ...]
     activations: Activations
     useful_flop: float
     executed_flop: float
+    cache: CachePlan | None = None
+
+    @property
+    def step_bytes(self) -> int:
+        """Peak of a step on the device: all persistent entries and the largest transient one."""
+        held = sum(line.device for line in self.lines if not line.transient)
+        return held + max(line.device for line in self.lines if line.transient)
 
     @property
     def device_bytes(self) -> int:
-        """Peak on the device: all persistent entries and the largest transient one."""
-        held = sum(line.device for line in self.lines if not line.transient)
-        return held + max(line.device for line in self.lines if line.transient)
+        """Peak on the device: of a step or, where that takes more, of filling the cache."""
+        return max(self.step_bytes, self.cache.device_bytes if self.cache else 0)
 
     @property
     def host_bytes(self) -> int:
@@ -66,13 +75,13 @@ class Plan:
         for line in self.lines:
             name = f"({line.name})" if line.transient else line.name
             rows.append(f"{name:<45} {line.device / 1e9:>9.3f} {line.host / 1e9:>9.3f}")
-        device, host = self.device_bytes / 1e9, self.host_bytes / 1e9
+        device, host = self.step_bytes / 1e9, self.host_bytes / 1e9
         rows.append(f"{'peak, with the larger one in brackets':<45} {device:>9.3f} {host:>9.3f}")
-        rows.append(
-            f"a step of all ranks: {self.useful_flop / 1e12:.1f} TFLOP useful, {self.executed_flop / 1e12:.1f} executed"
-        )
+        rows.append(f"a step of all ranks: {tera(self.useful_flop)} TFLOP useful, {tera(self.executed_flop)} executed")
         if self.activations.stored:
             rows.append(str(self.activations))
+        if self.cache:
+            rows += self.cache.lines()
         return "\n".join(rows)
 
 
@@ -103,9 +112,14 @@ def make_plan(
     Raises:
         ConfigError: it cannot be run this way.
     """
-    if config.backbone.is_features:
-        raise ConfigError("a head on features runs without a backbone, so there is nothing to plan")
+    if config.backbone.cache_features:
+        cache = plan_cache(config, cost=backbone_cost(config))
+        steps = on_features(config, channels=cache.channels)
+        plan = make_plan(steps, ds_config=ds_config, ranks=ranks, num_classes=num_classes, cuda=cuda)
+        return replace(plan, cache=cache)
     temporal, clips = config.parallel.temporal, config.sample_frames // config.clip_frames
+    if temporal > 1 and config.backbone.is_features:
+        raise ConfigError(f"parallel.temporal={temporal} splits a backbone's frames over ranks; features leave none")
     if ranks % temporal or temporal > clips:
         raise ConfigError(f"parallel.temporal={temporal} must divide {ranks} ranks and be at most the {clips} clips")
     resolved = resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=cuda)
@@ -134,10 +148,15 @@ def make_plan(
         return Line(name, 0 if host else count, count if host else 0)
 
     clips = -(-clips // temporal)
-    frames = windows * clips * config.clip_frames * config.data.resolution**2 * 3
+    is_features = config.backbone.is_features
+    if is_features:
+        read = Line("features", windows * config.data.window_size * model.backbone.width * FEATURE_BYTES)
+    else:
+        read = Line("frames", windows * clips * config.clip_frames * config.data.resolution**2 * 3)
     head = 0
+    of_head: dict[str, Any] = {"in_channels": model.backbone.width, "num_classes": num_classes, "windows": windows}
     if isinstance(model, Detector):
-        head = head_bytes(config, in_channels=model.backbone.width, num_classes=num_classes, windows=windows)
+        head = head_bytes(config, **of_head)
     others = (
         held("frozen weights", size * frozen // shares, host=weights_on_host),
         held("trainable weights", size * trainable // shares, host=weights_on_host),
@@ -145,7 +164,7 @@ def make_plan(
         held("gradients", gradients, host=adam_on_host),
         Line("gathered weights", gathered),
         Line("gradient bucket", bucket),
-        Line("frames", frames),
+        read,
     )
     cost, budget = backbone_cost(config), config.backbone.activation_memory_gb
     automatic = budget == "auto"
@@ -162,26 +181,25 @@ def make_plan(
         budget=None if budget is None else int(budget * 1e9),
         beside=head if automatic else 0,
     )
+    backbone = [] if is_features else _backbone_lines(placed)
+    lines = (*others, *backbone, Line("head", head, transient=True))
+    windows_a_step = config.train.global_batch
+    if is_features:
+        useful = executed = windows_a_step / windows * head_flop(config, **of_head)
+    else:
+        useful, executed = (windows_a_step * cost.flop(recomputed=again) for again in (0.0, placed.recomputed))
+    return Plan(lines=lines, activations=placed, useful_flop=useful, executed_flop=executed)
+
+
+def _backbone_lines(placed: Activations) -> list[Line]:
     tensor, on_device = placed.tensor_bytes, placed.on_device
-    lines = (
-        *others,
-        Line(
-            f"{placed.stored} stored tensors of {tensor / 1e9:.3f} GB",
-            on_device * tensor,
-            (placed.stored - on_device) * tensor,
-        ),
+    stored = f"{placed.stored} stored tensors of {tensor / 1e9:.3f} GB"
+    return [
+        Line(stored, on_device * tensor, (placed.stored - on_device) * tensor),
         *([Line("graphs of long-range adapters", placed.ladder_bytes)] * bool(placed.ladder_bytes)),
         *([Line(f"graphs of {placed.graphs} of {placed.spans} spans", placed.graph_bytes)] * bool(placed.graphs)),
         Line("backbone at work", placed.peak_bytes - placed.kept_bytes, transient=True),
-        Line("head", head, transient=True),
-    )
-    windows_a_step = config.train.global_batch
-    return Plan(
-        lines=lines,
-        activations=placed,
-        useful_flop=windows_a_step * cost.flop(recomputed=0.0),
-        executed_flop=windows_a_step * cost.flop(recomputed=placed.recomputed),
-    )
+    ]
 
 
 def step_flop(config: Config, *, executed: bool = False) -> float:
@@ -232,6 +250,8 @@ def backbone_cost(config: Config) -> BackboneCost:
     Raises:
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
+    if config.backbone.is_features:
+        return FeatureCost()
     if config.backbone.is_aim:
         from adatad_ds.planning.image_backbones import ImageCost  # here, as timm takes seconds to import
 

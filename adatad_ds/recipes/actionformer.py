@@ -23,7 +23,9 @@ EGO4D = {  # features: channels, frames of each, width, attention heads, halving
     "egovlp": (256, 16, 384, 4, 7, 20.60),
     "slowfast_egovlp": (2560, 32, 768, 12, 7, 21.56),
     "omnivore_egovlp": (1792, 32, 768, 12, 7, 21.98),
+    "slowfast_omnivore_egovlp": ((2304, 1536, 256), 32, 1024, 16, 7, 22.09),
 }
+EGO4D_SOURCE_WIDTHS = {"slowfast_omnivore_egovlp": (256, 384, 384)}  # to which each source is projected first
 
 
 def actionformer_recipes() -> Iterator[tuple[str, Recipe]]:
@@ -166,6 +168,7 @@ def _ego4d(features: str) -> Config:
             config.head,
             width=width,
             heads=heads,
+            source_widths=EGO4D_SOURCE_WIDTHS.get(features, ()),
             arch=(2, 2, halvings),
             attn_window=9,
             abs_pos_embed=True,
@@ -186,7 +189,12 @@ def _ego4d(features: str) -> Config:
 
 
 def _on(
-    config: Config, dataset: str, sources: tuple[str, ...] | list[str], *, channels: int, features: str = ""
+    config: Config,
+    dataset: str,
+    sources: tuple[str, ...] | list[str],
+    *,
+    channels: int | tuple[int, ...],
+    features: str = "",
 ) -> Config:
     """The config on another dataset's features, in data/DATASET/features_SOURCE each."""
     config = with_data_paths(config, dataset)

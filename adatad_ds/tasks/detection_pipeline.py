@@ -24,7 +24,7 @@ from adatad_ds.evaluation.detections_file import to_records
 from adatad_ds.evaluation.external_classifier import VideoScores, fuse, read_video_scores
 from adatad_ds.evaluation.metrics import Metrics, evaluate_detections
 from adatad_ds.models.detector import detector_points
-from adatad_ds.models.heads.interface import Predictions
+from adatad_ds.models.heads.interface import PointOutputs
 
 Results = dict[str, list[dict[str, Any]]]  # video -> detections as the community's format has them
 
@@ -32,7 +32,7 @@ Results = dict[str, list[dict[str, Any]]]  # video -> detections as the communit
 @torch.no_grad()
 def find_candidates(
     *,
-    forward: Callable[[Tensor, Tensor], Predictions],
+    forward: Callable[[Tensor, Tensor], PointOutputs],
     batches: Iterable[Batch],
     config: Config,
     mesh: Mesh,
@@ -99,7 +99,7 @@ def find_candidates(
     return found
 
 
-def _segments_of(predictions: Predictions, points: Tensor, window: int, point: Tensor, label: Tensor) -> Tensor:
+def _segments_of(predictions: PointOutputs, points: Tensor, window: int, point: Tensor, label: Tensor) -> Tensor:
     """Segments (N, 2) in grid units of points (N,) and classes (N,) of a window."""
     point, label = point.to(points.device), label.to(points.device)
     return decode_segments(points[point], predictions.distances_of(torch.full_like(point, window), point, label))

@@ -13,6 +13,7 @@ import torch
 
 from adatad_ds.config.backbone import FEATURES
 from adatad_ds.config.schema import Config
+from adatad_ds.data.features.plan import describe_cache
 from adatad_ds.data.loader import TrainBatches
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine
@@ -117,6 +118,8 @@ def build_trainer(
     )
 
     lines = [*task.reports, *initial.reports]
+    if config.backbone.cache_features:
+        lines.append(describe_cache(config.data, clip_frames=config.clip_frames))
     if activations is not None:
         lines.append(str(activations))
     if saved is None:

@@ -20,7 +20,7 @@ def dry_run(config: Config, ds_config: Path | None) -> str:
     classes = len(config.data.classes) or 1
     with shapes_only():
         parameters = parameter_table(build_model(config, num_classes=classes))
-    if ds_config is None or config.backbone.is_features:  # nothing of a head on features is worth planning
+    if ds_config is None:
         return parameters
     plan = make_plan(config, ds_config=read_ds_config(ds_config), ranks=launched_ranks(), num_classes=classes)
     return f"{parameters}\n\n{plan.table()}"

@@ -15,6 +15,7 @@ from adatad_ds.weights.layout import Weights, leave_out, rename
 SIGNATURE = "cls_head.cls_head.conv.weight"
 TRIDENT = "start_head.cls_head.conv.weight"  # what TriDet has besides
 _RENAMES = (
+    (r"^backbone\.proj\.(\d+)\.conv\.", r"pyramid.sources.linears.\1."),
     (r"^backbone\.embd\.(\d+)\.conv\.", r"pyramid.embed.\1.conv."),
     (r"^backbone\.embd_norm\.(\d+)\.", r"pyramid.embed.\1.norm."),
     (r"^backbone\.(stem|branch)\.", r"pyramid.\1."),

@@ -94,7 +94,9 @@ def test_cached_features_give_the_losses_of_frames(small_videos, tmp_path):
     output = finish(train_command(run=cached, ranks=2, ds_config="zero3", train__stop_epoch=1, **way))
     files = {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")}
     assert len(files) == 11
-    assert "6 of 6 videos of share 0 of 2" in output
+    assert f"cached features: 11 videos in {cached / 'features'}" in output
+    assert output.count("cached features: those of the frames, and the same losses") == 1
+    assert "features.json" not in output, "of the shares, only the rank that waits for them speaks"
     finish(train_command(run=cached, ranks=1, ds_config="zero2", resume=True, **way))
     assert {path: path.stat().st_mtime_ns for path in (cached / "features").rglob("*.npy")} == files
     assert losses(cached) == pytest.approx(losses(frames), rel=1e-5)
@@ -104,3 +106,26 @@ def test_cached_features_give_the_losses_of_frames(small_videos, tmp_path):
     again = json.loads((cached / "evaluate/metrics.json").read_text())
     best = max(json.loads(file.read_text())["average_mAP"] for file in cached.glob("evaluations/*/metrics.json"))
     assert again["average_mAP"] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_cached_features_of_windows_that_begin_with_a_clip(small_videos, tmp_path):
+    """Windows as long as the videos, 6 s each: the losses of frames, and what holds of other windows, once."""
+    tree = json.loads((small_videos / "annotations.json").read_text())
+    for video in tree["database"].values():
+        del video["frame"]
+        video["duration"] = 6.0
+        video["annotations"] = [action for action in video["annotations"] if action["segment"][1] <= 6]
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(tree))
+    windows = {"window_size": 48, "frames_per_feature": 2, "fixed_fps": 16, "crop_ratio": "null", "augment": "[]"}
+    settings = SMALL | {f"data.{key}": value for key, value in windows.items()}
+    settings |= {"data.annotations": annotations, "data.videos": small_videos / "videos"}
+    settings |= {"data.short_side_before_crop": 32, "backbone.drop_path": 0, "train.stop_epoch": 1}
+    frames, cached = tmp_path / "frames", tmp_path / "cached"
+    way: dict = {"recipe": "quickstart_frozen", "settings": settings, "ranks": 1, "ds_config": "zero2"}
+    finish(train_command(run=frames, **way))
+    output = finish(train_command(run=cached, backbone__cache_features=True, **way))
+    assert losses(cached) == pytest.approx(losses(frames), rel=1e-5)
+    assert output.count("Windows within the video that begin with a clip have the same features; those of others") == 1
+    assert output.count("Windows begin every 2 frames, not at any") == 1

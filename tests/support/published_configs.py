@@ -20,11 +20,12 @@ ASIDE_IN_BOTH = {  # keys, as patterns, that recipes need not say, and why
 
 def in_actionformers_keys(config: Config) -> dict[str, Any]:
     """What a config says, in the keys that mean the same in both."""
-    data, head, train, test, backbone = config.data, config.head, config.train, config.test, config.backbone
+    data, head, train, test = config.data, config.head, config.train, config.test
+    channels = config.backbone.feature_channels
     return {
         "dataset.crop_ratio": list(data.crop_ratio or ()),
         "dataset.downsample_rate": 1,
-        "dataset.input_dim": backbone.feature_channels,
+        "dataset.input_dim": list(channels) if isinstance(channels, tuple) else channels,
         "dataset.max_seq_len": data.window_size,
         "dataset.trunc_thresh": data.trunc_thresh,
         "loader.batch_size": train.global_batch,

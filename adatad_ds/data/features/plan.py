@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.annotations import Video
+from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.data.windows import Timing, WindowSource, resize_window
+
+CLIPS_AT_ONCE = 16  # of a piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,39 @@ class Piece:
     clips: int
     first: int
     last: int
+
+
+def annotated_videos(config: DataConfig) -> dict[str, Video]:
+    """All videos of the training and the test subset, by name.
+
+    Raises:
+        DataError: unusable annotations.
+    """
+    found: dict[str, Video] = {}
+    for subset in dict.fromkeys((config.train_subset, config.test_subset)):
+        loaded, _ = load_annotations(
+            config.annotations,
+            subset=subset,
+            exclude=config.exclude,
+            exclude_file=config.exclude_file,
+            as_published=True,
+        )
+        found |= {video.name: video for video in loaded.videos}
+    return found
+
+
+def describe_cache(config: DataConfig, *, clip_frames: int) -> str:
+    """How a training on cached features (`backbone.cache_features`) differs from the same one on frames."""
+    if config.sampling == "resize":
+        return "cached features: those of the frames, and the same losses"
+    of_step = config.frames_per_feature > 1
+    ends = "" if of_step else ", but for one step at their ends"
+    begin = f". Windows begin every {config.feature_stride_frames} frames, not at any" if of_step else ""
+    return (
+        f"cached features: clips of {clip_frames} frames are counted from each video's first frame, in a training on "
+        f"frames from each window's. Windows within the video that begin with a clip have the same features{ends}; "
+        f"those of others differ slightly, and losses with them{begin}"
+    )
 
 
 def num_features(timing: Timing, config: DataConfig, snippet: Snippet | None) -> int:

@@ -77,19 +77,20 @@ class FeatureSources:
             if said is not None:
                 _check_settings(said.settings, config, files)
         looked_at = [_look(files) for files in self._files]
-        wanted = config.backbone.feature_channels
+        wanted = config.backbone.source_channels
+        by_source = wanted if len(wanted) == len(self._files) else (None,) * len(self._files)
         self._channels = [
-            said.settings.channels
-            if said is not None
-            else (wanted if wanted is not None and len(self._files) == 1 else common_channels(arrays))
-            for said, arrays in zip(self._said, looked_at, strict=True)
+            said.settings.channels if said is not None else own or common_channels(arrays)
+            for said, arrays, own in zip(self._said, looked_at, by_source, strict=True)
         ]
         self.channels = sum(self._channels)
-        if wanted not in (None, self.channels):
+        if wanted not in ((), (self.channels,), self.source_channels):
             parts = " + ".join(map(str, self._channels))
+            set_to = self.channels if len(wanted) == 1 else str(self._channels).replace(" ", "")
             raise ConfigError(
-                f"data.features have {parts} channels, backbone.feature_channels = {wanted}; give the features that "
-                f"the recipe is for, or --set backbone.feature_channels={self.channels}"
+                f"data.features have {parts} channels, backbone.feature_channels = "
+                f"{config.backbone.feature_channels}; give the features that the recipe is for, or --set "
+                f"backbone.feature_channels={set_to}"
             )
         self._usual: list[Layout] = [
             layout_of(max(arrays, key=lambda array: abs(array.shape[0] - array.shape[1])), channels=channels)
@@ -102,6 +103,11 @@ class FeatureSources:
             if failed
             else []
         )
+
+    @property
+    def source_channels(self) -> tuple[int, ...]:
+        """C of each source."""
+        return tuple(self._channels)
 
     def present(self, videos: Sequence[Video]) -> tuple[list[Video], list[str]]:
         """The videos that all sources have, and a line about the others.
@@ -237,7 +243,9 @@ def with_feature_channels(config: Config) -> Config:
     """
     if not config.backbone.is_features or config.backbone.feature_channels is not None:
         return config
-    return replace(config, backbone=replace(config.backbone, feature_channels=FeatureSources(config).channels))
+    sources = FeatureSources(config)
+    channels = sources.source_channels if config.head.source_widths else sources.channels
+    return replace(config, backbone=replace(config.backbone, feature_channels=channels))
 
 
 def feature_fingerprint(config: Config) -> dict[str, str]:

@@ -15,8 +15,8 @@ from adatad_ds.config.head import HeadConfig
 from adatad_ds.detection.points import Targets
 
 
-class Predictions(Protocol):
-    """Outputs for a batch of windows; implementations are tuples of tensors, which DeepSpeed's hooks look into."""
+class PointOutputs(Protocol):
+    """Outputs for a batch of windows."""
 
     @property
     def class_logits(self) -> Tensor:
@@ -37,6 +37,10 @@ class Predictions(Protocol):
             label: (N,) int64.
         """
         ...
+
+
+class Predictions(PointOutputs, Protocol):
+    """Outputs that can be trained; implementations are tuples of tensors, which DeepSpeed's hooks look into."""
 
     def losses(self, *, points: Tensor, targets: Targets, settings: HeadConfig) -> tuple[Tensor, Tensor]:
         """Unnormalised sums of a batch: classification over valid points, regression over positives.

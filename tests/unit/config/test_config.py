@@ -267,7 +267,7 @@ def test_rank_comes_from_the_launcher():
 @pytest.mark.parametrize(
     ("recipe", "changes", "said"),
     [
-        ("thumos14_videomae_s_frozen", [], "random windows do not have: their features depend on where their clips"),
+        ("thumos14_clip_b16", ["backbone.tuning=frozen"], "of an image transformer the last norm is trained"),
         ("activitynet_videomae_s", [], r"it needs backbone\.tuning=frozen"),
         ("activitynet_videomae_s", [], r"use --set data\.augment=\[\] --set data\.short_side_before_crop=160"),
         ("activitynet_videomae_s_frozen", ["parallel.temporal=2"], "none are left"),
@@ -279,5 +279,7 @@ def test_features_that_cannot_be_cached(recipe, changes, said):
         override(find_recipe(recipe).config, [*changes, "backbone.cache_features=true"])
 
 
-def test_a_frozen_recipe_on_resized_videos_can_cache():
-    assert override(find_recipe("activitynet_videomae_s_frozen").config, ["backbone.cache_features=true"])
+def test_frozen_recipes_can_cache():
+    for recipe in ("activitynet_videomae_s_frozen", "quickstart_frozen"):
+        plain = ["data.augment=[]", f"data.short_side_before_crop={find_recipe(recipe).config.data.resolution}"]
+        assert override(find_recipe(recipe).config, [*plain, "backbone.cache_features=true"])

@@ -164,6 +164,8 @@ def test_several_sources_side_by_side(tmp_path, annotations, folder):
     other = write_all(tmp_path / "other", longer, channels=4)
     config = config_of(annotations, [str(folder), str(other)])
     assert config.backbone.feature_channels == CHANNELS + 4
+    projected = config_of(annotations, [str(folder), str(other)], "head.source_widths=[100,28]")
+    assert projected.backbone.feature_channels == (CHANNELS, 4)
     sample = FeatureDataset.open_training(config)[0, 1]
     count = int(sample.valid.sum())
     start = int(sample.frames[0, 0])
@@ -247,6 +249,11 @@ def test_wrong_channels(annotations, folder):
         FeatureDataset.open_training(config_of(annotations, [str(folder)] * 2, "backbone.feature_channels=7"))
     with pytest.raises(DataError, match=r"3 of 3 arrays have other channels than backbone\.feature_channels = 7"):
         FeatureDataset.open_training(config_of(annotations, folder, "backbone.feature_channels=7"))
+    two = "backbone.feature_channels=[6,7]"
+    with pytest.raises(DataError, match=r"3 of 6 arrays have other channels .* not 7"):
+        FeatureDataset.open_training(config_of(annotations, [str(folder)] * 2, two))
+    with pytest.raises(ConfigError, match=r"\[6, 7\] is of 2 sources, data\.features of 1"):
+        config_of(annotations, folder, two)
     np.save(folder / "b.npy", np.zeros((40, 5), np.float32))
     with pytest.raises(DataError, match=r"1 of 3 arrays have other channels .*b\.npy \(40, 5\), not 6"):
         FeatureDataset.open_training(config_of(annotations, folder, "backbone.feature_channels=6"))

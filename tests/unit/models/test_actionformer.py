@@ -48,12 +48,14 @@ def drawn_weight(key: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def config_of(settings: dict[str, Any], weights: Path) -> Config:
-    window = settings["win"]
+    window, channels = settings["win"], settings.get("channels", CHANNELS)  # of each of three sources
+    sources = ["one", "two", "three"] if "widths" in settings else "unread"
     tree = {
-        "data": {"features": "unread", "window_size": STEPS, "feature_stride_frames": 5},
-        "backbone": {"name": "features", "feature_channels": CHANNELS, "weights": str(weights), "tuning": "frozen"},
+        "data": {"features": sources, "window_size": STEPS, "feature_stride_frames": 5},
+        "backbone": {"name": "features", "feature_channels": channels, "weights": str(weights), "tuning": "frozen"},
         "head": {
             "width": 32,
+            "source_widths": settings.get("widths", []),
             "arch": [2, 1, 3],
             "attn_window": window if isinstance(window, int) else list(window),
             "abs_pos_embed": settings["pe"],

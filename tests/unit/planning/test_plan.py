@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from adatad_ds.config.schema import (
 )
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
+from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.planning.activations import BudgetError
 from adatad_ds.planning.memory import make_plan, step_flop, usable_bytes
@@ -333,6 +336,96 @@ def test_ranks_share():
     assert shared["frames"][0] == alone["frames"][0] // 4
     assert shared["frozen weights"] == (0, alone["frozen weights"][0] // 4)
     assert shared["masters, moments, average"] == (0, alone["masters, moments, average"][0] // 4)
+
+
+FEATURES = replace(
+    CONFIG,
+    data=replace(CONFIG.data, window_size=256, features="somewhere"),
+    backbone=BackboneConfig(name="features", tuning="frozen", feature_channels=192),
+)
+
+
+@pytest.mark.slow
+def test_steps_on_features_are_those_of_the_head():
+    detector = build_detector(FEATURES, num_classes=3)
+    features, valid = torch.zeros(1, 256, 192), torch.ones(1, 256, dtype=torch.bool)
+
+    def step() -> None:
+        levels, masks = detector.pyramid(features.requires_grad_(), valid, None)
+        class_logits, distances, _ = detector.head(levels, masks)
+        (class_logits.sum() + distances.sum()).backward()
+
+    step()  # gradients are there from now on
+    plan = make_plan(FEATURES, ds_config=ZERO2, ranks=1, num_classes=3)
+    planned = {line.name: line.device for line in plan.lines}
+    assert planned["features"] == 256 * 192 * 4
+    assert planned["head"] == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+    assert not [name for name in planned if "backbone" in name or "stored" in name]
+    with Flop() as counter:
+        step()
+    assert plan.executed_flop == pytest.approx(counter.total, rel=0.02)
+    four = replace(FEATURES, train=replace(FEATURES.train, global_batch=4))
+    shared = make_plan(four, ds_config=ZERO2, ranks=2, num_classes=3)
+    assert shared.useful_flop == pytest.approx(4 * counter.total, rel=0.02)
+    with pytest.raises(ConfigError, match="temporal=2 splits a backbone's frames"):
+        make_plan(replace(four, parallel=ParallelConfig(temporal=2)), ds_config=ZERO2, ranks=2, num_classes=3)
+
+
+def cached(annotations: Path, *, sampling: Literal["resize", "random_trunc"]) -> Config:
+    data = replace(CONFIG.data, annotations=str(annotations), window_size=512, sampling=sampling, augment=())
+    return replace(
+        CONFIG,
+        data=replace(data, feature_stride_frames=2),
+        backbone=BackboneConfig(name="tiny", tuning="frozen", cache_features=True),
+        train=replace(CONFIG.train, global_batch=2, repeats=3),
+    )
+
+
+@pytest.mark.slow
+def test_a_cache_is_planned_as_it_is_filled(tmp_path):
+    """Memory of a piece of 16 clips; FLOPs and disk of all videos once, where an epoch on frames runs its own."""
+    action = [{"label": "a", "segment": [1.0, 9.0]}]
+    database = {
+        name: {"subset": subset, "duration": 100.0, "frame": 3000, "annotations": action}
+        for name, subset in (("a", "training"), ("b", "training"), ("c", "validation"))
+    }
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps({"database": database}))
+    config = cached(annotations, sampling="random_trunc")
+    plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3)
+    assert plan.cache is not None
+    model = build_detector(config, num_classes=3).backbone.eval()
+    assert isinstance(model, AdaptedBackbone)
+    frames = torch.zeros(1, 256, 64, 64, 3, dtype=torch.uint8)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    with torch.no_grad():  # inference mode's operators would not be counted
+        peak = cpu_allocator_peak(lambda: model.tubelet_features(frames))
+        with Flop() as counter:
+            model.tubelet_features(frames)
+    assert plan.cache.device_bytes == pytest.approx(weights + frames.numel() + peak, rel=0.1)
+    assert plan.cache.window_flop == pytest.approx(512 / 256 * counter.total, rel=0.02)
+    assert plan.cache.window_bytes == 512 * model.width * 4
+    assert (plan.cache.windows, plan.cache.epoch_windows) == (3 * 1500 / 512, 2 * 3)
+    assert plan.device_bytes == max(plan.step_bytes, plan.cache.device_bytes)
+    on_features = replace(FEATURES, train=config.train, data=config.data)
+    on_features = replace(on_features, backbone=replace(FEATURES.backbone, feature_channels=model.width))
+    steps = make_plan(on_features, ds_config=ZERO2, ranks=1, num_classes=3)
+    assert (plan.lines, plan.executed_flop) == (steps.lines, steps.executed_flop)
+    assert "all videos: " in plan.table()
+    assert plan.cache.epoch_lines(flop_per_sec=counter.total, global_batch=2, step_sec=10.0) == [
+        "time floor of the first epoch: 17.6 s to fill the cache and 30 s; later: 30 s"
+    ]
+
+
+@pytest.mark.slow
+def test_a_cache_of_resized_videos_is_planned_by_the_video(tmp_path):
+    nowhere = tmp_path / "none.json"
+    plan = make_plan(cached(nowhere, sampling="resize"), ds_config=ZERO2, ranks=1, num_classes=3)
+    assert plan.cache is not None
+    assert plan.cache.windows is None
+    assert "; a video: " in plan.table()
+    assert "all videos" not in plan.table()
+    assert plan.cache.epoch_lines(flop_per_sec=1e12, global_batch=2, step_sec=1.0) == []
 
 
 def test_what_cannot_be_run_has_no_plan():

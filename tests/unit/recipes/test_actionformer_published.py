@@ -28,6 +28,7 @@ RECIPES = {
     "epic_slowfast_verb": "epic_verb_features_slowfast",
     **{f"ego4d_{name}": f"ego4d_mq_features_{name}" for name in ("slowfast", "omnivore", "egovlp")},
     **{f"ego4d_{name}": f"ego4d_mq_features_{name}" for name in ("slowfast_egovlp", "omnivore_egovlp")},
+    "ego4d_slowfast_omnivore_egovlp": "ego4d_mq_features_slowfast_omnivore_egovlp",
 }
 SET_ASIDE = ASIDE_IN_BOTH | {
     r"dataset\.(json_file|feat_folder|file_prefix|file_ext)": "the user's files, found by name",
@@ -53,7 +54,8 @@ def said_by(config: Config) -> dict[str, Any]:
         "dataset.force_upsampling": resized,
         "dataset.num_frames": stride if resized and data.offset_steps == 0.5 else 2 * data.offset_frames,
         "model.backbone_type": "convTransformer",
-        **{f"model.{part}_dim": head.width for part in ("embd", "fpn", "head")},
+        **{f"model.{part}_dim": head.width for part in ("fpn", "head")},
+        "model.embd_dim": list(head.source_widths) or head.width,
         "model.fpn_start_level": 0,
         "model.head_kernel_size": 3,
         "model.n_head": head.heads,
