@@ -87,7 +87,7 @@ class Row:
 def main() -> int:
     """Make videos, train, print, draw."""
     parser = make_parser(__doc__, rows=ROWS)
-    parser.add_argument("--plot", type=Path, default=Path("docs/images/ablate_tuning.png"), help="the picture's file")
+    parser.add_argument("--plot", type=Path, default=Path("runs/ablate_tuning.png"), help="the picture's file")
     parser.set_defaults(ranks=1, ds_config="ds_configs/zero2.json")
     arguments = parser.parse_args()
     generate("videos", VIDEOS, "--train", "160", "--test", "32", "--seed", "1")
