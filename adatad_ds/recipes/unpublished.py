@@ -1,4 +1,4 @@
-"""Newer backbones under AdaTAD's settings for THUMOS14: starting points, published by no one."""
+"""Newer backbones, and whole videos in a window, under AdaTAD's settings for THUMOS14: published by no one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def unpublished_recipes() -> Iterator[tuple[str, Recipe]]:
     config = _thumos("internvideo2_1b", resolution=224, short_side=256, compact=True)
     yield "thumos14_internvideo2_1b", _recipe(replace(config, backbone=replace(config.backbone, clip_frames=8)))
 
+    yield "thumos14_videomae_s_whole", _recipe(_whole_videos())
+
 
 def _thumos(backbone: str, *, resolution: int, short_side: int, compact: bool) -> Config:
     config = thumos_config(backbone, lr_adapter=1e-4)
@@ -28,6 +30,16 @@ def _thumos(backbone: str, *, resolution: int, short_side: int, compact: bool) -
         config,
         data=replace(config.data, resolution=resolution, short_side_before_crop=short_side),
         train=replace(config.train, compact_checkpoints=compact),
+    )
+
+
+def _whole_videos() -> Config:
+    """All frames of 17 minutes at 30 per second at once, with features at the published rate."""
+    config = thumos_config("videomae_s", lr_adapter=2e-4)
+    return replace(
+        config,
+        data=replace(config.data, window_size=7680, frames_per_feature=4),
+        head=replace(config.head, attn_window=19),
     )
 
 
