@@ -55,9 +55,9 @@ fi
 
 if [[ $* != --full ]]; then
     epochs=5 # of the recipe's 16, with more and smaller steps in each, and adapters in the upper blocks alone
-    train quickstart quickstart_short --set "backbone.adapter_blocks=[3,4,5]" --set train.warmup_epochs=0.25 \
+    train quickstart quickstart_short --set "backbone.adapter_blocks=[3,4,5]" --set data.workers=1 \
         --set "train.schedule_epochs=$epochs" --set "train.stop_epoch=$epochs" --set "train.eval_from_epoch=$epochs" \
-        --set "train.global_batch=$((ranks > 2 ? ranks : 2))"
+        --set "train.global_batch=$((ranks > 2 ? ranks : 2))" --set train.warmup_epochs=0.25
     stage "detections in a video that it has not seen"
     python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint runs/quickstart_short --html
     done_in

@@ -18,6 +18,7 @@ LEARNING = {
     "train__schedule_epochs": 1,
     "train__global_batch": 2,
     "train__eval_from_epoch": 1,
+    "backbone__adapter_blocks": "null",  # all
     "backbone__adapter_kernel": 5,
     "backbone__adapter_dilation": 2,
     "backbone__clips_per_chunk": 1,
