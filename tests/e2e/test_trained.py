@@ -19,7 +19,7 @@ from adatad_ds.runs.folder import RunFolder
 from tests.support.launch import finish, launched, start, train_command
 from tests.support.published import published
 
-SETTINGS = {"ranks": 1, "ds_config": "zero2", "train__ema_decay": 0.5}
+SETTINGS = {"ranks": 1, "ds_config": "zero2", "train__ema_decay": 0.5, "backbone__adapter_blocks": "null"}
 OUTPUT = "output.txt"  # what the training printed
 
 
