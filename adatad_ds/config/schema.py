@@ -133,6 +133,7 @@ class TrainConfig:
     repeats: numbers.PositiveInt = 1  # windows drawn per training video and epoch
     eval_from_epoch: numbers.NonNegativeInt = 40
     eval_every: numbers.PositiveInt = 2  # epochs
+    eval_pictures: bool = True  # in TensorBoard
     checkpoint_every_steps: numbers.NonNegativeInt = 0  # in addition to the end of each epoch; 0: off
     keep_checkpoints: numbers.PositiveInt = 2  # the newest ones; the best one is always kept
     compact_checkpoints: bool = False  # 9 bytes per trainable parameter instead of 16, see weights/trainable_state.py

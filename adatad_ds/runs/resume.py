@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "test.*",
     "train.eval_from_epoch",
     "train.eval_every",
+    "train.eval_pictures",
     "data.test_subset",
     "data.test_window_overlap",
     "data.test_whole_videos",

@@ -293,7 +293,8 @@ class Trainer:
         self.monitor.scalars(step, values)
         self.monitor.text("evaluation/table", f"{evaluation.table}\n\n{evaluation.per_class}", step)
         self.monitor.say(f"epoch {epoch} (last so far; best is epoch {best}):\n{evaluation.table}")
-        for picture, draw in evaluation.pictures.items():
+        pictures = evaluation.pictures if self.config.train.eval_pictures else {}
+        for picture, draw in pictures.items():
             self.monitor.figure(f"pictures/{picture}", partial(draw, f"Epoch {epoch}"), step)
 
     def mark_if_best(self, epoch: int) -> None:

@@ -30,6 +30,7 @@ TINY = {
     "train.schedule_epochs": 1,
     "train.stop_epoch": 1,
     "train.eval_from_epoch": 1,
+    "train.eval_pictures": "false",
     "train.log_every_steps": 1,
 }
 

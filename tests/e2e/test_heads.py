@@ -37,7 +37,7 @@ def test_a_run_and_its_export_detect_the_same(name, arch, small_videos, tmp_path
     run, export = tmp_path / "run", tmp_path / "export.safetensors"
     settings = SMALL | {"head.name": name, "head.arch": arch, "train.stop_epoch": 1, "train.eval_from_epoch": 1}
     # One window at a time: what shares a batch changes the last bits.
-    settings |= {"test.batch": 1}
+    settings |= {"test.batch": 1, "train.eval_pictures": "true"}
     finish(train_command(data=small_videos, run=run, ranks=1, ds_config="zero2", settings=settings))
     events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
     assert {"pictures/timelines", "pictures/precision_recall"} <= set(events.Tags()["images"])

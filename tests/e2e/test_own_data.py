@@ -22,6 +22,7 @@ SHORT = {
     "train.warmup_epochs": 0,
     "train.eval_from_epoch": 1,
     "train.eval_every": 1,
+    "train.eval_pictures": "false",
     "train.log_every_steps": 1,
     "data.workers": 0,
 }

@@ -34,7 +34,7 @@ def run(longer_videos, tmp_path_factory):
     annotations = run.parent / "annotations.json"
     annotations.parent.mkdir()
     annotations.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    changes = {"data__annotations": annotations, "train__eval_from_epoch": 1}
+    changes = {"data__annotations": annotations, "train__eval_from_epoch": 1, "train__eval_pictures": "true"}
     command = train_command(data=longer_videos, run=run, **SETTINGS, **changes)
     output = finish([*command, "--profile", "1:3"])
     (run / OUTPUT).write_text(output)

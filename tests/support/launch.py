@@ -39,6 +39,7 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "train.schedule_epochs": 2,
     "train.stop_epoch": 2,
     "train.eval_every": 1,
+    "train.eval_pictures": "false",
     "train.precision": "fp32",
     "test.batch": 2,
 }
@@ -53,6 +54,7 @@ RECOGNITION = {  # the same for recognition
     "train.schedule_epochs": 2,
     "train.stop_epoch": 2,
     "train.eval_every": 1,
+    "train.eval_pictures": "false",
     "test.batch": 4,
 }
 

@@ -75,7 +75,8 @@ OURS |= {"backbone.activation_checkpointing", "backbone.activation_memory_gb", "
 OURS |= {"train.seed", "train.precision", "train.compile"}
 OURS |= {"train.micro_batch", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.compact_checkpoints"}
 OURS |= {"train.ema_warmup", "train.max_skipped_steps", "train.hang_timeout_sec", "train.stop_timeout_sec"}
-OURS |= {"train.log_every_steps", "recognition.train_list", "recognition.test_list", "recognition.class_names"}
+OURS |= {"train.log_every_steps", "train.eval_pictures"}
+OURS |= {"recognition.train_list", "recognition.test_list", "recognition.class_names"}
 OURS |= {"recognition.reset_classifier"} | {f"test.{field.name}" for field in fields(TestConfig)}
 # Fields that the facts below hold together, as rates of parameters or sizes of transformers.
 TOGETHER = {"backbone.name", "backbone.pixel_mean", "backbone.pixel_std", "backbone.clip_frames"}
