@@ -22,7 +22,7 @@ from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out, muon_uncompiled, parameters_unprinted
-from adatad_ds.distributed.releases import search_by_index
+from adatad_ds.distributed.releases import release_recomputed, search_by_index
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
@@ -36,25 +36,19 @@ hide_library_messages()
 # Its log goes to stderr from now on: stdout is for what was asked for.
 with exclusions_left_out(), contextlib.redirect_stdout(sys.__stderr__):
     import deepspeed  # (reads its environment and logger at import)
+from deepspeed import utils  # noqa: E402
 from deepspeed.runtime import compiler  # noqa: E402
 from deepspeed.runtime.utils import all_gather_dp_groups  # noqa: E402
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordination  # noqa: E402
-from deepspeed.utils import (  # noqa: E402
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-    set_z3_leaf_module,
-    z3_leaf_module,
-)
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 # On CPUs DeepSpeed would compile a shared-memory collective at first use; gloo serves, and needs no toolchain.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 search_by_index(
-    coordination.PartitionedParameterCoordinator, weights_of=coordination.iter_params, is_leaf=z3_leaf_module
+    coordination.PartitionedParameterCoordinator, weights_of=coordination.iter_params, is_leaf=utils.z3_leaf_module
 )
+releases_recomputed = release_recomputed(coordination)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ROUNDED_AT_ONCE = 2**18  # numbers; what fits a cache
@@ -88,6 +82,7 @@ class Engine:
         average: how the running average of the masters follows them.
         called_whole: frozen modules that are called as a whole: ZeRO-3 gathers each one's weights at once, instead of
             layer by layer.
+        recomputing: modules that recompute in graphs of their own, in which ZeRO-3 releases weights as anywhere.
         train: the compute type.
         ds_config: as `resolve_ds_config` returns it.
         world: the ranks.
@@ -103,6 +98,7 @@ class Engine:
         groups: Sequence[dict[str, Any]],
         average: AverageDecay,
         called_whole: Sequence[nn.Module] = (),
+        recomputing: Sequence[nn.Module] = (),
         train: TrainConfig,
         ds_config: dict[str, Any],
         world: World,
@@ -117,7 +113,9 @@ class Engine:
             raise ConfigError("nothing in this model learns")
         partitions.cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         for module in called_whole:
-            set_z3_leaf_module(module, True)
+            utils.set_z3_leaf_module(module, True)
+        for module in recomputing:
+            releases_recomputed(module)
         with muon_uncompiled(compiler), exclusions_left_out(), parameters_unprinted():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
@@ -308,8 +306,8 @@ class Engine:
         if self.stage != 3:
             return partitions.fragment(parameter, None if kind == MASTER else kind)
         if kind == MASTER:
-            return safe_get_local_fp32_param(parameter)
-        return safe_get_local_optimizer_state(parameter, kind)
+            return utils.safe_get_local_fp32_param(parameter)
+        return utils.safe_get_local_optimizer_state(parameter, kind)
 
     @torch.no_grad()
     def _set(self, parameter: nn.Parameter, stored: StoredTensor, kind: str) -> None:
@@ -321,9 +319,9 @@ class Engine:
         if self.stage != 3:
             partitions.fragment(parameter, None if kind == MASTER else kind).copy_(part)
         elif kind == MASTER:
-            safe_set_local_fp32_param(parameter, part)
+            utils.safe_set_local_fp32_param(parameter, part)
         else:
-            safe_set_local_optimizer_state(parameter, part, kind)
+            utils.safe_set_local_optimizer_state(parameter, part, kind)
 
     @torch.no_grad()
     def _write_weights(self, kind: str) -> None:

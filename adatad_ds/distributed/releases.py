@@ -1,9 +1,13 @@
-"""ZeRO-3's release of weights, without a walk through all that will run.
+"""ZeRO-3's release of weights: without a walk through all that will run, and during recomputation, too.
 
 When a module has run, DeepSpeed walks, once for each place in the order of modules, through all that will run soon, so
 as to keep what is wanted again. A window in chunks runs each module many times, and the walks grow with the square of
 the places: the first steps of a VideoMAE-S in 6 chunks took 29 CPU s more than under ZeRO-1, and again after
 evaluations. An index of the order, made once, answers the same; and weights that are never released need no answer.
+
+Frozen weights with which a backward pass recomputes stay gathered until the module in whose backward pass they ran has
+ended its own: torch.utils.checkpoint needs them till then. A backbone that recomputes span by span, in graphs of its
+own, would so end with all of its weights gathered, 4 GB of 1 B parameters in fp32. Its graphs gather what they need.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -25,6 +30,7 @@ SEARCH, ORDER, FETCHED, REUSE = (
         "max_reuse_dist_in_numel",
     )
 )
+KEEP = "update_recompute_parameters"
 WeightsOf = Callable[[nn.Module, bool], Iterable[Any]]
 
 
@@ -83,3 +89,26 @@ def search_by_index(coordinator: type, *, weights_of: WeightsOf, is_leaf: Callab
         }
 
     setattr(coordinator, SEARCH, params_to_release)
+
+
+def release_recomputed(coordination: Any) -> Callable[[nn.Module], None]:
+    """Let DeepSpeed release weights that run again in some modules' backward passes as it releases all others.
+
+    Args:
+        coordination: the module deepspeed.runtime.zero.partitioned_param_coordinator; a version that keeps no such
+            weights stays as it is.
+
+    Returns:
+        Adds a module: one that recomputes in graphs of its own, with all that is inside.
+    """
+    modules: WeakSet[nn.Module] = WeakSet()
+    keep = getattr(coordination, KEEP, None)
+    if keep is not None:
+
+        @functools.wraps(keep)
+        def keep_for_others(module: nn.Module, weight: nn.Parameter) -> None:
+            if module not in modules:
+                keep(module, weight)
+
+        setattr(coordination, KEEP, keep_for_others)
+    return modules.add

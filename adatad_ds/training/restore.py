@@ -11,7 +11,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.adapted_video import frozen_blocks
+from adatad_ds.models.backbones.adapted_video import frozen_blocks, recomputing
 from adatad_ds.runs.checkpoint import CheckpointStore, open_checkpoint
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.tasks.base import Task
@@ -87,6 +87,7 @@ def start_engine(
         groups=parameter_groups(model, settings),
         average=AverageDecay(settings.ema_decay, warmup=warmup),
         called_whole=frozen_blocks(model),
+        recomputing=recomputing(model),
         train=settings,
         ds_config=ds_config,
         world=world,

@@ -1,4 +1,4 @@
-"""Started by test_memory.py on each rank: build a small hosted detector, step once, and count every tensor alive."""
+"""Started by test_memory.py on each rank: build a small hosted detector, take steps, and count every tensor alive."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.adapted_video import frozen_blocks, recomputing
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.factory import build_detector
@@ -46,6 +47,9 @@ def main() -> None:
         read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
     )
     resolved["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
+    if resolved["zero_optimization"]["stage"] == 3:  # as a giant's: weights are gathered as they are needed
+        keys = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+        resolved["zero_optimization"] |= {f"stage3_{key}": 0 for key in keys}
     weights = find_weights(config.backbone, detector.backbone.vit)
     assert weights is not None
     fill_backbone(
@@ -59,17 +63,23 @@ def main() -> None:
         model=detector,
         groups=parameter_groups(detector, config.train),
         average=AverageDecay(config.train.ema_decay),
+        called_whole=frozen_blocks(detector),
+        recomputing=recomputing(detector),
         train=config.train,
         ds_config=resolved,
         world=world,
     )
-    del detector
-    frames = torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8)
-    predictions = engine(frames, torch.ones(1, 32, dtype=torch.bool))
-    engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
-    with_gradient = sum(p.grad is not None for p in engine.module.parameters() if not p.requires_grad)
-    engine.step()
-    del predictions, frames
+    of_blocks = [p for block in detector.backbone.vit.blocks for p in block.parameters()]
+    gathered: list[int] = []
+    for block in detector.backbone.vit.blocks:
+        block.register_forward_pre_hook(lambda *_: gathered.append(sum(p.numel() for p in of_blocks)))
+    del detector, block
+    for _ in range(2):  # DeepSpeed records the first, and goes by it in the second
+        predictions = engine(torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8), torch.ones(1, 32, dtype=torch.bool))
+        engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
+        with_gradient = sum(p.grad is not None for p in engine.module.parameters() if not p.requires_grad)
+        engine.step()
+    del predictions, of_blocks
     gc.collect()
     largest = [tensor for tensor in gc.get_objects() if _is_tensor(tensor) and tensor.numel() >= WIDTH * WIDTH]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in largest}
@@ -78,6 +88,7 @@ def main() -> None:
         "frozen": frozen,
         "trainable": trainable,
         "kinds": engine.bytes_by_kind(),
+        "most_gathered": max(gathered),
         "frozen_with_gradient": with_gradient,
         "bytes_in_large_tensors": sum(storages.values()),
     }

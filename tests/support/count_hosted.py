@@ -25,7 +25,7 @@ from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.adapted_video import frozen_blocks
+from adatad_ds.models.backbones.adapted_video import frozen_blocks, recomputing
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.detector import Detector
 from adatad_ds.models.factory import Runtime, build_detector
@@ -99,6 +99,7 @@ def main() -> None:
             groups=groups,
             average=average,
             called_whole=frozen_blocks(model),
+            recomputing=recomputing(model),
             train=config.train,
             ds_config=resolved,
             world=world,

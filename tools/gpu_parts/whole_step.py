@@ -16,7 +16,7 @@ from adatad_ds.distributed.average import AverageDecay
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.distributed.engine import Engine, partitioner
 from adatad_ds.distributed.world import World
-from adatad_ds.models.backbones.adapted_video import frozen_blocks
+from adatad_ds.models.backbones.adapted_video import frozen_blocks, recomputing
 from adatad_ds.models.execution.activation_store import Storage
 from adatad_ds.models.factory import Runtime, build_detector, stored_outputs_of
 from adatad_ds.training.optim import parameter_groups
@@ -61,6 +61,7 @@ class WholeStep:
             groups=parameter_groups(model, self.config.train),
             average=AverageDecay(self.config.train.ema_decay),
             called_whole=frozen_blocks(model),
+            recomputing=recomputing(model),
             train=self.config.train,
             ds_config=resolved,
             world=world,

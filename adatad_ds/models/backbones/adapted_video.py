@@ -269,13 +269,21 @@ class AdaptedBackbone(nn.Module):
 
 def whole_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model's backbone, if it calls each as a whole: those of an `AdaptedBackbone`."""
-    backbones = (module for module in model.modules() if isinstance(module, AdaptedBackbone))
-    return [block for backbone in backbones for block in backbone.vit.blocks]
+    return [block for backbone in _adapted_backbones(model) for block in backbone.vit.blocks]
 
 
 def frozen_blocks(model: nn.Module) -> list[nn.Module]:
     """Those of `whole_blocks` in which nothing learns."""
     return [block for block in whole_blocks(model) if not any(p.requires_grad for p in block.parameters())]
+
+
+def recomputing(model: nn.Module) -> list[nn.Module]:
+    """The modules that recompute in graphs of their own, span by span: each `AdaptedBackbone` unless it is `full`."""
+    return [backbone for backbone in _adapted_backbones(model) if backbone.tuning != "full"]
+
+
+def _adapted_backbones(model: nn.Module) -> list[AdaptedBackbone]:
+    return [module for module in model.modules() if isinstance(module, AdaptedBackbone)]
 
 
 def _by_block(adapters: dict[int, nn.Module]) -> nn.ModuleDict:
