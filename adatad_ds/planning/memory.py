@@ -138,6 +138,8 @@ def make_plan(
     gathered = 0
     if zero["stage"] == 3:
         most = int(zero.get("stage3_max_live_parameters", 1e9)) + int(zero.get("stage3_prefetch_bucket_size", 5e7))
+        if config.backbone.is_aim and config.backbone.activation_checkpointing:
+            most = frozen + trainable  # a chunk is recomputed through all blocks, whose weights its graph then holds
         gathered = size * min(frozen + trainable, most)
     # DeepSpeed allocates the whole bucket, however few parameters are trainable; in stage 3, of the type that it sends.
     sent = 4 if resolved["communication_data_type"] == "fp32" else 2

@@ -308,6 +308,12 @@ def test_image_transformers(tuning, adapters, checkpointing):
     lines = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).lines
     planned = sum(line.device for line in lines if "backbone" in line.name)
     assert planned == pytest.approx(cpu_allocator_peak(step), rel=0.1)
+    # A chunk that is recomputed through all blocks holds all their weights, however few ZeRO-3 is to gather.
+    few = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 10, "stage3_prefetch_bucket_size": 10}}
+    lines = make_plan(config, ds_config=few, ranks=1, num_classes=3).lines
+    gathered = sum(line.device for line in lines if line.name == "gathered weights")
+    weights = sum(line.device for line in lines if line.name in ("frozen weights", "trainable weights"))
+    assert gathered == (weights if checkpointing else 20 * config.train.dtype.itemsize)
 
 
 @pytest.mark.slow
