@@ -40,8 +40,8 @@ class DataConfig:
     exclude: tuple[str, ...] = ()  # names of videos to leave out
     exclude_file: str = ""  # more of them: one name per line, or a JSON list; may name videos not annotated here
     class_agnostic: bool = False  # a single class, any action; a video classifier names it (test.external_*)
-    # same pixels; "auto": pyav, and opencv for prepared MJPEG; decord and torchcodec hide damage that they conceal
-    reader: Literal["auto", "torchcodec", "pyav", "decord"] = "auto"
+    # same pixels; "auto": pyav, and opencv for prepared MJPEG; others hide damage that they conceal; nvdec: on the GPU
+    reader: Literal["auto", "torchcodec", "pyav", "decord", "nvdec"] = "auto"
 
     window_size: numbers.PositiveInt = 768  # feature steps T of one window
     frames_per_feature: numbers.PositiveInt = 1

@@ -79,7 +79,7 @@ def main() -> None:
         engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
         with_gradient = sum(p.grad is not None for p in engine.module.parameters() if not p.requires_grad)
         engine.step()
-    del predictions, of_blocks
+    del predictions
     gc.collect()
     largest = [tensor for tensor in gc.get_objects() if _is_tensor(tensor) and tensor.numel() >= WIDTH * WIDTH]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in largest}

@@ -37,7 +37,7 @@ CHUNK_BYTES = 2**26  # full-size frames per call of decord or TorchCodec, to kee
 # PyAV 17 and later start a thread a core for each frame otherwise
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
-Backend = Literal["auto", "torchcodec", "pyav", "decord"]
+Backend = Literal["auto", "torchcodec", "pyav", "decord", "nvdec"]
 Frames = NDArray[np.uint8]
 Finish = Callable[[Frames], Frames]  # scales a frame of the file's size to the wanted size
 
@@ -125,8 +125,7 @@ def stream_frames(
         num_threads: decoding threads.
         lost: receives the indices of frames, from the first to the last wanted one, that could not be decoded
             completely or may depend on such frames; where all wanted ones are intact, others that no frame refers to
-            are not looked at. "decord" and "torchcodec" do not report frames
-            that their decoders conceal.
+            are not looked at. "decord", "torchcodec" and "nvdec" do not report frames that their decoders conceal.
 
     Yields:
         RGB frames (h, w, 3), n of them.
