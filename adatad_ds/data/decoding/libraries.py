@@ -6,10 +6,12 @@ n frames, h x w pixels.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,17 +86,33 @@ def check_reader(reader: str) -> None:
     if reader == "nvdec" and not torch.cuda.is_available():
         raise ConfigError(f"data.reader=nvdec decodes on an NVIDIA GPU, and there is none; {elsewhere}")
     try:
-        VideoDecoder(NO_VIDEO, device="cuda" if reader == "nvdec" else "cpu")  # loads FFmpeg's libraries
+        if reader == "nvdec":  # whatever keeps it from decoding, files would go to PyAV without a word
+            _ = VideoDecoder(small_video(), device="cuda")[0]
+        else:
+            VideoDecoder(NO_VIDEO)  # loads FFmpeg's libraries
     except (RuntimeError, ValueError, OSError) as error:
         if "libtorchcodec" in str(error):
             raise ConfigError(
                 f"data.reader={reader}: TorchCodec finds no libraries of FFmpeg (libavcodec and others, which it does "
                 f"not bring along); install FFmpeg with its shared libraries, {elsewhere}"
             ) from error
-        if "Unsupported device" in str(error):
+        if reader == "nvdec":
+            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"data.reader=nvdec: this TorchCodec was built without CUDA; install a build with it, {elsewhere}"
+                f"data.reader=nvdec: TorchCodec cannot decode on the GPU: {reason}; {elsewhere}"
             ) from error
+
+
+def small_video() -> bytes:
+    """An H.264 file of one frame of 256 x 256 pixels, as any decoder reads it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 256
+        stream.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((256, 256, 3), dtype=np.uint8))
+        container.mux([*stream.encode(frame), *stream.encode()])
+    return file.getvalue()
 
 
 WHOLE_FILE = {"decord": decord_reader, "torchcodec": torchcodec_reader, "nvdec": nvdec_reader}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from adatad_ds.data.decoding.frames import read_frames
-from adatad_ds.data.decoding.libraries import check_reader, nvdec_reader
+from adatad_ds.data.decoding.libraries import check_reader, nvdec_reader, small_video
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.generated.videos import generator, make_video, write_video
 from adatad_ds.errors import ConfigError
@@ -47,6 +49,8 @@ def test_decoders_beside_each_other(order: tuple[str, ...], tmp_path: Path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_nvdec_needs_a_gpu_and_torchcodec():
     what = "there is none" if "torchcodec" in INSTALLED else "TorchCodec is not installed"
+    with av.open(io.BytesIO(small_video())) as container:  # what it is tried with
+        assert [(frame.height, frame.width) for frame in container.decode(video=0)] == [(256, 256)]
     with pytest.raises(ConfigError, match=f"data.reader=nvdec.*{what}.*or use --set data.reader=auto"):
         check_reader("nvdec")
 
