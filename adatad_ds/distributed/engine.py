@@ -114,8 +114,7 @@ class Engine:
         partitions.cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         for module in called_whole:
             utils.set_z3_leaf_module(module, True)
-        for module in recomputing:
-            releases_recomputed(module)
+        releases_recomputed(recomputing)
         with muon_uncompiled(compiler), exclusions_left_out(), parameters_unprinted():
             engine, zero, _, _ = deepspeed.initialize(
                 model=model,
@@ -133,7 +132,10 @@ class Engine:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The model's forward pass."""
-        return self._engine(*inputs)
+        outputs = self._engine(*inputs)
+        if self.stage == 3 and not self.module.training:  # else what was fetched for a backward pass stays, uncounted
+            self._zero.empty_partition_cache()
+        return outputs
 
     def train(self, mode: bool = True) -> None:
         """Training or evaluation mode."""

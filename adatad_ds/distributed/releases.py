@@ -91,7 +91,7 @@ def search_by_index(coordinator: type, *, weights_of: WeightsOf, is_leaf: Callab
     setattr(coordinator, SEARCH, params_to_release)
 
 
-def release_recomputed(coordination: Any) -> Callable[[nn.Module], None]:
+def release_recomputed(coordination: Any) -> Callable[[Iterable[nn.Module]], None]:
     """Let DeepSpeed release weights that run again in some modules' backward passes as it releases all others.
 
     Args:
@@ -99,7 +99,7 @@ def release_recomputed(coordination: Any) -> Callable[[nn.Module], None]:
             weights stays as it is.
 
     Returns:
-        Adds a module: one that recomputes in graphs of its own, with all that is inside.
+        Adds modules: those that recompute in graphs of their own, with all that is inside.
     """
     modules: WeakSet[nn.Module] = WeakSet()
     keep = getattr(coordination, KEEP, None)
@@ -111,4 +111,4 @@ def release_recomputed(coordination: Any) -> Callable[[nn.Module], None]:
                 keep(module, weight)
 
         setattr(coordination, KEEP, keep_for_others)
-    return modules.add
+    return modules.update

@@ -30,8 +30,8 @@ def test_bytes_of_each_kind(ds_config, precision, tmp_path):
     assert total("trainable_weights") == pytest.approx(copies * size * trainable, rel=0.02)
     for kind in ("masters", "exp_avg", "exp_avg_sq", "average"):
         assert total(kind) == pytest.approx(4 * trainable, rel=0.02), kind
-    # Blocks are gathered one after the other, in the backward pass, too, which runs them again.
-    assert all(count["most_gathered"] < (0.3 if copies == 1 else 1.1) * frozen for count in counts)
+    # Two of 12 blocks at most are there when one begins: in backward passes and evaluations, too.
+    assert all(count["most_gathered"] < (0.2 if copies == 1 else 1.1) * frozen for count in counts)
     assert all(count["frozen_with_gradient"] == 0 for count in counts)
     # No tensor of the process, whoever holds it, adds up to a second copy of the frozen weights.
     expected = sum(sum(count["kinds"].values()) for count in counts)

@@ -24,7 +24,7 @@ from adatad_ds.models.factory import build_detector
 from adatad_ds.training.optim import parameter_groups
 from adatad_ds.weights.loading import fill_backbone, find_weights
 
-DEPTH, WIDTH = 4, 256
+DEPTH, WIDTH = 12, 128
 
 
 def main() -> None:
@@ -48,8 +48,10 @@ def main() -> None:
     )
     resolved["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
     if resolved["zero_optimization"]["stage"] == 3:  # as a giant's: weights are gathered as they are needed
-        keys = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
-        resolved["zero_optimization"] |= {f"stage3_{key}": 0 for key in keys}
+        block = 12 * WIDTH**2
+        few = {"param_persistence_threshold": 0, "max_live_parameters": 2 * block, "prefetch_bucket_size": block}
+        few["max_reuse_distance"] = block
+        resolved["zero_optimization"] |= {f"stage3_{key}": numbers for key, numbers in few.items()}
     weights = find_weights(config.backbone, detector.backbone.vit)
     assert weights is not None
     fill_backbone(
@@ -79,6 +81,10 @@ def main() -> None:
         engine.backward(predictions.class_logits.sum() + predictions.distances.sum())
         with_gradient = sum(p.grad is not None for p in engine.module.parameters() if not p.requires_grad)
         engine.step()
+    engine.train(False)
+    with torch.no_grad():
+        for _ in range(3):
+            engine(torch.zeros(1, 32, 32, 32, 3, dtype=torch.uint8), torch.ones(1, 32, dtype=torch.bool))
     del predictions
     gc.collect()
     largest = [tensor for tensor in gc.get_objects() if _is_tensor(tensor) and tensor.numel() >= WIDTH * WIDTH]
