@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.video import VideoInfo
 from adatad_ds.errors import ConfigError
+from adatad_ds.system.launch import gpu_count
 
 NO_VIDEO = bytes(16)
 Reader = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # from ascending indices (n,) to RGB frames (n, h, w, 3)
@@ -80,10 +81,9 @@ def check_reader(reader: str) -> None:
     elsewhere = "or use --set data.reader=auto"
     if importlib.util.find_spec("torchcodec") is None:
         raise ConfigError(f"data.reader={reader}: TorchCodec is not installed; pip install torchcodec, {elsewhere}")
-    import torch
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]  # optional
 
-    if reader == "nvdec" and not torch.cuda.is_available():
+    if reader == "nvdec" and gpu_count() == 0:
         raise ConfigError(f"data.reader=nvdec decodes on an NVIDIA GPU, and there is none; {elsewhere}")
     try:
         if reader == "nvdec":  # whatever keeps it from decoding, files would go to PyAV without a word
