@@ -39,6 +39,11 @@ def gpu_count(environment: Mapping[str, str] = os.environ) -> int:
     return torch.cuda.device_count()
 
 
+def rank_gpu(environment: Mapping[str, str] = os.environ) -> int:
+    """Index of the GPU that this process's rank has joined the others with; in a worker process, too."""
+    return int(environment.get("LOCAL_RANK", "0"))
+
+
 def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
     """Index of this rank's device among the `gpus` that it sees.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.video import VideoInfo
 from adatad_ds.errors import ConfigError
-from adatad_ds.system.launch import gpu_count
+from adatad_ds.system.launch import gpu_count, rank_gpu
 
 NO_VIDEO = bytes(16)
 Reader = Callable[[NDArray[np.int64]], NDArray[np.uint8]]  # from ascending indices (n,) to RGB frames (n, h, w, 3)
@@ -67,7 +66,7 @@ def torchcodec_reader(path: Path, info: VideoInfo, *, num_threads: int, device: 
 
 def nvdec_reader(path: Path, info: VideoInfo, *, num_threads: int) -> Reader | None:
     """`torchcodec_reader` on the rank's GPU: NVDEC decodes, CUDA converts to RGB, pictures are copied to the host."""
-    return torchcodec_reader(path, info, num_threads=num_threads, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    return torchcodec_reader(path, info, num_threads=num_threads, device=f"cuda:{rank_gpu()}")
 
 
 def check_reader(reader: str) -> None:
