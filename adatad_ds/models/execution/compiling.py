@@ -14,8 +14,9 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import whole_blocks
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.models.tuning.ladder import LongRange
 
-REGIONS = (TIA, PlainAdapter, ConvAttention)  # besides the backbone's blocks
+REGIONS = (TIA, PlainAdapter, LongRange, ConvAttention)  # besides the backbone's blocks
 MOST_VARIANTS = 64  # of one region's code: spans of a window, levels of the pyramid, training and evaluation
 
 
