@@ -1,6 +1,6 @@
 """What works on this GPU, how fast, and where it differs from what the planner and the documentation promise.
 
-    python tools/check_gpu.py                      # under 8 minutes on one H100; report in gpu_check/report.md
+    python tools/check_gpu.py                      # under 9 minutes on one H100; report in gpu_check/report.md
     python tools/check_gpu.py --only machine,steps
     python tools/check_gpu.py --miniature          # the same with small shapes on a CPU, under 2 minutes
 
@@ -62,6 +62,7 @@ PARTS = (
     ("tia", "The adapter alone", "attention.run_tia", 20),
     ("data", "The data path", "data_path.run", 50),
     ("launch", "Under the launcher: killed, resumed, fp16, stopped", "launched.run", 80),
+    ("compile", "Compiled regions", "compiled.run", 70),
     ("reference", "The reference's way", "steps.run_reference", 35),
 )
 MINIATURE_SEC = 240  # on a machine with much else to do

@@ -37,7 +37,10 @@ class Sample(VideoSample):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """B samples: frames (B, F, S, S, 3) uint8, valid (B, T) bool, seeds (B,) int64; the rest in lists of length B."""
+    """B samples: frames (B, F, S, S, 3) uint8, valid (B, T) bool, seeds (B,) int64; the rest in lists of length B.
+
+    `more_frames` are the same windows as further detectors of an ensemble read them, a tensor for each reading.
+    """
 
     frames: Tensor
     valid: Tensor
@@ -51,11 +54,21 @@ class Batch:
     damage: list[Damage | None]
     padding: list[bool]
     steps: list[tuple[Step, ...]] = field(default_factory=list)  # augmentation left to the device
+    more_frames: list[Tensor] = field(default_factory=list)
     seconds: LoadingSeconds = field(default_factory=LoadingSeconds)
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory, for asynchronous transfer to a GPU; called by the DataLoader."""
-        return replace(self, frames=self.frames.pin_memory(), valid=self.valid.pin_memory())
+        return replace(
+            self,
+            frames=self.frames.pin_memory(),
+            valid=self.valid.pin_memory(),
+            more_frames=[frames.pin_memory() for frames in self.more_frames],
+        )
+
+    def inputs(self, device: torch.device) -> list[Tensor]:
+        """Frames, valid steps and `more_frames` on a device, in the order in which models take them."""
+        return [each.to(device, non_blocking=True) for each in (self.frames, self.valid, *self.more_frames)]
 
     def blank_unreadable(self, errors: Sequence[Sequence[str | None]]) -> Batch:
         """Blank the samples that some rank could not read, if several ranks hold different frames of the same windows.

@@ -6,7 +6,7 @@ B batch, F frames, S pixels of a side, T feature steps, G actions of a window.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +88,7 @@ class WindowDataset(VideoDataset[Video, Sample]):
         }
         # Random windows and resized videos are cut on demand, so that thousands of files need not be opened now.
         self._windows: list[VideoWindow] | None = None
+        self._most_steps: Sequence[int] = ()
         if not training and config.sampling == "random_trunc":
             self._windows = self._all_windows()
 
@@ -131,6 +132,31 @@ class WindowDataset(VideoDataset[Video, Sample]):
 
     def __len__(self) -> int:
         return super().__len__() if self._windows is None else len(self._windows)
+
+    def steps_of(self, index: int) -> int | None:
+        """Feature steps T of video `index`, from which test windows are cut; None where it is unreadable."""
+        if self._config.sampling == "resize":
+            return self._config.window_size
+        try:
+            return -(-self._source(index).num_slots // self._config.frames_per_feature)
+        except VideoError:
+            return None
+
+    def test_grids(self) -> Iterator[tuple[str, TimeGrid | None]]:
+        """Video and grid of each test window; None where the video is unreadable."""
+        for sample_id in range(len(self)):
+            index = self._video_of(sample_id)
+            try:
+                self._timing(index)
+                yield self.videos[index].name, self._fixed_window(sample_id).grid
+            except VideoError:
+                yield self.videos[index].name, None
+
+    def shorten(self, steps: Sequence[int]) -> None:
+        """Cut test windows as if each video had at most so many feature steps; resized ones stay as they are."""
+        if self._windows is not None:
+            self._most_steps = steps
+            self._windows = self._all_windows()
 
     @property
     def _frames_shape(self) -> tuple[int, ...]:
@@ -200,11 +226,15 @@ class WindowDataset(VideoDataset[Video, Sample]):
         return windows_for_testing(source)
 
     def _source(self, index: int, timing: Timing | None = None) -> WindowSource:
+        config, timing = self._config, timing or self._timing(index)
+        if self._most_steps:
+            most_frames = self._most_steps[index] * config.frames_per_feature * config.frame_stride
+            timing = replace(timing, num_frames=min(timing.num_frames, most_frames))
         return WindowSource(
             video=self.videos[index],
             video_index=index,
-            timing=timing or self._timing(index),
-            config=self._config,
+            timing=timing,
+            config=config,
             label_ids=self._label_ids,
         )
 

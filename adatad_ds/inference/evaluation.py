@@ -13,6 +13,7 @@ from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
 from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.data.loader import make_test_loader
+from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
@@ -23,7 +24,7 @@ from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_per_class
-from adatad_ds.inference.averaged import AveragedDetector, check_same_points
+from adatad_ds.inference.averaged import AlignedWindows, AveragedDetector, check_same_points, number_inputs
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
@@ -60,7 +61,7 @@ def evaluate(
 
     Args:
         trained: the detector.
-        others: detectors that are averaged with it, point by point.
+        others: detectors that are averaged with it, point by point; each reads its own frames or features.
         output: folder of the files.
         world: the ranks.
         save_candidates: also save the candidates before suppression.
@@ -70,7 +71,7 @@ def evaluate(
     published = trained.trainable is None
     if published:
         config = world.attempt(lambda: in_published_order(config, order=trained.class_order))
-    data = world.attempt(lambda: open_test_windows(config, classes=trained.classes))
+    data = world.attempt(lambda: _open(trained, others, config=config))
     world.same((len(data), data.videos), what="data")
     if published and world.is_main and not config.data.class_agnostic:
         tqdm.write(describe_logits(data.classes))
@@ -122,12 +123,25 @@ def evaluate(
     draw(results, videos=data.videos, path=output / PICTURE_FILE, title=name, known=point)
 
 
-def _load(trained: Trained, others: Sequence[Trained], *, num_classes: int) -> Model | AveragedDetector:
-    """The detector, or several as one."""
+def _open(trained: Trained, others: Sequence[Trained], *, config: Config) -> WindowDataset | AlignedWindows:
+    """The test windows of the detector's `config`; of several detectors, as each reads them."""
     for other in others:
         check_same_points(trained, other)
-    models = [load_model(each, num_classes=num_classes) for each in (trained, *others)]
-    return AveragedDetector(models) if others else models[0]
+    data = open_test_windows(config, classes=trained.classes)
+    readings: list[tuple[str, WindowDataset]] = [(trained.name, data)]
+    inputs = number_inputs((trained, *others))
+    for place, other in enumerate(others, start=1):
+        if inputs[place] == len(readings):
+            theirs = replace(other.config, data=replace(other.config.data, classes=config.data.classes))
+            readings.append((other.name, open_test_windows(theirs, classes=trained.classes)))
+    return AlignedWindows(readings) if len(readings) > 1 else data
+
+
+def _load(trained: Trained, others: Sequence[Trained], *, num_classes: int) -> Model | AveragedDetector:
+    """The detector, or several as one."""
+    every = (trained, *others)
+    models = [load_model(each, num_classes=num_classes) for each in every]
+    return AveragedDetector(models, inputs=number_inputs(every)) if others else models[0]
 
 
 def store_candidates(path: Path, saved: SavedCandidates) -> None:

@@ -177,7 +177,7 @@ def merge_updates(trained: Trained) -> Trained:
     if tuning is None or trained.trainable is None:
         raise ConfigError(
             f"{trained.name} has nothing to merge: its backbone.tuning is {trained.config.backbone.tuning}, "
-            "and neither lora nor tia+lora"
+            "not lora, tia+lora or plain+lora"
         )
     dtype = trained.config.train.dtype
     model = load_model(trained, num_classes=len(trained.classes))

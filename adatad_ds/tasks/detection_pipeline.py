@@ -32,7 +32,7 @@ Results = dict[str, list[dict[str, Any]]]  # video -> detections as the communit
 @torch.no_grad()
 def find_candidates(
     *,
-    forward: Callable[[Tensor, Tensor], PointOutputs],
+    forward: Callable[..., PointOutputs],
     batches: Iterable[Batch],
     config: Config,
     mesh: Mesh,
@@ -43,7 +43,8 @@ def find_candidates(
     A collective; every rank must have the same number of batches. `finish` makes detections of them.
 
     Args:
-        forward: frames (B, F, H, W, 3) uint8, or features (B, T, C), and valid steps (B, T) to predictions.
+        forward: frames (B, F, H, W, 3) uint8, or features (B, T, C), and valid steps (B, T) to predictions; of an
+            ensemble also `more_frames`.
         batches: this rank's share of the test windows.
         config: the run's config.
         mesh: the ranks.
@@ -57,7 +58,7 @@ def find_candidates(
     failed: set[str] = set()
     for own_batch in world.together(batches):
         batch = own_batch.blank_unreadable(mesh.errors_over_time(own_batch.errors))
-        predictions = forward(batch.frames.to(world.device, non_blocking=True), batch.valid.to(world.device))
+        predictions = forward(*batch.inputs(world.device))
         points = points_of(batch.valid.shape[1])
         scores = predictions.class_logits.sigmoid()
         for index, video in enumerate(batch.videos):

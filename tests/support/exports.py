@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +17,20 @@ from tests.support.launch import SMALL
 CLASSES = ("blink", "grow", "left", "right", "up")
 
 
-def make_export(path: Path, *, classes: tuple[str, ...] = CLASSES, **changes: object) -> Path:
+def make_export(
+    path: Path,
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    recipe: str = "quickstart",
+    small: Mapping[str, object] = SMALL,
+    **changes: object,
+) -> Path:
     """A small detector that nobody trained, whose scores differ widely, as an export."""
-    settings = SMALL | {"test.max_per_video": 300} | {name.replace("__", "."): value for name, value in changes.items()}
+    settings = (
+        dict(small) | {"test.max_per_video": 300} | {name.replace("__", "."): value for name, value in changes.items()}
+    )
     overrides = [f"{name}={value}" for name, value in settings.items()]
-    config = loading.override(find_recipe("quickstart").config, overrides)
+    config = loading.override(find_recipe(recipe).config, overrides)
     torch.manual_seed(1)
     detector = build_detector(config, num_classes=1 if config.data.class_agnostic else len(classes))
     torch.nn.init.normal_(detector.head.cls_head.weight, std=0.1)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 from torch.cuda.nccl import version as nccl_version
 
+from adatad_ds.models.execution.activation_store import lock_pages
 from tools.bench.step import matmul_flop_per_sec
-from tools.gpu_parts.record import Recorder
+from tools.gpu_parts.record import AS_EXPECTED, WORSE, Recorder
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "numpy", "av", "decord")
 MATMUL = "matmul peak"
@@ -44,6 +46,31 @@ def run(record: Recorder, device: torch.device) -> None:
             ("to the host", lambda host=host: host.copy_(on_device, non_blocking=True)),
         ):
             record.amount(f"copy {name}, {kind}", size / 1e9 / _best_sec(copy), "GB/s", low=20 if pinned else None)
+    _stored_activations(record, on_device)
+
+
+def _stored_activations(record: Recorder, on_device: Tensor) -> None:
+    """What storing activations on the host relies on: pages locked in place, and copies both ways at once."""
+    hosts = [torch.zeros_like(on_device, device="cpu") for _ in range(2)]
+    locked = all(lock_pages(host, torch.cuda.cudart()) for host in hosts)
+    verdict = AS_EXPECTED if locked else WORSE
+    record.row("pages locked in place", "yes" if locked else "refused", expected="yes", verdict=verdict)
+    arriving, streams = torch.empty_like(on_device), [torch.cuda.Stream() for _ in range(2)]
+
+    def to_host(stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            hosts[0].copy_(on_device, non_blocking=True)
+
+    def to_device(stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            arriving.copy_(hosts[1], non_blocking=True)
+
+    one_stream, two_streams = (
+        _best_sec(lambda there=there, back=back: (to_host(there), to_device(back)))
+        for there, back in ((streams[0], streams[0]), streams)
+    )
+    what = "copies both ways, two streams / one: seconds"
+    record.amount(what, two_streams / one_stream, "", high=0.7, more_is_better=False)
 
 
 def peak_dtype(device: torch.device) -> torch.dtype:

@@ -141,7 +141,7 @@ class FeatureSources:
         lengths = [
             array.shape[0 if layout == "time first" else 1] for array, layout in zip(arrays, layouts, strict=True)
         ]
-        if max(lengths) - min(lengths) > max(SLACK_STEPS, SLACK_SHARE * max(lengths)):
+        if differ_in_length(lengths):
             told = ", ".join(f"{array.path} has {length}" for array, length in zip(arrays, lengths, strict=True))
             raise VideoError(f"{video.name}: its sources differ in the number of features: {told}")
         return VideoArrays(arrays, layouts, min(lengths))
@@ -232,6 +232,11 @@ class FeatureSources:
         if video.num_frames is not None:
             return video.num_frames / video.duration_sec
         return video.fps
+
+
+def differ_in_length(lengths: Sequence[int]) -> bool:
+    """Whether numbers of features differ by more than the readings of one video may."""
+    return max(lengths) - min(lengths) > max(SLACK_STEPS, SLACK_SHARE * max(lengths))
 
 
 def with_feature_channels(config: Config) -> Config:

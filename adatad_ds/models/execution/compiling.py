@@ -14,17 +14,19 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import whole_blocks
 from adatad_ds.models.pyramid import ConvAttention
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
+from adatad_ds.models.tuning.ladder import LongRange
 
-REGIONS = (TIA, PlainAdapter, ConvAttention)  # besides the backbone's blocks
+REGIONS = (TIA, PlainAdapter, LongRange, ConvAttention)  # besides the backbone's blocks
 MOST_VARIANTS = 64  # of one region's code: spans of a window, levels of the pyramid, training and evaluation
 
 
-def compile_regions(model: nn.Module, *, device: torch.device) -> int:
+def compile_regions(model: nn.Module, *, device: torch.device, backend: str = "inductor") -> int:
     """Have a model's regions compiled when they first run; returns how many there are.
 
     Args:
         model: the model; its modules and parameters keep their names.
         device: where it will run.
+        backend: of torch.compile; "aot_eager" makes the same graphs without code for them.
 
     Raises:
         ConfigError: there is nothing to compile, or no compiler.
@@ -32,13 +34,13 @@ def compile_regions(model: nn.Module, *, device: torch.device) -> int:
     regions = [*whole_blocks(model), *(module for module in model.modules() if isinstance(module, REGIONS))]
     if not regions:
         raise ConfigError("train.compile=true: this model has no video transformer's block, adapter or attention")
-    if (lacking := _lacking(device)) is not None:
+    if backend == "inductor" and (lacking := _lacking(device)) is not None:
         raise ConfigError(f"train.compile=true needs {lacking}; install it, or train without")
     import torch._dynamo  # seconds, and only here
 
     torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     for region in regions:
-        region.forward = torch.compile(region.forward, dynamic=False, fullgraph=True)
+        region.forward = torch.compile(region.forward, backend=backend, dynamic=False, fullgraph=True)
     return len(regions)
 
 

@@ -58,7 +58,8 @@ def trained(folder: Path, *, tuning: str, dora: bool = False, from_file: bool = 
 
 
 @pytest.mark.parametrize(
-    ("tuning", "dora", "from_file"), [("lora", False, True), ("lora", True, False), ("tia+lora", False, False)]
+    ("tuning", "dora", "from_file"),
+    [("lora", False, True), ("lora", True, False), ("tia+lora", False, False), ("plain+lora", False, False)],
 )
 def test_merged_detects_the_same(tuning, dora, from_file, tmp_path):
     run = trained(tmp_path, tuning=tuning, dora=dora, from_file=from_file)
@@ -68,7 +69,7 @@ def test_merged_detects_the_same(tuning, dora, from_file, tmp_path):
     assert not any(".lora_" in name for name in names)
     assert sum(name.startswith("backbone.vit.") for name in names) == 6 * 4
     apart, merged = (find_trained(tmp_path / f"{name}.safetensors") for name in ("apart", "merged"))
-    assert merged.config.backbone.tuning == {"lora": "frozen", "tia+lora": "tia"}[tuning]
+    assert merged.config.backbone.tuning == {"lora": "frozen", "tia+lora": "tia", "plain+lora": "plain"}[tuning]
     frames = torch.randint(0, 256, (1, 64, 32, 32, 3), dtype=torch.uint8)
     found = []
     for each in (apart, merged):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from adatad_ds.config.backbone import Tuning
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.contract import ViTSpec
@@ -24,10 +26,11 @@ CONFIG = Config(
 )
 
 
-def detector() -> Detector:
+def detector(tuning: Tuning = "tia") -> Detector:
     """Adapters that are not zero; of two spans' graphs one is kept."""
     torch.manual_seed(0)
-    model = build_detector(CONFIG, spec=SPEC, num_classes=3, runtime=Runtime(retention=Retention(graphs=1)))
+    config = replace(CONFIG, backbone=replace(CONFIG.backbone, tuning=tuning))
+    model = build_detector(config, spec=SPEC, num_classes=3, runtime=Runtime(retention=Retention(graphs=1)))
     for name, parameter in model.named_parameters():
         if name.endswith("up_proj.weight"):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -72,6 +75,23 @@ def test_compiled_once_and_equal():
         gradients(compiled, seed)
         evaluate(compiled)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+def test_a_ladders_long_range_adapters_too():
+    """Without generated code: that there is one graph of each, forwards and backwards."""
+    plain, compiled = detector("ladder"), detector("ladder")
+    assert compile_regions(compiled, device=CPU, backend="aot_eager") == 2 + 2 + 2 + 1
+    found = []
+    for model in (plain, compiled):
+        adapter = model.get_submodule("backbone.long_adapters.1")
+        torch.manual_seed(1)
+        adapter(torch.randn(1, 16, 48)).sin().sum().backward()
+        found.append({name: p.grad for name, p in adapter.named_parameters()})
+        assert ("forward" in vars(adapter)) == (model is compiled)
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        torch.testing.assert_close(found[1][name], gradient)
 
 
 def test_what_cannot_be_compiled_is_refused():

@@ -165,6 +165,8 @@ def test_recomputation_is_counted(tuning):
         (256, "norm", (1, 4), True),
         (256, "tia+lora", None, True),
         (128, "tia+lora", (1, 4), True),
+        (128, "side_plain", None, True),
+        (128, "plain+lora", None, True),
     ],
 )
 def test_memory_is_what_the_allocator_gives(frames, tuning, blocks, checkpointing):
