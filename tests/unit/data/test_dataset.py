@@ -277,6 +277,7 @@ def read_epoch(config: DataConfig, *, workers: int, ranks: int, micro: int) -> d
     return found
 
 
+@pytest.mark.slow
 def test_epoch_through_workers_is_reproducible(config: DataConfig):
     reference = read_epoch(config, workers=0, ranks=1, micro=4)
     assert len(reference) == 8

@@ -46,6 +46,7 @@ def test_some_blocks_wait():
     assert not any(p.is_meta for name, p in placed.named_parameters() if ".vit.blocks." not in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "checkpointing", "window", "chunk"),
     [

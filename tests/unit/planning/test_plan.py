@@ -118,6 +118,7 @@ def learn(config: Config) -> None:
     model.backbone(frames).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tuning", ["frozen", "full", "tia", "plain", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"]
 )

@@ -302,6 +302,7 @@ def test_each_published_recipe_has_its_configuration():
         assert ("instead" in entry) == ("because" in entry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", published_recipes())
 def test_each_field(name):
     ours, theirs = facts_of(find_recipe(name).config), facts_of_settings(settings_of(name))

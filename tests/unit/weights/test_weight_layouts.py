@@ -152,6 +152,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_key_maps_at_full_size(layout, name):
