@@ -6,23 +6,16 @@ N candidates of a video, M kept.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from adatad_ds.detection.competition import EPS, Group, Method, Table, make_decay
 from adatad_ds.detection.decoding import Candidates
 
-Method = Literal["gaussian", "linear", "hard"]
-Decay = Callable[[np.ndarray, np.ndarray], None]  # (scores, tIoU with the kept candidate): lowers scores in place
-
-_EPS = np.float32(1e-6)  # added to every length, as published: no division by zero, tIoU 0 between segments of length 0
-_GONE = np.float32(-np.inf)  # score of candidates that were kept or dropped
-_LEAST_WEIGHT = 1e-35  # not 0, so that -inf stays -inf
 _TAKES_UNTIL_COMPACT = 16
-_WORTH_MOVING = 0.8  # share of a table left, up to which it is made smaller
+_ONE_BY_ONE = 4  # groups of similar size, up to which each has its turn; of more, all have theirs at once
 _VOTES = 2**20  # (kept, candidate) pairs that vote at once: a few MB
 
 
@@ -56,8 +49,8 @@ def suppress(
     Returns:
         Kept candidates, by decreasing score; ties keep their order.
     """
-    segments = candidates.segments_sec.numpy().astype(np.float32)
-    scores = candidates.scores.numpy().astype(np.float32)
+    segments = candidates.segments_sec.numpy().astype(np.float32, copy=False)
+    scores = candidates.scores.numpy().astype(np.float32, copy=False)
     labels = candidates.labels.numpy()
     kept, kept_scores = keep_best(
         segments,
@@ -108,37 +101,59 @@ def keep_best(
     # differs: the published soft-NMS keeps the first of each class even below min_score; here nothing below is kept.
     eligible = np.flatnonzero(scores > min_score if method == "hard" and min_score > 0 else scores >= min_score)
     groups = labels if per_class else np.zeros_like(labels)
-    decay = _decay(method, sigma, tiou)
+    decay, least = make_decay(method, sigma, tiou), np.float32(min_score)
     kept, kept_scores = np.empty(0, np.int64), np.empty(0, np.float32)
-    for index in _similar_in_size(eligible, groups[eligible]):
-        table = _Table(index, segments, scores, decay=decay)
-        kept, kept_scores = _keep_best_of(
-            table, kept, kept_scores, limit=max_per_video, min_score=np.float32(min_score)
-        )
+    for similar in _similar_in_size(eligible, groups[eligible]):
+        if len(similar) > _ONE_BY_ONE:
+            table = Table(_padded(similar), segments, scores, decay=decay)
+            kept, kept_scores = _keep_best_of(table, kept, kept_scores, limit=max_per_video, min_score=least)
+            continue
+        for index in similar:  # few: a row is taken from faster than a table
+            floors = _floors(kept_scores, size=len(index), limit=max_per_video, min_score=least)
+            found, found_scores = Group(index, segments, scores, decay=decay).take_best(floors)
+            kept, kept_scores = np.append(kept, found), np.append(kept_scores, found_scores)
     return _first(kept, kept_scores, groups, limit=max_per_video)
 
 
-def _similar_in_size(eligible: np.ndarray, groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Tables (R, n) of the eligible candidates' indices, a row per group, padded with -1; sizes within a factor of 2.
+def _similar_in_size(eligible: np.ndarray, groups: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Groups of eligible candidates' indices, those together whose sizes are within a factor of 2.
 
     Args:
         eligible: indices of candidates, (N,).
         groups: their groups, (N,).
     """
     order = groups.argsort(kind="stable")
+    ordered, borders = eligible[order], np.flatnonzero(np.diff(groups[order])) + 1
     by_size: dict[int, list[np.ndarray]] = {}
-    for row in np.split(eligible[order], np.flatnonzero(np.diff(groups[order])) + 1):
-        if len(row) > 0:
-            by_size.setdefault(len(row).bit_length(), []).append(row)
+    for first, last in itertools.pairwise([0, *borders.tolist(), len(ordered)]):
+        if first < last:
+            by_size.setdefault((last - first).bit_length(), []).append(ordered[first:last])
     for _, similar in sorted(by_size.items(), reverse=True):  # large groups raise the least score that counts soonest
-        table = np.full((len(similar), max(map(len, similar))), -1)
-        for line, row in zip(table, similar, strict=True):
-            line[: len(row)] = row
-        yield table
+        yield similar
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """A table of R groups' indices, (R, n), padded with -1."""
+    table = np.full((len(rows), max(map(len, rows))), -1)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def _floors(kept_scores: np.ndarray, *, size: int, limit: int, min_score: np.float32) -> list[float]:
+    """Least scores with which a group's candidates, one after the other, may be among the first `limit`.
+
+    Its t-th candidate may not if limit - t others, kept of other groups, are better.
+    """
+    if len(kept_scores) == 0:
+        return [float(min_score)] * min(size, limit)
+    others = -np.sort(-kept_scores)[:limit]
+    floors = np.append(others, np.full(limit - len(others), min_score))[::-1]
+    return floors[:size].tolist()
 
 
 def _keep_best_of(
-    table: _Table, kept: np.ndarray, kept_scores: np.ndarray, *, limit: int, min_score: np.float32
+    table: Table, kept: np.ndarray, kept_scores: np.ndarray, *, limit: int, min_score: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
     """Add what a table keeps to what others have kept, as far as it may be among the first `limit`.
 
@@ -171,81 +186,6 @@ def _first(kept: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, limit: i
     return kept[order], scores[order]
 
 
-class _Table:
-    """Groups of candidates, side by side: in each row those that compete with one another, (R, n)."""
-
-    def __init__(self, index: np.ndarray, segments: np.ndarray, scores: np.ndarray, *, decay: Decay) -> None:
-        self._decay = decay
-        start, end = np.moveaxis(segments[index], 2, 0)
-        boxes = np.stack([start, end, np.maximum(end - start, 0) + _EPS])
-        self._hold(index, np.where(index < 0, _GONE, scores[index]), boxes)
-
-    def best_scores(self) -> np.ndarray:
-        """Each row's best score, (R,)."""
-        return self._scores.take(self._best)
-
-    def take(self) -> np.ndarray:
-        """Remove each row's best candidate, lower the scores of the others, and return its index, (R,)."""
-        scores, overlap, union, best = self._scores, self._overlap, self._union, self._best
-        start, end, length = self._boxes
-        best_start, best_end, best_length = self._boxes.reshape(3, -1).take(best, axis=1)[:, :, None]
-        scores.put(best, _GONE)
-        np.minimum(end, best_end, out=overlap)
-        np.maximum(start, best_start, out=union)
-        np.subtract(overlap, union, out=overlap)
-        np.maximum(overlap, 0, out=overlap)
-        np.add(length, best_length, out=union)
-        np.subtract(union, overlap, out=union)
-        np.divide(overlap, union, out=overlap)
-        self._decay(scores, overlap)
-        taken = self._index.take(best)
-        self._find_best()
-        return taken
-
-    def compact(self, least: np.float32) -> None:
-        """Remove candidates with scores below `least`, to make later takes cheaper."""
-        counts = self._scores >= least
-        sizes = counts.sum(axis=1)
-        rows, width = np.flatnonzero(sizes), sizes.max(initial=0)
-        if len(rows) == len(sizes) and width > _WORTH_MOVING * counts.shape[1]:
-            return
-        place = np.arange(width) < sizes[rows, None]
-        index, scores = np.zeros(place.shape, np.int64), np.full(place.shape, _GONE)
-        boxes = np.ones((3, *place.shape), np.float32)
-        index[place], scores[place], boxes[:, place] = self._index[counts], self._scores[counts], self._boxes[:, counts]
-        self._hold(index, scores, boxes)
-
-    def _hold(self, index: np.ndarray, scores: np.ndarray, boxes: np.ndarray) -> None:
-        self._index, self._scores, self._boxes = index, scores, np.ascontiguousarray(boxes)
-        self._overlap, self._union = np.empty_like(scores), np.empty_like(scores)
-        self._first = np.arange(len(scores)) * scores.shape[1]
-        self._find_best()
-
-    def _find_best(self) -> None:
-        """Flat position of each row's best candidate."""
-        self._best = self._scores.argmax(axis=1) + self._first if self._scores.size else self._first
-
-
-def _decay(method: Method, sigma: float, tiou: float) -> Decay:
-    log_least = math.log(_LEAST_WEIGHT)
-
-    def gaussian(scores: np.ndarray, overlap: np.ndarray) -> None:
-        np.multiply(overlap, overlap, out=overlap)
-        np.multiply(overlap, -1 / sigma, out=overlap)
-        if 1 / sigma > -log_least:
-            np.maximum(overlap, log_least, out=overlap)
-        np.exp(overlap, out=overlap)
-        np.multiply(scores, overlap, out=scores)
-
-    def linear(scores: np.ndarray, overlap: np.ndarray) -> None:
-        np.multiply(scores, np.maximum(1 - overlap, _LEAST_WEIGHT), out=scores, where=overlap >= tiou)
-
-    def hard(scores: np.ndarray, overlap: np.ndarray) -> None:
-        np.copyto(scores, _GONE, where=overlap >= tiou)
-
-    return {"gaussian": gaussian, "linear": linear, "hard": hard}[method]
-
-
 def vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
     """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2)."""
     voted = kept.copy()
@@ -256,7 +196,7 @@ def vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: flo
         kept_start, kept_end = kept[part, :1], kept[part, 1:]
         overlap = (np.minimum(kept_end, end) - np.maximum(kept_start, start)).clip(min=0)  # (rows, N)
         union = (kept_end - kept_start) + (end - start) - overlap
-        votes = (overlap >= thresh * union.clip(min=_EPS)) * scores
+        votes = (overlap >= thresh * union.clip(min=EPS)) * scores
         total = votes.sum(axis=1, keepdims=True)
         np.divide(votes @ segments, total, out=voted[part], where=total > 0)  # segments of length 0 get no votes
     return voted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -92,7 +92,7 @@ class Trainer:
             with self.profiler.step(step):
                 began = time.perf_counter()
                 with record_function("data"):
-                    accumulated = self.world.attempt(lambda: list(islice(micro_batches, self.engine.accumulation)))
+                    accumulated = self.world.attempt(lambda: self.next_batches(micro_batches))
                 fetched = time.perf_counter()
                 self.engine.set_learning_rate(self.learning_rate(step))
                 losses, stops = self.step(accumulated)
@@ -115,6 +115,16 @@ class Trainer:
                     self.leave_early()
                     return
                 self.engine.train()
+
+    def next_batches(self, micro_batches: Iterator[Any]) -> list[Any]:
+        """This rank's micro-batches of the next step.
+
+        Raises:
+            WriteError: the last checkpoint could not be written: told here, where the ranks compare errors anyway.
+        """
+        if self.writing is not None and self.writing.done():
+            self.writing.result()
+        return list(islice(micro_batches, self.engine.accumulation))
 
     def learning_rate(self, step: int) -> float:
         """The schedule's factor at a step."""
@@ -204,6 +214,8 @@ class Trainer:
 
     def save(self) -> None:
         """Take a checkpoint, which is written while training goes on, once the one before is. A collective.
+
+        What goes wrong is told at the first step, save or end after that.
 
         Raises:
             WriteError: the one before could not be written.

@@ -67,6 +67,19 @@ def test_training_goes_on_while_a_checkpoint_is_written(ranks, small_videos, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_could_not_be_written_is_told_before_the_next_save(ranks, small_videos, tmp_path):
+    settings = SETTINGS | {"ranks": ranks, "train__checkpoint_every_steps": 0}  # after an epoch of 2 steps
+    command = train_command(data=small_videos, run=tmp_path / "run", **settings)
+    done = start(
+        ["tests/support/train_saving_in_vain.py" if word == "adatad_ds/train.py" else word for word in command]
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "the checkpoint of step 2 could not be written" in done.stderr
+    assert 2 <= len(losses(tmp_path / "run")) <= 3  # the third may have begun before the write failed
+
+
+@pytest.mark.slow
 def test_disk_full_while_saving(whole, small_videos, tmp_path):
     run = tmp_path / "run"
     folder = run / "checkpoints"

@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -80,11 +80,9 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="adatad_scale_") as temporary:
             data = Path(temporary) / "data"
-            seconds = (6.0, 8.0)
-            generating = partial(generate_videos, data, train=VIDEOS, test=TEST_VIDEOS, workers=1, duration_sec=seconds)
-            _wait([_fork(generating, Path(temporary) / "generation.log")])
+            generate(data)
             for ranks in sorted(arguments.ranks):
-                config = _config(data, arguments.set, ranks=ranks, steps=arguments.steps)
+                config = tiny_config(data, arguments.set, ranks=ranks, steps=arguments.steps)
                 folder = Path(temporary) / f"ranks{ranks}"
                 folder.mkdir()
                 counted[ranks] = _run_ranks(ranks, config, read_ds_config(arguments.deepspeed_config), folder)
@@ -98,6 +96,12 @@ def main() -> int:
         result = {"ds_config": str(arguments.deepspeed_config), "set": arguments.set, "rows": rows, "ranks": counted}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(row["note"] == "GROWS" for row in rows))
+
+
+def generate(data: Path) -> None:
+    """A few videos to train on, by a process of its own."""
+    work = partial(generate_videos, data, train=VIDEOS, test=TEST_VIDEOS, workers=1, duration_sec=(6.0, 8.0))
+    _wait([_fork(work, data.parent / "generation.log")])
 
 
 def table(counted: Mapping[int, Sequence[Counted]], *, steps: int) -> list[dict[str, Any]]:
@@ -132,7 +136,8 @@ def _print(rows: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> None:
         print(f"| {row['stage']} | {row['quantity']} | {row['whose']} | {counts} | {row['note']} |")
 
 
-def _config(data: Path, changes: Sequence[str], *, ranks: int, steps: int) -> Config:
+def tiny_config(data: Path, changes: Sequence[str], *, ranks: int, steps: int) -> Config:
+    """Of a training of so many steps with a window a rank; `changes` as for `--set`."""
     files = [f"data.annotations={data / 'annotations.json'}", f"data.videos={data / 'videos'}"]
     config = override(find_recipe("quickstart").config, [*SETTINGS, *files, *changes])
     batch = ranks // config.parallel.temporal
@@ -144,7 +149,17 @@ def _config(data: Path, changes: Sequence[str], *, ranks: int, steps: int) -> Co
 
 
 def _run_ranks(ranks: int, config: Config, ds_config: dict[str, Any], folder: Path) -> list[Counted]:
-    """Fork the ranks of a training and wait for them; each one's counts."""
+    """Each rank's counts of a training."""
+    fork_ranks(ranks, partial(_train, config, ds_config, folder), folder=folder)
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
+
+
+def fork_ranks(ranks: int, work: Callable[[int], None], *, folder: Path) -> None:
+    """Fork processes that are to join a world, give each its rank, and wait for them; output goes to `folder`.
+
+    Raises:
+        ConfigError: with the end of one's output; it has failed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -153,12 +168,11 @@ def _run_ranks(ranks: int, config: Config, ds_config: dict[str, Any], folder: Pa
     running = []
     for rank in range(ranks):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        running.append(_fork(partial(_train, config, ds_config, folder, rank), folder / f"rank{rank}.log"))
+        running.append(_fork(partial(work, rank), folder / f"rank{rank}.log"))
     _wait(running)
-    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
 
 
-def _fork(action: partial[Any], log: Path) -> tuple[int, Path]:
+def _fork(action: Callable[[], Any], log: Path) -> tuple[int, Path]:
     """A process that acts and ends, its output in a file."""
     process = os.fork()
     if process:
@@ -196,8 +210,8 @@ def _train(config: Config, ds_config: dict[str, Any], folder: Path, rank: int) -
     """Train and resume as one rank, and write its counts."""
     counts = Counts([Path(config.data.videos).parent, folder / "run", folder / "cache"])
     world = World.join()
-    session = partial(_session, world=world, folder=folder / "run")
-    trainer = _build(config, ds_config, session(), resume=False)
+    session = partial(open_session, world=world, folder=folder / "run")
+    trainer = build(config, ds_config, session(), resume=False)
     trainer.save = counts.within("save", trainer.save)
     trainer.evaluate_if_due = counts.within("evaluate", trainer.evaluate_if_due)
     with counts.stage("step"):
@@ -208,20 +222,22 @@ def _train(config: Config, ds_config: dict[str, Any], folder: Path, rank: int) -
         trainer.close()
         trainer.lock.release()
     with counts.stage("resume"):
-        trainer = _build(config, ds_config, session(), resume=True)
+        trainer = build(config, ds_config, session(), resume=True)
     trainer.close()
     trainer.lock.release()
     (folder / f"rank{rank}.json").write_text(json.dumps(counts.by_stage()), encoding="utf-8")
     world.gather(None)  # rank 0 holds the store in which the ranks meet
 
 
-def _session(*, world: World, folder: Path) -> Session:
+def open_session(*, world: World, folder: Path) -> Session:
+    """One training in this folder."""
     run = RunFolder(folder)
     stop = StopRequest(launched=False, rank=world.rank)
     return Session(run=run, lock=RunLock(run.path), world=world, stop=stop)
 
 
-def _build(config: Config, ds_config: dict[str, Any], session: Session, *, resume: bool) -> Trainer:
+def build(config: Config, ds_config: dict[str, Any], session: Session, *, resume: bool) -> Trainer:
+    """The trainer, which has locked its folder."""
     session.world.on_main(session.lock.take)
     return build_trainer(
         config, ds_config, class_order=None, resume=resume, cache_features=cache_features, session=session

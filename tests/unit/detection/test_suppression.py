@@ -150,3 +150,29 @@ def test_as_candidate_by_candidate(seed, method, per_class, min_score):
         of_class = [row[:3] for row in kept if row[3] == label]
         in_order = [row[:3] for row in expected if row[3] == label][: len(of_class)]
         np.testing.assert_allclose(of_class, in_order, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+@pytest.mark.parametrize("sizes", [[25] * 6, [250] * 6, [700] * 5])  # all weights at once; some; not all are held
+def test_classes_alone_and_side_by_side_bit_by_bit(sizes, method):
+    random = np.random.default_rng(0)
+    rows = []
+    for label, size in enumerate(sizes):
+        start, score = random.uniform(0, 100, size), random.random(size) ** 3
+        if label % 2:
+            start, score = start.round(), score.round(1).clip(min=0.5)  # duplicates and many equal scores
+        end = start + random.uniform(0, 15, size).round(label % 2)
+        rows += zip(start, end, score, [label] * size, strict=True)
+    settings = {"method": method, "min_score": 0.001, "max_per_video": sum(sizes)}
+    together = run(rows, **settings)
+    for label in range(len(sizes)):
+        alone = run([row for row in rows if row[3] == label], **settings)
+        assert alone == [row for row in together if row[3] == label]
+
+
+def test_few_classes_share_the_places():
+    """One class after the other: of a later one only what is better than what others leave."""
+    rows = [(10.0 * i, 10.0 * i + 5, 0.9 - 0.001 * i, i % 3) for i in range(300)]
+    rows += [(10.0 * i, 10.0 * i + 5, 0.95, 2) for i in range(400, 405)]
+    expected = sorted(rows, key=lambda row: -row[2])[:40]
+    assert [row[:2] for row in run(rows, max_per_video=40)] == [row[:2] for row in expected]

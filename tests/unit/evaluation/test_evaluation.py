@@ -51,6 +51,24 @@ def test_of_equal_overlaps_the_last_is_taken():
     assert evaluate_detections(results, truth, tiou=(0.3,)).ap.tolist() == [[1.0]]
 
 
+def test_detections_of_equal_score_keep_the_order_of_the_file():
+    """Hundreds of equals, which an unstable sort would mix: as if each scored a little less than the one before."""
+    random = np.random.default_rng(0)
+    truth = {name: [(10.0 * i, 10.0 * i + 8, "a") for i in range(20)] for name in "vw"}
+    starts, scores = random.uniform(0, 200, (2, 300)).round(1), random.integers(1, 4, (2, 300)) / 4
+
+    def ap(scores: np.ndarray, order: slice) -> list[list[float]]:
+        results = {
+            name: [record(start, start + 8, score) for start, score in zip(*of, strict=True)][order]
+            for name, *of in zip("wv", starts.tolist(), scores.tolist(), strict=True)
+        }
+        return evaluate_detections(results, truth, tiou=(0.3, 0.7)).ap.tolist()
+
+    in_order = slice(None)
+    assert ap(scores, in_order) == ap(scores - 1e-6 * np.arange(600).reshape(2, 300), in_order)
+    assert ap(scores, in_order) != ap(scores, slice(None, None, -1))  # the order does matter
+
+
 def test_per_class(tmp_path):
     truth = {"v": [(0.0, 10.0, "a"), (20.0, 30.0, "a")], "w": [(5.0, 6.0, "b, c")]}
     results = {"v": [record(0, 10, 0.9), record(20, 26, 0.8)], "w": [record(5, 6, 0.5, "b, c")]}
