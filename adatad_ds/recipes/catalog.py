@@ -19,6 +19,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.actionformer import actionformer_recipes
 from adatad_ds.recipes.adatad import Recipe, published_recipes
 from adatad_ds.recipes.aim import aim_recipes
+from adatad_ds.recipes.opentad import opentad_recipes
 from adatad_ds.recipes.tridet import tridet_recipes
 from adatad_ds.recipes.unpublished import unpublished_recipes
 
@@ -48,7 +49,14 @@ def all_recipes() -> dict[str, Recipe]:
         "quickstart_frozen": _quickstart("frozen"),
         "quickstart_features": _quickstart_features(),
     }
-    families = (published_recipes(), unpublished_recipes(), aim_recipes(), actionformer_recipes(), tridet_recipes())
+    families = (
+        published_recipes(),
+        unpublished_recipes(),
+        aim_recipes(),
+        actionformer_recipes(),
+        opentad_recipes(),
+        tridet_recipes(),
+    )
     return quickstart | {name: recipe for family in families for name, recipe in family}
 
 
