@@ -27,7 +27,7 @@ from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.library_messages import hide_library_messages
 from adatad_ds.weights.files import StoredTensor, check_fit
-from adatad_ds.weights.trainable_state import AVERAGE, MASTER, rounded
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER, round_
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # nothing is compiled on the default path
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -237,9 +237,7 @@ class Engine:
         for flat in self._flat_masters():
             states = {key: self._adam.state[flat][key].split(ROUNDED_AT_ONCE) for key in self._state_keys()}
             for index, part in enumerate(flat.detach().split(ROUNDED_AT_ONCE)):
-                for key, parts in states.items():
-                    parts[index].copy_(rounded(key, parts[index], part))
-                part.copy_(rounded(MASTER, part, part))
+                round_(part, {key: parts[index] for key, parts in states.items()})
         self._write_weights(MASTER)
 
     @contextlib.contextmanager

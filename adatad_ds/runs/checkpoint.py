@@ -26,7 +26,7 @@ from adatad_ds.errors import CheckpointError, WriteError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.system.atomic import TEMPORARY, flush, write_text
 from adatad_ds.weights.files import StoredTensor, Tensors, first_line, open_tensors
-from adatad_ds.weights.trainable_state import MASTER, decode
+from adatad_ds.weights.trainable_state import MASTER, decode, encode
 
 STATE_FILE = "state.json"
 OPERATING_POINTS_FILE = "operating_points.json"  # by evaluated kind of weights
@@ -59,14 +59,14 @@ class CheckpointStore:
         self.keep = keep
 
     def save(
-        self, *, step: int, trainable: Mapping[str, dict[str, Tensor]], compact: bool, state: Mapping[str, Any]
+        self, *, step: int, trainable: dict[str, dict[str, Tensor]], compact: bool, state: Mapping[str, Any]
     ) -> list[str]:
         """Write the checkpoint of optimizer step `step`, then remove old ones. Call on one rank.
 
         Args:
             step: optimizer steps done.
-            trainable: tensors by kind and parameter name.
-            compact: they are encoded by `trainable_state.encode`.
+            trainable: fp32 tensors by kind and parameter name; emptied kind by kind, as they are written.
+            compact: whether to encode them by `trainable_state.encode`.
             state: the rest of the run's state, JSON-ready.
 
         Returns:
@@ -80,8 +80,12 @@ class CheckpointStore:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for kind, tensors in trainable.items():
+            for kind in sorted(trainable, key=lambda kind: kind == MASTER):  # the average is encoded by the masters
+                tensors = trainable[kind]
+                if compact:
+                    tensors = {name: encode(kind, value, trainable[MASTER][name]) for name, value in tensors.items()}
                 save_file(tensors, temporary / f"{kind}.safetensors")
+                del trainable[kind], tensors
             files = {
                 path.name: {"bytes": path.stat().st_size, _CHECKSUM: _checksum(path)}
                 for path in sorted(temporary.iterdir())

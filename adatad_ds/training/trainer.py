@@ -29,7 +29,7 @@ from adatad_ds.training.optim import schedule
 from adatad_ds.training.preemption import StopAsked, StopRequest
 from adatad_ds.training.profiling import Profiler
 from adatad_ds.training.update_stats import Updates
-from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
 LINES_OF_RANKS = 8  # about each rank by itself, at most
 
@@ -232,8 +232,7 @@ class Trainer:
         for name, tensors in self.engine.trainable_state():
             if self.world.is_main:
                 for kind, value in tensors.items():
-                    kept = encode(kind, value, tensors[MASTER]) if compact else value
-                    trainable.setdefault(kind, {})[name] = kept.cpu()
+                    trainable.setdefault(kind, {})[name] = value.cpu()
         if compact:
             self.engine.round_trainable_state()
         state = {

@@ -9,6 +9,8 @@ compute sees of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -50,14 +52,21 @@ def decode(kind: str, stored: Tensor, master: Tensor) -> Tensor:
     return master + value if kind == AVERAGE else value
 
 
-def rounded(kind: str, value: Tensor, master: Tensor) -> Tensor:
-    """Encode and decode a tensor; `master` is not yet rounded."""
-    if kind == MASTER:
-        return _rounded_master(value)
-    if kind == AVERAGE:
-        master = _rounded_master(master)
-        return master + (value - master).to(torch.bfloat16).float()
-    return value.to(torch.bfloat16).float()
+def round_(master: Tensor, others: Mapping[str, Tensor]) -> None:
+    """Round fp32 tensors in place to what `decode` makes of their compact form.
+
+    Args:
+        master: any shape.
+        others: of the same parameter, by kind.
+    """
+    exact = _rounded_master(master)
+    for kind, value in others.items():
+        if kind == AVERAGE:
+            value.sub_(exact)
+        value.copy_(value.to(torch.bfloat16))
+        if kind == AVERAGE:
+            value.add_(exact)
+    master.copy_(exact)
 
 
 def _rounded_master(value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adatad_ds.runs.checkpoint import CheckpointStore
-from adatad_ds.weights.trainable_state import AVERAGE, MASTER, encode
+from adatad_ds.weights.trainable_state import AVERAGE, MASTER
 
 
 def trainable() -> dict[str, dict[str, torch.Tensor]]:
@@ -22,8 +22,4 @@ def trainable() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(store: CheckpointStore, step: int, *, compact: bool = False) -> list[str]:
-    state = trainable()
-    if compact:
-        master = state[MASTER]["w"]
-        state = {kind: {"w": encode(kind, tensors["w"], master)} for kind, tensors in state.items()}
-    return store.save(step=step, trainable=state, compact=compact, state={"note": step})
+    return store.save(step=step, trainable=trainable(), compact=compact, state={"note": step})
