@@ -331,7 +331,7 @@ class Engine:
         next use gathers; under ZeRO-1 and 2 all parts are gathered at once, as after a step.
         """
         if self.stage == 3:
-            self._engine.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
+            self._zero.empty_partition_cache()  # a forward pass leaves weights that were fetched ahead in flight
             for parameter in self.trainable_parameters.values():
                 partitions.held_partition(parameter).copy_(self._part(parameter, kind))
             return
