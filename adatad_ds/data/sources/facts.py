@@ -116,7 +116,7 @@ DATASETS: Mapping[str, Dataset] = {
         terms="a licence agreement to be signed with the owners before the download.",
         features_from=(
             "https://ego4d-data.org/docs/start-here (SlowFast, Omnivore), https://github.com/showlab/EgoVLP/issues/1 "
-            "(EgoVLP)"
+            f"(EgoVLP), {OPENTAD}/ego4d (InternVideo, SlowFast, EgoVLP)"
         ),
         feature_terms="the licence agreement of Ego4D; ActionFormer's authors may not pass these features on.",
     ),
@@ -168,7 +168,10 @@ DATASETS: Mapping[str, Dataset] = {
         annotations_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/annotations_gt.json)",
         videos_from="https://openxlab.org.cn/datasets/OpenDataLab/FineAction (raw/video)",
         terms="read them on that page; https://github.com/Richard-61/FineAction states none.",
-        features_from="https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/TAD.md (VideoMAEv2)",
+        features_from=(
+            "https://github.com/OpenGVLab/VideoMAEv2/blob/master/docs/TAD.md (VideoMAEv2), "
+            "https://github.com/OpenGVLab/InternVideo/tree/main/Downstream/Temporal-Action-Localization (VideoMAE)"
+        ),
         feature_terms=NO_FEATURE_TERMS,
     ),
 }
