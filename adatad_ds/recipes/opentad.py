@@ -1,10 +1,15 @@
 """ActionFormer on features of large frozen models, as OpenTAD publishes it (3dd7b03, configs/actionformer).
 
 AdaTAD's comparisons stand beside these rows. OpenTAD is the code of AdaTAD's authors, so pyramid and head are AdaTAD's,
-not quite those of ActionFormer's own code. Each field is as its config has it; two operations have no setting here:
+not quite those of ActionFormer's own code. Each field is as its config has it, with one exception:
 
-- FineAction's features are averaged where a video has more than 192 of them; here they are interpolated.
-- A video of HACS with more than 960 features (8.5 minutes) is resized to 960 in testing; here it is tested as it is.
+- Ego4D's features are counted at 30 frames a second, the rate that OpenTAD's page gives for them; its config divides
+  each annotation's frames by its seconds, and the annotations of `prepare-data` count no frames.
+
+Two operations have no setting here:
+
+- OpenTAD averages FineAction's features where a video has more than 192; here they are interpolated.
+- OpenTAD resizes a video of HACS with more than 960 features (8.5 minutes) in testing; here it keeps its length.
 """
 
 from __future__ import annotations
@@ -120,6 +125,7 @@ def _ego4d() -> Config:
             features="data/ego4d_mq/features_internvideo",
             window_size=2048,
             feature_stride_frames=8,
+            fixed_fps=30.0,  # differs, see above
             offset_frames=4,
             trunc_thresh=0.3,
             test_window_overlap=0.0,
