@@ -145,11 +145,9 @@ def _floors(kept_scores: np.ndarray, *, size: int, limit: int, min_score: np.flo
 
     Its t-th candidate may not if limit - t others, kept of other groups, are better.
     """
-    if len(kept_scores) == 0:
-        return [float(min_score)] * min(size, limit)
-    others = -np.sort(-kept_scores)[:limit]
-    floors = np.append(others, np.full(limit - len(others), min_score))[::-1]
-    return floors[:size].tolist()
+    others = np.sort(kept_scores)[-limit:]
+    free = min(size, limit - len(others))  # of the places; a limit may be larger than any number of candidates
+    return [float(min_score)] * free + others[: size - free].tolist()
 
 
 def _keep_best_of(

@@ -176,3 +176,9 @@ def test_few_classes_share_the_places():
     rows += [(10.0 * i, 10.0 * i + 5, 0.95, 2) for i in range(400, 405)]
     expected = sorted(rows, key=lambda row: -row[2])[:40]
     assert [row[:2] for row in run(rows, max_per_video=40)] == [row[:2] for row in expected]
+
+
+def test_a_limit_may_be_larger_than_any_memory():
+    """A live video has none."""
+    rows = [(10.0 * i, 10.0 * i + 5, 0.9 - 0.01 * i, i % 3) for i in range(30)]
+    assert run(rows, max_per_video=2**60) == run(rows, max_per_video=30)
