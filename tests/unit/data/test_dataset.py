@@ -333,6 +333,7 @@ class Slow(WindowDataset):
         return super()._load(key, out)
 
 
+@pytest.mark.slow
 def test_slow_samples_are_waited_for(config: DataConfig):
     slow = Slow.for_testing(config)
     loader = make_test_loader(slow, config=changed(config, workers=2), batch=1, rank=0, ranks=1, pin_memory=False)

@@ -85,6 +85,7 @@ def test_the_windows_are_those_of_the_file(folder: Path, name: str, changes: dic
     assert events_of(items) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_grows_and_a_pipe(folder: Path, tmp_path: Path):
     content = (folder / "even.ts").read_bytes()
     growing, pipe = tmp_path / "growing.ts", tmp_path / "pipe"
@@ -136,6 +137,7 @@ def served(*answers: tuple[bytes, float, int]) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_stream_that_stutters_breaks_off_and_comes_back_smaller(tmp_path: Path):
     content = write_video(tmp_path / "first.ts", frames=66, fps=FPS).read_bytes()
     write_video(tmp_path / "small.ts", frames=40, fps=FPS, width=160, height=64)

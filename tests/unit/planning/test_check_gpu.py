@@ -20,6 +20,7 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
+@pytest.mark.slow
 def test_a_part_costs_its_own_row_only(tmp_path: Path):
     recorder = (
         "from pathlib import Path; from tools.gpu_parts.record import Recorder; "

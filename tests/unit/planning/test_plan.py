@@ -236,6 +236,7 @@ def test_what_is_recomputed_within_a_budget_is_counted():
     assert plan.executed_flop == pytest.approx(counter.total, rel=0.02)
 
 
+@pytest.mark.slow
 def test_host_memory_is_taken_before_inputs_are_made_again():
     """Where the DeepSpeed config allows it."""
     host = ZERO2 | {"activation_checkpointing": {"cpu_checkpointing": True}}

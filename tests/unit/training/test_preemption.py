@@ -65,6 +65,7 @@ def test_asked_once_finishes(number):
     assert f"asked to stop ({number.name})" in said
 
 
+@pytest.mark.slow
 def test_what_a_launcher_passes_on_is_no_second_request():
     process = start("saving")
     process.send_signal(signal.SIGINT)
@@ -84,6 +85,7 @@ def test_asked_twice_ends_now():
     assert "SIGTERM again: ending now" in said
 
 
+@pytest.mark.slow
 def test_asked_without_a_step_ends_in_time():
     process, began = start("stuck"), time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -94,6 +96,7 @@ def test_asked_without_a_step_ends_in_time():
     assert "most recent call first" in said
 
 
+@pytest.mark.slow
 def test_saving_takes_its_time():
     process = start("saving")
     process.send_signal(signal.SIGUSR1)
@@ -101,6 +104,7 @@ def test_saving_takes_its_time():
     assert (process.returncode, output) == (0, "left\n"), said
 
 
+@pytest.mark.slow
 def test_nohup_holds():
     process = start(before="trap '' HUP;")
     process.send_signal(signal.SIGHUP)
