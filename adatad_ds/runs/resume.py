@@ -21,7 +21,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "data.worker_timeout_sec",
-    "data.reader",  # all give the same pixels, but of prepared MJPEG, where `auto` differs by a level or two
+    "data.reader",  # all give the same pixels, but `auto` of prepared MJPEG and `nvdec`: they differ by a few levels
     # when it ends
     "train.stop_epoch",
     "train.max_skipped_steps",

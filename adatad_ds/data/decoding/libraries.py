@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.video import VideoInfo
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, in_words
 from adatad_ds.system.launch import gpu_count, rank_gpu
 
 NO_VIDEO = bytes(16)
@@ -96,7 +96,7 @@ def check_reader(reader: str) -> None:
                 f"not bring along); install FFmpeg with its shared libraries, {elsewhere}"
             ) from error
         if reader == "nvdec":
-            reason = str(error).strip().splitlines()[0]
+            reason = in_words(error).splitlines()[0]
             raise ConfigError(
                 f"data.reader=nvdec: TorchCodec cannot decode on the GPU: {reason}; {elsewhere}"
             ) from error
