@@ -1,6 +1,6 @@
 """What works on this GPU, how fast, and where it differs from what the planner and the documentation promise.
 
-    python tools/check_gpu.py                      # under 9 minutes on one H100; report in gpu_check/report.md
+    python tools/check_gpu.py                      # its limits add up to 9 minutes; report in gpu_check/report.md
     python tools/check_gpu.py --only machine,steps
     python tools/check_gpu.py --miniature          # the same with small shapes on a CPU, under 2 minutes
 
