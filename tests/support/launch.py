@@ -190,11 +190,12 @@ def children_of(process: int, word: str) -> list[psutil.Process]:
 
 
 def end_children() -> None:
-    """Kill what this process has started, however far down, but for the pool of test processes."""
-    for process in psutil.Process().children(recursive=True):
+    """Kill what this process has started, however far down, but for the pool of test processes and the browser."""
+    for child in psutil.Process().children():
         with suppress(psutil.Error):  # it has ended meanwhile, or nobody has waited for it yet
-            if "tests.support.pool" not in process.cmdline():
-                process.kill()
+            if not {"tests.support.pool", "--remote-debugging-pipe"} & set(child.cmdline()):
+                for process in (*child.children(recursive=True), child):
+                    process.kill()
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -27,10 +27,10 @@ from adatad_ds.evaluation.diagnosis.matching import Kind
 from adatad_ds.evaluation.diagnosis.plots import MOST_CLASSES, draw_classes, draw_gains, draw_missed, draw_profile
 from adatad_ds.evaluation.metrics import evaluate_detections
 from tests.support import oracles
+from tests.support.browser import loaded, opened
 from tests.support.detections import cases, record
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CHROMIUM = shutil.which("chromium")
 
 
 def video(name: str, *actions: tuple[float, float, str], duration: float = 100.0) -> Video:
@@ -560,22 +560,12 @@ def test_bad_annotations(tmp_path, capsys, annotations):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def console_of_chromium(page: Path, folder: Path) -> tuple[list[str], str]:
-    """What the browser's console says of a page, and the page as the browser understood it."""
-    assert CHROMIUM
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    command += [f"--user-data-dir={folder / 'profile'}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_shows_the_report(reported, tmp_path):
-    console, page = console_of_chromium(reported[0] / "report.html", tmp_path)
-    assert console == []
+    page = loaded(reported[0] / "report.html")
     assert page.count("<img ") == 4
     assert "dive &amp; &lt;roll&gt;" in page
     broken = tmp_path / "broken.html"
     broken.write_text("<script>throw new Error('seen')</script>")
-    assert "seen" in "".join(console_of_chromium(broken, tmp_path)[0])  # such a fault would have been noticed
+    assert "seen" in "".join(opened(broken)[1])  # such a fault would have been noticed
