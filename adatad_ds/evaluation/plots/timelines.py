@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
@@ -139,26 +140,25 @@ def _draw_class(
     axis: Axes, label: str, detections: Sequence[Mapping[str, Any]], *, look: Look, shown: ShownFrom
 ) -> None:
     """Draw one row; the highest scores are drawn last, on top."""
-    for record in sorted(detections, key=lambda record: record["score"]):
-        start, end = record["segment"]
-        sure = shown.passes(record)
-        axis.fill_between(
-            [start, end],
-            0,
-            record["score"],
+    ordered = sorted(detections, key=lambda record: record["score"])
+    for sure in (False, True):  # no pale one has a higher score than a sure one
+        alike = [(*record["segment"], record["score"]) for record in ordered if shown.passes(record) == sure]
+        areas = PolyCollection(
+            [[(start, 0), (start, score), (end, score), (end, 0)] for start, end, score in alike],
             facecolor=(look.color, 0.3 if sure else 0.06),
             hatch=look.hatch if sure else "",
             edgecolor="0.3",  # light colours need one
             linewidth=0.5 if sure else 0,
         )
-        axis.plot(
-            [start, end],
-            [record["score"]] * 2,
+        tops = LineCollection(
+            [[(start, score), (end, score)] for start, end, score in alike],
             color=look.color,
             alpha=1.0 if sure else 0.35,
             linewidth=3.0 if sure else 1.0,
-            solid_capstyle="butt",
+            capstyle="butt",
         )
+        axis.add_collection(areas, autolim=False)
+        axis.add_collection(tops, autolim=False)
     axis.axhline(shown.score, color="0.45", linewidth=0.8, linestyle="--")
     axis.set_ylim(0, 1.05)
     axis.set_yticks([0, 0.5, 1])
