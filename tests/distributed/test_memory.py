@@ -12,8 +12,9 @@ TRAINABLE_SHARE = 0.2  # of the frozen parameters, at most: the test's model is 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("ds_config", ["zero3", "zero3_offload", "zero2"])
+@pytest.mark.parametrize(
+    ("ds_config", "precision"), [("zero3", "bf16"), ("zero3_offload", "fp32"), ("zero2", "bf16"), ("zero2", "fp32")]
+)
 def test_bytes_of_each_kind(ds_config, precision, tmp_path):
     ranks, size = 2, {"bf16": 2, "fp32": 4}[precision]
     finish(launched("pool", ranks, ["tests/support/count_bytes.py", ds_config, precision, str(tmp_path)]))

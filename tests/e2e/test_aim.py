@@ -84,7 +84,7 @@ def test_evaluated_exported_and_evaluated(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_detector_over_an_image_transformer_on_shared_windows(small_videos, tmp_path):
+def test_a_detector_over_an_image_transformer_on_shared_windows(few_videos, tmp_path):
     """Two ranks that share each window's 3 clips, ZeRO-3, recomputing: the losses of one that has it whole."""
     changes = {
         "data__window_size": 24,
@@ -107,7 +107,7 @@ def test_a_detector_over_an_image_transformer_on_shared_windows(small_videos, tm
     }
     runs = [tmp_path / "one", tmp_path / "two"]
     for run, layout in zip(runs, (one, two), strict=True):
-        finish(train_command(data=small_videos, run=run, **(changes | layout)))
+        finish(train_command(data=few_videos, run=run, **(changes | layout)))
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-5)
     first, second = (RunFolder(run).evaluations()[1] for run in runs)
     assert first == pytest.approx(second, abs=1e-3)

@@ -122,13 +122,14 @@ def test_bad_videos_and_annotations_are_counted_and_trained_around(small_videos,
         entries.append({"segment": segment, "label": label})
     (data / "annotations.json").write_text(json.dumps(annotations))
     run = tmp_path / "run"
-    output = finish(train_command(data=data, run=run, **LAYOUT, train__repeats=2))
+    short = LAYOUT | {"train__repeats": 2, "train__stop_epoch": 1, "train__eval_from_epoch": 100}
+    output = finish(train_command(data=data, run=run, **short))
     assert unreadable in output
     for words in ("end <= start", "duplicate", "clipped"):
         assert words in output, output[-3000:]
     assert len(losses(run)) > 0
 
-    limited = train_command(data=data, run=tmp_path / "limited", **LAYOUT, train__repeats=2, data__max_failed_videos=0)
+    limited = train_command(data=data, run=tmp_path / "limited", **short, data__max_failed_videos=0)
     fails(limited, "data.max_failed_videos=0")
 
 
@@ -144,7 +145,7 @@ def test_batches_without_any_positive_train_on(small_videos, tmp_path):
             video["annotations"] = [{"segment": [0.001, 0.002], "label": label}]  # too short for any point
     (data / "annotations.json").write_text(json.dumps(annotations))
     run = tmp_path / "run"
-    finish(train_command(data=data, run=run, **LAYOUT, train__eval_from_epoch=100))
+    finish(train_command(data=data, run=run, **LAYOUT, train__stop_epoch=1, train__eval_from_epoch=100))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     regression = [line["loss/regression"] for line in lines if "loss/regression" in line]
     assert regression

@@ -59,7 +59,8 @@ def test_a_signal_to_the_whole_group_saves(number, small_videos, tmp_path):
 @pytest.mark.slow
 def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
     run = tmp_path / "run"
-    command = train_command(data=small_videos, run=run, ranks=2, ds_config="zero3", launcher="deepspeed", **LONG)
+    layout = LONG | {"ranks": 2, "ds_config": "zero3", "launcher": "deepspeed", "data__workers": 0}
+    command = train_command(data=small_videos, run=run, **layout)
     process = start_until(command, run, step=1)
     others = children(process)
     (launcher,) = children_of(process.pid, "launch")
@@ -83,7 +84,8 @@ def test_evaluation_hears_a_request_too(small_videos, tmp_path):
     assert_saved(run)
     assert max(losses(run)) == 1
     assert not (run / "evaluations").exists()
-    finish(train_command(data=small_videos, run=run, **ALONE, **settings | {"train__stop_epoch": 1}, resume=True))
+    settings |= {"data__workers": 0, "train__stop_epoch": 1, "launcher": "pool"}
+    finish(train_command(data=small_videos, run=run, **ALONE | settings, resume=True))
     assert (run / "evaluations/epoch_0001/metrics.json").exists()
 
 
