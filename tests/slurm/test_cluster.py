@@ -138,8 +138,8 @@ def logged(run: Path, step: int) -> bool:
     return log.exists() and any(f'"step": {step},' in line for line in log.read_text().splitlines())
 
 
-def test_a_grid_finishes_and_is_reported(cluster, longer_videos):
-    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(longer_videos), FRAMES="32 64 128", GRID="grid")
+def test_a_grid_finishes_and_is_reported(cluster, small_videos):
+    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(small_videos), FRAMES="32 64 128", GRID="grid")
     assert code == 0, output
     (cluster.clone / "adatad_ds/train.py").write_text(
         "raise SystemExit('the clone was edited')\n"
@@ -168,21 +168,21 @@ def test_a_grid_finishes_and_is_reported(cluster, longer_videos):
 
 
 LONG = {"train__stop_epoch": 10, "train__schedule_epochs": 10}  # 20 steps, time enough to be disturbed
-LONG_CELL = "quickstart_64f_32px"
+LONG_CELL = "quickstart_32f_32px"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, longer_videos):
+def undisturbed(cluster, small_videos):
     """Losses of a run that nothing happened to."""
-    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(longer_videos, **LONG), FRAMES="64", GRID="whole")
+    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(small_videos, **LONG), FRAMES="32", GRID="whole")
     assert code == 0, output
     assert cluster.wait(job_of(output)).returncode == 0
     return losses(cluster.run("whole", LONG_CELL))
 
 
-def test_preempted_goes_on_bit_by_bit(undisturbed, cluster, longer_videos):
+def test_preempted_goes_on_bit_by_bit(undisturbed, cluster, small_videos):
     code, output = cluster.sbatch(
-        "slurm/scale_frames.sh", SET=small(longer_videos, **LONG), FRAMES="64", GRID="preempted"
+        "slurm/scale_frames.sh", SET=small(small_videos, **LONG), FRAMES="32", GRID="preempted"
     )
     assert code == 0, output
     run = cluster.run("preempted", LONG_CELL)
@@ -198,9 +198,9 @@ def test_preempted_goes_on_bit_by_bit(undisturbed, cluster, longer_videos):
     assert steps == list(range(len(undisturbed)))
 
 
-def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, longer_videos):
-    settings = small(longer_videos, train__checkpoint_every_steps=1, **LONG)
-    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=settings, FRAMES="64", GRID="crash")
+def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, small_videos):
+    settings = small(small_videos, train__checkpoint_every_steps=1, **LONG)
+    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=settings, FRAMES="32", GRID="crash")
     assert code == 0, output
     run, job = cluster.run("crash", LONG_CELL), job_of(output)
     until(lambda: logged(run, 3))
@@ -215,11 +215,11 @@ def test_after_a_crash_goes_on_from_the_last_checkpoint(undisturbed, cluster, lo
     assert steps == list(range(len(undisturbed)))
 
 
-def test_asked_and_terminated_is_queued_again(undisturbed, cluster, longer_videos):
+def test_asked_and_terminated_is_queued_again(undisturbed, cluster, small_videos):
     """A stuck rank cannot save before the time is up; then the job starts again."""
-    settings = small(longer_videos, train__checkpoint_every_steps=1, **LONG)
+    settings = small(small_videos, train__checkpoint_every_steps=1, **LONG)
     code, output = cluster.sbatch(
-        "slurm/scale_frames.sh", SET=settings, FRAMES="64", GRID="late", TIME_LIMIT="00:02:00", WARNING_SEC="60"
+        "slurm/scale_frames.sh", SET=settings, FRAMES="32", GRID="late", TIME_LIMIT="00:02:00", WARNING_SEC="60"
     )
     assert code == 0, output
     run, job = cluster.run("late", LONG_CELL), job_of(output)
@@ -232,8 +232,8 @@ def test_asked_and_terminated_is_queued_again(undisturbed, cluster, longer_video
     assert losses(run) == undisturbed
 
 
-def test_a_cancelled_job_stays_cancelled(cluster, longer_videos):
-    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(longer_videos, **LONG), FRAMES="64", GRID="gone")
+def test_a_cancelled_job_stays_cancelled(cluster, small_videos):
+    code, output = cluster.sbatch("slurm/scale_frames.sh", SET=small(small_videos, **LONG), FRAMES="32", GRID="gone")
     assert code == 0, output
     run, job = cluster.run("gone", LONG_CELL), job_of(output)
     until(lambda: logged(run, 1))
@@ -245,9 +245,9 @@ def test_a_cancelled_job_stays_cancelled(cluster, longer_videos):
     assert "Restarts=0" in shown
 
 
-def test_a_failed_cell_alone_is_submitted_again(cluster, longer_videos, tmp_path):
+def test_a_failed_cell_alone_is_submitted_again(cluster, small_videos, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(longer_videos, data)
+    shutil.copytree(small_videos, data)
     victim = sorted((data / "videos").glob("training*"))[0]
     annotations = json.loads((data / "annotations.json").read_text())
     entry = annotations["database"][victim.stem]
@@ -281,8 +281,8 @@ def test_a_failed_cell_alone_is_submitted_again(cluster, longer_videos, tmp_path
         ({"FRAMES": "100"}, r"error: FRAMES: .*cannot be seen in 100 frames"),
     ],
 )
-def test_what_cannot_run_fails_at_once_with_one_message(environment, said, cluster, longer_videos):
-    settings = {"SET": small(longer_videos), "FRAMES": "64", "GRID": "never"} | environment
+def test_what_cannot_run_fails_at_once_with_one_message(environment, said, cluster, small_videos):
+    settings = {"SET": small(small_videos), "FRAMES": "64", "GRID": "never"} | environment
     code, output = cluster.sbatch("slurm/scale_frames.sh", **settings)
     assert code != 0
     assert re.search(said, output, re.DOTALL), output
@@ -290,9 +290,9 @@ def test_what_cannot_run_fails_at_once_with_one_message(environment, said, clust
     assert not (cluster.clone / "runs/never").exists()
 
 
-def test_dry_run_submits_nothing(cluster, longer_videos):
+def test_dry_run_submits_nothing(cluster, small_videos):
     code, output = cluster.sbatch(
-        "slurm/scale_models.sh", "--dry-run", SET=small(longer_videos), FRAMES="64", GRID="dry"
+        "slurm/scale_models.sh", "--dry-run", SET=small(small_videos), FRAMES="64", GRID="dry"
     )
     assert code == 0, output
     assert "--array=0" in output
@@ -300,7 +300,7 @@ def test_dry_run_submits_nothing(cluster, longer_videos):
     assert not (cluster.clone / "runs/dry").exists()
 
 
-def test_one_run_of_a_recipe(cluster, longer_videos):
+def test_one_run_of_a_recipe(cluster, small_videos):
     code, output = cluster.sbatch(
         "slurm/train.sh",
         "--name",
@@ -309,7 +309,7 @@ def test_one_run_of_a_recipe(cluster, longer_videos):
         "quickstart",
         "--set",
         "data.window_size=32",
-        SET=small(longer_videos, data__resolution=32, train__stop_epoch=1),
+        SET=small(small_videos, data__resolution=32, train__stop_epoch=1),
     )
     assert code == 0, output
     assert cluster.wait(job_of(output)).returncode == 0
