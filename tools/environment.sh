@@ -18,10 +18,12 @@ is_sound() {
         grep -qF "$(cd "$environment" && pwd -P)" "$environment/bin/activate"
 }
 
-# Install packages; says which large ones are fetched, and how large they are.
+# Install packages; pip says which large ones are fetched, and how large they are. uv looks where pip would.
 install() {
     if command -v uv >/dev/null; then
-        uv pip install --quiet --python "$environment/bin/python" "$@" && return
+        UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-https://pypi.org/simple}} \
+            UV_INDEX=${UV_INDEX:-${PIP_EXTRA_INDEX_URL:-}} UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} \
+            uv pip install --quiet --python "$environment/bin/python" "$@" && return
         echo "uv could not install them (see above); pip tries" >&2
     fi
     python -m pip install --disable-pip-version-check --upgrade-strategy eager "$@" \
@@ -41,7 +43,8 @@ fi
 source "$environment/bin/activate"
 wanted=$(cat requirements*.txt constraints.txt | sha256sum | cut -d' ' -f1)-$requirements
 if ! grep -qxF "$wanted" "$environment/installed" 2>/dev/null; then
-    echo "installing $requirements into $environment: PyTorch with its CUDA libraries takes 6 GB and some minutes"
+    echo "installing $requirements into $environment: PyTorch with its CUDA libraries takes 6 GB and some minutes" \
+        "(pip install uv: one minute)"
     if [[ ! -e /dev/nvidia0 ]]; then
         echo "there is no NVIDIA GPU here: its CPU wheels, 1 GB, are taken from an index that has them, e.g. with" \
             "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
