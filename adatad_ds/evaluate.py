@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.errors import ConfigError
+from adatad_ds.system.collection import collection_paused
 from adatad_ds.system.launch import has_launcher
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.training.preemption import follow_launcher
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     world: World | None = None
     if has_launcher():
         follow_launcher(lambda: os._exit(128 + signal.SIGTERM))
-    from adatad_ds.distributed.world import World  # PyTorch: seconds
+    with collection_paused():
+        from adatad_ds.distributed.world import World  # PyTorch: seconds
 
     try:
         world = World.join()
@@ -55,11 +57,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 def run(arguments: argparse.Namespace, *, world: World) -> None:
     """Find the model or candidates, and evaluate them."""
-    from adatad_ds.evaluation.candidates_file import read_candidates
-    from adatad_ds.evaluation.ensemble import describe_fusion, fuse_candidates
-    from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
-    from adatad_ds.inference.trained_model import find_trained
-    from adatad_ds.runs.checkpoint import find_checkpoint
+    with collection_paused():
+        from adatad_ds.evaluation.candidates_file import read_candidates
+        from adatad_ds.evaluation.ensemble import describe_fusion, fuse_candidates
+        from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
+        from adatad_ds.inference.trained_model import find_trained
+        from adatad_ds.runs.checkpoint import find_checkpoint
 
     paths: list[Path] = arguments.paths
     path, *others = paths

@@ -25,6 +25,7 @@ from adatad_ds.data.video_files import find_files
 from adatad_ds.distributed.process import run_process
 from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
+from adatad_ds.system.collection import collection_paused
 from adatad_ds.system.utf8 import use_utf8
 
 if TYPE_CHECKING:
@@ -48,14 +49,15 @@ def __getattr__(name: str) -> Any:
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command; errors print one line per file; returns the exit code."""
     arguments = make_parser(prog).parse_args(argv)
-    import torch  # seconds, as what follows
+    with collection_paused():
+        import torch  # seconds, as what follows
 
-    from adatad_ds.data.decoding.video import VideoError
-    from adatad_ds.evaluation.detections_file import write_results
-    from adatad_ds.evaluation.operating_point import ShownFrom
-    from adatad_ds.inference.live_report import report_live
-    from adatad_ds.inference.prediction import RESULTS_FILE, Wanted, predict
-    from adatad_ds.inference.video_detector import load_detector
+        from adatad_ds.data.decoding.video import VideoError
+        from adatad_ds.evaluation.detections_file import write_results
+        from adatad_ds.evaluation.operating_point import ShownFrom
+        from adatad_ds.inference.live_report import report_live
+        from adatad_ds.inference.prediction import RESULTS_FILE, Wanted, predict
+        from adatad_ds.inference.video_detector import load_detector
 
     try:
         source = live_source(arguments) if arguments.live else None

@@ -22,6 +22,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
+from adatad_ds.system.collection import collection_paused
 from adatad_ds.system.launch import has_launcher, launched_rank
 from adatad_ds.system.utf8 import use_utf8
 from adatad_ds.training.preemption import StopRequest
@@ -44,9 +45,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             for text in inform(arguments):
                 _show(text)
             return 0
-        from adatad_ds.distributed.world import World  # PyTorch and DeepSpeed: seconds
-        from adatad_ds.inference.feature_cache import cache_features
-        from adatad_ds.training.session import train
+        with collection_paused():
+            from adatad_ds.distributed.world import World  # PyTorch and DeepSpeed: seconds
+            from adatad_ds.inference.feature_cache import cache_features
+            from adatad_ds.training.session import train
 
         world = World.join()
         config, ds_config = world.attempt(lambda: read_settings(arguments))

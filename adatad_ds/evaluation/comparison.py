@@ -1,4 +1,4 @@
-"""Evaluated runs side by side."""
+"""Runs side by side: their mAP."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ def compare_runs(runs: Sequence[Path]) -> str:
     """A table with one line a run: average mAP, then mAP at each tIoU of the first run, in %.
 
     Args:
-        runs: folders of evaluated runs.
+        runs: folders of runs. Of those that `adatad-ds evaluate` has not seen, the best evaluation in training counts.
 
     Raises:
-        DataError: some are not evaluated yet.
+        DataError: some were never evaluated.
     """
-    missing = [str(run) for run in runs if not (run / METRICS).is_file()]
+    found = {run: _metrics(run) for run in runs}
+    missing = [str(run) for run, metrics in found.items() if not metrics]
     if missing:
         raise DataError(f"not evaluated yet: {', '.join(missing)}; run adatad_ds/evaluate.py first")
-    metrics = {run.name: json.loads((run / METRICS).read_text(encoding="utf-8")) for run in runs}
+    metrics = {run.name: values for run, values in found.items()}
     names = [name for name in next(iter(metrics.values())) if name.startswith("mAP@")]
     width = max(map(len, metrics))
     lines = [f"{'mAP %':{width}}  average  " + "  ".join(f"{name.removeprefix('mAP@'):>6}" for name in names)]
@@ -31,3 +32,10 @@ def compare_runs(runs: Sequence[Path]) -> str:
         row = "  ".join(f"{100 * values[name]:6.2f}" for name in names)
         lines.append(f"{run:{width}}  {100 * values['average_mAP']:7.2f}  {row}")
     return "\n".join(lines)
+
+
+def _metrics(run: Path) -> dict[str, float]:
+    """Metrics of a run; empty: it was never evaluated."""
+    files = [run / METRICS] if (run / METRICS).is_file() else (run / "evaluations").glob("epoch_*/metrics.json")
+    found = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(files))
+    return max(found, key=lambda metrics: metrics["average_mAP"], default={})

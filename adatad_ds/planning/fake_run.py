@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
@@ -218,6 +217,8 @@ def _head_alone(config: Config) -> Config:
 @cache
 def _head_cost(config: Config, in_channels: int, num_classes: int, windows: int) -> tuple[int, int]:
     """Peak bytes, and FLOPs."""
+    from torch.utils.flop_counter import FlopCounterMode  # Triton, which no rank needs
+
     with shapes_only():  # initialisation reads values, which fake tensors lack
         pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
     with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
