@@ -122,7 +122,13 @@ def test_bad_videos_and_annotations_are_counted_and_trained_around(small_videos,
         entries.append({"segment": segment, "label": label})
     (data / "annotations.json").write_text(json.dumps(annotations))
     run = tmp_path / "run"
-    short = LAYOUT | {"train__repeats": 2, "train__stop_epoch": 1, "train__eval_from_epoch": 100}
+    short = {
+        "ranks": 2,
+        "ds_config": "zero2",
+        "train__repeats": 2,
+        "train__stop_epoch": 1,
+        "train__eval_from_epoch": 100,
+    }
     output = finish(train_command(data=data, run=run, **short))
     assert unreadable in output
     for words in ("end <= start", "duplicate", "clipped"):
@@ -145,7 +151,8 @@ def test_batches_without_any_positive_train_on(small_videos, tmp_path):
             video["annotations"] = [{"segment": [0.001, 0.002], "label": label}]  # too short for any point
     (data / "annotations.json").write_text(json.dumps(annotations))
     run = tmp_path / "run"
-    finish(train_command(data=data, run=run, **LAYOUT, train__stop_epoch=1, train__eval_from_epoch=100))
+    short = {"ranks": 2, "ds_config": "zero2", "train__stop_epoch": 1, "train__eval_from_epoch": 100}
+    finish(train_command(data=data, run=run, **short))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     regression = [line["loss/regression"] for line in lines if "loss/regression" in line]
     assert regression

@@ -59,7 +59,7 @@ def test_a_signal_to_the_whole_group_saves(number, small_videos, tmp_path):
 @pytest.mark.slow
 def test_ranks_outlive_their_launcher_to_save(small_videos, tmp_path):
     run = tmp_path / "run"
-    layout = LONG | {"ranks": 2, "ds_config": "zero3", "launcher": "deepspeed", "data__workers": 0}
+    layout = LONG | {"ranks": 2, "ds_config": "zero2", "launcher": "deepspeed", "data__workers": 0}
     command = train_command(data=small_videos, run=run, **layout)
     process = start_until(command, run, step=1)
     others = children(process)

@@ -90,7 +90,9 @@ class Browser:
     ) -> dict[str, Any]:
         """Send a command of the DevTools protocol and wait for its answer."""
         self._sent += 1
-        message = {"id": self._sent, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        message = {"id": self._sent, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while (answer := self._next(session, console)).get("id") != self._sent:
             pass
