@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tests.support.generated import generated
 
 # Test processes run side by side, as many as there are cores; threads of PyTorch would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # while test modules are imported
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +41,9 @@ def longer_videos(tmp_path_factory) -> Path:
 def small_clips(tmp_path_factory) -> Path:
     """Generated clips in a folder per class: 2 of each of 8 to learn from and 1 to test on."""
     return generated("clips", tmp_path_factory.mktemp("clips") / "data", train=2, test=1)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: each search of it for garbage takes half a second."""
+    gc.freeze()
+    gc.enable()
