@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import gc
 import importlib
 import json
 import os
@@ -24,6 +23,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from adatad_ds.system.collection import collection_paused
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).with_name("pool_client.py")
@@ -68,9 +69,9 @@ def server() -> str:
 def main() -> None:
     """Serve until the process that started this one is gone."""
     path, ready = sys.argv[1], int(sys.argv[2])
-    for module in IMPORTS:
-        importlib.import_module(module)
-    gc.freeze()  # what is imported stays shared between the forks
+    with collection_paused():  # what is imported stays shared between the forks
+        for module in IMPORTS:
+            importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait for ranks are waited for by nobody
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
