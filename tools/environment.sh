@@ -23,7 +23,7 @@ install() {
     if command -v uv >/dev/null; then
         UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-https://pypi.org/simple}} \
             UV_INDEX=${UV_INDEX:-${PIP_EXTRA_INDEX_URL:-}} UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} \
-            uv pip install --quiet --python "$environment/bin/python" "$@" && return
+            uv pip install --quiet --compile-bytecode --python "$environment/bin/python" "$@" && return
         echo "uv could not install them (see above); pip tries" >&2
     fi
     python -m pip install --disable-pip-version-check --upgrade-strategy eager "$@" \
