@@ -11,6 +11,7 @@ if [[ "${1:-}" == --newest || "${1:-}" == --lowest ]]; then
     shift
 fi
 source tools/environment.sh requirements-dev.txt "$versions"
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes import the same modules: compiled once
 
 if [[ "${1:-}" == --lint ]]; then
     shift

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from adatad_ds.config.parsing import CLIP_FRAMES
-from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Precision, TrainConfig
+from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, ParallelConfig, Precision, TrainConfig
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.segments import BlockSpan
@@ -201,24 +201,47 @@ def head_bytes(config: Config, *, in_channels: int, num_classes: int, windows: i
         num_classes: K.
         windows: windows per forward pass.
     """
-    return _head_cost(_head_alone(config), in_channels, num_classes, windows)[0]
+    return _head_bytes(_head_alone(config), in_channels, num_classes, windows)
 
 
 def head_flop(config: Config, *, in_channels: int, num_classes: int, windows: int) -> int:
     """FLOPs of the same passes; arguments: see `head_bytes`."""
-    return _head_cost(_head_alone(config), in_channels, num_classes, windows)[1]
+    return _head_flop(_head_alone(config), in_channels, num_classes, windows)
+
+
+def shapes_of(config: Config) -> Config:
+    """The config without settings that change no tensor of a model: the same for all layouts over ranks."""
+    backbone = replace(config.backbone, weights=None, clips_per_chunk=0, activation_memory_gb=None)
+    train = TrainConfig(precision=config.train.precision)
+    return replace(config, backbone=backbone, parallel=ParallelConfig(), train=train)
 
 
 def _head_alone(config: Config) -> Config:
     backbone = BackboneConfig(feature_channels=config.backbone.feature_channels)  # the rest is irrelevant to the head
-    return replace(config, backbone=backbone)
+    return replace(shapes_of(config), backbone=backbone)
 
 
 @cache
-def _head_cost(config: Config, in_channels: int, num_classes: int, windows: int) -> tuple[int, int]:
-    """Peak bytes, and FLOPs."""
+def _head_bytes(config: Config, in_channels: int, num_classes: int, windows: int) -> int:
+    with _head_passes(config, in_channels, num_classes, windows) as run:
+        return live_bytes(run)
+
+
+@cache
+def _head_flop(config: Config, in_channels: int, num_classes: int, windows: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # Triton, which no rank needs
 
+    with (
+        _head_passes(config, in_channels, num_classes, windows) as run,
+        FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
+    ):
+        run()
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def _head_passes(config: Config, in_channels: int, num_classes: int, windows: int) -> Iterator[Callable[[], None]]:
+    """Both passes, to be run inside."""
     with shapes_only():  # initialisation reads values, which fake tensors lack
         pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
     with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
@@ -230,9 +253,7 @@ def _head_cost(config: Config, in_channels: int, num_classes: int, windows: int)
             outputs = [output for output in head(levels, masks) if output.requires_grad]
             torch.stack([output.float().sum() for output in outputs]).sum().backward()
 
-        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            peak = live_bytes(run)
-        return peak, counter.get_total_flops()
+        yield run
 
 
 def _attention_flop(query: torch.Size, key: torch.Size, *_: object, **__: object) -> int:
@@ -280,9 +301,13 @@ class LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tree_map_only(Tensor, lambda tensor: self._known.add(tensor.untyped_storage()), (args, kwargs))
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._known.add(leaf.untyped_storage())
         out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
         return out
 
     def _count(self, tensor: Tensor) -> None:

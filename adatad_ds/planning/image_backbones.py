@@ -19,7 +19,7 @@ from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import fake_tensors, live_bytes
+from adatad_ds.planning.fake_run import fake_tensors, live_bytes, shapes_of
 
 
 class ImageCost:
@@ -34,7 +34,7 @@ class ImageCost:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._model = _built(config)
+        self._model = _built(shapes_of(config))
 
     def tensor_bytes(self, frames: int) -> int:
         """0: there are no stored tensors."""
@@ -71,8 +71,8 @@ class ImageCost:
         total = windows * clips
         at_once = min(backbone.clips_per_chunk or total, total)
         recomputes = backbone.activation_checkpointing or backbone.tuning == "frozen"
-        plain = replace(backbone, weights=None, activation_checkpointing=False, clips_per_chunk=0)
-        key = replace(config, backbone=plain)
+        key = shapes_of(config)
+        key = replace(key, backbone=replace(key.backbone, activation_checkpointing=False))
         together = _clips_bytes(key, at_once) if recomputes else total * _clips_bytes(key, 1)
         features = total * config.clip_frames * self._model.width * (size + 4)
         # Autograd sums the gradients of all chunks before it accumulates a weight's gradient.

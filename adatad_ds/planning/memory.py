@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, NamedTuple, Protocol
 
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import activation_policy, resolve_ds_config
 from adatad_ds.errors import ConfigError
-from adatad_ds.models.detector import Detector
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.factory import build_model, stored_outputs_of
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import head_bytes, head_flop
+from adatad_ds.planning.fake_run import head_bytes, head_flop, shapes_of
 from adatad_ds.planning.feature_cache import FEATURE_BYTES, CachePlan, FeatureCost, on_features, plan_cache, tera
 from adatad_ds.planning.video_backbones import VideoCost
 
@@ -125,11 +125,8 @@ def make_plan(
     resolved = resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=cuda)
     windows = resolved["train_micro_batch_size_per_gpu"]
     size = config.train.dtype.itemsize
-    bare = replace(config, backbone=replace(config.backbone, weights=None))
-    with shapes_only():
-        model = build_model(bare, num_classes=num_classes)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    model = _model_size(shapes_of(config), num_classes)
+    trainable, frozen = model.trainable, model.frozen
 
     zero = resolved["zero_optimization"]
     shares = ranks if zero["stage"] == 3 else 1
@@ -152,12 +149,12 @@ def make_plan(
     clips = -(-clips // temporal)
     is_features = config.backbone.is_features
     if is_features:
-        read = Line("features", windows * config.data.window_size * model.backbone.width * FEATURE_BYTES)
+        read = Line("features", windows * config.data.window_size * model.channels * FEATURE_BYTES)
     else:
         read = Line("frames", windows * clips * config.clip_frames * config.data.resolution**2 * 3)
     head = 0
-    of_head: dict[str, Any] = {"in_channels": model.backbone.width, "num_classes": num_classes, "windows": windows}
-    if isinstance(model, Detector):
+    of_head: dict[str, Any] = {"in_channels": model.channels, "num_classes": num_classes, "windows": windows}
+    if config.recognition is None:
         head = head_bytes(config, **of_head)
     others = (
         held("frozen weights", size * frozen // shares, host=weights_on_host),
@@ -191,6 +188,23 @@ def make_plan(
     else:
         useful, executed = (windows_a_step * cost.flop(recomputed=again) for again in (0.0, placed.recomputed))
     return Plan(lines=lines, activations=placed, useful_flop=useful, executed_flop=executed)
+
+
+class _ModelSize(NamedTuple):
+    """Numbers of parameters, and channels of the backbone's features."""
+
+    trainable: int
+    frozen: int
+    channels: int
+
+
+@cache
+def _model_size(config: Config, num_classes: int) -> _ModelSize:
+    with shapes_only():
+        model = build_model(config, num_classes=num_classes)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    return _ModelSize(trainable, frozen, model.backbone.width)
 
 
 def _backbone_lines(placed: Activations) -> list[Line]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from adatad_ds.config.backbone import FEATURES, Tuning
@@ -42,8 +45,9 @@ def find_recipe(name: str) -> Recipe:
     return recipes[name]
 
 
-def all_recipes() -> dict[str, Recipe]:
-    """Every recipe by name."""
+@cache
+def all_recipes() -> Mapping[str, Recipe]:
+    """Every recipe by name, made at the first call."""
     quickstart = {
         "quickstart": _quickstart("tia"),
         "quickstart_frozen": _quickstart("frozen"),
@@ -57,7 +61,7 @@ def all_recipes() -> dict[str, Recipe]:
         opentad_recipes(),
         tridet_recipes(),
     )
-    return quickstart | {name: recipe for family in families for name, recipe in family}
+    return MappingProxyType(quickstart | {name: recipe for family in families for name, recipe in family})
 
 
 def recipe_table() -> str:

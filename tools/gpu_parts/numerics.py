@@ -32,6 +32,8 @@ def run(record: Recorder, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     config = find_recipe("quickstart").config
+    if record.miniature:
+        config = replace(config, data=replace(config.data, window_size=32, resolution=32))
     expected = compute(config, torch.device("cpu"), precision="fp32")
     recomputed = replace(config.backbone, activation_checkpointing=True, clips_per_chunk=2)
     ways = [

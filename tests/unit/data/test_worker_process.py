@@ -75,7 +75,7 @@ def ended(others: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_group_is_the_ranks():
+def test_a_signal_to_the_group_is_the_ranks_and_nobody_survives_it_killed():
     process, others = start()
     assert len(others) == 4  # two workers, their server, a tracker of resources
     assert process.stdout is not None
@@ -85,15 +85,9 @@ def test_a_signal_to_the_group_is_the_ranks():
             assert process.stdout.readline().startswith("["), process.communicate(timeout=10)
         assert all(other.is_running() for other in others)
     process.kill()
-    process.communicate()
-
-
-@pytest.mark.slow
-def test_nobody_survives_a_killed_rank():
-    process, others = start()
-    process.kill()
     process.wait()
     assert ended(others)
+    process.communicate()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from matplotlib.image import imread
+from PIL import Image
 
 from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import Action, Video
@@ -376,9 +376,10 @@ def test_pictures_of_few_and_many(tmp_path, classes, detections):
     draw_missed(tmp_path / "missed.png", found, BINS["thumos14"])
     draw_classes(tmp_path / "classes.png", found)
     for path in tmp_path.glob("*.png"):
-        pixels = imread(path)
-        assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 10, path
-    assert imread(tmp_path / "classes.png").shape[0] < 1000  # only some of 200 classes
+        with Image.open(path) as picture:
+            assert picture.getcolors(10) is None, f"{path} has no more than 10 colours"
+    with Image.open(tmp_path / "classes.png") as picture:
+        assert picture.height < 1000  # only some of 200 classes
     assert (len(found.metrics.classes) > MOST_CLASSES) == (classes == 200)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from itertools import pairwise
 
@@ -83,6 +84,7 @@ def backbone(
     return made
 
 
+@functools.cache
 def frames() -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (2, CLIPS * 16, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -93,6 +95,16 @@ def learn(model: AdaptedBackbone, *, plainly: bool = False) -> tuple[torch.Tenso
     features = plain_tubelet_features(model, frames(), noise) if plainly else model.tubelet_features(frames(), noise)
     features.sin().sum().backward()
     return features.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@functools.cache
+def learnt_plainly(tuning: str, blocks: tuple[int, ...], **changes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return learn(backbone(tuning=tuning, blocks=blocks, **changes), plainly=True)
+
+
+@functools.cache
+def learnt_without_retention(tuning: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return learn(backbone(tuning=tuning, blocks=(0, 1, 2, 3)))
 
 
 @pytest.mark.parametrize("tuning", ["tia", "side", "ladder"])
@@ -115,7 +127,7 @@ def learn(model: AdaptedBackbone, *, plainly: bool = False) -> tuple[torch.Tenso
 )
 def test_same_as_plain_autograd(tuning, blocks, changes):
     plain = {name: changes[name] for name in ("kernel", "dilation", "plain", "lora") if name in changes}
-    features, gradients = learn(backbone(tuning=tuning, blocks=blocks, **plain), plainly=True)
+    features, gradients = learnt_plainly(tuning, blocks, **plain)
     other_features, other_gradients = learn(backbone(tuning=tuning, blocks=blocks, **changes))
     torch.testing.assert_close(other_features, features)
     assert other_gradients.keys() == gradients.keys()
@@ -152,9 +164,8 @@ RETENTIONS = [Retention(graphs=graphs) for graphs in (1, 4, 7, None)] + [Retenti
 @pytest.mark.parametrize("tuning", TUNINGS)
 @pytest.mark.parametrize("retention", RETENTIONS, ids=str)
 def test_what_is_retained_does_not_change_a_bit(tuning, retention):
-    every = {"tuning": tuning, "blocks": (0, 1, 2, 3)}
-    features, gradients = learn(backbone(**every))
-    other_features, other_gradients = learn(backbone(**every, retention=retention))
+    features, gradients = learnt_without_retention(tuning)
+    other_features, other_gradients = learn(backbone(tuning=tuning, blocks=(0, 1, 2, 3), retention=retention))
     assert torch.equal(other_features, features)
     assert all(torch.equal(other_gradients[name], gradient) for name, gradient in gradients.items())
     assert gradients.keys() == other_gradients.keys()
