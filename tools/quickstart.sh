@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # A first detector on a laptop's CPU: set up .venv, generate videos, train AdaTAD on 2 ranks with DeepSpeed ZeRO-2 for a
-# few epochs, and show its detections in a video. `--full` trains it to the end, and then the same budget with a frozen
-# backbone, for comparison. DS_CONFIG=ds_configs/zero3_offload.json trains as a model of 1 B parameters needs it: the
-# losses are the same up to rounding, but gathering the weights of this one, of 18 MB, takes longer than it pays.
-# `--features` extracts the frozen backbone's features once, and trains and evaluates a head on them.
+# few epochs, and show its detections in a video. `--full` trains longer, with adapters in all blocks, and then a head
+# alone, on the frozen backbone's features, for as many epochs. DS_CONFIG=ds_configs/zero3_offload.json trains as a
+# model of 1 B parameters needs it: the losses are the same up to rounding, but gathering the weights of this one, of
+# 18 MB, takes longer than it pays. `--features` extracts the frozen backbone's features once, and trains and evaluates
+# a head on them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ $# == 0 || $* == --full || $* == --features ]] || {
@@ -20,6 +21,7 @@ fi
 ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}
 cores=$(getconf _NPROCESSORS_ONLN)
 threads=$((cores > ranks ? cores / ranks : 1)) # of each rank
+workers=$((cores > ranks)) # decoding processes of each rank: none where they would take the ranks' own cores
 ((gpus > 0)) || export DS_ACCELERATOR=cpu
 ds_config=${DS_CONFIG:-ds_configs/zero2.json}
 
@@ -29,13 +31,20 @@ stage() {
 }
 done_in() { printf -- '--- %s s\n' "$((SECONDS - stage_began))"; }
 
+# Set `budget`: fewer epochs than the recipe's 16, with smaller steps.
+train_for() {
+    local epochs=$1 warmup_epochs=$2
+    budget=(--set "train.schedule_epochs=$epochs" --set "train.stop_epoch=$epochs" --set "train.eval_from_epoch=$epochs"
+        --set "train.warmup_epochs=$warmup_epochs" --set "train.global_batch=$((ranks > 2 ? ranks : 2))")
+}
+
 # Train a recipe in runs/FOLDER, with further arguments.
 train() {
     local recipe=$1 folder=runs/$2
     stage "training: recipe $recipe, $ranks ranks, DeepSpeed with $ds_config"
     rm -rf "$folder"
     OMP_NUM_THREADS=$threads deepspeed --quiet --num_gpus "$ranks" adatad_ds/train.py \
-        --deepspeed_config "$ds_config" --recipe "$recipe" --run-dir "$folder" "${@:3}"
+        --deepspeed_config "$ds_config" --recipe "$recipe" --run-dir "$folder" --set "data.workers=$workers" "${@:3}"
     done_in
 }
 
@@ -54,13 +63,23 @@ if [[ $* == --features ]]; then
 fi
 
 if [[ $* != --full ]]; then
-    epochs=5 # of the recipe's 16, with more and smaller steps in each, and adapters in the upper blocks alone
-    train quickstart quickstart_short --set "backbone.adapter_blocks=[3,4,5]" --set data.workers=1 \
-        --set "train.schedule_epochs=$epochs" --set "train.stop_epoch=$epochs" --set "train.eval_from_epoch=$epochs" \
-        --set "train.global_batch=$((ranks > 2 ? ranks : 2))" --set train.warmup_epochs=0.25
-    stage "detections in a video that it has not seen"
-    python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint runs/quickstart_short --html
-    done_in
+    train_for 5 0.25
+    train quickstart quickstart_short "${budget[@]}" --set "backbone.adapter_blocks=[3,4,5]" # the upper ones alone
+    trained=quickstart_short
+else
+    train_for 12 0.5
+    train quickstart quickstart "${budget[@]}"
+    # A frozen backbone's features are made once, so all epochs see the same crop.
+    train quickstart_frozen quickstart_frozen "${budget[@]}" --set backbone.cache_features=true \
+        --set data.short_side_before_crop=64
+    trained=quickstart
+fi
+
+stage "detections in a video that it has not seen"
+python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint "runs/$trained" --html
+done_in
+
+if [[ $* != --full ]]; then
     cat <<'TEXT'
 
 The picture and the page (open it in a browser) lie in predictions/. Next, after `source .venv/bin/activate`:
@@ -70,20 +89,11 @@ The picture and the page (open it in a browser) lie in predictions/. Next, after
 TEXT
     exit
 fi
-
-train quickstart quickstart
-train quickstart_frozen quickstart_frozen
-
-stage "evaluation: detections, mAP table, picture"
-python adatad_ds/evaluate.py runs/quickstart_frozen
-python adatad_ds/evaluate.py runs/quickstart
-done_in
-
 adatad-ds compare runs/quickstart runs/quickstart_frozen
 cat <<'TEXT'
 
-Look at runs/quickstart/evaluate/detections.png; then, after `source .venv/bin/activate`,
+The picture and the page (open it in a browser) lie in predictions/. Next, after `source .venv/bin/activate`:
+    adatad-ds evaluate runs/quickstart && adatad-ds report runs/quickstart  # curves, errors, videos on a page
     tensorboard --logdir runs
-    python adatad_ds/predict.py data/quickstart/videos/test_0000.mp4 --checkpoint runs/quickstart --html
-    python tools/ablate_aim.py      # the same in miniature for AIM: image transformers, recognition
+    python tools/ablate_aim.py  # the same in miniature for AIM: image transformers, recognition
 TEXT

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def collection_paused() -> Iterator[None]:
     """Nothing is searched for garbage inside, and what is there at the end never again.
 
-    For imports: they make half a million objects, which all stay; searching these again and again is 0.4 CPU s of a
-    rank's start, and 0.2 of each later search.
+    For imports: a rank's make 350,000 objects, which all stay; searching these again and again takes 0.4 CPU s of its
+    start, and 0.2 of each whole search later.
     """
     gc.disable()
     try:

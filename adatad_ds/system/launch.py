@@ -13,6 +13,7 @@ from adatad_ds.errors import ConfigError
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 # Set by torchrun and by deepspeed's launcher: the parent of each rank lives as long as the job.
 _LAUNCHER_NAMES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # torchrun's and deepspeed's
 _TORCHRUN_FOLDER = "torchelastic_"
 
 
@@ -74,6 +75,12 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
     """Number of processes started by the launcher; works before joining the process group."""
     name = "SLURM_NTASKS" if _in_slurm_step(environment) and "WORLD_SIZE" not in environment else "WORLD_SIZE"
     return int(environment.get(name, "1"))
+
+
+def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of processes started on this node; all of them, if the launcher does not say."""
+    named = next((name for name in _LOCAL_SIZES if name in environment), None)
+    return int(environment[named]) if named else launched_ranks(environment)
 
 
 def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:

@@ -29,6 +29,7 @@ from adatad_ds.runs.folder import RunFolder
 from adatad_ds.runs.lock import RunLock
 from adatad_ds.runs.mirrors import open_mirrors
 from adatad_ds.runs.resume import check_same_data
+from adatad_ds.system.launch import cores, local_ranks
 from adatad_ds.tasks.base import Task
 from adatad_ds.tasks.factory import open_task
 from adatad_ds.training.guards import DamagedVideos, DataWait, FailedVideos, SkippedSteps
@@ -274,7 +275,11 @@ def assemble(
         progress=progress,
         failed_videos=failed_videos,
         damaged_videos=DamagedVideos(world=world, report=report),
-        data_wait=DataWait(workers=config.data.workers, report=report),
+        data_wait=DataWait(
+            workers=config.data.workers,
+            spare_cores=world.device.type == "cuda" or cores() > local_ranks(),
+            report=report,
+        ),
         skipped_steps=skipped_steps,
         lock=session.lock,
         frozen_fingerprint=initial.frozen_fingerprint,

@@ -57,11 +57,14 @@ class DataWait:
 
     Args:
         workers: data.workers.
+        spare_cores: whether workers would not take the cores on which ranks compute: without, a rank that reads by
+            itself wastes nothing, and nothing is said.
         report: called with that message.
     """
 
-    def __init__(self, *, workers: int, report: Callable[[str], None]) -> None:
+    def __init__(self, *, workers: int, spare_cores: bool, report: Callable[[str], None]) -> None:
         self._workers = workers
+        self._useful = workers > 0 or spare_cores
         self._report = report
         self._steps = 0
         self._wait_sec = self._total_sec = 0.0
@@ -72,7 +75,7 @@ class DataWait:
         if self._steps > WAIT_STARTING_STEPS:
             self._wait_sec += wait_sec
             self._total_sec += step_sec
-        if self._steps == WAIT_STEPS and self._wait_sec >= WAIT_SHARE * self._total_sec:
+        if self._useful and self._steps == WAIT_STEPS and self._wait_sec >= WAIT_SHARE * self._total_sec:
             busy_sec = max(self._total_sec - self._wait_sec, 1e-3 * self._total_sec)
             # without workers, the rank itself reads while it waits, and one that reads meanwhile takes as long
             read_sec = self._workers * self._total_sec if self._workers else self._wait_sec

@@ -12,12 +12,13 @@ from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.loader import check_shared_memory
 from adatad_ds.data.video_dataset import LoadingSeconds
 from adatad_ds.errors import DataError
+from adatad_ds.system.launch import local_ranks
 from adatad_ds.training.guards import DataWait
 
 
-def said(*, workers: int, wait_sec: float, steps: int = 120) -> list[str]:
+def said(*, workers: int, wait_sec: float, steps: int = 120, spare_cores: bool = True) -> list[str]:
     lines: list[str] = []
-    wait = DataWait(workers=workers, report=lines.append)
+    wait = DataWait(workers=workers, spare_cores=spare_cores, report=lines.append)
     for step in range(steps):
         wait.add(wait_sec=30.0 if step < 2 else wait_sec, step_sec=40.0 if step < 2 else 1.0)
     return lines
@@ -29,6 +30,15 @@ def test_said_once_after_fifty_steps():
     assert not said(workers=2, wait_sec=0.75, steps=49)
     assert not said(workers=2, wait_sec=0.05), "nor for the time in which workers start"
     assert "data.workers=3 a rank (now 0)" in said(workers=0, wait_sec=0.75)[0]
+    assert not said(workers=0, wait_sec=0.75, spare_cores=False), "workers would take what the ranks compute on"
+    assert said(workers=1, wait_sec=0.75, spare_cores=False), "prepared videos would do"
+
+
+def test_ranks_of_a_node_as_launchers_tell_them():
+    assert local_ranks({"WORLD_SIZE": "8", "LOCAL_SIZE": "4"}) == 4  # deepspeed
+    assert local_ranks({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}) == 2  # torchrun
+    assert local_ranks({"WORLD_SIZE": "8"}) == 8
+    assert local_ranks({}) == 1
 
 
 def test_seconds_are_summed():
