@@ -68,8 +68,7 @@ def test_every_command_helps_without_pytorch(command):
 
 @pytest.mark.slow
 def test_a_dry_run_needs_pytorch_alone():
-    counting_flop = {"triton"}  # where it is installed
-    assert imported(entry("train", "--recipe", "quickstart", "--dry-run")) - counting_flop == {"torch"}
+    assert imported(entry("train", "--recipe", "quickstart", "--dry-run")) == {"torch"}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tools.gpu_parts.record import AS_EXPECTED, WORSE, Recorder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = {"train.eval_from_epoch": 99, "train.warmup_epochs": 0, "train.log_every_steps": 1, "data.workers": 1}
+LAST_EPOCH = 16  # of the quickstart's schedule
 SMALL = {  # for a CPU
     "data.window_size": 32,
     "data.resolution": 32,
@@ -41,7 +42,7 @@ def run(record: Recorder, device: torch.device) -> None:
         settings |= {"data.annotations": runs / "data/annotations.json", "data.videos": runs / "data/videos"}
         settings |= {"train.stop_epoch": steps // (4 if on_gpu else 2)}
         whole = _Training(runs / "whole", settings)
-        killed = _Training(runs / "killed", settings)
+        killed = _Training(runs / "killed", settings if on_gpu else settings | {"train.stop_epoch": LAST_EPOCH})
         killed.until(at)
         killed.signal(signal.SIGKILL)
         killed.start(resume=True)
@@ -64,7 +65,7 @@ def run(record: Recorder, device: torch.device) -> None:
             return
         _fp16(record, runs, settings)
         reference = _Training(runs / "cpu", settings | {"train.stop_epoch": 1}, on_cpu=True)
-        stopped = _Training(runs / "stopped", settings | {"train.stop_epoch": 500})
+        stopped = _Training(runs / "stopped", settings | {"train.stop_epoch": LAST_EPOCH, "train.repeats": 100})
         stopped.until(5)
         _stop(record, stopped)
         reference.finish()
@@ -175,7 +176,7 @@ def _ranks(folder: Path) -> list[int]:
 
 def _make_videos(folder: Path, *, videos: int, short: bool) -> None:
     command = [sys.executable, "-m", "adatad_ds", "generate", "videos", "--out", str(folder)]
-    command += ["--train", str(videos), "--test", "2"] + (["--seconds", "6", "8"] if short else [])
+    command += ["--train", str(videos), "--test", "2"] + (["--seconds", "10", "14"] if short else [])
     workers = ["--workers", str(len(os.sched_getaffinity(0)))]
     subprocess.run([*command, *workers], cwd=REPOSITORY, check=True, capture_output=True)
 
