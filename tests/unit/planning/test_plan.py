@@ -283,9 +283,10 @@ def test_auto_is_what_the_device_has_left():
         make_plan(config, ds_config=zero, ranks=1, num_classes=3, memory_gb=1.05)
 
 
+AIM_SIDE = 64  # below, an adapter's weights outweigh what is planned
 AIM = replace(
     CONFIG,
-    data=replace(CONFIG.data, window_size=32),
+    data=replace(CONFIG.data, window_size=32, resolution=AIM_SIDE, short_side_before_crop=AIM_SIDE),
     backbone=BackboneConfig(name="vit_tiny_patch16_224", tuning="aim", clip_frames=8, clips_per_chunk=2),
 )
 
@@ -306,7 +307,7 @@ def test_image_transformers(tuning, adapters, checkpointing):
     backbone = replace(AIM.backbone, tuning=tuning, aim_adapters=adapters, activation_checkpointing=checkpointing)
     config = replace(AIM, backbone=backbone)
     model = build_detector(config, num_classes=3).backbone
-    window = torch.zeros(1, 32, SIDE, SIDE, 3, dtype=torch.uint8)
+    window = torch.zeros(1, 32, AIM_SIDE, AIM_SIDE, 3, dtype=torch.uint8)
 
     def step() -> None:
         model(window).sum().backward()
@@ -332,7 +333,7 @@ def test_recognition():
     alone, shared = (make_plan(config, ds_config=ZERO2, ranks=ranks, num_classes=400) for ranks in (1, 8))
     assert alone.useful_flop == shared.useful_flop == 16 * step_flop(config)
     frames = {plan: line.device for plan in (alone, shared) for line in plan.lines if line.name == "frames"}
-    assert list(frames.values()) == [16 * 8 * SIDE**2 * 3, 2 * 8 * SIDE**2 * 3]
+    assert list(frames.values()) == [16 * 8 * AIM_SIDE**2 * 3, 2 * 8 * AIM_SIDE**2 * 3]
 
 
 @pytest.mark.slow
