@@ -19,7 +19,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--rem
 
 
 def loaded(page: Path, fragment: str = "", *, flags: tuple[str, ...] = ()) -> str:
-    """The page as Chromium has it two seconds, of the page's own time, after it was opened.
+    """The page as Chromium has it two seconds, of the page's own time, after it was loaded.
 
     Raises:
         AssertionError: the page has written to the console, or an exception of its was not caught.
@@ -61,6 +61,7 @@ class Browser:
             os.close(descriptor)
         self._sent = 0
         self._received = b""
+        self._events: set[str] = set()  # that came since a page was asked for
         atexit.register(self._close)
 
     def load(self, address: str) -> tuple[str, list[str]]:
@@ -70,12 +71,14 @@ class Browser:
         console: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
             self._ask(f"{domain}.enable", session, console)
-        self._ask("Emulation.setVirtualTimePolicy", session, console, policy="pause")
+        self._events.clear()
         self._ask("Page.navigate", session, console, url=address)
+        while "Page.loadEventFired" not in self._events:
+            self._next(session, console)
         policy = {"policy": "pauseIfNetworkFetchesPending", "budget": 2000}
         self._ask("Emulation.setVirtualTimePolicy", session, console, **policy)
-        while self._next(session, console).get("method") != "Emulation.virtualTimeBudgetExpired":
-            pass
+        while "Emulation.virtualTimeBudgetExpired" not in self._events:
+            self._next(session, console)
         dom = self._ask("Runtime.evaluate", session, console, expression="document.documentElement.outerHTML")
         self._ask("Target.closeTarget", targetId=tab)
         return dom["result"]["value"], console
@@ -109,6 +112,8 @@ class Browser:
             self._received += part
         text, _, self._received = self._received.partition(b"\0")
         message = json.loads(text)
+        if message.get("sessionId") == session:
+            self._events.add(message.get("method", ""))
         if console is not None and message.get("sessionId") == session:
             console.extend(_said(message))
         return message

@@ -56,7 +56,8 @@ SETTINGS = (
 VIDEOS, TEST_VIDEOS = 2, 3
 STAGES = ("start", "step", "save", "evaluate", "end", "resume")
 QUANTITIES = ("collectives", "messages", "bytes", "objects", "opened", "calls")
-TOLERANCE = 1.05, 1.0  # of what there is, and besides: partitions are filled up, one rank indexes videos for all
+SHARE = 1.05  # of what there is with fewest ranks, and besides: partitions are filled up, one rank indexes videos for
+BESIDES = {"calls": 4.0}  # all, and others look for what it writes, once or again
 WHY = {
     ("evaluate", "bytes"): "every rank gets all candidates, padded to the largest share",
     ("evaluate", "objects"): "every rank gets each rank's candidates and detections, once an evaluation",
@@ -121,7 +122,7 @@ def table(counted: Mapping[int, Sequence[Counted]], *, steps: int) -> list[dict[
                     for ranks, found in counted.items()
                 }
                 several = [count for ranks, count in sorted(counts.items()) if ranks > 1]
-                grows = len(several) > 1 and several[-1] > TOLERANCE[0] * several[0] + TOLERANCE[1]
+                grows = len(several) > 1 and several[-1] > SHARE * several[0] + BESIDES.get(quantity, 1.0)
                 note = WHY.get((stage, quantity), "GROWS") if grows else ""
                 if any(counts.values()):
                     rows.append({"stage": stage, "quantity": quantity, "whose": whose, "counts": counts, "note": note})
@@ -246,4 +247,5 @@ def build(config: Config, ds_config: dict[str, Any], session: Session, *, resume
 
 if __name__ == "__main__":
     use_utf8()
+    sys.dont_write_bytecode = True  # which whoever imports a module first would be counted with
     sys.exit(main())
