@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from PIL import Image, ImageColor
 
 from adatad_ds.evaluation.operating_point import ShownFrom
+from adatad_ds.evaluation.plots.figures import PALETTE
 from adatad_ds.evaluation.plots.timelines import draw_detections
 from adatad_ds.evaluation.video.subtitles import clock, write_csv, write_srt, write_vtt
 from tests.support.cues import cues
@@ -107,3 +110,18 @@ def test_picture_of_nothing_and_of_many(tmp_path: Path):
         assert content.startswith(b"\x89PNG")
         sizes.append(int.from_bytes(content[20:24]))  # the picture's height
     assert sizes[0] == sizes[1] < sizes[2] < 1500  # twelve rows, no more
+
+
+def test_what_is_shown_is_drawn_in_full_colour_and_the_rest_is_pale(tmp_path: Path):
+    """A bar at the height of its score, over its segment."""
+    detections = [{"segment": [2.0, 4.0], "label": "run", "score": 0.75}]
+    for least, full in ((0.5, True), (0.9, False)):
+        path = tmp_path / f"{least}.png"
+        draw_detections(path, name="v", duration_sec=10.0, detections=detections, shown=ShownFrom.choose(least, None))
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        rows, columns = np.nonzero((pixels == ImageColor.getrgb(PALETTE[0])).all(axis=-1))
+        assert (len(rows) > 0) == full
+        if full:
+            assert np.ptp(columns) == pytest.approx(0.2 * pixels.shape[1], rel=0.1)  # 2 of 10 s
+            assert np.ptp(rows) < 8
