@@ -8,8 +8,10 @@ Their backbone is read from the checkout's `opentad/models/backbones/vit_adapter
 mmcv, mmengine and mmaction, which want compiling, are stood in for here. It runs as their configs have it: blocks under
 torch's checkpoint, fp32 weights under autocast. Both sides get the same random weights and frames, without drop path; a
 step is normalisation, forward pass and backward pass of the features' mean square. Losses and the norm of the adapters'
-gradients must agree. All ways take a step in turn; seconds are the process's CPU seconds, ratios the median over the
-rounds. Memory is the peak of the tensors that are alive in one more step, above weights and frames.
+gradients must agree. All ways take a step in turn; ratios are the median over the rounds. On a CPU seconds are the
+process's CPU seconds, and memory is the peak of the tensors that are alive in one more step; on a GPU, which is taken
+where there is one, seconds pass until the device has finished, and memory is the peak of its allocator. Weights, their
+gradients and the frames are not counted.
 
 Ours runs as the recipe has it, within the memory that theirs took (`backbone.activation_memory_gb`), and without
 recomputation.
@@ -69,15 +71,36 @@ class Way:
         """Forward and backward pass."""
         loss = self.features().float().square().mean()
         loss.backward()
-        self.loss = float(loss)
+        self.loss = float(loss.detach())
 
     def measure(self) -> None:
         """Memory, loss and gradients of a step, which warms up, too; gradients stay allocated."""
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        self.peak_bytes = live_bytes(self.step)
+        self._clear_gradients()
+        if next(self.model.parameters()).is_cuda:
+            self.step()  # what libraries set up once
+            self._clear_gradients()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            self.peak_bytes = torch.cuda.max_memory_allocated() - before
+        else:
+            self.peak_bytes = live_bytes(self.step)
         gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
         self.gradient_norm = float(torch.stack(gradients).norm())
+
+    def time(self) -> None:
+        """A step's seconds: of the process on a CPU, until the device has finished on a GPU."""
+        on_gpu = next(self.model.parameters()).is_cuda
+        clock = time.perf_counter if on_gpu else time.process_time
+        began = clock()
+        self.step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        self.seconds.append(clock() - began)
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
 
 def main() -> int:
@@ -94,16 +117,15 @@ def main() -> int:
     fixed = ["backbone.weights=None", "backbone.drop_path=0.0"]
     try:
         config = override(find_recipe(arguments.recipe).config, [*arguments.set, *fixed])
-        ways = list(measured_ways(config, load_reference(arguments.opentad)))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        ways = list(measured_ways(config, load_reference(arguments.opentad), device))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for _ in range(arguments.rounds):
         for way in ways:
-            began = time.process_time()
-            way.step()
-            way.seconds.append(time.process_time() - began)
-    _print(config, ways, commit=_commit(arguments.opentad))
+            way.time()
+    _print(config, ways, device, commit=_commit(arguments.opentad))
     theirs, tolerance = ways[0], AGREE[config.train.precision]
     wrong = [
         way.name
@@ -116,14 +138,14 @@ def main() -> int:
     return int(bool(wrong))
 
 
-def measured_ways(config: Config, reference: ModuleType) -> Iterator[Way]:
+def measured_ways(config: Config, reference: ModuleType, device: torch.device) -> Iterator[Way]:
     """Theirs, then ours as the recipe has it, in their memory, and without recomputation; memory is measured."""
     if config.backbone.tuning != "tia" or config.train.precision not in AGREE:
         raise ConfigError("the comparison is of backbone.tuning=tia in train.precision=fp32 or bf16")
     side, generator = config.data.resolution, torch.Generator().manual_seed(0)
     shape = (config.train.micro_batch or 1, config.data.window_frames, side, side, 3)
-    frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    theirs = their_backbone(config, reference)
+    frames = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+    theirs = their_backbone(config, reference).to(device)
     way = Way("reference", theirs, lambda: their_features(theirs, frames, config.train.dtype))
     way.measure()
     yield way
@@ -141,7 +163,7 @@ def measured_ways(config: Config, reference: ModuleType) -> Iterator[Way]:
             budget=budget,
             beside=0,
         )
-        model = our_backbone(config, theirs, placed)
+        model = our_backbone(config, theirs, placed).to(device)
         own = Way(name, model, lambda model=model: model.tubelet_features(frames))
         own.measure()
         yield own
@@ -175,10 +197,10 @@ def their_backbone(config: Config, reference: ModuleType) -> nn.Module:
 def their_features(model: nn.Module, frames: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, F, H, W, 3) uint8 to (B, C, T'), as its wrapper and pipelines do it."""
     windows, count = frames.shape[:2]
-    mean, std = (torch.tensor(rgb).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (frames.new_tensor(rgb, dtype=torch.float32).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
     clips = frames.view(windows * count // 16, 16, *frames.shape[2:]).permute(0, 4, 1, 2, 3)
     pixels = (clips.float() - mean) / std  # (n, 3, 16, H, W)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+    with torch.autocast(frames.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
         tokens = model(pixels)  # (n, C, t, h, w)
         pooled = tokens.mean(dim=(3, 4))
     return pooled.unflatten(0, (windows, -1)).permute(0, 2, 1, 3).flatten(2)
@@ -299,19 +321,21 @@ def _commit(folder: Path) -> str:
     return found.stdout.strip() or "of an unknown commit"
 
 
-def _print(config: Config, ways: list[Way], *, commit: str) -> None:
+def _print(config: Config, ways: list[Way], device: torch.device, *, commit: str) -> None:
     data, theirs = config.data, ways[0]
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
     print(
         f"{config.backbone.name}, {data.window_frames} frames, {data.resolution} px, {config.train.precision}, "
-        f"{torch.get_num_threads()} threads; OpenTAD {commit}, PyTorch {torch.__version__}\n"
+        f"{where}; OpenTAD {commit}, PyTorch {torch.__version__}\n"
     )
-    print("| | GB | / reference | CPU s | / reference | loss | gradient norm |")
+    print(f"| | GB | / reference | {'s' if on_gpu else 'CPU s'} | / reference | loss | gradient norm |")
     print("|---" * 7 + "|")
     for way in ways:
         ratio = median(a / b for a, b in zip(way.seconds, theirs.seconds, strict=True))
         print(
             f"| {way.name} | {way.peak_bytes / 1e9:.3f} | {way.peak_bytes / theirs.peak_bytes:.2f} | "
-            f"{median(way.seconds):.2f} | {ratio:.2f} | {way.loss:.6g} | {way.gradient_norm:.5g} |"
+            f"{median(way.seconds):.3f} | {ratio:.2f} | {way.loss:.6g} | {way.gradient_norm:.5g} |"
         )
 
 
