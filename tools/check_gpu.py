@@ -54,15 +54,16 @@ class Part:
 
 # Name, title, what measures it (imported in its own process alone), seconds on a GPU; most valuable first.
 PARTS = (
-    ("machine", "The machine", "machine.run", 30),
-    ("numerics", "Numbers against the CPU's", "numerics.run", 40),
-    ("attention", "Attention", "attention.run", 30),
+    ("machine", "The machine", "machine.run", 25),
+    ("numerics", "Numbers against the CPU's", "numerics.run", 35),
+    ("attention", "Attention", "attention.run", 25),
+    ("launches", "Launches", "launches.run", 20),
     ("steps", "Whole steps", "steps.run", 140),
     ("profile", "Where a step's time goes", "steps.run_profile", 45),
     ("tia", "The adapter alone", "attention.run_tia", 20),
     ("data", "The data path", "data_path.run", 50),
     ("launch", "Under the launcher: killed, resumed, fp16, stopped", "launched.run", 80),
-    ("compile", "Compiled regions", "compiled.run", 70),
+    ("compile", "Compiled regions", "compiled.run", 65),
     ("reference", "The reference's way", "steps.run_reference", 35),
 )
 MINIATURE_SEC = 240  # on a machine with much else to do

@@ -79,7 +79,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=gpu.memory_gb)
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
     temporal = arguments.temporal or config.parallel.temporal
-    layout = Layout(arguments.gpus, temporal, config.backbone.clips_per_chunk, host)
+    layout = Layout(arguments.gpus, temporal, planner.chunk, host)
     known = arguments.core_frames_per_sec
     print(plan_report(planner, layout, gpu, name=name, core_frames_per_sec=known))
     return 0

@@ -54,7 +54,8 @@ class BackboneConfig:
     # C of data.features, of each source or of all together; None: as they have
     feature_channels: numbers.PositiveInt | tuple[numbers.PositiveInt, ...] | None = None
     cache_features: bool = False  # a frozen backbone runs once over all videos, before the training
-    clips_per_chunk: numbers.NonNegativeInt = 8  # clips that run through a block at once; 0: all
+    # clips that run through a block at once; 0: all; None: 8, on a GPU as many as keep it busy
+    clips_per_chunk: numbers.NonNegativeInt | None = None
     activation_memory_gb: numbers.Gigabytes | Literal["auto"] | None = None  # see planning/activations.py
     stored_on_device_gb: numbers.Gigabytes = 0.0  # stored activations kept on the device under cpu_checkpointing
 

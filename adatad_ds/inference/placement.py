@@ -26,7 +26,8 @@ def place(detector: Detector, *, config: Config, device: torch.device, max_devic
         return detector.to(device)
     room = torch.cuda.mem_get_info(device)[0] if max_device_gb is None else max_device_gb * 1e9
     blocks = detector.backbone.vit.blocks
-    resident = resident_blocks(detector, room_bytes=room - working_bytes(detector, config))
+    working = working_bytes(detector, config, cuda=device.type == "cuda")
+    resident = resident_blocks(detector, room_bytes=room - working)
     if resident == len(blocks):
         return detector.to(device)
     from accelerate import cpu_offload
@@ -49,12 +50,12 @@ def resident_blocks(detector: Detector, *, room_bytes: float) -> int:
     return max(0, min(len(sizes), int(left // max(sizes))))
 
 
-def working_bytes(detector: Detector, config: Config) -> int:
+def working_bytes(detector: Detector, config: Config, *, cuda: bool) -> int:
     """Memory of a forward pass without gradients, apart from the weights, with a margin."""
-    return int(MARGIN * forward_bytes(detector, config))
+    return int(MARGIN * forward_bytes(detector, config, cuda=cuda))
 
 
-def forward_bytes(detector: Detector, config: Config) -> int:
+def forward_bytes(detector: Detector, config: Config, *, cuda: bool) -> int:
     """Peak bytes of a forward pass without gradients, apart from the weights.
 
     The windows' frames; one chunk, as pixels or inside a block; for a video transformer, the tensors between its blocks
@@ -62,7 +63,8 @@ def forward_bytes(detector: Detector, config: Config) -> int:
     """
     backbone, resolution, size = detector.backbone, config.data.resolution, config.train.dtype.itemsize
     windows, frames = config.test.batch, config.test.batch * config.data.window_frames
-    chunk = min(frames, backbone.clips_per_chunk * config.clip_frames or frames)
+    clips = backbone.chunk(cuda=cuda) if isinstance(backbone, AdaptedBackbone) else backbone.clips_per_chunk
+    chunk = min(frames, clips * config.clip_frames or frames)
     width, hidden = backbone.width, backbone.vit.blocks[0].get_parameter("mlp.fc1.weight").shape[0]
     if isinstance(backbone, AdaptedBackbone):
         chunk = max(chunk, windows * config.clip_frames)

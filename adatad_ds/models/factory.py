@@ -18,6 +18,7 @@ from torch import nn
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.clips import CLIPS_PER_CHUNK
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.features import FeatureBackbone
 from adatad_ds.models.backbones.kinds import AnyBackbone, Backbone
@@ -204,7 +205,7 @@ def build_backbone(
             joint_scale=backbone.aim_joint_scale,
             drop_path=backbone.drop_path,
             activation_checkpointing=backbone.activation_checkpointing,
-            clips_per_chunk=backbone.clips_per_chunk,
+            clips_per_chunk=CLIPS_PER_CHUNK if backbone.clips_per_chunk is None else backbone.clips_per_chunk,
             window=runtime.window,
         )
     with memory:

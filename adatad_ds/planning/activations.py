@@ -13,8 +13,6 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.planning.fake_run import LadderBytes, SegmentBytes, SegmentKind
 
-CHUNK_COST = 0.02  # of a step's time, for each halving of a chunk: what that must save in recomputation
-
 
 class BudgetError(ConfigError):
     """`backbone.activation_memory_gb` is less than any way of running needs.
@@ -172,24 +170,24 @@ def within(
     chunks: Sequence[int],
     beside: int,
     host: bool,
-    step_flop: Callable[[float], float],
+    step_cost: Callable[[float, int], float],
 ) -> Activations:
     """The fastest placement within a budget.
 
     Args:
         budget: bytes of the device.
         cut: segments by clips a chunk.
-        chunks: clips a chunk to choose from, the preferred one first, each half of the one before.
+        chunks: clips a chunk to choose from; of equals the first.
         beside: bytes that something else takes while everything kept waits: the head's.
         host: stored tensors may wait in host memory, which is taken before inputs are made again: copies go on beside
             the arithmetic.
-        step_flop: a step's FLOPs by the share that is recomputed.
+        step_cost: a step's time, in any unit, by the share that is recomputed and the clips a chunk.
 
     Raises:
         BudgetError: nothing fits.
     """
     best, cost, least = None, 0.0, None
-    for halvings, chunk in enumerate(chunks):
+    for chunk in chunks:
         segments = cut(chunk)
 
         def fits(placed: Activations) -> bool:
@@ -198,7 +196,7 @@ def within(
         smallest = None
         for smallest in _choices(segments, chunk, host=host, fits=fits):
             if fits(smallest):
-                took = step_flop(smallest.recomputed) * (1 + CHUNK_COST) ** halvings
+                took = step_cost(smallest.recomputed, chunk)
                 if best is None or took < cost:
                     best, cost = smallest, took
                 break
@@ -238,3 +236,11 @@ def _choices(
     elif segments.regroups:
         for inputs in reversed(range(least_inputs(count), count)):
             yield placed(Retention(inputs=inputs))
+
+
+def halved(chunk: int, *, least: int) -> list[int]:
+    """A number of clips, its half, ... down to one clip of each window."""
+    sizes = [max(chunk, least)]
+    while sizes[-1] > least:
+        sizes.append(max(least, sizes[-1] // 2))
+    return sizes

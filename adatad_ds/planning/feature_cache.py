@@ -85,7 +85,7 @@ class CachePlan:
         ]
 
 
-def plan_cache(config: Config, *, cost: BackboneCost) -> CachePlan:
+def plan_cache(config: Config, *, cost: BackboneCost, cuda: bool) -> CachePlan:
     """The cost of a config's cache; it reads the annotations, if they are there.
 
     Args:
@@ -107,7 +107,9 @@ def plan_cache(config: Config, *, cost: BackboneCost) -> CachePlan:
     if data.sampling == "resize":
         clips = min(clips, data.window_frames // config.clip_frames)
     frames = clips * config.clip_frames * data.resolution**2 * 3
-    running = cost.activations(windows=1, clips=clips, policy=StoragePolicy(), budget=None, beside=0).peak_bytes
+    running = cost.activations(
+        windows=1, clips=clips, policy=StoragePolicy(), budget=None, beside=0, cuda=cuda
+    ).peak_bytes
     windows, epoch_windows = _count_windows(config)
     return CachePlan(
         device_bytes=weights + frames + running,
@@ -132,8 +134,12 @@ class FeatureCost:
         """0."""
         return 0.0
 
+    def chunk(self, *, cuda: bool) -> int:
+        """0: all."""
+        return 0
+
     def activations(
-        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
     ) -> Activations:
         """None."""
         return Activations(

@@ -14,6 +14,7 @@ import torch
 
 from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
+from adatad_ds.models.backbones.clips import CLIPS_PER_CHUNK
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
@@ -63,13 +64,19 @@ class ImageCost:
             backward += depth * linear + embedding
         return forward + backward + recomputed * forward
 
+    def chunk(self, *, cuda: bool) -> int:
+        """Clips that run through the transformer at once; 0: all."""
+        chosen = self._config.backbone.clips_per_chunk
+        return CLIPS_PER_CHUNK if chosen is None else chosen
+
     def activations(
-        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
     ) -> Activations:
         """A rank's forward and backward pass, given the gradients of weights; arguments: see `VideoCost`."""
         config, backbone, size = self._config, self._config.backbone, self._config.train.dtype.itemsize
         total = windows * clips
-        at_once = min(backbone.clips_per_chunk or total, total)
+        chunk = self.chunk(cuda=cuda)
+        at_once = min(chunk or total, total)
         recomputes = backbone.activation_checkpointing or backbone.tuning == "frozen"
         key = shapes_of(config)
         key = replace(key, backbone=replace(key.backbone, activation_checkpointing=False))
@@ -80,7 +87,7 @@ class ImageCost:
         trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         return Activations(
             retention=Retention(),
-            clips_per_chunk=backbone.clips_per_chunk,
+            clips_per_chunk=chunk,
             stored=0,  # chunks are recomputed from their frames
             on_device=0,
             tensor_bytes=0,

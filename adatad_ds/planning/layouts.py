@@ -16,9 +16,9 @@ from typing import Any
 from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
-from adatad_ds.planning.activations import BudgetError
+from adatad_ds.planning.activations import BudgetError, halved
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
-from adatad_ds.planning.memory import Plan, make_plan, usable_bytes
+from adatad_ds.planning.memory import Plan, backbone_cost, make_plan, usable_bytes
 from adatad_ds.planning.reading import reading_plan
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -80,6 +80,11 @@ class Planner:
         self.config, self._num_classes, self._memory_gb = config, num_classes, memory_gb
         self._ds_config = copy.deepcopy(dict(ds_config))
 
+    @property
+    def chunk(self) -> int:
+        """Clips that a GPU runs at once; 0: all."""
+        return backbone_cost(self.config).chunk(cuda=True)
+
     def plan(self, layout: Layout, *, frames: int | None = None) -> Plan:
         """One layout, with windows of another length if wanted.
 
@@ -138,8 +143,7 @@ class Planner:
 
     def _choices(self, gpus: int, frames: int | None) -> Iterator[tuple[int, bool, int]]:
         temporal = self.temporal_choices(gpus, frames)
-        chunks = [chunk for chunk in (8, 4, 2, 1) if chunk <= max(1, self.config.backbone.clips_per_chunk)]
-        for chunk in chunks:
+        for chunk in halved(self.chunk or self.config.sample_frames // self.config.clip_frames, least=1):
             for host in (False, True):
                 for count in temporal:
                     yield chunk, host, count
@@ -261,25 +265,24 @@ def grid_lines(planner: Planner) -> Iterator[str]:
             if most is None:
                 yield f"| {frames} | {gpus} | - | | | |" + " |" * len(memories)
                 continue
-            chunk = planner.config.backbone.clips_per_chunk
-            here = planner.plan(Layout(gpus, most, chunk, host=False), frames=frames)
-            away = planner.plan(Layout(gpus, most, chunk, host=True), frames=frames)
-            marks = [_mark(found) for found in layouts]
+            here = planner.plan(Layout(gpus, most, planner.chunk, host=False), frames=frames)
+            away = planner.plan(Layout(gpus, most, planner.chunk, host=True), frames=frames)
+            marks = [_mark(found, chunk=planner.chunk) for found in layouts]
             yield (
                 f"| {frames} | {gpus} | {most} | {here.device_bytes / 1e9:.1f} | {away.device_bytes / 1e9:.1f} | "
                 f"{away.host_bytes / 1e9:.1f} | {' | '.join(marks)} |"
             )
-    plan = planner.plan(Layout(1, 1, 8, True))
+    plan = planner.plan(Layout(1, 1, planner.chunk, True))
     floors = [f"{name} {floor_sec(plan, 1, gpu):.2f} s" for name, gpu in GPUS.items()]
     yield f"\n(the floor of a step on one GPU: {', '.join(floors)})"
 
 
-def _mark(found: tuple[Layout, Plan] | None) -> str:
+def _mark(found: tuple[Layout, Plan] | None, *, chunk: int) -> str:
     if found is None:
         return "-"
     layout = found[0]
-    chunk = f", chunk {layout.chunk}" if layout.chunk < 8 else ""
-    return f"{'H' if layout.host else 'D'}, P={layout.temporal}{chunk}"
+    smaller = f", chunk {layout.chunk}" if layout.chunk < chunk else ""
+    return f"{'H' if layout.host else 'D'}, P={layout.temporal}{smaller}"
 
 
 def floor_sec(plan: Plan, gpus: int, gpu: GPU) -> float:

@@ -113,7 +113,7 @@ def make_plan(
         ConfigError: it cannot be run this way.
     """
     if config.backbone.cache_features:
-        cache = plan_cache(config, cost=backbone_cost(config))
+        cache = plan_cache(config, cost=backbone_cost(config), cuda=cuda)
         steps = on_features(config, channels=cache.channels)
         plan = make_plan(steps, ds_config=ds_config, ranks=ranks, num_classes=num_classes, cuda=cuda)
         return replace(plan, cache=cache)
@@ -179,6 +179,7 @@ def make_plan(
         policy=policy,
         budget=None if budget is None else int(budget * 1e9),
         beside=head if automatic else 0,
+        cuda=cuda,
     )
     backbone = [] if is_features else _backbone_lines(placed)
     lines = (*others, *backbone, Line("head", head, transient=True))
@@ -242,8 +243,12 @@ class BackboneCost(Protocol):
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         ...
 
+    def chunk(self, *, cuda: bool) -> int:
+        """Clips that run at once; 0: all."""
+        ...
+
     def activations(
-        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
     ) -> Activations:
         """What waits for the backward pass, and what runs again.
 
@@ -253,6 +258,7 @@ class BackboneCost(Protocol):
             policy: where stored tensors wait without a budget.
             budget: bytes of the device; None: as the config has it.
             beside: bytes that the head takes while they wait.
+            cuda: whether the device is a GPU.
 
         Raises:
             ConfigError: nothing fits the budget.

@@ -13,7 +13,7 @@ from adatad_ds.data.inspection.training_length import BACKWARD_COST
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.factory import build_backbone, build_detector
-from adatad_ds.planning.memory import step_flop
+from adatad_ds.planning.memory import backbone_cost, step_flop
 
 TIMED_SEC = 1.0  # target duration of one timed pass
 SLOW_SEC = 2.0  # a longer pass is run only once
@@ -94,7 +94,7 @@ def _backbone_times(config: Config, *, clips: int, device: torch.device) -> tupl
     train_sec, forward_sec = passes(1)
     count = 1
     if device.type == "cuda":  # one clip does not keep it busy
-        count = min(clips, config.backbone.clips_per_chunk or clips, max(1, int(TIMED_SEC / train_sec)))
+        count = min(clips, backbone_cost(config).chunk(cuda=True) or clips, max(1, int(TIMED_SEC / train_sec)))
         train_sec, forward_sec = passes(count)
     return train_sec * clips / count, forward_sec * clips / count
 

@@ -7,17 +7,21 @@ T' tubelets of a sample's F frames, S positions, C channels, N tokens per clip.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 from adatad_ds.config.backbone import BESIDE
 from adatad_ds.config.schema import Config
+from adatad_ds.models.backbones.clips import LAUNCHED_FLOP, chunk_size
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import adapted_blocks, stored_outputs_of
 from adatad_ds.models.transformers import backbone_spec
-from adatad_ds.planning.activations import Activations, Segments, within
+from adatad_ds.planning.activations import Activations, Segments, halved, within
 from adatad_ds.planning.fake_run import LadderBytes, SegmentKind, ladder_bytes, span_bytes, whole_bytes
+
+CHUNK_COST = 0.02  # of a step's time on a CPU, for each halving of a chunk: what that must save in recomputation
 
 
 class VideoCost:
@@ -37,6 +41,7 @@ class VideoCost:
         self._stored = stored_outputs_of(config.backbone)
         self._frames = self._spec.tubelet_frames
         self._positions = self._spec.positions(config.data.resolution)
+        self._clip_tokens = config.clip_frames // self._frames * self._positions
 
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
@@ -62,13 +67,10 @@ class VideoCost:
     def _forward_flop(self, tokens: int) -> tuple[float, float, float]:
         """FLOPs of a block's forward pass, of an adapter's, and of what is added inside a tuned block."""
         backbone, spec = self._config.backbone, self._spec
-        linear = 2.0 * tokens * (4 * spec.width**2 + 2 * spec.width * spec.mlp_hidden)
-        clip_tokens = self._config.clip_frames // self._frames * self._positions
-        attention = 4.0 * tokens * clip_tokens * spec.width
         hidden = int(spec.width * backbone.adapter_ratio)
         middle = hidden**2 + backbone.adapter_kernel * hidden if backbone.has_time_convolution else 0
         adapter = 2.0 * tokens * (2 * spec.width * hidden + middle) if backbone.has_adapters else 0.0
-        return linear + attention, adapter, self._lora_flop(tokens)
+        return spec.block_flop(tokens, attended=self._clip_tokens), adapter, self._lora_flop(tokens)
 
     def _lora_flop(self, tokens: int) -> float:
         """FLOPs of a block's low-rank updates; DoRA's norms, of weights alone, are left out."""
@@ -78,41 +80,58 @@ class VideoCost:
         channels = {"qkv": 4 * width, "proj": 2 * width, "fc1": width + hidden, "fc2": width + hidden}
         return 2.0 * tokens * backbone.lora_rank * sum(channels[target] for target in backbone.lora_targets)
 
+    def chunk(self, *, cuda: bool) -> int:
+        """Clips that run through a block at once; 0: all."""
+        return chunk_size(self._config.backbone.clips_per_chunk, block_flop=self._clip_flop(), cuda=cuda)
+
     def activations(
-        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int
+        self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
     ) -> Activations:
         """What waits for the backward pass, and what runs again; see `memory.BackboneCost`."""
-        backbone, chunk = self._config.backbone, self._config.backbone.clips_per_chunk
+        backbone, chunk = self._config.backbone, self.chunk(cuda=cuda)
         if not self._stored:
-            return self._whole(windows, clips)
+            return self._whole(windows, clips, chunk=chunk)
         if budget is not None:
+            most = min(chunk or windows * clips, windows * clips)
             return within(
                 budget,
                 lambda chunk: self._cut(chunk, windows=windows, clips=clips),
-                chunks=_halved(min(chunk or windows * clips, windows * clips), least=windows),
+                chunks=halved(most, least=windows),
                 beside=beside,
                 host=policy.offload,
-                step_flop=lambda recomputed: self.flop(recomputed=recomputed),
+                step_cost=lambda recomputed, chunk: (
+                    self.flop(recomputed=recomputed) * self._slowed(chunk, most=most, cuda=cuda)
+                ),
             )
         retention = Retention() if backbone.activation_checkpointing else Retention(graphs=None)
         segments = self._cut(chunk, windows=windows, clips=clips)
         on_device = policy.on_device(len(self._stored), segments.tensor)
         return segments.place(retention, on_device=on_device, clips_per_chunk=chunk)
 
-    def _whole(self, windows: int, clips: int) -> Activations:
+    def _clip_flop(self) -> float:
+        """FLOPs of a block's forward pass on one clip."""
+        return self._spec.block_flop(self._clip_tokens, attended=self._clip_tokens)
+
+    def _slowed(self, chunk: int, *, most: int, cuda: bool) -> float:
+        """By what factor a step takes longer in chunks of so many clips: a GPU that waits for the host is idle."""
+        if cuda:
+            return max(1.0, LAUNCHED_FLOP / (chunk * self._clip_flop()))
+        return (1 + CHUNK_COST) ** math.log2(most / chunk)
+
+    def _whole(self, windows: int, clips: int, *, chunk: int) -> Activations:
         """Of `full` and `frozen`, which have no segments."""
-        config = self._config
+        config, backbone = self._config, replace(self._config.backbone, clips_per_chunk=chunk)
         recomputes = config.backbone.tuning == "full" and config.backbone.activation_checkpointing
         return Activations(
             retention=Retention(),
-            clips_per_chunk=config.backbone.clips_per_chunk,
+            clips_per_chunk=chunk,
             stored=0,
             on_device=0,
             tensor_bytes=self.tensor_bytes(windows * clips * config.clip_frames),
             graphs=0,
             spans=0,
             graph_bytes=0,
-            peak_bytes=whole_bytes(config.backbone, config.train.precision, config.data.resolution, windows, clips),
+            peak_bytes=whole_bytes(backbone, config.train.precision, config.data.resolution, windows, clips),
             recomputed=float(recomputes),
         )
 
@@ -176,11 +195,3 @@ class VideoCost:
             )
             for first, last in pairwise([*self._stored, self._spec.depth - 1])
         ]
-
-
-def _halved(chunk: int, *, least: int) -> list[int]:
-    """A number of clips, its half, ... down to one clip of each window."""
-    sizes = [max(chunk, least)]
-    while sizes[-1] > least:
-        sizes.append(max(least, sizes[-1] // 2))
-    return sizes

@@ -162,6 +162,7 @@ def measured_ways(config: Config, reference: ModuleType, device: torch.device) -
             policy=StoragePolicy(),
             budget=budget,
             beside=0,
+            cuda=device.type == "cuda",
         )
         model = our_backbone(config, theirs, placed).to(device)
         own = Way(name, model, lambda model=model: model.tubelet_features(frames))

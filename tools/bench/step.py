@@ -50,6 +50,7 @@ from adatad_ds.distributed.process import end_process
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
+from adatad_ds.models.backbones.clips import CLIPS_PER_CHUNK
 from adatad_ds.models.execution.activation_store import Storage, StoragePolicy
 from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.factory import Runtime, build_detector
@@ -218,7 +219,7 @@ def time_tia(config: Config, *, device: torch.device, steps: int) -> tuple[tuple
         dilation=backbone.adapter_dilation,
     ).to(device, config.train.dtype)
     torch.nn.init.normal_(tia.up_proj.weight, std=0.02)
-    shape = (1, 8 * (backbone.clips_per_chunk or 8), spec.positions(config.data.resolution), spec.width)
+    shape = (1, 8 * (backbone.clips_per_chunk or CLIPS_PER_CHUNK), spec.positions(config.data.resolution), spec.width)
     tokens = torch.randn(shape, device=device).to(config.train.dtype).requires_grad_()
     torch.testing.assert_close(published_tia(tia, tokens), tia(tokens), rtol=2e-2, atol=2e-2)
     medians = {}

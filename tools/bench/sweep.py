@@ -129,6 +129,7 @@ def _placed(cost: BackboneCost, config: Config, budget: int | None) -> Activatio
         policy=StoragePolicy(),
         budget=budget,
         beside=0,
+        cuda=False,
     )
 
 

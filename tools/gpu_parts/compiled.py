@@ -1,4 +1,4 @@
-"""Part 9: training with compiled regions (`train.compile`) beside the same steps without."""
+"""Training with compiled regions (`train.compile`) beside the same steps without."""
 
 from __future__ import annotations
 

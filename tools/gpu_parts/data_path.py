@@ -1,4 +1,4 @@
-"""Part 7: how fast this machine's cores make frames, and how many of them each recipe needs."""
+"""How fast this machine's cores make frames, and how many of them each recipe needs."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _seconds(dataset: WindowDataset, *, count: int) -> float:
 
 def _workers_needed(record: Recorder, sample_sec: float) -> None:
     for recipe in (SMALL, BASE, GIANT):
-        name = str(Setting(recipe, 768, 160, "zero2"))
-        step_sec = record.fact(f"{name}, chunks of 8: seconds a step of 2 windows")
+        setting = Setting(recipe, 768, 160, "zero2")
+        step_sec = record.fact(f"{setting}, chunks of {setting.chunk}: seconds a step of 2 windows")
         if step_sec:
-            record.amount(f"{name}: workers that keep up with a GPU", math.ceil(2 * sample_sec / step_sec), "")
+            record.amount(f"{setting}: workers that keep up with a GPU", math.ceil(2 * sample_sec / step_sec), "")
 
 
 def _waiting(record: Recorder, setting: Setting, config: Config, dataset: WindowDataset, *, steps: int) -> None:

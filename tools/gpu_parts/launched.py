@@ -1,4 +1,4 @@
-"""Part 8: the quickstart under the launcher: killed, resumed, in fp16, asked to stop."""
+"""The quickstart under the launcher: killed, resumed, in fp16, asked to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part 1: what machine this is, and what it reaches at best."""
+"""What machine this is, and what it reaches at best."""
 
 from __future__ import annotations
 

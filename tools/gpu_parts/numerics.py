@@ -1,4 +1,4 @@
-"""Part 2: the same numbers on the GPU as on the CPU."""
+"""The same numbers on the GPU as on the CPU."""
 
 from __future__ import annotations
 

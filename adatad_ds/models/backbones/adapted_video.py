@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatad_ds.config.backbone import BESIDE, Tuning
-from adatad_ds.models.backbones.clips import clip_chunks, drop_path_factors, recomputed
+from adatad_ds.models.backbones.clips import chunk_size, clip_chunks, drop_path_factors, recomputed
 from adatad_ds.models.backbones.contract import VideoTransformer
 from adatad_ds.models.execution.activation_store import Span, Storage
 from adatad_ds.models.execution.recompute import run_segments, sum_adapters
@@ -53,7 +53,8 @@ class AdaptedBackbone(nn.Module):
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
         activation_checkpointing: for `full`: keep one tensor per block for the backward pass, and recompute the rest.
         retention: except for `frozen` and `full`: what is kept for the backward pass.
-        clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all.
+        clips_per_chunk: maximum number of clips that run through a block at once (at least one per window); 0: all;
+            None: as `chunk_size` has it.
         window: this rank's share of a window in time.
         storage: holds stored tensors until the backward pass.
         stopwatch: times the recomputed segments.
@@ -71,7 +72,7 @@ class AdaptedBackbone(nn.Module):
         drop_path: float,
         activation_checkpointing: bool,
         retention: Retention,
-        clips_per_chunk: int,
+        clips_per_chunk: int | None,
         window: TimeShard,
         storage: Storage,
         stopwatch: Stopwatch,
@@ -107,6 +108,12 @@ class AdaptedBackbone(nn.Module):
             return 0
         return len(self.vit.blocks) if self.beside or self.tuning == "frozen" else self.stored_outputs[0] + 1
 
+    def chunk(self, *, cuda: bool) -> int:
+        """How many clips run through a block at once; 0: all."""
+        tokens = self.vit.clip_tubelets * self.vit.positions
+        flop = self.vit.spec.block_flop(tokens, attended=tokens)
+        return chunk_size(self.clips_per_chunk, block_flop=flop, cuda=cuda)
+
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.
 
@@ -124,7 +131,7 @@ class AdaptedBackbone(nn.Module):
         """Features of each tubelet of the whole window: (B, C, T'); arguments as for `forward`."""
         windows, clips = frames.shape[0], frames.shape[1] // self.vit.clip_frames
         keep = self._drop_path_factors(noise, clips=clips)
-        spans = self._spans(windows=windows, clips=clips)
+        spans = self._spans(windows=windows, clips=clips, at_once=self.chunk(cuda=frames.is_cuda))
         if self.stored_outputs:
             run = self._run_segments
         elif self.tuning == "full" and torch.is_grad_enabled():
@@ -249,12 +256,12 @@ class AdaptedBackbone(nn.Module):
             return recomputed(self._blocks, blocks, tokens, start, keep)
         return self._blocks(blocks, tokens, start, keep)
 
-    def _spans(self, *, windows: int, clips: int) -> list[Span]:
+    def _spans(self, *, windows: int, clips: int, at_once: int) -> list[Span]:
         """Spans of time that run at once, in tubelets: a chunk of clips of every window."""
         chunks = clip_chunks(
             clips,
             most=self._window.share(clips).most,
-            at_once=max(1, self.clips_per_chunk // windows) if self.clips_per_chunk else 0,
+            at_once=max(1, at_once // windows) if at_once else 0,
         )
         return [(start * self.vit.clip_tubelets, stop * self.vit.clip_tubelets) for start, stop in chunks]
 

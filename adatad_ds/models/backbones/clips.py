@@ -15,6 +15,28 @@ from torch.utils.checkpoint import checkpoint
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 
+CLIPS_PER_CHUNK = 8
+# Of a block's forward pass: a GPU does with less before the host has launched the next one's kernels, and waits. On an
+# H200 the host took 4.7 ms for a block's three passes, whatever their size, and the GPU as long for 49 clips of
+# VideoMAE-S at 160 px (docs/reference/gpu.md).
+LAUNCHED_FLOP = 2e11
+
+
+def chunk_size(chosen: int | None, *, block_flop: float, cuda: bool) -> int:
+    """How many clips run through a block at once; 0: all.
+
+    Args:
+        chosen: `backbone.clips_per_chunk`.
+        block_flop: FLOPs of a block's forward pass on one clip.
+        cuda: whether on a GPU, which is to be kept busy.
+    """
+    if chosen is not None:
+        return chosen
+    clips = CLIPS_PER_CHUNK
+    while cuda and clips * block_flop < LAUNCHED_FLOP:
+        clips *= 2
+    return clips
+
 
 def clip_chunks(clips: int, *, most: int, at_once: int) -> list[tuple[int, int]]:
     """First clip of each chunk, and one past its last: the same number of chunks on every rank, as ZeRO-3 gathers

@@ -48,6 +48,11 @@ class ViTSpec:
         """S, of frames with a side of `resolution` pixels."""
         return self.prefix_tokens + (resolution // self.patch) ** 2
 
+    def block_flop(self, tokens: int, *, attended: int) -> float:
+        """FLOPs of a block's forward pass on so many tokens, each of which attends to `attended`, a clip's."""
+        linear = 4 * self.width**2 + 2 * self.width * self.mlp_hidden
+        return 2.0 * tokens * (linear + 2 * attended * self.width)
+
 
 class VideoTransformer(nn.Module, ABC):
     """A transformer whose attention never leaves a clip. Its parts run one after another, and clips apart.

@@ -39,7 +39,7 @@ def test_some_blocks_wait():
     detector = build_detector(CONFIG, num_classes=5)
     block = sum(p.numel() * 4 for p in detector.backbone.vit.blocks[0].parameters())
     rest = sum(p.numel() * 4 for p in detector.parameters()) - 6 * block
-    room_gb = (rest + 3.5 * block + working_bytes(detector, CONFIG)) / 1e9
+    room_gb = (rest + 3.5 * block + working_bytes(detector, CONFIG, cuda=False)) / 1e9
     placed = place(detector, config=CONFIG, device=torch.device("cpu"), max_device_gb=room_gb)
     waiting = [all(p.is_meta for p in each.parameters()) for each in placed.backbone.vit.blocks]
     assert waiting == [False, False, True, True, True, True]
@@ -64,7 +64,9 @@ def test_what_a_forward_pass_takes_is_what_is_counted(tuning, checkpointing, win
     changes = {"tuning": tuning, "activation_checkpointing": checkpointing, "clips_per_chunk": chunk, "drop_path": 0.0}
     backbone = replace(CONFIG.backbone, **changes)
     config = replace(ALONE, backbone=backbone, data=replace(CONFIG.data, window_size=window))
-    assert forward_bytes(build_detector(config, num_classes=5), config) == pytest.approx(measured(config), rel=0.15)
+    assert forward_bytes(build_detector(config, num_classes=5), config, cuda=False) == pytest.approx(
+        measured(config), rel=0.15
+    )
 
 
 @pytest.mark.slow
@@ -72,7 +74,9 @@ def test_what_a_forward_pass_takes_is_what_is_counted(tuning, checkpointing, win
 def test_of_an_image_transformer_too(chunk):
     backbone = replace(CONFIG.backbone, name="vit_tiny_patch16_224", tuning="aim", clips_per_chunk=chunk)
     config = replace(ALONE, backbone=backbone, data=replace(CONFIG.data, window_size=32))
-    assert forward_bytes(build_detector(config, num_classes=5), config) == pytest.approx(measured(config), rel=0.15)
+    assert forward_bytes(build_detector(config, num_classes=5), config, cuda=False) == pytest.approx(
+        measured(config), rel=0.15
+    )
 
 
 def measured(config: Config) -> int:
@@ -92,7 +96,7 @@ def measured(config: Config) -> int:
 def test_larger_windows_take_more(changes: dict, more: float):
     larger = replace(CONFIG, data=replace(CONFIG.data, short_side_before_crop=144, **changes))
     detectors = [build_detector(config, num_classes=5) for config in (larger, CONFIG)]
-    assert working_bytes(detectors[0], larger) > more * working_bytes(detectors[1], CONFIG)
+    assert working_bytes(detectors[0], larger, cuda=False) > more * working_bytes(detectors[1], CONFIG, cuda=False)
 
 
 def test_an_image_transformers_blocks_wait():

@@ -29,7 +29,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.planning.activations import BudgetError
-from adatad_ds.planning.memory import Plan, make_plan, step_flop, usable_bytes
+from adatad_ds.planning.memory import Plan, backbone_cost, make_plan, step_flop, usable_bytes
 from adatad_ds.train import main
 from tests.support.count_bucket import BUCKET
 from tests.support.launch import environment
@@ -260,6 +260,33 @@ def test_smaller_chunks_where_one_is_most_of_the_peak():
     assert make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3).activations.clips_per_chunk in (1, 2, 4)
 
 
+def test_a_gpu_takes_as_many_clips_at_once_as_keep_it_busy():
+    """Of a small transformer the host launches a block no faster than of a large one."""
+    sizes = {}
+    for name in ("videomae_s", "videomae_b", "videomaev2_g"):
+        config = replace(CONFIG, data=DataConfig(resolution=160), backbone=BackboneConfig(name=name))
+        sizes[name] = [backbone_cost(config).chunk(cuda=cuda) for cuda in (False, True)]
+    assert sizes == {"videomae_s": [8, 64], "videomae_b": [8, 16], "videomaev2_g": [8, 8]}
+    for chosen in (0, 2):
+        config = replace(CONFIG, backbone=BackboneConfig(clips_per_chunk=chosen))
+        assert backbone_cost(config).chunk(cuda=True) == chosen
+
+
+@pytest.mark.slow
+def test_within_a_budget_a_gpu_keeps_large_chunks():
+    """Half as many clips at once take it as long as all its arithmetic once more."""
+    least = make_plan(budgeted(None, clips_per_chunk=1), ds_config=ZERO2, ranks=1, num_classes=3).activations
+    most = make_plan(budgeted(None, clips_per_chunk=16), ds_config=ZERO2, ranks=1, num_classes=3).activations
+    assert least.peak_bytes < most.peak_bytes
+    config = budgeted(most.peak_bytes / 1e9, clips_per_chunk=16)
+    cpu, gpu = (
+        make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3, cuda=cuda).activations for cuda in (False, True)
+    )
+    assert gpu.clips_per_chunk == 16
+    assert cpu.clips_per_chunk < 16
+    assert cpu.recomputed < gpu.recomputed
+
+
 def test_auto_is_what_the_device_has_left():
     """All the rest of the plan beside it: the head's while everything kept waits, too."""
     config, zero = budgeted("auto"), {"zero_optimization": {"stage": 2, "reduce_bucket_size": 20000}}
@@ -408,7 +435,7 @@ def test_a_cache_is_planned_as_it_is_filled(tmp_path):
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps({"database": database}))
     config = cached(annotations, sampling="random_trunc")
-    plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3)
+    plan = make_plan(config, ds_config=ZERO2, ranks=1, num_classes=3, cuda=False)
     assert plan.cache is not None
     model = build_detector(config, num_classes=3).backbone.eval()
     assert isinstance(model, AdaptedBackbone)
