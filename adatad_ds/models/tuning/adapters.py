@@ -98,7 +98,7 @@ class DepthwiseTimeConv(nn.Module):
 
     def forward(self, tokens: Tensor, before: int = 0, after: int = 0) -> Tensor:
         """(B, before + T + after, S, C) to (B, T, S, C); missing context up to `reach` is zero."""
-        taps = self.weight[:, 0].t()  # (kernel, C)
+        taps = self.weight.squeeze(1).t()  # (kernel, C)
         return _Taps.apply(tokens, taps, self.bias, before, after, self.dilation)  # pyright: ignore[reportReturnType]
 
 
