@@ -21,7 +21,7 @@ from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.planning.activations import Activations, Segments, halved, within
 from adatad_ds.planning.fake_run import LadderBytes, SegmentKind, ladder_bytes, span_bytes, whole_bytes
 
-CHUNK_COST = 0.02  # of a step's time on a CPU, for each halving of a chunk: what that must save in recomputation
+CHUNK_COST = 0.04  # of a step's time on a CPU, for each halving of a chunk: what that must save in recomputation
 
 
 class VideoCost:

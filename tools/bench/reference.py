@@ -317,9 +317,10 @@ def _stand_ins() -> dict[str, ModuleType]:
 
 
 def _commit(folder: Path) -> str:
+    if not (folder / ".git").exists():  # a folder in another repository would be told of that one's commit
+        return "of an unknown commit"
     command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "of an unknown commit"
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _print(config: Config, ways: list[Way], device: torch.device, *, commit: str) -> None:
