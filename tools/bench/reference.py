@@ -50,6 +50,7 @@ from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.fake_run import live_bytes
 from adatad_ds.planning.memory import backbone_cost
 from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.launch import gpu_count
 from adatad_ds.system.utf8 import use_utf8
 
 AGREE = {"fp32": 1e-4, "bf16": 3e-2}  # relative
@@ -117,7 +118,7 @@ def main() -> int:
     fixed = ["backbone.weights=None", "backbone.drop_path=0.0"]
     try:
         config = override(find_recipe(arguments.recipe).config, [*arguments.set, *fixed])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if gpu_count() else "cpu")
         ways = list(measured_ways(config, load_reference(arguments.opentad), device))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
