@@ -128,7 +128,8 @@ def learnt_without_retention(tuning: str) -> tuple[torch.Tensor, dict[str, torch
 def test_same_as_plain_autograd(tuning, blocks, changes):
     plain = {name: changes[name] for name in ("kernel", "dilation", "plain", "lora") if name in changes}
     features, gradients = learnt_plainly(tuning, blocks, **plain)
-    other_features, other_gradients = learn(backbone(tuning=tuning, blocks=blocks, **changes))
+    model = backbone(tuning=tuning, blocks=blocks, **changes)
+    other_features, other_gradients = learn(model)
     torch.testing.assert_close(other_features, features)
     assert other_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -136,7 +137,6 @@ def test_same_as_plain_autograd(tuning, blocks, changes):
         torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-5, atol=1e-5 * max(scale, 1), msg=name)
     with torch.no_grad():
         noise = SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
-        model = backbone(tuning=tuning, blocks=blocks, **changes)
         torch.testing.assert_close(model.tubelet_features(frames(), noise), features)
 
 

@@ -284,6 +284,7 @@ def test_within_a_budget_a_gpu_keeps_large_chunks():
     assert cpu.recomputed < gpu.recomputed
 
 
+@pytest.mark.slow
 def test_auto_is_what_the_device_has_left():
     """All the rest of the plan beside it: the head's while everything kept waits, too."""
     config, zero = budgeted("auto"), {"zero_optimization": {"stage": 2, "reduce_bucket_size": 20000}}
