@@ -29,8 +29,8 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "backbone.drop_path": 0.2,
     "backbone.adapter_blocks": "[4,5]",  # of 6
     "head.width": 32,
-    "head.arch": "[1,1,2]",
-    "head.regression_range": "[[0,4],[4,8],[8,10000]]",
+    "head.arch": "[1,0,1]",
+    "head.regression_range": "[[0,4],[4,10000]]",
     "head.drop_path": 0.1,
     "head.input_dropout": 0.1,
     "train.global_batch": 4,
