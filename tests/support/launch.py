@@ -41,7 +41,7 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "train.eval_every": 1,
     "train.eval_pictures": "false",
     "train.precision": "fp32",
-    "test.batch": 2,
+    "test.batch": 4,
 }
 
 
@@ -55,7 +55,7 @@ RECOGNITION = {  # the same for recognition
     "train.stop_epoch": 2,
     "train.eval_every": 1,
     "train.eval_pictures": "false",
-    "test.batch": 4,
+    "test.batch": 8,
 }
 
 
