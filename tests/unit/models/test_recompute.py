@@ -29,6 +29,7 @@ CLIPS, TUBELETS, POSITIONS = 5, 40, 4
 TUNINGS = ["tia", "side", "ladder", "lora", "bitfit", "norm", "tia+lora"]
 LORA = LoRASettings(rank=3, alpha=6.0, targets=("qkv", "proj", "fc1", "fc2"), dora=False)
 DORA = LoRASettings(rank=2, alpha=3.0, targets=("qkv", "fc2"), dora=True)
+SLOW = pytest.mark.slow  # of cases in great number
 STORED_BYTES = 2 * TUBELETS * POSITIONS * SPEC.width * 4  # of two windows
 
 
@@ -108,7 +109,7 @@ def learnt_without_retention(tuning: str) -> tuple[torch.Tensor, dict[str, torch
 
 
 @pytest.mark.parametrize("tuning", ["tia", "side", "ladder"])
-@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), (1,), (3,), (0, 3)])
+@pytest.mark.parametrize("blocks", [(0, 1, 2, 3), *(pytest.param(one, marks=SLOW) for one in [(1,), (3,)]), (0, 3)])
 @pytest.mark.parametrize(
     "changes",
     [
