@@ -18,16 +18,8 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-_INITIALISATION = frozenset(
-    (
-        nn.init.normal_,
-        Tensor.normal_,
-        Tensor.uniform_,
-        Tensor.erfinv_,
-        Tensor.mul_,
-        Tensor.add_,
-        Tensor.clamp_,
-    )
+_INITIALISATION = frozenset(  # what normal and truncated normal initialisation call; timm's, too
+    (nn.init.normal_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
 )
 
 
@@ -35,7 +27,7 @@ class _NothingDrawn(TorchFunctionMode):
     """Leaves out normal and truncated normal initialisation of meta tensors, which have no values.
 
     PyTorch's own way to do nothing there imports torch.compile's packages (torch._dynamo, SymPy, pandas), 2 CPU s, and
-    takes five times as long as building a model's modules.
+    takes longer than building a model's modules.
     """
 
     def __torch_function__(
