@@ -6,6 +6,7 @@ Unknown keys, wrong types and impossible values raise `ConfigError` with one par
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
         ConfigError: unknown key, wrong type, impossible value.
     """
     sections: dict[str, Any] = {}
-    types_of_sections = typing.get_type_hints(Config)
+    types_of_sections = _hints(Config)
     for name, values in renewed(tree).items():
         if name not in types_of_sections:
             raise ConfigError(f"unknown config section {name!r}{nearest(name, types_of_sections)}")
@@ -75,8 +76,13 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     return from_dict(tree)
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
 def _section(cls: type, section: str, values: Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     missing = [
         f.name
         for f in dataclasses.fields(cls)

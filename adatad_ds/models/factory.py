@@ -12,7 +12,6 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from adatad_ds.config.schema import BackboneConfig, Config, HeadConfig
@@ -32,6 +31,7 @@ from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.models.pyramid import MaxPooling, Pyramid, PyramidBlock, SourceProjections
 from adatad_ds.models.recogniser import Classifier, Recogniser
 from adatad_ds.models.sgp import SGPBlock
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.models.transformers import backbone_spec, build_configured_image, build_video_transformer
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
@@ -182,7 +182,7 @@ def build_backbone(
         ConfigError: unknown backbone, or adapters that do not fit it.
     """
     backbone, resolution, runtime = config.backbone, config.data.resolution, runtime or Runtime()
-    memory = torch.device("meta") if backbone.weights is not None else contextlib.nullcontext()
+    memory = shapes_only() if backbone.weights is not None else contextlib.nullcontext()
     if backbone.is_aim:
         from adatad_ds.models.backbones.adapted_image import (  # here, as timm takes seconds to import
             ALL_ADAPTERS,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -18,10 +18,16 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves out normal initialisation of meta tensors, which have no values.
+_INITIALISATION = frozenset(  # what normal and truncated normal initialisation call; timm's, too
+    (nn.init.normal_, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_)
+)
 
-    PyTorch's own way to do nothing there imports torch.compile's packages (torch._dynamo, SymPy, pandas): 2 CPU s.
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out normal and truncated normal initialisation of meta tensors, which have no values.
+
+    PyTorch's own way to do nothing there imports torch.compile's packages (torch._dynamo, SymPy, pandas), 2 CPU s, and
+    takes longer than building a model's modules.
     """
 
     def __torch_function__(
@@ -32,7 +38,7 @@ class _NothingDrawn(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if func is nn.init.normal_:
+        if func in _INITIALISATION:
             tensor = named["tensor"] if "tensor" in named else args[0]
             if tensor.is_meta:
                 return tensor

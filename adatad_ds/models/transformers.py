@@ -8,7 +8,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from adatad_ds.config.schema import BackboneConfig
@@ -17,6 +16,7 @@ from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.internvideo2 import INTERNVIDEO2_SPECS, InternVideo2
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.backbones.vjepa2 import VJEPA2, VJEPA2_SPECS
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.models.tuning.lora import PARTS
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def build_configured_image(backbone: BackboneConfig, *, resolution: int, depth: 
 def _image_spec(name: str) -> ViTSpec:
     from adatad_ds.models.backbones.image_vit import build_image_transformer
 
-    with torch.device("meta"):
+    with shapes_only():
         return build_image_transformer(name, resolution=None).spec
 
 

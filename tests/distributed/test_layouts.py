@@ -14,7 +14,7 @@ LAYOUTS = {
     "1 rank, ZeRO-3": {"ranks": 1, "ds_config": "zero3"},
     "1 rank, ZeRO-2, accumulating": {"ranks": 1, "ds_config": "zero2", "train__micro_batch": 1},
     "2 ranks, ZeRO-3": {"ranks": 2, "ds_config": "zero3"},
-    "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2", "launcher": "torchrun"},
+    "2 ranks, ZeRO-2": {"ranks": 2, "ds_config": "zero2"},
     "2 ranks, ZeRO-1": {"ranks": 2, "ds_config": "zero1"},
     "2 ranks, ZeRO-3 + offload, accumulating": {  # as README launches it
         "ranks": 2,

@@ -13,6 +13,7 @@ from adatad_ds.runs.checkpoint import CheckpointStore
 from tests.support.launch import children_of, finish, losses, start_until, train_command
 
 SETTINGS = {  # 6 steps; saved after 2, 3, 4 and 6
+    "train__global_batch": 2,
     "train__lr_head": 1e-3,
     "train__lr_adapter": 1e-3,
     "train__schedule_epochs": 3,
@@ -34,17 +35,18 @@ def kill_after_step(command: list[str], run, step: int) -> None:
 @pytest.mark.parametrize(
     ("ranks", "ds_config", "precision", "compact"), [(2, "zero3_offload", "bf16", False), (1, "zero2", "fp32", True)]
 )
-def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, small_videos, tmp_path):
-    def command(run, **more):
+def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, few_videos, tmp_path):
+    def command(run, *, workers=0, **more):
         layout = {"ranks": ranks, "ds_config": ds_config, "train__precision": precision}
-        layout |= {"train__compact_checkpoints": compact, "data__workers": int(ranks == 1)}
-        return train_command(data=small_videos, run=run, **layout, **SETTINGS, **more)
+        layout |= {"train__compact_checkpoints": compact, "data__workers": workers}
+        return train_command(data=few_videos, run=run, **layout, **SETTINGS, **more)
 
     whole = tmp_path / "whole"
     finish(command(whole))
 
     killed = tmp_path / "killed"
-    kill_after_step(command(killed), killed, step=3)
+    workers = int(ranks == 1)
+    kill_after_step(command(killed, workers=workers), killed, step=3)
     newest = CheckpointStore(folder=killed / "checkpoints", keep=2).latest()
     assert newest is not None
     resumed_at = json.loads((newest / "state.json").read_text())["step"]
@@ -52,7 +54,7 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
     versions = json.loads((killed / "versions.json").read_text())
     versions["packages"]["numpy"] = "1.0.0"
     (killed / "versions.json").write_text(json.dumps(versions))
-    output = finish(command(killed, resume=True))
+    output = finish(command(killed, workers=workers, resume=True))
     assert f"{resumed_at} steps done" in output
     assert "resumed under other versions" in output
     assert "numpy 1.0.0 -> " in output
@@ -73,33 +75,33 @@ def test_killed_run_continues_bit_by_bit(ranks, ds_config, precision, compact, s
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_and_stage(small_videos, tmp_path):
+def test_another_number_of_ranks_and_stage(few_videos, tmp_path):
     settings = {**SETTINGS, "train__eval_from_epoch": 100}
     whole = tmp_path / "whole"
-    finish(train_command(data=small_videos, run=whole, ranks=1, ds_config="zero2", **settings))
+    finish(train_command(data=few_videos, run=whole, ranks=1, ds_config="zero2", **settings))
     for name in ("step_00000006", "step_00000004"):
         assert (whole / "checkpoints" / name).is_dir()
     other = tmp_path / "other"
     shutil.copytree(whole, other)
     shutil.rmtree(other / "checkpoints" / "step_00000006")
-    finish(train_command(data=small_videos, run=other, ranks=2, ds_config="zero3", resume=True, **settings))
+    finish(train_command(data=few_videos, run=other, ranks=2, ds_config="zero3", resume=True, **settings))
     assert losses(other) == pytest.approx(losses(whole), rel=1e-5)
 
     # And back: from two ranks and ZeRO-3 to one and ZeRO-2.
     two = tmp_path / "two"
-    finish(train_command(data=small_videos, run=two, ranks=2, ds_config="zero3", **settings))
+    finish(train_command(data=few_videos, run=two, ranks=2, ds_config="zero3", **settings))
     shutil.rmtree(two / "checkpoints" / "step_00000006")
-    finish(train_command(data=small_videos, run=two, ranks=1, ds_config="zero2", resume=True, **settings))
+    finish(train_command(data=few_videos, run=two, ranks=1, ds_config="zero2", resume=True, **settings))
     assert losses(two) == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_saves_and_ends_all(small_videos, tmp_path):
+def test_a_signal_to_one_rank_saves_and_ends_all(few_videos, tmp_path):
     """The scheduler's warning: the run goes on at the very step, bit by bit."""
 
     def command(run, **more):
         settings = SETTINGS | {"train__checkpoint_every_steps": 0, "train__eval_from_epoch": 100}
-        return train_command(data=small_videos, run=run, ranks=2, ds_config="zero2", **settings, **more)
+        return train_command(data=few_videos, run=run, ranks=2, ds_config="zero2", **settings, **more)
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     finish(command(whole))

@@ -20,7 +20,14 @@ from tests.support.generated import generated
 from tests.support.launch import finish, launched, start, train_command
 from tests.support.published import published
 
-SETTINGS = {"ranks": 1, "ds_config": "zero2", "train__ema_decay": 0.5, "backbone__adapter_blocks": "null"}
+SETTINGS = {  # with which two epochs find something
+    "ranks": 1,
+    "ds_config": "zero2",
+    "train__ema_decay": 0.5,
+    "backbone__adapter_blocks": "null",
+    "head__arch": "[1,1,2]",
+    "head__regression_range": "[[0,4],[4,8],[8,10000]]",
+}
 OUTPUT = "output.txt"  # what the training printed
 
 

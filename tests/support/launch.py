@@ -29,8 +29,8 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "backbone.drop_path": 0.2,
     "backbone.adapter_blocks": "[4,5]",  # of 6
     "head.width": 32,
-    "head.arch": "[1,1,2]",
-    "head.regression_range": "[[0,4],[4,8],[8,10000]]",
+    "head.arch": "[1,0,1]",
+    "head.regression_range": "[[0,4],[4,10000]]",
     "head.drop_path": 0.1,
     "head.input_dropout": 0.1,
     "train.global_batch": 4,
@@ -41,7 +41,7 @@ SMALL = {  # a detector and schedule that train on a CPU in seconds
     "train.eval_every": 1,
     "train.eval_pictures": "false",
     "train.precision": "fp32",
-    "test.batch": 2,
+    "test.batch": 4,
 }
 
 
@@ -55,7 +55,7 @@ RECOGNITION = {  # the same for recognition
     "train.stop_epoch": 2,
     "train.eval_every": 1,
     "train.eval_pictures": "false",
-    "test.batch": 4,
+    "test.batch": 8,
 }
 
 

@@ -374,7 +374,7 @@ class ToldByWorker(WindowDataset):
 
 
 def test_frames_of_a_batch_are_written_where_they_stay(config: DataConfig):
-    """Each frame of a batch exists once: no copy to collate it, and none on its way from a worker."""
+    """Each frame of a batch exists once: no copy to collate it."""
     data = WindowDataset.for_training(config, seed=0)
     keys = [(2, 0), (2, 1), None]
     samples = data.__getitems__(keys)
@@ -386,6 +386,10 @@ def test_frames_of_a_batch_are_written_where_they_stay(config: DataConfig):
     backwards = collate(samples[1::-1])
     assert torch.equal(backwards.frames[1], samples[0].frames)
     assert torch.equal(collate([samples[0], data[2, 1]]).frames, whole.frames[:2])
+
+
+@pytest.mark.slow
+def test_frames_of_a_batch_are_not_copied_on_their_way_from_a_worker(config: DataConfig):
     told = ToldByWorker.for_testing(config)
     loader = make_test_loader(told, config=changed(config, workers=1), batch=2, rank=0, ranks=1, pin_memory=False)
     assert next(iter(loader)) == [True, True]

@@ -11,6 +11,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones import image_blocks
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import build_image_transformer
+from adatad_ds.models.shapes import shapes_only
 from tests.support.image_models import build, gradients, image_features, noise, timm_vit, video
 
 SUBSETS = [(), ("temporal",), ("spatial",), ("joint",), ("spatial", "temporal"), ALL_ADAPTERS]
@@ -238,7 +239,7 @@ def test_other_image_transformers(changes):
 
 
 def test_models_by_name():
-    with torch.device("meta"):
+    with shapes_only():
         clip = build_image_transformer("vit_base_patch16_clip_quickgelu_224", resolution=224)
         plain = build_image_transformer("vit_base_patch16_224.dino", resolution=160)
         siglip = build_image_transformer("vit_base_patch16_siglip_224", resolution=224)
@@ -258,7 +259,7 @@ def test_models_by_name():
 )
 def test_the_published_parameter_counts(name, learns, whole):
     """In millions, with the classifier of Kinetics-400."""
-    with torch.device("meta"):
+    with shapes_only():
         vit = build_image_transformer(name, resolution=224)
         model = AIMTransformer(
             vit=vit,
@@ -311,7 +312,7 @@ def test_names_that_will_not_do():
     for name in ("resnet50", "vit_huge_patch99", "convnext_base"):
         with pytest.raises(ConfigError, match=f"no plain vision transformer named {name}; it has, for example, vit_"):
             build_image_transformer(name, resolution=224)
-    with torch.device("meta"), pytest.raises(ConfigError, match="230 px are no multiple of the 16 px patches"):
+    with shapes_only(), pytest.raises(ConfigError, match="230 px are no multiple of the 16 px patches"):
         build_image_transformer("vit_base_patch16_224", resolution=230)
 
 

@@ -57,7 +57,7 @@ def published(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def saved(path: Path, *, prefix: str = "", beside: dict[str, Tensor] | None = None) -> Path:
     """A checkpoint of `SPEC` for 4 frames as the authors save it."""
-    with torch.device("meta"):
+    with shapes_only():
         vit = InternVideo2(spec=SPEC, clip_frames=4, resolution=28)
     shapes = {name.removeprefix("prefix."): tuple(p.shape) for name, p in vit.named_parameters()}
     torch.save({"module": {f"{prefix}{name}": published(name, s) for name, s in shapes.items()} | (beside or {})}, path)
@@ -65,7 +65,7 @@ def saved(path: Path, *, prefix: str = "", beside: dict[str, Tensor] | None = No
 
 
 def filled(source: Path, *, frames: int = 4, resolution: int = 28, spec: ViTSpec = SPEC) -> InternVideo2:
-    with torch.device("meta"):
+    with shapes_only():
         vit = InternVideo2(spec=spec, clip_frames=frames, resolution=resolution)
     weights = fit_video_weights(open_weights(source), vit, backbone="small")
     fill_backbone(vit, weights.vit, dtype=torch.float32, read=True, host=lambda module: None)

@@ -71,7 +71,7 @@ def small(*, frames: int = 16, resolution: int = 64, spec: ViTSpec = SPEC) -> VJ
 
 
 def filled(source: Path, *, frames: int, resolution: int) -> VJEPA2:
-    with torch.device("meta"):
+    with shapes_only():
         vit = VJEPA2(spec=SPEC, clip_frames=frames, resolution=resolution)
     weights = fit_video_weights(open_weights(source), vit, backbone="small")
     fill_backbone(vit, weights.vit, dtype=torch.float32, read=True, host=lambda module: None)
@@ -125,7 +125,7 @@ def test_published_sizes(name, tmp_path):
     ratio, spec = {"vjepa2_g": 48 / 11}.get(name, 4.0), VJEPA2_SPECS[name]
     with shapes_only():
         ours = VJEPA2(spec=spec, clip_frames=64, resolution=256)
-    with torch.device("meta"):
+    with shapes_only():
         reference = VJEPA2Model(replace_ratio(theirs(spec, resolution=256, frames=64), ratio))
     shapes = {key: p.shape for key, p in reference.named_parameters() if not key.startswith("predictor.")}
     stored = {key: StoredTensor(tuple(shape), lambda: torch.empty(0)) for key, shape in shapes.items()}

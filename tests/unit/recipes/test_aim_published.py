@@ -25,6 +25,7 @@ from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, Recognit
 from adatad_ds.data.augmentation import operations, transforms
 from adatad_ds.models.backbones.adapted_image import AIMTransformer, Bottleneck
 from adatad_ds.models.factory import build_recogniser
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.recipes.aim import aim_recipes
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.training.optim import parameter_groups
@@ -248,7 +249,7 @@ def facts_of(config: Config) -> dict[str, Any]:
     """What a recipe says of the same."""
     clips = config.recognition
     assert clips is not None
-    with torch.device("meta"):
+    with shapes_only():
         model = build_recogniser(config, num_classes=7)
     backbone = model.backbone
     assert isinstance(backbone, AIMTransformer)

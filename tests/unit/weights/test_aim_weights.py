@@ -14,6 +14,7 @@ from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.adapted_image import ALL_ADAPTERS, AIMTransformer
 from adatad_ds.models.backbones.image_vit import build_image_transformer
 from adatad_ds.models.recogniser import Classifier, Recogniser
+from adatad_ds.models.shapes import shapes_only
 from adatad_ds.weights.image_layouts import (
     AIM,
     CLIP,
@@ -254,7 +255,7 @@ def test_no_file():
 def test_the_published_sizes_fit(name, sizes):
     """openai/clip-vit-base-patch16 and clip-vit-large-patch14, names and shapes alone."""
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-    with torch.device("meta"):
+    with shapes_only():
         theirs = CLIPVisionModel(clip_vision(image_size=224, **dict(zip(keys, sizes, strict=True))))
         vit = build_image_transformer(name, resolution=224)
     weights = recognise_aim(stored(theirs.state_dict()), source=name)
