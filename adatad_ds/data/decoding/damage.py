@@ -90,7 +90,8 @@ def gaps(seconds: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
         return ()
     usual = float(np.median(intervals))
     found = intervals > max(GAP_SEC, GAP_INTERVALS * usual)
-    if not found.any() or np.mean(intervals[~found] <= 1.5 * usual) < REGULAR_SHARE:
+    others = intervals[np.convolve(found, [1, 1, 1], mode="same") == 0]  # a loss takes single frames beside it, too
+    if not found.any() or not len(others) or np.mean(others <= 1.5 * usual) < REGULAR_SHARE:
         return ()
     return tuple((float(seconds[at] + usual), float(seconds[at + 1])) for at in np.flatnonzero(found))
 
