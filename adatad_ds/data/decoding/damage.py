@@ -89,10 +89,11 @@ def gaps(seconds: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
     if len(intervals) < 2 * GAP_INTERVALS:
         return ()
     usual = float(np.median(intervals))
-    found = intervals > max(GAP_SEC, GAP_INTERVALS * usual)
-    others = intervals[np.convolve(found, [1, 1, 1], mode="same") == 0]  # a loss takes single frames beside it, too
-    if not found.any() or not len(others) or np.mean(others <= 1.5 * usual) < REGULAR_SHARE:
+    found, longer = intervals > max(GAP_SEC, GAP_INTERVALS * usual), intervals > 1.5 * usual
+    beside = np.convolve(found, [1, 1, 1], mode="same") > 0  # a loss may leave a single frame
+    if not found.any() or beside.all() or np.mean(~longer[~beside]) < REGULAR_SHARE:
         return ()
+    found |= beside & longer
     return tuple((float(seconds[at] + usual), float(seconds[at + 1])) for at in np.flatnonzero(found))
 
 
