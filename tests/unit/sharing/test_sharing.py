@@ -215,6 +215,7 @@ def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line(
     hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

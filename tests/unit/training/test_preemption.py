@@ -54,6 +54,7 @@ def start(*words: str, before: str = "") -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_asked_once_finishes(number):
     process = start()
@@ -75,6 +76,7 @@ def test_what_a_launcher_passes_on_is_no_second_request():
     assert (process.returncode, output) == (0, "left\n"), said
 
 
+@pytest.mark.slow
 def test_asked_twice_ends_now():
     process = start("stuck", "patient")
     process.send_signal(signal.SIGINT)
@@ -116,6 +118,7 @@ def test_nohup_holds():
     assert "SIGHUP" not in said
 
 
+@pytest.mark.slow
 def test_a_launcher_that_dies_asks(tmp_path):
     said = tmp_path / "said"
     starter = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SCRIPT!r}, 'launched']).wait()"
