@@ -82,7 +82,8 @@ class VideoCost:
 
     def chunk(self, *, cuda: bool) -> int:
         """Clips that run through a block at once; 0: all."""
-        return chunk_size(self._config.backbone.clips_per_chunk, block_flop=self._clip_flop(), cuda=cuda)
+        chosen = self._config.backbone.clips_per_chunk
+        return chunk_size(chosen, spec=self._spec, clip_tokens=self._clip_tokens, cuda=cuda)
 
     def activations(
         self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
@@ -108,14 +109,12 @@ class VideoCost:
         on_device = policy.on_device(len(self._stored), segments.tensor)
         return segments.place(retention, on_device=on_device, clips_per_chunk=chunk)
 
-    def _clip_flop(self) -> float:
-        """FLOPs of a block's forward pass on one clip."""
-        return self._spec.block_flop(self._clip_tokens, attended=self._clip_tokens)
-
     def _slowed(self, chunk: int, *, most: int, cuda: bool) -> float:
         """By what factor a step takes longer in chunks of so many clips: a GPU that waits for the host is idle."""
         if cuda:
-            return max(1.0, LAUNCHED_FLOP / (chunk * self._clip_flop()))
+            return max(
+                1.0, LAUNCHED_FLOP / self._spec.block_flop(chunk * self._clip_tokens, attended=self._clip_tokens)
+            )
         return (1 + CHUNK_COST) ** math.log2(most / chunk)
 
     def _whole(self, windows: int, clips: int, *, chunk: int) -> Activations:

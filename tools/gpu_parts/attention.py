@@ -13,11 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.recipes.catalog import find_recipe
 from tools.bench.step import time_tia
+from tools.gpu_parts.inputs import default_chunk
 from tools.gpu_parts.record import Recorder
 
-# backbone, clips at once (the executor's default at 160 px)
-CHUNKS = (("videomaev2_g", 8), ("videomae_b", 16), ("videomae_s", 64))
-SHAPES = [(name, side, clips) for name, clips in CHUNKS for side in (160, 224)]
+# backbone, side in pixels, clips at once
+SHAPES = [
+    (name, side, default_chunk(name, side))
+    for name in ("videomaev2_g", "videomae_b", "videomae_s")
+    for side in (160, 224)
+]
 AT_LEAST_TFLOP = {"videomaev2_g": 300.0}
 
 

@@ -13,10 +13,18 @@ from adatad_ds.data.batch import Batch
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
+from adatad_ds.models.backbones.clips import chunk_size
+from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.tasks.detection import DetectionTask
 from adatad_ds.weights.files import StoredTensor
 
 CLASSES = 20
+
+
+def default_chunk(backbone: str, pixels: int) -> int:
+    """Clips that a GPU runs at once where nobody says how many."""
+    spec = backbone_spec(backbone)
+    return chunk_size(None, spec=spec, clip_tokens=8 * spec.positions(pixels), cuda=True)
 
 
 def random_tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, StoredTensor]:

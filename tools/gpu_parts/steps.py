@@ -25,7 +25,7 @@ from adatad_ds.planning.activations import Activations
 from adatad_ds.planning.memory import make_plan, step_flop
 from adatad_ds.recipes.catalog import find_recipe
 from tools.bench.step import Bench, cpu_allocator_peak, matmul_flop_per_sec
-from tools.gpu_parts.inputs import CLASSES
+from tools.gpu_parts.inputs import CLASSES, default_chunk
 from tools.gpu_parts.machine import MATMUL, peak_dtype
 from tools.gpu_parts.record import Recorder
 from tools.gpu_parts.whole_step import WholeStep, gpu_activity
@@ -33,7 +33,6 @@ from tools.gpu_parts.whole_step import WholeStep, gpu_activity
 HELD = ("frozen weights", "trainable weights", "masters, moments, average")
 MAX_TRACE_BYTES = 10e6
 GIANT, BASE, SMALL = "thumos14_videomaev2_g", "thumos14_videomae_b", "thumos14_videomae_s"
-CHUNKS = {GIANT: 8, BASE: 16, SMALL: 64}  # the executor's default at 160 px
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Setting:
     @property
     def variants(self) -> tuple[tuple[int, bool], ...]:
         """(clips a chunk, stored tensors in host memory): those chosen, else the default."""
-        return self.chosen or ((CHUNKS.get(self.recipe, 8), False),)
+        return self.chosen or ((default_chunk(find_recipe(self.recipe).config.backbone.name, self.pixels), False),)
 
     @property
     def chunk(self) -> int:

@@ -111,8 +111,7 @@ class AdaptedBackbone(nn.Module):
     def chunk(self, *, cuda: bool) -> int:
         """How many clips run through a block at once; 0: all."""
         tokens = self.vit.clip_tubelets * self.vit.positions
-        flop = self.vit.spec.block_flop(tokens, attended=tokens)
-        return chunk_size(self.clips_per_chunk, block_flop=flop, cuda=cuda)
+        return chunk_size(self.clips_per_chunk, spec=self.vit.spec, clip_tokens=tokens, cuda=cuda)
 
     def forward(self, frames: Tensor, noise: SampleNoise | None = None) -> Tensor:
         """Features of each window.

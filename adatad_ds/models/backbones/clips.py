@@ -12,28 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 
 CLIPS_PER_CHUNK = 8
-# Of a block's forward pass: a GPU does with less before the host has launched the next one's kernels, and waits. On an
-# H200 the host took 4.7 ms for a block's three passes, whatever their size, and the GPU as long for 49 clips of
-# VideoMAE-S at 160 px (docs/reference/gpu.md).
+# Of a block's forward pass: with less, a GPU is thought to be done before the host has launched the next one's kernels.
+# On an H200 a chunk took 4.7 ms for a block's three passes; the published code, on whole windows, as long for 49 clips
+# of VideoMAE-S at 160 px (docs/reference/gpu.md; tools/gpu_parts/launches.py measures it).
 LAUNCHED_FLOP = 2e11
 
 
-def chunk_size(chosen: int | None, *, block_flop: float, cuda: bool) -> int:
+def chunk_size(chosen: int | None, *, spec: ViTSpec, clip_tokens: int, cuda: bool) -> int:
     """How many clips run through a block at once; 0: all.
 
     Args:
         chosen: `backbone.clips_per_chunk`.
-        block_flop: FLOPs of a block's forward pass on one clip.
+        spec: of the transformer.
+        clip_tokens: N, of one clip.
         cuda: whether on a GPU, which is to be kept busy.
     """
     if chosen is not None:
         return chosen
     clips = CLIPS_PER_CHUNK
-    while cuda and clips * block_flop < LAUNCHED_FLOP:
+    while cuda and clips * spec.block_flop(clip_tokens, attended=clip_tokens) < LAUNCHED_FLOP:
         clips *= 2
     return clips
 
