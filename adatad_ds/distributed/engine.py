@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
+from adatad_ds.distributed.gradient_norm import measure_at_once
 from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out, muon_uncompiled, parameters_unprinted
 from adatad_ds.distributed.releases import release_recomputed, search_by_index
 from adatad_ds.distributed.world import World
@@ -124,6 +125,7 @@ class Engine:
             )
         self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
         self._zero: Any = zero
+        measure_at_once(zero, comm=deepspeed.comm)
         self.module = model
         self.trainable_parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()

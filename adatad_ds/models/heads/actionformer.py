@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adatad_ds.config.head import HeadConfig
 from adatad_ds.detection.losses import detection_losses
 from adatad_ds.detection.points import Targets
-from adatad_ds.models.heads.parts import Scale, class_prior_bias, tower
+from adatad_ds.models.heads.parts import JoinedLevels, Scale, class_prior_bias, tower
 
 
 class PointPredictions(NamedTuple):
@@ -73,6 +73,7 @@ class ActionFormerHead(nn.Module):
         actionformer_norms: bool = False,
     ) -> None:
         super().__init__()
+        self.reach = kernel // 2
         self.cls_convs, self.reg_convs = (
             tower(width, tower_width, kernel=kernel, num_convs=num_convs, actionformer_norms=actionformer_norms)
             for _ in range(2)
@@ -87,16 +88,12 @@ class ActionFormerHead(nn.Module):
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> PointPredictions:
         """Levels (B, T_l, C) and masks (B, T_l) to predictions."""
-        logits, distances = [], []
-        for level, mask, scale in zip(levels, masks, self.scales, strict=True):
-            to_classify = to_regress = level
-            for cls_conv, reg_conv in zip(self.cls_convs, self.reg_convs, strict=True):
-                to_classify = cls_conv(to_classify, mask)
-                to_regress = reg_conv(to_regress, mask)
-            logits.append(self.cls_head(to_classify.transpose(1, 2)))
-            distances.append(F.relu(scale(self.reg_head(to_regress.transpose(1, 2)))))
+        joined = JoinedLevels(levels, masks, gap=self.reach)
+        logits = joined.split(joined.run(self.cls_convs, self.cls_head, joined.features))
+        distances = joined.split(joined.run(self.reg_convs, self.reg_head, joined.features))
+        scaled = [scale(part) for scale, part in zip(self.scales, distances, strict=True)]
         return PointPredictions(
-            class_logits=torch.cat(logits, dim=2).transpose(1, 2).float(),
-            distances=torch.cat(distances, dim=2).transpose(1, 2).float(),
+            class_logits=torch.cat(logits, dim=1).float(),
+            distances=F.relu(torch.cat(scaled, dim=1)).float(),
             valid=torch.cat(masks, dim=1),
         )

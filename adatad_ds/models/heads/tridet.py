@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adatad_ds.config.head import HeadConfig
 from adatad_ds.detection.losses import iou_weighted_losses
 from adatad_ds.detection.points import Targets
-from adatad_ds.models.heads.parts import Scale, class_prior_bias, tower
+from adatad_ds.models.heads.parts import JoinedLevels, Scale, class_prior_bias, tower
 
 
 class TridentPredictions(NamedTuple):
@@ -24,8 +24,9 @@ class TridentPredictions(NamedTuple):
     Attributes:
         class_logits: (B, P, K) float32.
         bins: (B, P, 2, R) float32, a point's own logits of its start's and end's bins, from left to right.
-        starts: (B, S, K) float32, logits of a start at each step: the levels one after another, each after R - 1 zeros.
-        ends: (B, S, K) float32, of an end, each level before R - 1 zeros.
+        starts: (B, S, K) float32, logits of a start at each step: the levels one after another, each after at least
+            R - 1 zeros.
+        ends: (B, S, K) float32, of an end, each level before at least R - 1 zeros.
         first_bin: (P,) int64, index in `starts` and `ends` of each point's leftmost bin.
         valid: (B, P) bool, False beyond the video's end.
     """
@@ -95,6 +96,7 @@ class TriDetHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_bins = num_bins
+        self.gap = max(num_bins, kernel // 2, boundary_kernel // 2)
 
         def branch(outputs: int, size: int) -> tuple[nn.ModuleList, nn.Conv1d]:
             convs = tower(width, tower_width, kernel=size, num_convs=num_convs, actionformer_norms=actionformer_norms)
@@ -112,30 +114,20 @@ class TriDetHead(nn.Module):
 
     def forward(self, levels: list[Tensor], masks: list[Tensor]) -> TridentPredictions:
         """Levels (B, T_l, C) and masks (B, T_l) to predictions."""
-        logits, bins, starts, ends, first_bin = [], [], [], [], []
-        passed, beyond = 0, self.num_bins
-        for level, mask, scale in zip(levels, masks, self.scales, strict=True):
-            logits.append(_run(self.cls_convs, self.cls_head, level, mask))
-            own = _run(self.reg_convs, self.reg_head, level, mask)
-            bins.append(F.relu(scale(own)).unflatten(2, (2, -1)))
-            # As published, starts and ends do not train the pyramid, and are 0 beyond the video's end.
-            fixed, inside = level.detach(), mask.unsqueeze(-1)
-            starts.append(F.pad(_run(self.start_convs, self.start_head, fixed, mask) * inside, (0, 0, beyond, 0)))
-            ends.append(F.pad(_run(self.end_convs, self.end_head, fixed, mask) * inside, (0, 0, 0, beyond)))
-            first_bin.append(passed + torch.arange(level.shape[1], device=level.device))
-            passed += beyond + level.shape[1]
+        joined = JoinedLevels(levels, masks, gap=self.gap)
+        logits = joined.split(joined.run(self.cls_convs, self.cls_head, joined.features))
+        own = joined.split(joined.run(self.reg_convs, self.reg_head, joined.features))
+        bins = [scale(part) for scale, part in zip(self.scales, own, strict=True)]
+        # As published, starts and ends do not train the pyramid, and are 0 beyond the video's end.
+        fixed, inside = joined.features.detach(), joined.valid.unsqueeze(-1)
+        starts = joined.run(self.start_convs, self.start_head, fixed) * inside
+        ends = joined.run(self.end_convs, self.end_head, fixed) * inside
+        places = [torch.arange(level.shape[1], device=level.device) for level in levels]
         return TridentPredictions(
             class_logits=torch.cat(logits, dim=1).float(),
-            bins=torch.cat(bins, dim=1).float(),
-            starts=torch.cat(starts, dim=1).float(),
-            ends=torch.cat(ends, dim=1).float(),
-            first_bin=torch.cat(first_bin),
+            bins=F.relu(torch.cat(bins, dim=1)).unflatten(2, (2, -1)).float(),
+            starts=F.pad(starts, (0, 0, self.num_bins, 0)).float(),
+            ends=F.pad(ends, (0, 0, 0, self.num_bins)).float(),
+            first_bin=torch.cat([first + place for first, place in zip(joined.first_steps, places, strict=True)]),
             valid=torch.cat(masks, dim=1),
         )
-
-
-def _run(convs: nn.ModuleList, output: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
-    """A tower and its last convolution: (B, T, C) to (B, T, outputs)."""
-    for conv in convs:
-        x = conv(x, mask)
-    return output(x.transpose(1, 2)).transpose(1, 2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig
@@ -18,6 +19,7 @@ from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.detector import Detector, detector_points, valid_points
 from adatad_ds.models.factory import build_detector
+from adatad_ds.models.heads.parts import JoinedLevels, tower
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.shapes import shapes_only
@@ -314,3 +316,20 @@ def test_attention_windows_level_by_level():
     assert override(CONFIG, ["head.attn_window=9"]).head.attn_windows == (9,) * levels
     with pytest.raises(ConfigError, match=f"has 2 windows for {levels} levels"):
         override(CONFIG, ["head.attn_window=[5,-1]"])
+
+
+@pytest.mark.parametrize("actionformer_norms", [False, True])
+def test_levels_side_by_side_are_convolved_as_each_by_itself(actionformer_norms):
+    torch.manual_seed(0)
+    convs = tower(8, 12, kernel=5, num_convs=3, actionformer_norms=actionformer_norms)
+    for conv in convs:  # whose bias then fills what is masked
+        nn.init.normal_(conv.norm.bias)
+    output = nn.Conv1d(12, 3, kernel_size=5, padding=2)
+    levels = [torch.randn(2, steps, 8) for steps in (16, 8, 4)]
+    masks = [torch.arange(level.shape[1]) < torch.tensor([[level.shape[1]], [level.shape[1] // 2]]) for level in levels]
+    joined = JoinedLevels(levels, masks, gap=2)
+    for level, mask, found in zip(levels, masks, joined.split(joined.run(convs, output, joined.features)), strict=True):
+        for conv in convs:
+            level = conv(level, mask)
+        torch.testing.assert_close(found, output(level.transpose(1, 2)).transpose(1, 2))
+    assert joined.first_steps == [0, 18, 28]
