@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SIMILAR_DURATION = 1e-3  # grid units: segments whose durations differ by less tie
@@ -110,6 +109,7 @@ def _assign_window(
     durations = (end - start).expand_as(matches).masked_fill(~matches, torch.inf)
     shortest, chosen = durations.min(dim=1)
     taken = matches & (durations <= shortest[:, None] + SIMILAR_DURATION) if filter_similar_gt else matches
-    classes = (taken.float() @ F.one_hot(labels, num_classes).float()).clamp(max=1)
+    one_hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()  # F.one_hot waits for a GPU
+    classes = (taken.float() @ one_hot).clamp(max=1)
     distances = to_boundaries[torch.arange(len(points), device=points.device), chosen] / stride
     return classes, torch.where(matches.any(dim=1, keepdim=True), distances, 0.0)
