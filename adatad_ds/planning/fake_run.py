@@ -1,4 +1,4 @@
-"""Peak memory of model code, found by running it on fake tensors, which have shapes but no memory.
+"""Peak memory of model code, found by running it on the meta device, whose tensors have shapes but no memory.
 
 Their storages are counted as they are created and freed, so the code itself determines the peak: of one span of a
 recomputed backbone, of a backbone under plain autograd, of the head.
@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,7 +81,7 @@ def span_bytes(
         train=TrainConfig(precision=precision),
     )
     spec, dtype = replace(backbone_spec(backbone.name), depth=2), config.train.dtype
-    with shapes_only():  # initialisation reads values, which fake tensors lack
+    with shapes_only():  # initialisation reads values, which there are none of
         model = build_backbone(config, feature_steps=1, spec=spec)
     assert isinstance(model, AdaptedBackbone)
     with fake_tensors(model, dtype):
@@ -242,7 +242,7 @@ def _head_flop(config: Config, in_channels: int, num_classes: int, windows: int)
 @contextlib.contextmanager
 def _head_passes(config: Config, in_channels: int, num_classes: int, windows: int) -> Iterator[Callable[[], None]]:
     """Both passes, to be run inside."""
-    with shapes_only():  # initialisation reads values, which fake tensors lack
+    with shapes_only():  # initialisation reads values, which there are none of
         pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
     with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
         features = torch.empty(windows, config.pyramid_steps, in_channels, dtype=config.train.dtype, requires_grad=True)
@@ -264,7 +264,7 @@ def _attention_backward_flop(gradient: torch.Size, query: torch.Size, key: torch
     return 2 * _attention_flop(query, key)
 
 
-# Fake tensors are the CPU's, whose attention PyTorch's table of FLOPs lacks.
+# Attention is counted as the CPU's, which PyTorch's table of FLOPs lacks.
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
@@ -273,15 +273,38 @@ _CPU_ATTENTION = {
 
 @contextlib.contextmanager
 def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Context in which new tensors, and those of a model on the meta device, are fake."""
-    with FakeTensorMode():
-        for module in model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                fake = torch.empty(parameter.shape, dtype=dtype)
-                module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
-            for name, buffer in module.named_buffers(recurse=False):
-                module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
-        yield
+    """Context in which new tensors are on the meta device, as the model is, whose parameters get this type."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(parameter.to(dtype), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to("meta"), persistent=False)
+    written_out = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _fused_attention  # a mode of PyTorch's would not reach into backward passes
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        F.scaled_dot_product_attention = written_out
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention as a device runs it; on the meta device PyTorch would write out its matrices."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, -math.inf).to(query.dtype)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 def live_bytes(run: Callable[[], object]) -> int:
@@ -308,6 +331,9 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
+        if func in _CONVOLUTIONS:  # copies what is not contiguous, for as long as it runs
+            copies = sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
+            self.peak = max(self.peak, self.held + copies)
         return out
 
     def _count(self, tensor: Tensor) -> None:
