@@ -118,14 +118,12 @@ class Engine:
         releases_recomputed(recomputing)
         with muon_uncompiled(compiler), exclusions_left_out(), parameters_unprinted():
             engine, zero, _, _ = deepspeed.initialize(
-                model=model,
-                optimizer=AdamW(list(groups)),
-                config=ds_config,
-                dist_init_required=False,
+                model=model, optimizer=AdamW(list(groups)), config=ds_config, dist_init_required=False
             )
         self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
         self._zero: Any = zero
-        measure_at_once(zero, comm=deepspeed.comm)
+        if self.stage != 3:
+            measure_at_once(zero, comm=deepspeed.comm)
         self.module = model
         self.trainable_parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()

@@ -13,15 +13,15 @@ from torch import Tensor
 
 
 def measure_at_once(zero: Any, *, comm: Any) -> None:
-    """Have DeepSpeed's optimizer measure its gradients so: under ZeRO-1 and 2, if neither offloaded nor unmeasured.
+    """Have DeepSpeed's optimizer of stage 1 or 2 measure its gradients so, unless they are offloaded or not measured.
 
     As in DeepSpeed, a norm that is not finite is infinite, and the step is skipped.
 
     Args:
-        zero: DeepSpeed's optimizer of any stage.
+        zero: a DeepSpeedZeroOptimizer.
         comm: the module deepspeed.comm.
     """
-    if zero.__class__.__name__ != "DeepSpeedZeroOptimizer" or zero.cpu_offload or not zero.compute_grad_norm:
+    if zero.cpu_offload or not zero.compute_grad_norm:
         return
 
     def norm(norm_type: int = 2) -> Tensor:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from adatad_ds.data.worker_process import SIGNALS
 from adatad_ds.system.console import say, show_stacks
@@ -64,6 +64,8 @@ class StopRequest:
             for number in taken:
                 signal.signal(number, signal.SIG_IGN)  # unlike a Python handler, this outlives the interpreter
             self._closed = True
+            with suppress(BlockingIOError):  # full: there is enough to wake up for
+                os.write(writer, b"\0")
             signal.set_wakeup_fd(wakeup_before)
             listener.join()
             os.close(reader)

@@ -54,6 +54,16 @@ def start(*words: str, before: str = "") -> subprocess.Popen[str]:
     return process
 
 
+def test_the_end_is_not_waited_for():
+    code = """
+from adatad_ds.training import preemption
+preemption.LOOK_SEC = 600
+with preemption.StopRequest(launched=False, rank=0).listening(timeout_sec=600):
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), timeout=300, check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_asked_once_finishes(number):
