@@ -84,7 +84,7 @@ def span_bytes(
     with shapes_only():  # initialisation reads values, which there are none of
         model = build_backbone(config, feature_steps=1, spec=spec)
     assert isinstance(model, AdaptedBackbone)
-    with fake_tensors(model, dtype):
+    with meta_tensors(model, dtype):
         vit = model.vit
         tuned, frozen = 0, 1
         frames = torch.empty(windows * clips, vit.clip_frames, resolution, resolution, 3, dtype=torch.uint8)
@@ -154,7 +154,7 @@ def ladder_bytes(backbone: BackboneConfig, precision: Precision, windows: int, t
     with shapes_only():
         model = build_backbone(config, feature_steps=1)
     assert isinstance(model, AdaptedBackbone)
-    with fake_tensors(model, config.train.dtype), LiveBytes() as count:
+    with meta_tensors(model, config.train.dtype), LiveBytes() as count:
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         count.held = count.peak = 0  # gradients are counted elsewhere
@@ -179,7 +179,7 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
     )
     with shapes_only():
         model = build_backbone(config, feature_steps=frames)
-    with fake_tensors(model, config.train.dtype):
+    with meta_tensors(model, config.train.dtype):
         window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
 
         def run() -> None:
@@ -244,7 +244,7 @@ def _head_passes(config: Config, in_channels: int, num_classes: int, windows: in
     """Both passes, to be run inside."""
     with shapes_only():  # initialisation reads values, which there are none of
         pyramid, head = build_heads(config, in_channels=in_channels, num_classes=num_classes)
-    with fake_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
+    with meta_tensors(nn.ModuleList([pyramid, head]), config.train.dtype):
         features = torch.empty(windows, config.pyramid_steps, in_channels, dtype=config.train.dtype, requires_grad=True)
         valid = torch.ones(windows, config.pyramid_steps, dtype=torch.bool)
 
@@ -272,7 +272,7 @@ _CPU_ATTENTION = {
 
 
 @contextlib.contextmanager
-def fake_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def meta_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Context in which new tensors are on the meta device, as the model is, whose parameters get this type."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

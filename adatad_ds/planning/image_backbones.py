@@ -20,7 +20,7 @@ from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import fake_tensors, live_bytes, shapes_of
+from adatad_ds.planning.fake_run import live_bytes, meta_tensors, shapes_of
 
 
 class ImageCost:
@@ -102,7 +102,7 @@ class ImageCost:
 @cache
 def _clips_bytes(config: Config, clips: int) -> int:
     model, side = _build(config), config.data.resolution
-    with fake_tensors(model, config.train.dtype):
+    with meta_tensors(model, config.train.dtype):
         frames = torch.empty(clips, model.clip_frames, side, side, 3, dtype=torch.uint8)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None

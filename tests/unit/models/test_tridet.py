@@ -212,7 +212,7 @@ def test_without_positives_every_parameter_has_a_gradient():
 
 @pytest.mark.slow
 def test_its_plan_is_what_a_step_takes():
-    """The planner's peak, of fake tensors, beside that of real ones with targets and losses."""
+    """The planner's peak, of meta tensors, beside that of real ones with targets and losses."""
     config = loading.override(find_recipe("quickstart").config, (*SMALL, "data.window_size=256", "head.width=64"))
     planned = head_bytes(config, in_channels=8, num_classes=40, windows=2)
     pyramid, head = build_heads(config, in_channels=8, num_classes=40)
