@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adatad_ds.config.schema import TrainConfig
 from adatad_ds.distributed import partitions
 from adatad_ds.distributed.average import AverageDecay
-from adatad_ds.distributed.gradient_norm import measure_at_once
+from adatad_ds.distributed.gradients import FlatGradients
 from adatad_ds.distributed.lean_start import AdamW, exclusions_left_out, muon_uncompiled, parameters_unprinted
 from adatad_ds.distributed.releases import release_recomputed, search_by_index
 from adatad_ds.distributed.world import World
@@ -122,8 +122,8 @@ class Engine:
             )
         self._engine: Any = engine  # DeepSpeed's classes are not typed closely enough to name
         self._zero: Any = zero
-        if self.stage != 3:
-            measure_at_once(zero, comm=deepspeed.comm)
+        as_deepspeed_does = self.stage == 3 or self._zero.cpu_offload
+        self._gradients = None if as_deepspeed_does else FlatGradients(engine, world=world)
         self.module = model
         self.trainable_parameters = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         self._create_optimizer_state()
@@ -144,6 +144,8 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Back-propagate one micro batch; gradients become the mean over ranks and micro batches."""
         self._engine.backward(loss)
+        if self._gradients:
+            self._gradients.add()
 
     def step(self) -> None:
         """Call after each micro batch; the last one of a step clips gradients, updates weights and running average.

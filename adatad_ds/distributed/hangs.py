@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
+
+import torch
 
 from adatad_ds.system.console import say, say_error, show_stacks
 
@@ -95,3 +99,11 @@ def waiting_place(frame: FrameType) -> str:
             names.append(f"{at.f_code.co_name} ({os.path.basename(at.f_code.co_filename)}:{at.f_lineno})")
         at = at.f_back
     return ", called by ".join(names[:4])
+
+
+def unfinished_collectives() -> str:
+    """NCCL's collectives that were begun and have not ended, by PyTorch's flight recorder."""
+    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
+    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
+    return ", ".join(told) or "none known"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import os
 import threading
 import time
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from adatad_ds.config.schema import TrainConfig
-from adatad_ds.distributed.hangs import HangWatch
+from adatad_ds.distributed.hangs import HangWatch, unfinished_collectives
 from adatad_ds.errors import ConfigError, RankError, in_words
 from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 
@@ -73,7 +72,7 @@ class World:
             watch=watch,
         )
         if world.size > 1:
-            watch.start(rank=world.rank, unfinished=_unfinished if gpus else None)
+            watch.start(rank=world.rank, unfinished=unfinished_collectives if gpus else None)
         return world
 
     def allow(self, *, hang_timeout_sec: float) -> None:
@@ -105,9 +104,7 @@ class World:
     def sum(self, *values: float | torch.Tensor) -> list[float]:
         """The sum of each number over all ranks, in float64 on every rank."""
         tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
-        if self.size > 1:
-            self.watch.beat()
-            dist.all_reduce(tensor)
+        self.add_up(tensor)
         return tensor.tolist()
 
     def max(self, *values: float) -> list[float]:
@@ -132,6 +129,16 @@ class World:
         if self.size > 1:
             self.watch.beat()
             dist.all_reduce(tensor)
+
+    def own_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a flat tensor's sum over all ranks, cut into as many equal parts."""
+        if self.size == 1:
+            return tensor
+        self.watch.beat()
+        part = tensor.new_empty(tensor.numel() // self.size)
+        scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # PyTorch < 2.14
+        scatter(part, tensor)
+        return part
 
     def _from_main(self, item: T) -> T:
         """Rank 0's picklable object."""
@@ -330,14 +337,6 @@ def _within(seconds: float, action: Callable[[], None]) -> None:
     thread = threading.Thread(target=quietly, daemon=True)
     thread.start()
     thread.join(seconds)
-
-
-def _unfinished() -> str:
-    """NCCL's collectives that were begun and have not ended, by PyTorch's flight recorder."""
-    recorder: Any = torch._C._distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
-    entries = json.loads(recorder._dump_nccl_trace_json(True, True)).get("entries", [])
-    told = [f"{entry.get('profiling_name')} number {entry.get('collective_seq_id')}" for entry in entries]
-    return ", ".join(told) or "none known"
 
 
 def _port_in_use(port: str) -> str:

@@ -138,10 +138,7 @@ def make_plan(
         if config.backbone.is_aim and config.backbone.activation_checkpointing:
             most = frozen + trainable  # a chunk is recomputed through all blocks, whose weights its graph then holds
         gathered = size * min(frozen + trainable, most)
-    # DeepSpeed allocates the whole bucket, however few parameters are trainable; in stage 3, of the type that it sends.
-    sent = 4 if resolved["communication_data_type"] == "fp32" else 2
-    bucket = (sent if zero["stage"] == 3 else size) * int(zero.get("reduce_bucket_size", 5e8))
-    gradients = size * trainable // (ranks if zero["stage"] >= 2 else 1)
+    gradients = _gradients(resolved, trainable=trainable, size=size, ranks=ranks)
 
     def held(name: str, count: int, *, host: bool) -> Line:
         return Line(name, 0 if host else count, count if host else 0)
@@ -160,9 +157,8 @@ def make_plan(
         held("frozen weights", size * frozen // shares, host=weights_on_host),
         held("trainable weights", size * trainable // shares, host=weights_on_host),
         held("masters, moments, average", ADAM_BYTES * trainable // ranks, host=adam_on_host),
-        held("gradients", gradients, host=adam_on_host),
+        *gradients,
         Line("gathered weights", gathered),
-        Line("gradient bucket", bucket),
         read,
     )
     cost, budget = backbone_cost(config), config.backbone.activation_memory_gb
@@ -189,6 +185,19 @@ def make_plan(
     else:
         useful, executed = (windows_a_step * cost.flop(recomputed=again) for again in (0.0, placed.recomputed))
     return Plan(lines=lines, activations=placed, useful_flop=useful, executed_flop=executed)
+
+
+def _gradients(ds_config: Mapping[str, Any], *, trainable: int, size: int, ranks: int) -> list[Line]:
+    """Memory of the gradients, of `size` bytes each, before and while they are reduced."""
+    zero, sent = ds_config["zero_optimization"], 4 if ds_config["communication_data_type"] == "fp32" else 2
+    on_host = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    if zero["stage"] == 3 or on_host:  # as DeepSpeed does: the whole bucket, however few parameters are trainable
+        kept = size * trainable // (ranks if zero["stage"] >= 2 else 1)
+        bucket = (sent if zero["stage"] == 3 else size) * int(zero.get("reduce_bucket_size", 5e8))
+        return [Line("gradients", 0 if on_host else kept, kept if on_host else 0), Line("gradient bucket", bucket)]
+    own, summed = size * trainable, ds_config["gradient_accumulation_steps"] > 1  # see distributed/gradients.py
+    reduced = (0 if summed else own) + (0 if sent == size else sent * trainable) + sent * trainable // ranks
+    return [Line("gradients", 2 * own if summed else own), Line("gradients reduced", reduced, transient=True)]
 
 
 class _ModelSize(NamedTuple):

@@ -1,4 +1,4 @@
-"""Started by test_plan.py: the gradient bucket that DeepSpeed allocates, by stage and types; prints JSON."""
+"""Started by test_plan.py: the gradient bucket that DeepSpeed allocates, by stage and types, if any; prints JSON."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ BUCKET = 123_456  # numbers; no other tensor has so many
 
 
 def main() -> None:
-    """Print [stage, precision, communication_data_type, bytes] of each case."""
+    """Print [stage, whether states are offloaded, precision, communication_data_type, bytes] of each case."""
     world = World.join()
     measured = []
-    for stage in (1, 2, 3):
+    for stage, offloaded in ((1, False), (2, False), (2, True), (3, False)):
         for precision, sent in (("bf16", "auto"), ("bf16", "fp32"), ("fp32", "auto")):
-            zero = {"stage": stage, "reduce_bucket_size": BUCKET}
+            zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET}
+            if offloaded:
+                zero["offload_optimizer"] = {"device": "cpu"}
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
                 step(world, precision, {"communication_data_type": sent, "zero_optimization": zero})
             recorded: Any = record.profiler  # its events are not typed
             sizes = {event.nbytes() for event in recorded.kineto_results.events() if event.name() == "[memory]"}
-            (allocated,) = (size for size in (2 * BUCKET, 4 * BUCKET) if size in sizes)
-            measured.append([stage, precision, sent, allocated])
+            allocated = [size for size in (2 * BUCKET, 4 * BUCKET) if size in sizes]
+            measured.append([stage, offloaded, precision, sent, allocated])
     print(json.dumps(measured))
     world.leave()
 

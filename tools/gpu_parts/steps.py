@@ -223,9 +223,7 @@ def _compare_with_plan(
     plan = make_plan(planned_config, ds_config=ds_config, ranks=1, num_classes=CLASSES)
     planned = plan.device_bytes
     if record.miniature:  # a CPU's allocator is asked for what comes and goes within a step
-        stage = ds_config["zero_optimization"]["stage"]
-        held = (*HELD, "gradient bucket") if stage == 3 else HELD  # stages 1 and 2 make it anew in each step
-        planned -= sum(line.device for line in plan.lines if line.name in held)
+        planned -= sum(line.device for line in plan.lines if line.name in (*HELD, "gradient bucket"))
     ratio = measured / (planned / 1e9)
     record.amount(f"{what}: peak / planned", ratio, "", low=0.85, high=1.15, more_is_better=False)
 
