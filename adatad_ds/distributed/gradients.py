@@ -61,6 +61,8 @@ class FlatGradients:
             self._zero.bit16_groups, self._zero.bit16_groups_flat, self._sums, strict=True
         ):
             learned = [parameter for parameter in parameters if parameter.grad is not None]
+            if not learned:
+                continue
             places = [
                 total.as_strided(p.shape, p.stride(), p.storage_offset() - weights.storage_offset()) for p in learned
             ]

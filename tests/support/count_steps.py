@@ -12,7 +12,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, HeadConfig, TrainConfig
@@ -147,6 +147,52 @@ def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
     found |= {"taken": taken, "said": said, "total": counted.total, "in a row": counted.in_a_row}
 
 
+class Two(nn.Module):
+    """Two layers, of which the second is not always used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, both: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return (self.second(hidden) if both else hidden).square().sum()
+
+
+def accumulated(world: World, ds_config: str) -> float:
+    """How far a step's gradient norm is from autograd's; its first micro batch leaves a group without gradients."""
+    config = Config(train=TrainConfig(precision="fp32", global_batch=2 * world.size, micro_batch=1))
+    torch.manual_seed(0)
+    plain, hosted = Two(), Two()
+    hosted.load_state_dict(plain.state_dict())
+    of_groups = {"lr": 1.0, "base_lr": 1.0, "weight_decay": 0.0}
+    engine = Engine(
+        model=hosted,
+        groups=[
+            {"params": list(layer.parameters()), "name": name, **of_groups} for name, layer in hosted.named_children()
+        ],
+        average=AverageDecay(config.train.ema_decay),
+        train=config.train,
+        ds_config=resolve_ds_config(
+            read_ds_config(f"ds_configs/{ds_config}.json"), config=config, ranks=world.size, cuda=False
+        ),
+        world=world,
+    )
+    for both in (torch.tensor(False), torch.tensor(True)):
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(world.rank))
+        plain(x, both).backward()
+        engine.backward(engine(x, both))
+        engine.step()
+    squares = 0.0
+    for parameter in plain.parameters():
+        assert parameter.grad is not None
+        world.add_up(parameter.grad)
+        squares += float((parameter.grad / (2 * world.size)).square().sum())
+    norm = engine.gradient_norm()
+    engine.close()
+    return abs(norm - squares**0.5) / squares**0.5
+
+
 def main() -> None:
     """Write one JSON file a rank."""
     ds_config, precision, folder = sys.argv[1:]
@@ -175,6 +221,7 @@ def main() -> None:
         found["copying"] = operations.counts["copy_"]
         found["copying"] = operations.counts["copy_"]
 
+    found["accumulated"] = accumulated(world, ds_config)
     skip(engine, world, found)
     state = state_of(engine)
     with engine.averaged_weights():
