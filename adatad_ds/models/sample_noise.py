@@ -26,18 +26,21 @@ class SampleNoise:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), (B, *shape) float32."""
-        return self._drawn(torch.rand, shape)
+        return self._moved(self._drawn(torch.rand, shape))
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (B, *shape) float32."""
-        return self._drawn(torch.randn, shape)
+        return self._moved(self._drawn(torch.randn, shape))
 
     def keep(self, *shape: int, rate: float | Tensor) -> Tensor:
-        """Inverted-dropout factors, (B, *shape): 0 with probability `rate`, else 1 / (1 - rate)."""
-        drawn = self.uniform(*shape)
-        rate = torch.as_tensor(rate, device=self._device)
-        return (drawn >= rate).float() / (1.0 - rate)
+        """Inverted-dropout factors, (B, *shape): 0 with probability `rate`, else 1 / (1 - rate).
+
+        Made where they are drawn, so that a device is told of one copy, not of half a dozen operations.
+        """
+        return self._moved((self._drawn(torch.rand, shape) >= rate).float().div_(1.0 - rate))
 
     def _drawn(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        drawn = torch.stack([draw(shape, generator=generator) for generator in self._generators])
-        return drawn.to(self._device, non_blocking=True)
+        return torch.stack([draw(shape, generator=generator) for generator in self._generators])
+
+    def _moved(self, numbers: Tensor) -> Tensor:
+        return numbers.to(self._device, non_blocking=True)

@@ -48,8 +48,8 @@ class ImageBlock(nn.Module):
             tokens = tokens + attended
             return tokens + self.ls2(self.mlp(self.norm2(tokens)))
         keep = keep.to(tokens.dtype)[:, :, None, None]
-        tokens = tokens + attended * keep[:, 0]
-        return tokens + self.ls2(self.mlp(self.norm2(tokens))) * keep[:, 1]
+        tokens = torch.addcmul(tokens, attended, keep[:, 0])
+        return torch.addcmul(tokens, self.ls2(self.mlp(self.norm2(tokens))), keep[:, 1])
 
     def attend(self, normed: Tensor, *, rotary: Tensor | None = None) -> Tensor:
         """Attention on normed tokens, (n, L, C) to the same, for any number n of sequences.

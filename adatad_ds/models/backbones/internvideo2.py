@@ -105,8 +105,8 @@ class Block(nn.Module):
             tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
             return tokens + self.ls2(self.mlp(self.norm2(tokens)))
         keep = keep.to(tokens.dtype)[:, :, None, None]
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens))) * keep[:, 0]
-        return tokens + self.ls2(self.mlp(self.norm2(tokens))) * keep[:, 1]
+        tokens = torch.addcmul(tokens, self.ls1(self.attn(self.norm1(tokens))), keep[:, 0])
+        return torch.addcmul(tokens, self.ls2(self.mlp(self.norm2(tokens))), keep[:, 1])
 
 
 class Attention(nn.Module):

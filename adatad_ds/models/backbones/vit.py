@@ -81,8 +81,8 @@ class Block(nn.Module):
             tokens = tokens + self.attn(self.norm1(tokens), rotary)
             return tokens + self.mlp(self.norm2(tokens))
         keep = keep.to(tokens.dtype)[:, :, None, None]
-        tokens = tokens + self.attn(self.norm1(tokens), rotary) * keep[:, 0]
-        return tokens + self.mlp(self.norm2(tokens)) * keep[:, 1]
+        tokens = torch.addcmul(tokens, self.attn(self.norm1(tokens), rotary), keep[:, 0])
+        return torch.addcmul(tokens, self.mlp(self.norm2(tokens)), keep[:, 1])
 
 
 class Attention(nn.Module):
