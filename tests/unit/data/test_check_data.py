@@ -323,6 +323,7 @@ def test_values_survive_the_command_line(name: str):
         section(config, {"data.nothing": "x"}, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 5, 200])
 def test_picture(tmp_path: Path, classes: int):
     rng = np.random.default_rng(0)
@@ -406,6 +407,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adatad_ds.planning.training_advice.time_window", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_a_class_without_test_segments_is_advice(tmp_path: Path, whole: Path):
     videos = tmp_path / "videos"
@@ -424,6 +426,7 @@ def test_a_class_without_test_segments_is_advice(tmp_path: Path, whole: Path):
     assert "no problems found" in report
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_names_with_extension_and_a_list_of_videos_to_leave_out(tmp_path: Path, whole: Path):
     videos = tmp_path / "videos"

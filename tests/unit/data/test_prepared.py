@@ -111,6 +111,7 @@ def target(folder: Path, name: str) -> Path:
 # ---- the same windows ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"fixed_fps": 7.0}, {"sampling": "resize", "feature_stride_frames": None}])
 def test_windows_are_the_same(originals, tmp_path, changes):
     """Indices, grids and actions; and the frames, as far as H.264 keeps them."""
@@ -264,6 +265,7 @@ def soft_texture(path: Path, *, frames: int) -> None:
         container.mux(stream.encode(None))
 
 
+@pytest.mark.slow
 def test_lossless_is_the_same(originals, tmp_path):
     """Every byte of every sample of both subsets, and so every loss."""
     config = settings(originals)
@@ -336,6 +338,7 @@ def test_runs():
 # ---- several recipes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_recipes_share_a_folder(originals, own):
     """A coarser recipe needs nothing new; a finer one gets its frames, and the first keeps its own."""
     coarse, fine = settings(originals, feature_stride_frames=8), settings(originals, feature_stride_frames=2)
@@ -368,6 +371,7 @@ def start(config: DataConfig, message: str) -> None:
         WindowDataset.for_training(config, seed=0)
 
 
+@pytest.mark.slow
 def test_changed_originals(originals, own, tmp_path):
     folder = Path(shutil.copytree(originals, tmp_path / "videos"))
     shutil.copy(originals.parent / "annotations.json", tmp_path)
@@ -483,6 +487,7 @@ def group_lives(leader: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 def test_full_disk(originals, tmp_path):
     out = tmp_path / "out"

@@ -81,6 +81,7 @@ def test_the_samples_are_those_of_evaluation(folder: Path, tmp_path: Path, name:
             assert torch.equal(frames[index], sample.frames), index
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_few_frames_are_held(data: st.DataObject):

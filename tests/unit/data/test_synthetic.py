@@ -74,6 +74,7 @@ def test_annotations_are_accepted(tmp_path):
     assert reports == []
 
 
+@pytest.mark.slow
 def test_lengths_can_be_chosen(tmp_path):
     def durations():
         database = json.loads((tmp_path / "annotations.json").read_text())["database"]

@@ -130,6 +130,7 @@ def test_rotated_by_metadata(h264: Path, folder: Path, backend: str):
     assert turned[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_start_hidden_by_an_edit_list(guarded: ProcessPoolExecutor, h264: Path, folder: Path, backend: str):
     """As `ffmpeg -ss` without re-encoding leaves it: packets before the start are there, but not shown."""
@@ -262,6 +263,7 @@ def test_variable_frame_rate(folder: Path, suffix: str, b_frames: int):
     assert frame_numbers(shown).tolist() == nearest.tolist()
 
 
+@pytest.mark.slow
 def test_even_frames_are_where_they_are_counted(h264: Path, mpeg4: Path):
     for path in (h264, mpeg4):
         info = probe(path)

@@ -95,6 +95,7 @@ def test_offset_moves_the_grid():
     np.testing.assert_allclose(window.segments_grid, [[3, 8]], rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -118,6 +118,7 @@ print(before, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
 def test_freed_memory_is_used_again():
     """Not given back, to come again page by page."""

@@ -106,6 +106,7 @@ def test_votes_are_the_whole_videos():
         np.testing.assert_allclose(found, right, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_delay_sec", [1e9, 35.0])
 def test_what_is_called_final_is_so_until_a_candidate_reaches_back(max_delay_sec):
     """Some begin long before their window: what is told before such a one comes may be wrong, nothing after."""

@@ -53,6 +53,7 @@ def test_precision_by_hand():
     assert not metrics.precision[:, 1].any()  # nothing of b was detected
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(cases())
 def test_area_under_the_curve_is_ap(case):

@@ -324,6 +324,7 @@ def test_as_if_the_mended_file_were_evaluated(case):
             assert found.gains[-1].mended.mean() == pytest.approx(after.average_map - before.average_map)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_mending_everything_leaves_nothing_to_gain(case):

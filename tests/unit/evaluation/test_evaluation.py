@@ -137,6 +137,7 @@ def test_nothing_detected_and_nothing_to_detect():
         evaluate_detections({}, {"v": []}, tiou=(0.5,))
 
 
+@pytest.mark.slow
 def test_large_result_files_are_evaluated_in_seconds():
     rng = np.random.default_rng(0)
     labels = [f"class{i}" for i in range(20)]

@@ -140,6 +140,7 @@ def replace_videos(data: WindowDataset):
     return AnnotationSet(videos=tuple(data.videos), classes=tuple(data.classes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["tia", "side", "ladder"])
 def test_pieces_with_context_are_the_whole(videos, monkeypatch, tuning):
     settings = ("backbone.weights=null", "backbone.adapter_blocks=[1, 2]", "backbone.ladder_dilations=[3, 9]")
@@ -259,6 +260,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_what_a_folder_says_of_itself(videos, tmp_path):
     out = tmp_path / "out"
     more = ("--clip-frames", "16", "--frame-stride", "2", "--stride", "4", "--dtype", "fp32")
@@ -293,6 +295,7 @@ def test_videos_that_cannot_be_read_are_told(videos, tmp_path, capsys):
     assert set(said.failed) == {"short"}
 
 
+@pytest.mark.slow
 def test_features_too_large_for_fp16(videos, tmp_path, monkeypatch, capsys):
     add = Interpolation.add
     monkeypatch.setattr(Interpolation, "add", lambda self, tokens: 1e5 * add(self, tokens))
@@ -317,6 +320,7 @@ def test_what_contradicts_itself(videos, tmp_path, more, message):
         main([*arguments(videos, tmp_path / "out"), *more], prog="extract")
 
 
+@pytest.mark.slow
 def test_a_trained_model_extracts_with_its_adapters(videos, tmp_path):
     """A run's export: other features than its frozen backbone's, and told so."""
     config = config_of(videos, "backbone.adapter_blocks=[1]")

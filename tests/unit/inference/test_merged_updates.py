@@ -57,6 +57,7 @@ def trained(folder: Path, *, tuning: str, dora: bool = False, from_file: bool = 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "dora", "from_file"),
     [("lora", False, True), ("lora", True, False), ("tia+lora", False, False), ("plain+lora", False, False)],

@@ -99,6 +99,7 @@ def test_larger_windows_take_more(changes: dict, more: float):
     assert working_bytes(detectors[0], larger, cuda=False) > more * working_bytes(detectors[1], CONFIG, cuda=False)
 
 
+@pytest.mark.slow
 def test_an_image_transformers_blocks_wait():
     """AIM calls the layers of a frozen block one by one, twice."""
     backbone = replace(CONFIG.backbone, name="vit_tiny_patch16_224", tuning="aim", clips_per_chunk=1)

@@ -51,6 +51,7 @@ def window(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return frames, valid
 
 
+@pytest.mark.slow
 def test_published_sizes():
     millions = {}
     for name, spec in VIT_SPECS.items():

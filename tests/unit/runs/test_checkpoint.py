@@ -97,6 +97,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert store.best() == tmp_path / "step_00000002"
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_anywhere_is_damage(tmp_path):
     """In every file, `state.json` with its numbers included; the one before is taken."""
     store = CheckpointStore(folder=tmp_path, keep=3)
@@ -214,6 +215,7 @@ def test_all_ranks_see_the_chosen_one(tmp_path):
         stores[1].confirm(chosen, thoroughly=False)
 
 
+@pytest.mark.slow
 def test_reading_beside_training_finds_whole_ones_alone(tmp_path):
     """Whatever is read is of one save; one that is removed meanwhile is a message."""
     store = CheckpointStore(folder=tmp_path / "checkpoints", keep=1)

@@ -86,6 +86,7 @@ def done(*words: object) -> None:
     assert main([str(word) for word in words]) == 0
 
 
+@pytest.mark.slow
 def test_to_the_hub_and_back(hub: Hub, export: Path, tmp_path: Path):
     done("push", export, f"hub:{NAME}")
     files = hub.repositories[NAME]

@@ -87,6 +87,7 @@ def test_sliding_windows_are_clipped_before_suppression(sampling, overlap):
     assert kept[1]["score"] == pytest.approx(0.8 * np.exp(-(overlap**2) / 0.7), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_detections(raw, tmp_path):
     names = ["two words", "v", "silent", "w"]
     config = from_dict(raw.config)

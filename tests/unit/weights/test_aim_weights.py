@@ -114,6 +114,7 @@ def test_transformers_own_model_gives_the_same_class_tokens(adapt, tmp_path):
     assert torch.equal(from_folder.frame_features(video()), ours.frame_features(video()))
 
 
+@pytest.mark.slow
 def test_a_whole_clip_model_of_transformers():
     whole = CLIPModel(CLIPConfig(vision_config=clip_vision().to_dict(), text_config={"num_hidden_layers": 1}))
     weights = recognise_aim(stored(whole.state_dict()), source="whole")
