@@ -172,6 +172,7 @@ def crashing(path: Path) -> Scan:
     return scan(path)
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_decoder_costs_one_file(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("adatad_ds.data.inspection.scan.scan", crashing)
     paths = [tmp_path / name for name in ("a.mp4", "bad.mp4", "b.mp4", "c.mp4")]

@@ -73,6 +73,7 @@ def of_sample(sample: Sample) -> tuple:
     return fingerprint(sample.frames, sample.segments_grid, sample.labels, sample.seed)
 
 
+@pytest.mark.slow
 def test_training_sample(config: DataConfig):
     data = WindowDataset.for_training(config, seed=3, repeats=5)
     assert len(data) == 15

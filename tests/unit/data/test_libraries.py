@@ -33,6 +33,7 @@ FIRST_FRAME = {
 INSTALLED = [name for name in FIRST_FRAME if importlib.util.find_spec(name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(INSTALLED)), ids="-".join)
 def test_decoders_beside_each_other(order: tuple[str, ...], tmp_path: Path):
     video = make_video(generator("test", 0, 0))

@@ -146,6 +146,7 @@ def test_indices_are_the_same(originals, prepared):
                 np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_pixels_are_nearly_the_same_of_textures(originals, tmp_path):
     """At least 40 dB, of the worst frame; less where prepared pictures are scaled once more."""
     source = originals.parent / "texture.mp4"
@@ -388,6 +389,7 @@ def test_changed_originals(originals, own, tmp_path):
     assert all(sample.error is None for sample in all_samples(at(config, out)))
 
 
+@pytest.mark.slow
 def test_without_originals(originals, tmp_path):
     """Who has only the prepared videos needs no others."""
     folder = Path(shutil.copytree(originals, tmp_path / "videos"))
@@ -435,6 +437,7 @@ def command(config: DataConfig, out: Path, *options: str) -> list[str]:
     return [*program, *sets, *options]
 
 
+@pytest.mark.slow
 def test_unreadable_originals_are_listed(originals, tmp_path, capsys):
     folder = Path(shutil.copytree(originals, tmp_path / "videos"))
     shutil.copy(originals.parent / "annotations.json", tmp_path)

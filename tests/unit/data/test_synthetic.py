@@ -54,6 +54,7 @@ def test_actions_move_as_they_are_called():
         assert (np.ptp(path[:, others], axis=0) == 0).all()
 
 
+@pytest.mark.slow
 def test_written_file_is_what_was_drawn(tmp_path):
     video = make_video(generator("test", 5, 0))
     path = tmp_path / "v.mp4"

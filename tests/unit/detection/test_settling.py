@@ -131,6 +131,7 @@ def test_what_is_called_final_is_so_until_a_candidate_reaches_back(max_delay_sec
     assert min(final, doubtful) > 30
 
 
+@pytest.mark.slow
 def test_what_waits_too_long_is_told_and_not_final():
     """All that is called final is right, though what it depends on was told before its time."""
     doubtful = 0

@@ -94,6 +94,7 @@ def extracted(backbone: Backbone, config: Config, path: Path, *, snippet: Snippe
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuning", "per_step"),
     [("frozen", 2), ("tia", 2), ("side", 2), ("frozen", 1), ("frozen", 8)],
@@ -175,6 +176,7 @@ def test_each_snippet_by_itself(videos, monkeypatch, snippet):
         torch.testing.assert_close(found[index], alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resized_video_has_the_features_of_its_window(videos, monkeypatch):
     monkeypatch.setattr(feature_extraction, "CLIPS_AT_ONCE", 1)
     config = config_of(videos, "backbone.weights=null", "backbone.tuning=frozen", "data.sampling=resize")

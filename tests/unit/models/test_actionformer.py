@@ -76,6 +76,7 @@ def loaded(name: str, folder: Path) -> tuple[Detector, Config]:
     return load_published(config, classes=golden["settings"]["classes"]), config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(enumerate(GOLDEN)), ids=lambda case: case[1])
 def test_five_steps_have_its_losses(case, tmp_path):
     number, name = case

@@ -143,6 +143,7 @@ def renamed(saved: SavedCandidates, name: str, **changes) -> SavedCandidates:
     return replace(saved, name=name, **changes)
 
 
+@pytest.mark.slow
 def test_an_ensemble_suppresses_the_candidates_of_all_at_once(raw, tmp_path):
     """By hand: each video's candidates one after another, the second's classes in the first's order, weighed."""
     videos = {"v": video(9, seed=2), "w": video(5, seed=3), "new": video(4, seed=5)}

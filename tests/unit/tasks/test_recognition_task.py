@@ -160,6 +160,7 @@ def test_data_comes_as_the_config_says(folders, tmp_path):
     assert [video.label for video in open_clips(named, training=True).videos] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [False, True])
 def test_prepared_videos_give_the_same_clips(folders, tmp_path, listed):
     """Byte by byte if lossless: random clips and fixed views, of lists and of folders of classes, in their folders."""

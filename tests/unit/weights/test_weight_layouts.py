@@ -265,6 +265,7 @@ def test_filling_and_fingerprint(tmp_path):
         check_fingerprint(other, hashes, trained="a run", weights=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["thumos14_videomae_s", "thumos14_videomae_s_side", "thumos14_videomaev2_g_1536"])
 def test_published_detectors_at_full_size(name):
     config = find_recipe(name).config
