@@ -8,10 +8,11 @@ are added up in one flat tensor, as its weights lie in one, after each backward 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adatad_ds.distributed.world import World
 
@@ -57,19 +58,9 @@ class FlatGradients:
         if first:
             kept_in = self._zero.gradient_accumulation_dtype
             self._sums = [torch.zeros_like(flat, dtype=kept_in) for flat in self._zero.bit16_groups_flat]
-        for parameters, weights, total in zip(
-            self._zero.bit16_groups, self._zero.bit16_groups_flat, self._sums, strict=True
-        ):
-            learned = [parameter for parameter in parameters if parameter.grad is not None]
-            if not learned:
-                continue
-            places = [
-                total.as_strided(p.shape, p.stride(), p.storage_offset() - weights.storage_offset()) for p in learned
-            ]
-            gradients = [parameter.grad for parameter in learned]
-            (torch._foreach_copy_ if first else torch._foreach_add_)(places, gradients)
-            for parameter in learned:
-                parameter.grad = None
+        groups = zip(self._zero.bit16_groups, self._zero.bit16_groups_flat, self._sums, strict=True)
+        for parameters, weights, total in groups:
+            _take_over(parameters, weights, total, first=first)
         if self._engine.is_gradient_accumulation_boundary():
             for index, total in enumerate(self._sums):
                 mean = total.to(self._engine.communication_data_type).div_(self._world.size)
@@ -87,3 +78,17 @@ class FlatGradients:
         self._world.add_up(squares)
         norm = squares.sqrt().float().cpu()
         return torch.where(norm.isfinite(), norm, torch.inf)
+
+
+def _take_over(parameters: Sequence[nn.Parameter], weights: Tensor, total: Tensor, *, first: bool) -> None:
+    """Add gradients to a group's sum, where the parameters lie in its flat weights; of the first ones it is made."""
+    learned = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if not learned:
+        return
+    places = [
+        total.as_strided(each.shape, each.stride(), each.storage_offset() - weights.storage_offset())
+        for each, _ in learned
+    ]
+    (torch._foreach_copy_ if first else torch._foreach_add_)(places, [gradient for _, gradient in learned])
+    for parameter, _ in learned:
+        parameter.grad = None

@@ -131,7 +131,7 @@ class World:
             dist.all_reduce(tensor)
 
     def own_sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a flat tensor's sum over all ranks, cut into as many equal parts."""
+        """This rank's part, (N / size,), of the sum over all ranks of a tensor (N,); size divides N."""
         if self.size == 1:
             return tensor
         self.watch.beat()

@@ -24,10 +24,6 @@ class SampleNoise:
         self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         self._device = device
 
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), (B, *shape) float32."""
-        return self._moved(self._drawn(torch.rand, shape))
-
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (B, *shape) float32."""
         return self._moved(self._drawn(torch.randn, shape))

@@ -138,7 +138,7 @@ def make_plan(
         if config.backbone.is_aim and config.backbone.activation_checkpointing:
             most = frozen + trainable  # a chunk is recomputed through all blocks, whose weights its graph then holds
         gathered = size * min(frozen + trainable, most)
-    gradients = _gradients(resolved, trainable=trainable, size=size, ranks=ranks)
+    gradients = gradient_lines(resolved, trainable=trainable, size=size, ranks=ranks)
 
     def held(name: str, count: int, *, host: bool) -> Line:
         return Line(name, 0 if host else count, count if host else 0)
@@ -187,17 +187,25 @@ def make_plan(
     return Plan(lines=lines, activations=placed, useful_flop=useful, executed_flop=executed)
 
 
-def _gradients(ds_config: Mapping[str, Any], *, trainable: int, size: int, ranks: int) -> list[Line]:
-    """Memory of the gradients, of `size` bytes each, before and while they are reduced."""
+def gradient_lines(ds_config: Mapping[str, Any], *, trainable: int, size: int, ranks: int) -> list[Line]:
+    """Memory of the gradients, before and while they are reduced.
+
+    Args:
+        ds_config: as `resolve_ds_config` returns it.
+        trainable: trainable numbers.
+        size: bytes of one.
+        ranks: total number of ranks.
+    """
     zero, sent = ds_config["zero_optimization"], 4 if ds_config["communication_data_type"] == "fp32" else 2
     on_host = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     if zero["stage"] == 3 or on_host:  # as DeepSpeed does: the whole bucket, however few parameters are trainable
         kept = size * trainable // (ranks if zero["stage"] >= 2 else 1)
         bucket = (sent if zero["stage"] == 3 else size) * int(zero.get("reduce_bucket_size", 5e8))
         return [Line("gradients", 0 if on_host else kept, kept if on_host else 0), Line("gradient bucket", bucket)]
-    own, summed = size * trainable, ds_config["gradient_accumulation_steps"] > 1  # see distributed/gradients.py
-    reduced = (0 if summed else own) + (0 if sent == size else sent * trainable) + sent * trainable // ranks
-    return [Line("gradients", 2 * own if summed else own), Line("gradients reduced", reduced, transient=True)]
+    own = size * trainable  # see distributed/gradients.py: at the parameters, and again in the sums
+    kept = 2 * own if ds_config["gradient_accumulation_steps"] > 1 else own
+    copied = (sent * trainable if sent != size else 0) + (sent * trainable // ranks if ranks > 1 else 0)
+    return [Line("gradients", kept), Line("gradients reduced", own + max(own, copied) - kept, transient=True)]
 
 
 class _ModelSize(NamedTuple):

@@ -27,7 +27,6 @@ def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
     if ds_config in ("zero1", "zero2"):  # all of 37 gradients at once, not each by itself
         assert 1 <= found["measuring"] < 10
         assert found["copying"] < 37
-        assert found["copying"] < 37
 
     # Three steps in a row are too many; those before are told, from the second on with the tensors' names.
     assert found["taken"] == [False, False, True, False, False, False]

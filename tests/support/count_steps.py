@@ -219,7 +219,6 @@ def main() -> None:
     if engine.stage < 3:  # linalg_vector_norm takes one tensor's norm, isnan is "ne"
         found["measuring"] = sum(operations.counts[name] for name in ("_foreach_norm", "linalg_vector_norm", "ne"))
         found["copying"] = operations.counts["copy_"]
-        found["copying"] = operations.counts["copy_"]
 
     found["accumulated"] = accumulated(world, ds_config)
     skip(engine, world, found)

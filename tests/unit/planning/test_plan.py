@@ -29,9 +29,9 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.planning.activations import BudgetError
-from adatad_ds.planning.memory import Plan, backbone_cost, make_plan, step_flop, usable_bytes
+from adatad_ds.planning.memory import Plan, backbone_cost, gradient_lines, make_plan, step_flop, usable_bytes
 from adatad_ds.train import main
-from tests.support.count_bucket import BUCKET
+from tests.support.count_gradient_bytes import BUCKET
 from tests.support.launch import environment
 from tests.support.pool import forked
 from tools.bench.step import cpu_allocator_peak
@@ -77,10 +77,10 @@ def test_unknown_products_are_not_passed_over():
 
 
 @pytest.mark.slow
-def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
-    """Whole, however little learns. In a process of its own: it joins a process group, as every run does."""
+def test_the_memory_of_gradients_is_what_is_allocated():
+    """DeepSpeed's bucket is whole, however little learns. In a process of its own: it joins a process group."""
     done = subprocess.run(
-        forked(1, ["tests/support/count_bucket.py"]),
+        forked(1, ["tests/support/count_gradient_bytes.py"]),
         env=environment(),
         capture_output=True,
         text=True,
@@ -88,12 +88,12 @@ def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
     )
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
-    assert [case[:4] for case in measured] == [
+    assert [case[:4] for case in measured["buckets"]] == [
         [stage, offloaded, precision, sent]
         for stage, offloaded in ((1, False), (2, False), (2, True), (3, False))
         for precision, sent in (("bf16", "auto"), ("bf16", "fp32"), ("fp32", "auto"))
     ]
-    for stage, offloaded, precision, sent, allocated in measured:
+    for stage, offloaded, precision, sent, allocated in measured["buckets"]:
         config = replace(CONFIG, train=replace(CONFIG.train, precision=precision))
         zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET}
         if offloaded:
@@ -103,6 +103,18 @@ def test_the_gradient_bucket_is_the_one_that_deepspeed_allocates():
         buckets = [line.device for line in lines if line.name == "gradient bucket"]
         assert buckets == allocated, (stage, offloaded, sent)
         assert len(buckets) == (stage == 3 or offloaded)
+    assert len(measured["peaks"]) == 6
+    for precision, sent, trainable, accumulation, held, peak in measured["peaks"]:
+        ds_config = {
+            "communication_data_type": precision if sent == "auto" else sent,
+            "zero_optimization": {"stage": 2},
+            "gradient_accumulation_steps": accumulation,
+        }
+        size = 4 if precision == "fp32" else 2
+        lines = gradient_lines(ds_config, trainable=trainable, size=size, ranks=1)
+        whole, kept = (sum(line.device for line in lines if not line.transient or all_of) for all_of in (True, False))
+        assert held + peak == pytest.approx(whole, rel=0.01), (precision, sent, accumulation)
+        assert held + size * trainable == pytest.approx(kept, rel=0.01), (precision, sent, accumulation)
 
 
 @pytest.mark.slow
