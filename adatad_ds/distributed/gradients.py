@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from adatad_ds.distributed.world import World
 
+MEASURED_AT_ONCE = 2**18  # numbers; a CPU adds them up in fp32, and would be off by 1e-3 for 28 M
+
 
 class Reduced(list[Tensor]):
     """This rank's part of a group's gradients, the mean over all ranks, as DeepSpeed expects it of its compiler."""
@@ -73,7 +75,8 @@ class FlatGradients:
         On the host: DeepSpeed looks at it for each group, and waits for the device only once so.
         """
         assert norm_type == 2
-        parts = [self._zero.averaged_gradients[index].flat_partition for index in range(len(self._zero.bit16_groups))]
+        reduced = [self._zero.averaged_gradients[index].flat_partition for index in range(len(self._zero.bit16_groups))]
+        parts = [part for flat in reduced for part in flat.split(MEASURED_AT_ONCE)]
         squares = torch.stack(torch._foreach_norm(parts, 2, torch.float32)).double().square().sum()
         self._world.add_up(squares)
         norm = squares.sqrt().float().cpu()

@@ -23,7 +23,7 @@ def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
     found = found[0]
     assert found["moved"] > 1e-3
     assert found["average"] < 1e-6
-    assert found["accumulated"] < 1e-5
+    assert found["accumulated"] < (1e-4 if "zero3" in ds_config else 5e-6)  # ZeRO-3's norm is DeepSpeed's, and coarser
     if ds_config in ("zero1", "zero2"):  # all of 37 gradients at once, not each by itself
         assert 1 <= found["measuring"] < 10
         assert found["copying"] < 37

@@ -148,11 +148,11 @@ def skip(engine: Engine, world: World, found: dict[str, Any]) -> None:
 
 
 class Two(nn.Module):
-    """Two layers, of which the second is not always used."""
+    """Two layers, of which the second is not always used; it is so large that a sum in fp32 would be seen."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.first, self.second = nn.Linear(4, 1500), nn.Linear(1500, 1500)
 
     def forward(self, x: Tensor, both: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -187,7 +187,7 @@ def accumulated(world: World, ds_config: str) -> float:
     for parameter in plain.parameters():
         assert parameter.grad is not None
         world.add_up(parameter.grad)
-        squares += float((parameter.grad / (2 * world.size)).square().sum())
+        squares += float((parameter.grad.double() / (2 * world.size)).square().sum())
     norm = engine.gradient_norm()
     engine.close()
     return abs(norm - squares**0.5) / squares**0.5
