@@ -2,7 +2,7 @@
 
 run_of_edad556.tar.xz was made at commit edad556, before every module moved, on the CPU: `run`, one of two epochs of a
 small detector on the generated videos of `longer_videos`; `export`, its export; `detections.json`, of its evaluation;
-`losses.json`, by step, of a run that went on to the end.
+`losses.json`, by step, of a run that went on to the end. Made anew, at that commit, when the generated videos changed.
 """
 
 from __future__ import annotations

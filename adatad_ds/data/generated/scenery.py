@@ -95,8 +95,8 @@ def draw(picture: NDArray[np.floating], look: Look, pose: NDArray[np.floating], 
     y0, y1 = max(0, int(y - reach)), min(height, int(y + reach) + 1)
     if x0 >= x1 or y0 >= y1:
         return
-    across = (np.arange(x0, x1, dtype=np.float32) - x) / radius
-    down = ((np.arange(y0, y1, dtype=np.float32) - y) / radius)[:, None]
+    across = (np.arange(x0, x1, dtype=np.float64) - x) / radius  # fp32's sines are not the same on every machine
+    down = ((np.arange(y0, y1, dtype=np.float64) - y) / radius)[:, None]
     cos, sin = float(np.cos(pose[ANGLE])), float(np.sin(pose[ANGLE]))
     u, v = cos * across + sin * down, cos * down - sin * across  # the object's own axes, in radii
     cover = np.clip((1 - _outline(look.shape, u, v)) * radius + 0.5, 0, 1)[..., None]

@@ -246,7 +246,8 @@ def encode(pictures: Iterable[NDArray[np.uint8]], path: Path, *, fps: int, width
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # videos are encoded in parallel
-        stream.options = {"crf": "23", "preset": "veryfast", "bf": "2", "g": "48"}
+        # Without mbtree: it adds up in fp32, in an order of the machine, and the others would get other videos.
+        stream.options = {"crf": "24", "preset": "veryfast", "bf": "2", "g": "48", "mbtree": "0"}
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
