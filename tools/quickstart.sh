@@ -67,7 +67,7 @@ if [[ $* != --full ]]; then
     train quickstart quickstart_short "${budget[@]}" --set "backbone.adapter_blocks=[3,4,5]" # the upper ones alone
     trained=quickstart_short
 else
-    train_for 12 0.5
+    train_for 16 0.5
     train quickstart quickstart "${budget[@]}"
     # A frozen backbone's features are made once, so all epochs see the same crop.
     train quickstart_frozen quickstart_frozen "${budget[@]}" --set backbone.cache_features=true \
