@@ -13,8 +13,8 @@ process's CPU seconds, and memory is the peak of the tensors that are alive in o
 where there is one, seconds pass until the device has finished, and memory is the peak of its allocator. Weights, their
 gradients and the frames are not counted.
 
-Ours runs as the recipe has it, within the memory that theirs took (`backbone.activation_memory_gb`), and without
-recomputation.
+Ours runs as the recipe has it, within the memory that theirs took and within a quarter of it
+(`backbone.activation_memory_gb`), if that is possible, and without recomputation.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main() -> int:
 
 
 def measured_ways(config: Config, reference: ModuleType, device: torch.device) -> Iterator[Way]:
-    """Theirs, then ours as the recipe has it, in their memory, and without recomputation; memory is measured."""
+    """Theirs, then ours as the recipe has it, within budgets, and without recomputation; memory is measured."""
     if config.backbone.tuning != "tia" or config.train.precision not in AGREE:
         raise ConfigError("the comparison is of backbone.tuning=tia in train.precision=fp32 or bf16")
     side, generator = config.data.resolution, torch.Generator().manual_seed(0)
@@ -154,17 +154,22 @@ def measured_ways(config: Config, reference: ModuleType, device: torch.device) -
     everything = override(config, ["backbone.activation_checkpointing=false"])
     for name, its_cost, budget in (
         ("ours", cost, None),
+        ("ours, in a quarter of its memory", cost, way.peak_bytes // 4),
         ("ours, in its memory", cost, way.peak_bytes),
         ("ours, all graphs", backbone_cost(everything), None),
     ):
-        placed = its_cost.activations(
-            windows=len(frames),
-            clips=config.data.window_frames // config.clip_frames,
-            policy=StoragePolicy(),
-            budget=budget,
-            beside=0,
-            cuda=device.type == "cuda",
-        )
+        try:
+            placed = its_cost.activations(
+                windows=len(frames),
+                clips=config.data.window_frames // config.clip_frames,
+                policy=StoragePolicy(),
+                budget=budget,
+                beside=0,
+                cuda=device.type == "cuda",
+            )
+        except ConfigError as error:
+            print(f"left out: {name}: {error}", file=sys.stderr)
+            continue
         model = our_backbone(config, theirs, placed).to(device)
         own = Way(name, model, lambda model=model: model.tubelet_features(frames))
         own.measure()
