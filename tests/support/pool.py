@@ -1,8 +1,8 @@
 """Processes without the wait for their imports: a server that has imported everything forks them.
 
 A test runs `forked(ranks, [script, argument, ...])` where a user would start `deepspeed` or `torchrun`: as many
-processes, with the same environment, that meet in a real process group; only launcher and imports are left out. Tests
-about launchers, signals and trees of processes start the real ones.
+processes, with the same environment, that meet in a real process group; only launcher, imports and the interpreter's
+own end are left out. Tests about launchers, signals and trees of processes start the real ones.
 """
 
 from __future__ import annotations
