@@ -4,14 +4,13 @@
     python tools/bench/reference.py --opentad /tmp/opentad --set data.window_size=192 --set data.resolution=96 \\
         --set train.precision=fp32 --threads 1
 
-Their backbone is read from the checkout's `opentad/models/backbones/vit_adapter.py`; the few names that it imports from
-mmcv, mmengine and mmaction, which want compiling, are stood in for here. It runs as their configs have it: blocks under
-torch's checkpoint, fp32 weights under autocast. Both sides get the same random weights and frames, without drop path; a
-step is normalisation, forward pass and backward pass of the features' mean square. Losses and the norm of the adapters'
-gradients must agree. All ways take a step in turn; ratios are the median over the rounds. On a CPU seconds are the
-process's CPU seconds, and memory is the peak of the tensors that are alive in one more step; on a GPU, which is taken
-where there is one, seconds pass until the device has finished, and memory is the peak of its allocator. Weights, their
-gradients and the frames are not counted.
+Their backbone is read from the checkout (`tools/bench/reference_code.py`). It runs as their configs have it: blocks
+under torch's checkpoint, fp32 weights under autocast. Both sides get the same random weights and frames, without drop
+path; a step is normalisation, forward pass and backward pass of the features' mean square. Losses and the norm of the
+adapters' gradients must agree. All ways take a step in turn; ratios are the median over the rounds. On a CPU seconds
+are the process's CPU seconds, and memory is the peak of the tensors that are alive in one more step; on a GPU, which is
+taken where there is one, seconds pass until the device has finished, and memory is the peak of its allocator. Weights,
+their gradients and the frames are not counted.
 
 Ours runs as the recipe has it, within the memory that theirs took and within a quarter of it
 (`backbone.activation_memory_gb`), if that is possible, and without recomputation.
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import subprocess
 import sys
 import time
@@ -30,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from types import ModuleType
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone, without installing
 
@@ -42,7 +39,6 @@ from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
-from adatad_ds.models.backbones.vit import sinusoid
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.models.transformers import backbone_spec
@@ -52,6 +48,7 @@ from adatad_ds.planning.memory import backbone_cost
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.launch import gpu_count
 from adatad_ds.system.utf8 import use_utf8
+from tools.bench.reference_code import load_reference
 
 AGREE = {"fp32": 1e-4, "bf16": 3e-2}  # relative
 
@@ -236,90 +233,6 @@ def _their_weight(name: str, state: dict[str, Tensor]) -> Tensor:
     for ours, its in (("patch_embed.proj", "patch_embed.projection"), ("fc1", "layers.0"), ("fc2", "layers.1")):
         rest = rest.replace(ours, its)
     return state[rest]
-
-
-def load_reference(folder: Path) -> ModuleType:
-    """The module `vit_adapter` of a checkout.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    path = folder / "opentad" / "models" / "backbones" / "vit_adapter.py"
-    if not path.is_file():
-        raise ConfigError(f"--opentad {folder}: there is no {path}")
-    spec = importlib.util.spec_from_file_location("reference_vit_adapter", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    held = dict(sys.modules)
-    sys.modules.update(_stand_ins())
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        for name in _stand_ins():
-            sys.modules.pop(name)
-        sys.modules.update({name: held[name] for name in _stand_ins() if name in held})
-    return module
-
-
-class _BaseModule(nn.Module):
-    def __init__(self, init_cfg: Any = None) -> None:
-        super().__init__()
-
-
-class _FFN(nn.Module):
-    def __init__(self, *, embed_dims: int, feedforward_channels: int, **_: Any) -> None:
-        super().__init__()
-        hidden = nn.Linear(embed_dims, feedforward_channels)
-        self.layers = nn.ModuleList([hidden, nn.Linear(feedforward_channels, embed_dims)])
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.layers[1](nn.functional.gelu(self.layers[0](tokens)))
-
-
-class _PatchEmbed(nn.Module):
-    def __init__(self, *, in_channels: int, embed_dims: int, kernel_size: Any, stride: Any, **_: Any) -> None:
-        super().__init__()
-        self.projection = nn.Conv3d(in_channels, embed_dims, kernel_size, stride)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Any]:
-        projected = self.projection(pixels)
-        return projected.flatten(2).transpose(1, 2), projected.shape[2:]
-
-
-class _Registry:
-    def register_module(self) -> Callable[[type], type]:
-        return lambda registered: registered
-
-
-def _stand_ins() -> dict[str, ModuleType]:
-    """Modules with the few names that the reference's file imports; weights are set afterwards."""
-
-    def nothing(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Initialise nothing."""
-
-    contents: dict[str, dict[str, Any]] = {
-        "mmcv": {},
-        "mmcv.cnn": {"build_norm_layer": lambda cfg, width: ("ln", nn.LayerNorm(width, eps=cfg["eps"]))},
-        "mmcv.cnn.bricks": {"DropPath": nn.Identity},
-        "mmcv.cnn.bricks.transformer": {"FFN": _FFN, "PatchEmbed": _PatchEmbed},
-        "mmengine": {},
-        "mmengine.registry": {"MODELS": _Registry()},
-        "mmengine.model": {"BaseModule": _BaseModule, "ModuleList": nn.ModuleList},
-        "mmengine.model.weight_init": {"constant_init": nothing, "trunc_normal_init": nothing},
-        "mmaction": {},
-        "mmaction.utils": {"ConfigType": Any, "OptConfigType": Any},
-        "mmaction.models": {},
-        "mmaction.models.backbones": {},
-        "mmaction.models.backbones.vit_mae": {
-            "get_sinusoid_encoding": lambda length, width: sinusoid(length=length, width=width)[None]
-        },
-    }
-    modules = {name: ModuleType(name) for name in contents}
-    for name, module in modules.items():
-        vars(module).update(contents[name])
-        module.__path__ = []  # a package
-    return modules
 
 
 def _commit(folder: Path) -> str:

@@ -113,8 +113,8 @@ def test_the_memory_of_gradients_is_what_is_allocated():
         size = 4 if precision == "fp32" else 2
         lines = gradient_lines(ds_config, trainable=trainable, size=size, ranks=1)
         whole, kept = (sum(line.device for line in lines if not line.transient or all_of) for all_of in (True, False))
-        # Beside it a CPU that multiplies in bf16 takes 0.1 MB to work in.
-        assert held + peak == pytest.approx(whole, rel=0.03), (precision, sent, accumulation)
+        beside = 0.01 if precision == "fp32" else 0.03  # a CPU that multiplies in bf16 takes 0.1 MB to work in
+        assert held + peak == pytest.approx(whole, rel=beside), (precision, sent, accumulation)
         assert held + size * trainable == pytest.approx(kept, rel=0.01), (precision, sent, accumulation)
 
 
