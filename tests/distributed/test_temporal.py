@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import psutil
 import pytest
 
-from tests.support.launch import children_of, finish, launched, losses, start, start_until, train_command
+from tests.support.launch import TIMEOUT_SEC, children_of, finish, launched, losses, start, start_until, train_command
 
 LEARNING = {
     "train__lr_head": 1e-3,
@@ -133,9 +132,7 @@ def test_a_rank_that_dies_ends_the_job(small_videos, tmp_path):
     ranks = children_of(process.pid, "adatad_ds/train.py")
     assert len(ranks) == 2
     ranks[1].kill()
-    began = time.monotonic()
-    assert process.wait(timeout=90) != 0
-    assert time.monotonic() - began < 60
+    assert process.wait(timeout=TIMEOUT_SEC) != 0
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 
 

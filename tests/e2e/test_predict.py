@@ -473,7 +473,7 @@ def test_interrupted(videos, checkpoint, tmp_path):
     while not (out / "copy_01.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert "Traceback" not in error
     assert "interrupted" in error

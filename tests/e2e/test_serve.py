@@ -317,7 +317,7 @@ def test_the_command_begins_and_ends(served: Served, tmp_path: Path):
         assert connection.getresponse().status == 403  # uploads only
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert list(tmp_path.iterdir()) == []
     finally:
         process.kill()

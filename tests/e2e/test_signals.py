@@ -52,7 +52,7 @@ def test_a_signal_to_the_whole_group_saves(number, small_videos, tmp_path):
     os.killpg(process.pid, number)
     assert process.wait(timeout=TIMEOUT_SEC) == 0
     assert_saved(run)
-    _, alive = psutil.wait_procs(others, timeout=20)
+    _, alive = psutil.wait_procs(others, timeout=TIMEOUT_SEC)
     assert not alive
 
 

@@ -71,6 +71,7 @@ def test_samples_are_those_of_the_workers(config: DataConfig):
         assert not torch.equal(before, theirs.frames)
         assert torch.equal(ours.frames, before)
         assert theirs.seconds.decode > 0
-        assert theirs.seconds.augment > ours.seconds.augment > 0
+        assert theirs.seconds.augment > 0
+        assert ours.seconds.augment > 0  # the crop
     batch = here.collate([here[0, 0], here[None]])
     assert not frames_on(CPU, batch.frames, batch.steps)[1].any()

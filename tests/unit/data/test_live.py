@@ -143,13 +143,15 @@ def test_a_stream_that_stutters_breaks_off_and_comes_back_smaller(tmp_path: Path
     write_video(tmp_path / "small.ts", frames=40, fps=FPS, width=160, height=64)
     stutter = (content, 3.0, len(content) * 3 // 4 // 188 * 188)
     with served(stutter, ((tmp_path / "small.ts").read_bytes(), 0.0, 0)) as address:
+        since = time.monotonic()
         items = watched(LiveSource(address=address, idle_sec=4.0, reconnect_sec=2.0))
+        took = time.monotonic() - since
     assert events_of(items) == ["stalled", "lost", "lost", "gone"]
     second = [isinstance(item, Began) for item in items].index(True, 1)
     check_windows(items[:second], tmp_path / "first.ts", BASE)
     first_end = next(item for item in items if isinstance(item, Ended))
     began = items[second]
-    assert 0.3 < began.begin_sec - first_end.end_sec < 3  # the time it was away
+    assert 0.3 < began.begin_sec - first_end.end_sec < took - 3.0  # the time it was away, without the stutter
     assert sum(isinstance(item, LiveWindow) for item in items[second:]) == 2
 
 
@@ -230,7 +232,7 @@ def test_reading_ends_when_nobody_wants_more(folder: Path):
     events = live_events(LiveSource(address=str(folder / "even.ts"), idle_sec=60), BASE, closed=closed)
     assert isinstance(next(events), Began)
     closed.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threading.active_count() == threads

@@ -138,7 +138,7 @@ def test_a_stream_that_is_left_ends_its_thread(folder: Path):
     next(batches)
     assert threading.active_count() > threads
     batches.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() == threads

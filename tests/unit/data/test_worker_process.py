@@ -68,7 +68,7 @@ def start(*words: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
 
 def ended(others: list[psutil.Process]) -> bool:
     """Whether all of them end soon; those that do not are ended."""
-    _, alive = psutil.wait_procs(others, timeout=20)
+    _, alive = psutil.wait_procs(others, timeout=60)
     for process in alive:
         process.kill()
     return not alive
@@ -93,7 +93,7 @@ def test_a_signal_to_the_group_is_the_ranks_and_nobody_survives_it_killed():
 @pytest.mark.slow
 def test_a_rank_that_exits_ends_them():
     process, others = start("exit")
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 7, said
     assert ended(others)
 
