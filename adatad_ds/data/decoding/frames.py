@@ -29,6 +29,7 @@ from adatad_ds.data.decoding.video import (
     decoded_frames,
     index_of,
     opened,
+    orientation,
     packets_of,
     probe,
 )
@@ -283,22 +284,25 @@ def _positions(container: Any, stream: Any, times: NDArray[np.int64] | None) -> 
     for packet in chain(packets_of(container, stream), (None,)):  # None: flush the decoder
         for frame in decoded_frames(stream, packet):
             if times is not None and frame.pts is not None:
-                count = int(np.searchsorted(times, frame.pts, side="right")) - 1
+                first, beyond = (int(np.searchsorted(times, frame.pts, side=side)) for side in ("left", "right"))
+                count = min(max(count, first), beyond - 1)  # of several at one time, one after the other
             yield count, frame
             count += 1
 
 
 def upright(frame: Any, size: tuple[int, int] | None = None, *, converter: VideoReformatter | None = None) -> Frames:
-    """A decoded frame as RGB (h, w, 3), rotated as displayed.
+    """A decoded frame as RGB (h, w, 3), rotated and mirrored as displayed.
 
     Args:
         frame: PyAV's frame.
         size: width and height of the result, for display; None: the file's own.
         converter: kept from frame to frame, since making one takes longer than a small frame.
     """
-    turns = round(frame.rotation / 90) % 4
+    turns, mirrored = orientation(frame)
     width, height = (size[::-1] if turns % 2 else size) if size else (None, None)
     # bilinear, as decord also converts YUV to RGB
     way: Any = {"width": width, "height": height, "format": "rgb24", "interpolation": "BILINEAR", **ONE_THREAD}
     rgb: Any = (converter or VideoReformatter()).reformat(frame, **way).to_ndarray()
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    if not turns and not mirrored:
+        return rgb
+    return np.ascontiguousarray(np.rot90(rgb[:, ::-1] if mirrored else rgb, turns))

@@ -16,10 +16,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from adatad_ds.data.decoding.units import Units
 from adatad_ds.data.decoding.video import Index, opened, packets_of
-
-SLICES = range(1, 6)  # types of units that hold a picture's data
-START = b"\0\0\1"  # of a unit, where units are not preceded by their length
 
 
 def sparingly_decoded(
@@ -36,19 +34,20 @@ def sparingly_decoded(
     Yields:
         PyAV's frame, and how many times it is wanted. Nothing where little can be left out, or it is not known how.
     """
-    if index.times is None:
+    if index.times is None or (np.diff(index.times) == 0).any():  # of two at one time it is not known which came
         return
     distinct, counts = np.unique(wanted, return_counts=True)
     if 2 * len(distinct) > distinct[-1] - distinct[0]:
         return
     times = index.times[distinct].tolist()
     with opened(path, num_threads=num_threads) as (container, stream):
-        if stream.codec_context.name != "h264":
+        units = Units.of(stream)
+        if units is None or stream.codec_context.name != "h264":
             return
         key = key_before(index, wanted)
         if key is not None and not seek(container, stream, key):
             return
-        frames = _all_coming(container, stream, needed={*times}, begin=key)
+        frames = _all_coming(container, stream, units, needed={*times}, begin=key)
         for time, count in zip(times, counts.tolist(), strict=True):
             frame = next((frame for frame in frames if frame.pts >= time), None)
             if frame is None or frame.pts != time:
@@ -73,16 +72,14 @@ def seek(container: Any, stream: Any, time: int) -> bool:
     return True
 
 
-def _all_coming(container: Any, stream: Any, *, needed: set[int], begin: int | None) -> Iterator[Any]:
+def _all_coming(container: Any, stream: Any, units: Units, *, needed: set[int], begin: int | None) -> Iterator[Any]:
     """Frames from time `begin` on, in order, as long as each picture that is decoded comes out as it should."""
-    head = bytes(stream.codec_context.extradata or b"")
-    length_bytes = (head[4] & 3) + 1 if len(head) > 4 and head[0] == 1 else 0  # 0: units begin with START
     sent: list[int] = []
     for packet in chain(packets_of(container, stream), (None,)):
         if packet is not None:
             if packet.pts is None:
                 return
-            if packet.pts not in needed and _unreferenced(bytes(packet), length_bytes):
+            if packet.pts not in needed and units.unreferenced(bytes(packet)):
                 continue
             if not packet.is_discard:
                 heappush(sent, packet.pts)
@@ -98,18 +95,3 @@ def _all_coming(container: Any, stream: Any, *, needed: set[int], begin: int | N
             if frame.is_corrupt or not sent or heappop(sent) != frame.pts:
                 return
             yield frame
-
-
-def _unreferenced(data: bytes, length_bytes: int) -> bool:
-    """Whether a packet holds a picture that no other refers to."""
-    place = 0
-    while place < len(data):
-        if length_bytes:
-            begin = place + length_bytes
-            place = begin + int.from_bytes(data[place:begin], "big")
-        else:
-            found = data.find(START, place)
-            begin = place = found + len(START) if found >= 0 else len(data)
-        if begin < len(data) and data[begin] & 31 in SLICES:
-            return data[begin] & 0x60 == 0
-    return False

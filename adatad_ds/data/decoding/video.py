@@ -19,15 +19,19 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 from adatad_ds.data.decoding.damage import Damage, gaps, missing_sec
 from adatad_ds.data.decoding.facts import Index, VideoError, VideoInfo, index_from_json, index_to_json, shown_sec
 from adatad_ds.data.decoding.index_file import FileState, IndexFile
 from adatad_ds.data.decoding.prepared import MANIFEST, Manifest, manifest_of
+from adatad_ds.data.decoding.units import Units
 from adatad_ds.system.user_cache import user_cache
 
 ASSUMED_FPS = 25.0  # if no header gives a rate
+# Codecs whose frames libraries find by themselves, if nothing reaches across keyframes
+CODED_IN_ORDER = ("h264", "hevc", "vp8", "vp9")
 LATE_INTERVALS = 1.5  # a first frame shown later than this starts late; decoder delay is one frame
 
 MARK = "prepared by adatad-ds"  # a prepared file's comment about itself
@@ -160,6 +164,7 @@ def demuxed(path: Path) -> Index:
     keys: list[int | None] = []
     first, hidden, timed, end_sec = None, 0, False, {}  # end_sec: when each stream ends, on the file's own clock
     with opened(path, num_threads=1) as (container, stream):
+        units, lone_keys = Units.of(stream), True
         for packet in packets_of(container, container.streams.get()):
             if packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
@@ -168,17 +173,20 @@ def demuxed(path: Path) -> Index:
                 continue
             timed = timed or packet.dts is not None
             hidden += packet.is_discard
-            if not packet.is_discard:
+            begins = units is None or not units.fields or units.begins_frame(bytes(packet))
+            if begins and not packet.is_discard:
                 times.append(packet.pts)
                 if packet.is_keyframe:
                     keys.append(packet.pts)
+                    lone_keys = lone_keys and (units is None or units.is_idr(bytes(packet)))
             if first is None:
                 first = next(iter(decoded_frames(stream, packet)), None)
         first = first or next(iter(decoded_frames(stream, None)), None)
         if first is None:
             raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
         known = sorted(time for time in times if time is not None)
-        usable = len(known) == len(times) and all(a < b for a, b in pairwise(known)) and bool(stream.time_base)
+        usable = len(known) == len(times) and _has_true_times(container, stream)
+        usable = usable and (len(known) == 1 or known[0] < known[-1])
         seconds = (np.array(known) - known[0]) * float(stream.time_base) if usable else None  # from the first frame on
         headers_fps = told_fps(stream, seconds, timed=timed)
         fps = headers_fps or ASSUMED_FPS
@@ -186,6 +194,7 @@ def demuxed(path: Path) -> Index:
         start_sec = start_sec if start_sec > LATE_INTERVALS / fps else 0.0
         lost_sec = _lost_sec(container, stream, end_sec, held_sec=len(times) / fps, fps=fps)
         marked = container.metadata.get("comment", "").startswith(MARK)
+        coding = stream.codec_context.name
         header_frames, tick_sec = stream.frames, float(stream.time_base or 0)
     even = seconds is None or bool(np.abs(seconds * fps - np.arange(len(seconds))).max() <= 1)
     holes = () if even or seconds is None else gaps(seconds + start_sec)
@@ -193,12 +202,12 @@ def demuxed(path: Path) -> Index:
     if seconds is not None and not even:  # a container's rate may be a guess from its first frames
         fps = 1 / float(np.median(np.diff(seconds))) if holes else (len(seconds) - 1) / float(seconds[-1])
         length_sec = float(seconds[-1]) + 1 / fps
-    turned = first.rotation % 180 != 0
+    turns, mirrored = orientation(first)
     info = VideoInfo(
         num_frames=len(times),
         fps=fps,
-        width=first.height if turned else first.width,
-        height=first.width if turned else first.height,
+        width=first.height if turns % 2 else first.width,
+        height=first.width if turns % 2 else first.height,
         start_sec=start_sec,
         duration_sec=start_sec + length_sec,
         even=even,
@@ -219,15 +228,25 @@ def demuxed(path: Path) -> Index:
         times=known_times,
         key_times=np.array(sorted(time for time in keys if time is not None), dtype=np.int64),
         plain=usable
+        and all(a < b for a, b in pairwise(known))
         and header_frames == len(times)
+        and lone_keys
+        and (coding in CODED_IN_ORDER or len(keys) == len(times))
         and not first.format.is_rgb
         and not hidden
-        and first.rotation == 0
+        and (turns, mirrored) == (0, False)
         and all(component.bits == 8 for component in first.format.components)  # decord converts deeper ones differently
         and keys[:1] == known[:1],  # else the first frames, which depend on a missing keyframe, cannot be decoded
         tick_sec=tick_sec,
         marked=marked,
     )
+
+
+def _has_true_times(container: Any, stream: Any) -> bool:
+    """Whether packets' times are those of their pictures: AVI numbers packets, in whatever order they are shown."""
+    context = stream.codec_context
+    reordered = bool(context.has_b_frames) and context.name in ("h264", "hevc")
+    return bool(stream.time_base) and not (container.format.name == "avi" and reordered)
 
 
 def told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:
@@ -301,3 +320,14 @@ def decoded_frames(stream: Any, packet: Any) -> Sequence[Any]:
         return stream.decode(packet)
     except av.FFmpegError:  # also raised when the decoder is already flushed
         return ()
+
+
+def orientation(frame: Any) -> tuple[int, bool]:
+    """How a decoded frame is displayed: by how many quarter turns to the left, and whether mirrored before, x to -x."""
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return 0, False
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3) / 2**16  # x, y to a x + c y, b x + d y
+    mirrored = bool(a * d - b * c < 0)
+    sign = -1 if mirrored else 1
+    return round(-np.arctan2(sign * b, sign * a) / (np.pi / 2)) % 4, mirrored

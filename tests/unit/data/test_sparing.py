@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from adatad_ds.data.decoding.frames import find_lost, read_frames, upright
-from adatad_ds.data.decoding.sparing import _unreferenced, sparingly_decoded
+from adatad_ds.data.decoding.sparing import sparingly_decoded
+from adatad_ds.data.decoding.units import Units
 from adatad_ds.data.decoding.video import index_of
 from tests.support.videos import frame_numbers, scramble_packet, write_video
 
@@ -24,8 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def left_out(path: Path) -> int:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        lengths = 4 if bytes(stream.codec_context.extradata or b"")[:1] == b"\1" else 0
-        return sum(_unreferenced(bytes(packet), lengths) for packet in container.demux(stream) if packet.size)
+        units = Units.of(stream)
+        assert units is not None
+        return sum(units.unreferenced(bytes(packet)) for packet in container.demux(stream) if packet.size)
 
 
 @pytest.mark.parametrize(("suffix", "b_frames"), [(".mp4", 0), (".mp4", 2), (".mp4", 4), (".mkv", 4), (".ts", 2)])
