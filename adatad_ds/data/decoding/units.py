@@ -68,7 +68,8 @@ class Units:
         pictures = [
             self._sequence.field_of(packet[begin + 1 : begin + HEADER_BYTES])
             for begin, _ in _places(packet, self._length_bytes)
-            if packet[begin] & 31 in (1, IDR) and packet[begin + 1 : begin + 2] >= b"\x80"  # the first slice of a picture
+            if packet[begin] & 31 in (1, IDR)
+            and packet[begin + 1 : begin + 2] >= b"\x80"  # the first slice of a picture
         ]
         begun = not pictures
         for field in pictures:
