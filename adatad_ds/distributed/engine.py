@@ -57,12 +57,14 @@ LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  
 # AVERAGE is our key in the optimizer's state: the EMA is partitioned exactly as the moments are.
 
 
-def partitioner(ds_config: dict[str, Any]) -> Callable[[nn.Module], None]:
+def partitioner(ds_config: dict[str, Any], *, world: World) -> Callable[[nn.Module], None]:
     """The function that partitions a module as soon as rank 0 has read its weights.
 
     Under ZeRO-3 each module is sent from rank 0 and partitioned at once, so that no rank ever holds the whole model.
     Under ZeRO-1 and 2 it stays, to be sent with the whole model. A collective, on every rank.
     """
+    # DeepSpeed would make its group without a time, and NCCL give it 10 minutes
+    utils.groups._WORLD_GROUP = world.groups(world.size).handle
     if ds_config["zero_optimization"]["stage"] != 3:
         return lambda module: None
     deepspeed.init_distributed(dist_init_required=False, verbose=False)  # takes over the group that is there
@@ -154,7 +156,7 @@ class Engine:
         """
         at_boundary = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        if at_boundary and self.average.decay > 0:
+        if at_boundary and self.step_taken and self.average.decay > 0:
             decay = self.average.after(self._steps_taken)
             for flat in self._flat_masters():
                 self._adam.state[flat][AVERAGE].lerp_(flat.detach(), 1 - decay)
@@ -244,15 +246,13 @@ class Engine:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Context in which the model computes with the running average. A collective."""
+        """Context in which the model computes with the running average; an exception leaves it. A collective."""
         if self.average.decay == 0:
             yield
             return
         self._write_weights(AVERAGE)
-        try:
-            yield
-        finally:
-            self._write_weights(MASTER)
+        yield
+        self._write_weights(MASTER)  # not after an exception, which may be of this rank alone
 
     def bytes_by_kind(self) -> dict[str, int]:
         """This rank's bytes: frozen and trainable weights in the compute type, masters, moments, average."""

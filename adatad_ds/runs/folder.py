@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -128,10 +129,27 @@ class RunFolder:
 
     def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
         """Save the results and metrics of an epoch."""
-        folder = self.path / "evaluations" / f"epoch_{epoch:04d}"
+        folder = self._evaluation(epoch)
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.save(folder)
         write_text(folder / METRICS_FILE, json.dumps(evaluation.metrics, indent=1) + "\n")
+
+    def set_aside_evaluations(self, *, after: int) -> list[str]:
+        """Rename what evaluations of epochs that are still to come have left: they are of weights that are gone.
+
+        Args:
+            after: epochs done.
+
+        Returns:
+            A line for the user, if there were any.
+        """
+        stale = [epoch for epoch in self.evaluations() if epoch > after]
+        for epoch in stale:
+            folder = self._evaluation(epoch)
+            shutil.rmtree(folder.with_name(f"old_{folder.name}"), ignore_errors=True)
+            folder.rename(folder.with_name(f"old_{folder.name}"))
+        which = ", ".join(map(str, stale))
+        return [f"evaluations of epochs {which}, trained before and now again, are set aside as old_*"] if stale else []
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """Metrics of every evaluated epoch."""
@@ -170,6 +188,9 @@ class RunFolder:
             f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
             f"{100 * scores[best]:.2f} % at the best epoch {best}"
         )
+
+    def _evaluation(self, epoch: int) -> Path:
+        return self.path / "evaluations" / f"epoch_{epoch:04d}"
 
     def _write(self, name: str, content: Any) -> None:
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")

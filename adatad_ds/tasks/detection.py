@@ -23,6 +23,7 @@ from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.detection.losses import LossNormalizer
 from adatad_ds.detection.points import Targets, assign_targets
 from adatad_ds.distributed.mesh import Mesh
+from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.models.detector import Detector, detector_points, valid_points
@@ -58,7 +59,7 @@ class DetectionTask:
         test_data: windows to evaluate on.
 
     Raises:
-        DataError: external class scores that do not fit.
+        DataError: external class scores that do not fit, or no annotated action to measure by.
     """
 
     loss_names = ("classification", "regression")
@@ -75,6 +76,12 @@ class DetectionTask:
             ),
             classes=self.classes,
         )
+        if not any(video.actions for video in self.test_data.videos):
+            raise DataError(
+                f"no action is annotated in the {len(self.test_data.videos)} videos of subset "
+                f"{config.data.test_subset!r}, so no epoch could be measured; choose another subset with --set "
+                "data.test_subset=NAME (it may be the one trained on); adatad-ds evaluate will detect in these"
+            )
         self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
         self._damage_told = False  # every evaluation reads the same files
         self.normalizer = LossNormalizer(
@@ -189,13 +196,15 @@ class DetectionTask:
             world=mesh.world,
             external=self._external,
         )
-        if not mesh.world.is_main:
+        metrics = mesh.world.attempt(
+            lambda: measure(results, videos=videos, config=config) if mesh.world.is_main else None
+        )
+        if metrics is None:
             return None
         damaged = damaged_videos(candidates)
         for line in damaged.values() if not self._damage_told else ():
             report(f"a test video is damaged: {line}")
         self._damage_told = True
-        metrics = measure(results, videos=videos, config=config)
         return Evaluation(
             metrics=metrics.to_dict(),
             table=metrics.table(),

@@ -144,12 +144,14 @@ class RecognitionTask:
         """Recognise the test videos and measure; the result is on rank 0 only. A collective."""
         batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
         logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
-        if not self._world.is_main:
+        recognition = self._world.attempt(
+            lambda: measure_recognition(logits, data=self.test_data) if self._world.is_main else None
+        )
+        if recognition is None:
             return None
         for line in damaged.values() if not self._damage_told else ():
             report(f"a test video is damaged: {line}")
         self._damage_told = True
-        recognition = measure_recognition(logits, data=self.test_data)
 
         def confusion(title: str) -> Figure:
             from adatad_ds.evaluation.plots.curves import confusion_figure

@@ -93,7 +93,7 @@ def build_initial_model(
         frozen = fingerprint(vit)
     else:
         published = world.attempt(lambda: task.restore_published(weights, model))
-        host = partitioner(ds_config)
+        host = partitioner(ds_config, world=world)
         frozen = fill_backbone(vit, weights.vit, dtype=config.train.dtype, read=world.is_main, host=host)
     if config.backbone.is_features:
         frozen = world.attempt(lambda: feature_fingerprint(config))

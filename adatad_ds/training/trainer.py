@@ -18,6 +18,7 @@ from adatad_ds.data.loader import TrainBatches, make_train_loader
 from adatad_ds.data.video_dataset import LoadingSeconds
 from adatad_ds.distributed.engine import Engine
 from adatad_ds.distributed.world import World
+from adatad_ds.errors import in_words
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.runs.checkpoint import CheckpointStore
 from adatad_ds.runs.folder import RunFolder
@@ -72,9 +73,20 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the current step to the last epoch's evaluation, or to the end of a step when asked to stop."""
+        try:
+            self.train()
+        finally:  # whatever has happened, what was saved is written
+            self.writer.shutdown()
+            if self.writing is not None and (error := self.writing.exception()) is not None:
+                self.monitor.say(f"warning: {in_words(error)}")
+
+    def train(self) -> None:
+        """The loop of `run`."""
         epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
         total_steps = settings.stop_epoch * epoch_steps
         epochs, inside_epoch = divmod(self.progress.step, epoch_steps)
+        for line in self.world.on_main(lambda: self.run_folder.set_aside_evaluations(after=epochs)):
+            self.monitor.say(line)
         if epochs and inside_epoch == 0 and not self.evaluate_if_due(epochs):  # a crash may have come after saving
             self.leave_early()
             return
@@ -122,8 +134,9 @@ class Trainer:
         Raises:
             WriteError: the last checkpoint could not be written: told here, where the ranks compare errors anyway.
         """
-        if self.writing is not None and self.writing.done():
-            self.writing.result()
+        if self.writing is not None and self.writing.done() and self.writing.exception():
+            failed, self.writing = self.writing, None
+            failed.result()
         return list(islice(micro_batches, self.engine.accumulation))
 
     def learning_rate(self, step: int) -> float:
@@ -174,8 +187,7 @@ class Trainer:
     def leave_early(self) -> None:
         """Mark the run as interrupted: in a message to the user, and in a file for whoever started it. A collective."""
         self.finish_saving()
-        if self.world.is_main:
-            self.run_folder.mark_interrupted()
+        self.world.on_main(self.run_folder.mark_interrupted)
         self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
 
     def log(
@@ -269,7 +281,7 @@ class Trainer:
         done = self.world.on_main(lambda: epoch in self.run_folder.evaluations())
         if done:
             self.finish_saving()
-            self.mark_if_best(epoch)  # before which a crash may have come, too
+            self.world.on_main(lambda: self.mark_if_best(epoch))  # before which a crash may have come, too
         if done or not (last or regular):
             return True
 
@@ -285,8 +297,7 @@ class Trainer:
         except StopAsked:
             return False
         self.finish_saving()  # of what is marked
-        if evaluation is not None:
-            self.record_evaluation(epoch, evaluation)
+        self.world.on_main(lambda: None if evaluation is None else self.record_evaluation(epoch, evaluation))
         return True
 
     def record_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
@@ -309,8 +320,8 @@ class Trainer:
             self.monitor.figure(f"pictures/{picture}", partial(draw, f"Epoch {epoch}"), step)
 
     def mark_if_best(self, epoch: int) -> None:
-        """Mark the checkpoint just saved as best if its epoch is the best evaluated one."""
-        if self.world.is_main and self.run_folder.best_epoch() == epoch:
+        """Mark the checkpoint just saved as best if its epoch is the best evaluated one; on rank 0."""
+        if self.run_folder.best_epoch() == epoch:
             self.store.mark_best(step=self.progress.step)
 
     def report_evaluations(self) -> None:
@@ -333,8 +344,7 @@ class Trainer:
             self.monitor.say(f"memory of {whose}: {what} {peak / 1e9:.2f} GB; held, in GB: {parts}")
 
     def close(self) -> None:
-        """Finish the checkpoint that is being written, flush the logs and release the engine."""
-        self.writer.shutdown()
+        """Flush the logs and release the engine."""
         self.profiler.close()
         self.monitor.close()
         self.engine.close()

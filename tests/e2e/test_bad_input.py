@@ -35,6 +35,19 @@ def test_settings(changes, said, small_videos, tmp_path):
 
 
 @pytest.mark.slow
+def test_nothing_to_measure_by_is_told_before_training(small_videos, tmp_path):
+    """As the test videos of a challenge, whose actions are kept back."""
+    tree = json.loads((small_videos / "annotations.json").read_text())
+    for video in tree["database"].values():
+        video["annotations"] = [] if video["subset"] == "validation" else video["annotations"]
+    (tmp_path / "held_back.json").write_text(json.dumps(tree))
+    changes = {"data__annotations": tmp_path / "held_back.json", "train__eval_from_epoch": 100}
+    command = train_command(data=small_videos, run=tmp_path / "run", **LAYOUT, **changes)
+    fails(command, "no action is annotated in the", "subset 'validation'", "data.test_subset=NAME")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_contradicting_ds_config(small_videos, tmp_path):
     command = train_command(data=small_videos, run=tmp_path / "run", **LAYOUT)
     policy = tmp_path / "bad.json"

@@ -21,6 +21,11 @@ SETTINGS = {
 }
 
 
+def as_script(name: str, command: list[str]) -> list[str]:
+    """The command with a script of tests/support in train.py's place."""
+    return [f"tests/support/{name}.py" if word == "adatad_ds/train.py" else word for word in command]
+
+
 @pytest.fixture(scope="module")
 def whole(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
@@ -61,7 +66,7 @@ def test_killed_while_saving(whole, small_videos, tmp_path):
 def test_training_goes_on_while_a_checkpoint_is_written(ranks, small_videos, tmp_path):
     settings = SETTINGS | {"ranks": ranks, "train__stop_epoch": 1}
     command = train_command(data=small_videos, run=tmp_path / "run", **settings)
-    finish(["tests/support/train_saving_slowly.py" if word == "adatad_ds/train.py" else word for word in command])
+    finish(as_script("train_saving_slowly", command))
     store = CheckpointStore(folder=tmp_path / "run" / "checkpoints", keep=2)
     assert [path.name for path in store.all()] == ["step_00000001", "step_00000002"]
 
@@ -71,12 +76,54 @@ def test_training_goes_on_while_a_checkpoint_is_written(ranks, small_videos, tmp
 def test_what_could_not_be_written_is_told_before_the_next_save(ranks, small_videos, tmp_path):
     settings = SETTINGS | {"ranks": ranks, "train__checkpoint_every_steps": 0}  # after an epoch of 2 steps
     command = train_command(data=small_videos, run=tmp_path / "run", **settings)
-    done = start(
-        ["tests/support/train_saving_in_vain.py" if word == "adatad_ds/train.py" else word for word in command]
-    )
+    done = start(as_script("train_saving_in_vain", command))
     assert done.returncode == 2, done.stderr[-2000:]
     assert "the checkpoint of step 2 could not be written" in done.stderr
     assert 2 <= len(losses(tmp_path / "run")) <= 3  # the third may have begun before the write failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_error_leaves_the_checkpoint_before_it_to_be_written(ranks, small_videos, tmp_path):
+    command = train_command(data=small_videos, run=tmp_path / "run", **SETTINGS | {"ranks": ranks})
+    done = start(as_script("train_failing_after_saving", command))
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert done.stderr.count("error: the loss is not finite") == 1
+    newest = CheckpointStore(folder=tmp_path / "run" / "checkpoints", keep=2).latest()
+    assert newest is not None
+    assert newest.name == "step_00000001"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ds_config", ["zero2", "zero3"])
+def test_an_error_of_one_rank_in_an_evaluation_ends_all(ds_config, small_videos, tmp_path):
+    settings = SETTINGS | {"ranks": 2, "ds_config": ds_config, "train__eval_from_epoch": 1, "train__stop_epoch": 1}
+    patience = {"train__hang_timeout_sec": 60, "data__worker_timeout_sec": 30}
+    command = train_command(data=small_videos, run=tmp_path / "run", **settings, **patience)
+    done = start(as_script("train_failing_in_evaluation", command))
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "error: rank 1: RuntimeError: no memory for a long video" in done.stderr
+    assert "has waited" not in done.stderr
+
+
+@pytest.mark.slow
+def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(small_videos, tmp_path):
+    run, settings = tmp_path / "run", SETTINGS | {"train__eval_from_epoch": 2, "train__eval_every": 1}
+    finish(train_command(data=small_videos, run=run, **settings))
+    shutil.rmtree(run / "checkpoints")
+    marked = [run / "evaluations" / f"epoch_{epoch:04d}" / "mark" for epoch in (2, 3)]
+    for mark in marked:
+        mark.touch()
+    output = finish(train_command(data=small_videos, run=run, **settings))
+    assert "evaluations of epochs 2, 3, trained before and now again, are set aside as old_*" in output
+    assert output.count("last so far") == 2
+    for mark in marked:
+        assert not mark.exists()
+        assert mark.parent.is_dir()
+        assert (mark.parent.with_name(f"old_{mark.parent.name}") / "mark").exists()
+    output = finish(train_command(data=small_videos, run=run, resume=True, **settings))
+    assert "set aside" not in output
+    assert "last so far" not in output
 
 
 @pytest.mark.slow

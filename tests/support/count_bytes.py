@@ -59,7 +59,7 @@ def main() -> None:
         weights.vit,
         dtype=config.train.dtype,
         read=world.is_main,
-        host=partitioner(resolved),
+        host=partitioner(resolved, world=world),
     )
     engine = Engine(
         model=detector,

@@ -91,7 +91,7 @@ def main() -> None:
         resolved = resolve_ds_config(ds_config, config=config, ranks=world.size, cuda=False)
         mesh = Mesh(world=world, config=config)
         runtime = Runtime(window=mesh.window())
-        model = build(config, runtime, read=world.is_main, host=partitioner(resolved))
+        model = build(config, runtime, read=world.is_main, host=partitioner(resolved, world=world))
         groups = parameter_groups(model, config.train)
         average = AverageDecay(config.train.ema_decay)
         engine = Engine(

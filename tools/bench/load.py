@@ -86,7 +86,7 @@ def measure(way: str, *, backbone: str, file: Path, ds_config_file: Path, world:
     ds_config = resolve_ds_config(
         read_ds_config(ds_config_file), config=config, ranks=world.size, cuda=world.device.type == "cuda"
     )
-    host = partitioner(ds_config)
+    host = partitioner(ds_config, world=world)
     host(torch.nn.Linear(8, 8))  # what DeepSpeed sets up once belongs to the baseline
     world.sum(0)
     forget_peak()

@@ -53,7 +53,7 @@ class WholeStep:
             random_tensors(model.backbone.vit, config.train.dtype),
             dtype=config.train.dtype,
             read=True,
-            host=partitioner(resolved),
+            host=partitioner(resolved, world=world),
         )
         self.model = model
         self.engine = Engine(

@@ -78,18 +78,21 @@ def test_nothing_else_asks_whether_there_is_a_gpu():
 
 @pytest.mark.slow
 def test_collectives_give_up_after_the_watch_over_them():
-    """Also in groups made later."""
+    """Also in groups made later, and in DeepSpeed's own."""
     code = (
         "from adatad_ds.distributed.world import World; import torch.distributed as dist;"
         "world = World.join(); waits = lambda group: group._get_backend(world.device).options._timeout.total_seconds();"
         "print(waits(dist.group.WORLD)); world.allow(hang_timeout_sec=7200);"
-        "print(waits(dist.group.WORLD), waits(world.groups(1).handle)); world.leave()"
+        "print(waits(dist.group.WORLD), waits(world.groups(1).handle));"
+        "from adatad_ds.distributed.engine import partitioner; from deepspeed.utils import groups;"
+        "partitioner({'zero_optimization': {'stage': 3}}, world=world);"
+        "print(waits(groups._get_data_parallel_group()), waits(groups._clone_world_group())); world.leave()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1860.0", "7260.0", "7260.0"]
+    assert done.stdout.split() == ["1860.0", *["7260.0"] * 4]
 
 
 class Runtime:
