@@ -129,6 +129,8 @@ def build_trainer(
         lines.append("the running average follows more closely at first (train.ema_warmup)")
     if saved is not None and world.is_main:
         lines += describe_resume(run, store, config=config, saved=saved)
+    epochs_done = progress.step // batches.steps_per_epoch
+    lines += world.on_main(lambda: run.set_aside_evaluations(after=epochs_done))
     world.on_main(lambda: run.describe(config=config, ds_config=ds_config, classes=task.classes))
     monitor = world.attempt(lambda: open_monitor(config, session, start_step=progress.step, total_steps=total_steps))
     monitor.text("config", json.dumps(config.to_dict(), indent=1))

@@ -85,8 +85,6 @@ class Trainer:
         epoch_steps, settings = self.batches.steps_per_epoch, self.config.train
         total_steps = settings.stop_epoch * epoch_steps
         epochs, inside_epoch = divmod(self.progress.step, epoch_steps)
-        for line in self.world.on_main(lambda: self.run_folder.set_aside_evaluations(after=epochs)):
-            self.monitor.say(line)
         if epochs and inside_epoch == 0 and not self.evaluate_if_due(epochs):  # a crash may have come after saving
             self.leave_early()
             return
