@@ -126,7 +126,7 @@ def prepare_own(
     subsets = _subsets(export.subsets, named, actions, choices, report)
     entries = [
         Entry(
-            without_extension(name),
+            _key(name),
             subsets[name],
             round(indices[name].info.duration_sec, DIGITS),
             tuple(sorted(found, key=lambda action: (action.start_sec, action.end_sec))),
@@ -182,6 +182,12 @@ def _files(folder: Path) -> dict[str, Path]:
     if twice:
         raise DataError(f"--videos: files that differ by their extension alone: {_listed(twice)}; rename or remove one")
     return files
+
+
+def _key(name: str) -> str:
+    """A file's name in the JSON: without its extension, unless another one would end it then (`talk.mov.mp4`)."""
+    stem = without_extension(name)
+    return stem if without_extension(stem) == stem else name
 
 
 def _indexed(files: Mapping[str, Path]) -> tuple[dict[str, Index], dict[str, str]]:

@@ -12,6 +12,7 @@ import pytest
 from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import Action
 from adatad_ds.data.sources.own import divided
+from adatad_ds.data.video_files import find_videos
 from tests.support.videos import write_late, write_video
 
 FPS = 10
@@ -250,6 +251,20 @@ def test_a_table_without_its_columns(tmp_path: Path, videos: Path, capsys: pytes
     table = write(tmp_path / "t.csv", "video,begin,end,label\na,1,2,b\n")
     assert run("csv", table, videos, tmp_path / "a.json") == 2
     assert "line 1: there is no column 'file'; the first line must name the columns" in capsys.readouterr().err
+
+
+def test_files_whose_names_end_in_two_extensions(tmp_path: Path, videos: Path):
+    """Each is found again, and is no other video."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("talk.mkv", "talk.mov.mp4", "plain.mp4"):
+        (folder / name).symlink_to(videos / "late.mp4")
+    table = write(tmp_path / "t.csv", "file,start,end,label\ntalk.mov,0,1,a\ntalk,1,2,a\nplain.mp4,0,2,a\n")
+    assert run("csv", table, folder, tmp_path / "a.json") == 0
+    found = read(tmp_path / "a.json")
+    assert found == {"plain": [(0, 2, "a")], "talk": [(1, 2, "a")], "talk.mov.mp4": [(0, 1, "a")]}
+    files = {name: path.name for name, path in find_videos(folder, list(found)).items()}
+    assert files == {"plain": "plain.mp4", "talk": "talk.mkv", "talk.mov.mp4": "talk.mov.mp4"}
 
 
 def test_missing_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):

@@ -55,6 +55,19 @@ def test_the_closest_name_is_found():
     }
 
 
+def test_a_name_may_end_in_two_extensions():
+    """Whichever of the two is left out on either side; a file of the shorter name is another video."""
+    files = VideoNames(["talk.mkv", "talk.mov.mp4", "v_walk.mov.mp4"])
+    found = [files.find(name) for name in ("talk.mov", "talk.mov.mp4", "talk.mov.webm", "talk", "talk.avi")]
+    assert found == ["talk.mov.mp4"] * 3 + ["talk.mkv"] * 2
+    assert [files.find(name) for name in ("walk.mov", "walk.mov.mkv", "walk")] == ["v_walk.mov.mp4"] * 2 + [None]
+    annotated = VideoNames(["talk.mov", "v_walk.mov"])
+    assert [annotated.find(name) for name in ("talk.mov.mp4", "walk.mov.mp4")] == ["talk.mov", "v_walk.mov"]
+    assert VideoNames(["talk.mov.mp4"]).find("talk") is None
+    assert VideoNames(["talk.mov.mp4", "talk.mov"]).find("talk.mov") == "talk.mov"
+    assert VideoNames(["talk.mkv"]).find("talk.mov") == "talk.mkv"
+
+
 @pytest.mark.parametrize(
     "content",
     [
