@@ -249,7 +249,15 @@ def _subsets(
             raise DataError(f"--validation: {choices.validation} names videos that are not there: {_listed(unknown)}")
         return {name: VALIDATION if name in listed.values() else TRAINING for name in actions}
     if told:
-        subsets = {name: subset for video, subset in told.items() if (name := named[video]) is not None}
+        subsets: dict[str, str] = {}
+        for video, subset in told.items():
+            name = named[video]
+            if name is not None and subsets.setdefault(name, subset) != subset:
+                spellings = " and ".join(repr(other) for other in told if named[other] == name)
+                raise DataError(
+                    f"the export puts {name}, which it names {spellings}, into both {TRAINING} and {VALIDATION}; give "
+                    "it one subset"
+                )
         if unsaid := [name for name in actions if name not in subsets]:
             report(f"videos without a subset, taken for {TRAINING}: {len(unsaid)} ({_listed(unsaid)})")
         return {name: subsets.get(name, TRAINING) for name in actions}

@@ -296,6 +296,10 @@ def test_subsets(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str
     assert validation() == {"uneven", "Match 1"}
     assert run("csv", told, videos, out, "--validation", str(write(tmp_path / "v.txt", "nobody\n"))) == 2
     assert "names videos that are not there: nobody" in capsys.readouterr().err
+    both = write(tmp_path / "b.csv", head + "late,1,2,a,validation\nuneven,1,2,a,training\nlate.mp4,2,3,a,training\n")
+    assert run("csv", both, videos, out) == 2
+    said = "the export puts late.mp4, which it names 'late' and 'late.mp4', into both training and validation"
+    assert said in capsys.readouterr().err
     wrong = write(tmp_path / "w.csv", head + "late.mp4,1,2,a,test\n")
     assert run("csv", wrong, videos, out) == 2
     assert "column 'subset': 'test', expected training or validation" in capsys.readouterr().err
