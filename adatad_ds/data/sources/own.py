@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +104,8 @@ def prepare_own(
         source.is_dir() and out.resolve().is_relative_to(source.resolve()) for source in sources
     ):
         raise DataError(f"--out: {out} would lie in a folder of --source, and be read as a file of it the next time")
-    export, marks = _read(tool, sources, choices, report)
     files = _files(videos)
-    named = match_videos(export, list(files))
+    export, named, marks = _read(tool, sources, files, choices, report)
     indices, unreadable = _indexed(files)
     missing = {video: "no file" for video, name in named.items() if name is None}
     missing |= {video: unreadable[name] for video, name in named.items() if name in unreadable}
@@ -139,19 +138,22 @@ def prepare_own(
 
 
 def _read(
-    tool: str, sources: Sequence[Path], choices: Choices, report: Callable[[str], None]
-) -> tuple[Export, list[Mark]]:
-    """What the tool exported, and the chosen marks; reports what is left out."""
+    tool: str, sources: Sequence[Path], files: Iterable[str], choices: Choices, report: Callable[[str], None]
+) -> tuple[Export, dict[str, str | None], list[Mark]]:
+    """What the tool exported, the file of each of its videos, and the chosen marks; reports what is left out."""
     title, several, read = READERS[tool]
     export = read(sources, choices)
-    marks, notes = chosen_marks(export.marks, tiers=choices.tiers, annotators=choices.annotators, several=several)
+    named = match_videos(export, list(files))
+    marks, notes = chosen_marks(
+        export.marks, named, tiers=choices.tiers, annotators=choices.annotators, several=several
+    )
     for note in (*export.notes, *notes):
         report(note)
     if not marks:
         raise DataError(f"{title}: {summarize_list([str(path) for path in sources], separator=', ')} hold no segment")
     if faults := doubtful_labels(Counter(mark.label for mark in marks)):
         raise DataError(f"{title}: {summarize_list(faults)}")
-    return export, marks
+    return export, named, marks
 
 
 def class_table(entries: Sequence[Entry]) -> list[str]:

@@ -232,6 +232,7 @@ def test_frames_of_a_table_are_those_of_the_file(tmp_path: Path, videos: Path):
         (",1,2,a", "line 2, column 'file': it is empty"),
         ("Match 1.mp4,1,2,a,b", "line 2: 5 cells, but 4 columns"),
         ("x/late.mp4,1,2,a\ny/late.mp4,1,2,a", "names late.mp4 in two folders, 'x' and 'y': are they one video?"),
+        ("x/late.mp4,1,2,a\ny/late,1,2,a", "names late.mp4 in two folders, 'x' and 'y'"),
         ("late.mp4,1,2,a\nlate.mp4,1,2,A", "the labels 'A' (1), 'a' (1) differ only by case or spaces"),
         ("late.mp4,,,", "hold no segment"),
     ],
@@ -390,6 +391,12 @@ def test_several_annotators(tmp_path: Path, videos: Path, capsys: pytest.Capture
     assert "not chosen by --annotators: Ann (1)" in capsys.readouterr().out
     assert run("elan", tmp_path / "in", videos, out, "--annotators", "all") == 0
     assert read(out) == {"Match 1": [(0.5, 2.0, "jump"), (0.5, 2.1, "jump")]}
+
+
+def test_annotators_that_spell_a_video_in_two_ways(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    table = write(tmp_path / "t.csv", "file,start,end,label,annotator\nlate,1,2,a,Ann\nlate.mp4,1,2.1,a,Bob\n")
+    assert run("csv", table, videos, tmp_path / "a.json") == 2
+    assert "videos that several have annotated: late.mp4; annotators" in capsys.readouterr().err
 
 
 def test_cvat_tracks(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
