@@ -16,6 +16,7 @@ from typing import Any
 from adatad_ds.data.video_names import VideoNames, read_names, without_extension
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.system.json_text import read_json
+from adatad_ds.system.unicode_text import composed
 
 NO_CLASSES = ("Ambiguous",)  # THUMOS14's label of uncertain actions; a class only if data.classes names it
 MOST_BEYOND = 0.5  # share of actions that may start after the end of their video before all times are doubted
@@ -143,10 +144,12 @@ def _read_database(path: Path) -> Mapping[str, Any]:
     database = tree.get("database") if isinstance(tree, Mapping) else None
     if not isinstance(database, Mapping):
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
-    if twice := [name for name in database if (stem := without_extension(name)) != name and stem in database]:
+    names = Counter(map(composed, database))
+    stems = {name: without_extension(name) for name in names}
+    if twice := [name for name, count in names.items() if count > 1 or (stems[name] != name and stems[name] in names)]:
         raise DataError(
             f"{path} cannot be used: {summarize_list([repr(name) for name in twice], separator=', ')} is also "
-            "listed without its extension; merge the entries"
+            "listed without its extension, or in another Unicode form (NFC, NFD); merge the entries"
         )
     return database
 

@@ -13,6 +13,7 @@ from adatad_ds.data.annotations import doubtful_labels
 from adatad_ds.data.video_files import check_distinct, file_names, videos_in
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names
 from adatad_ds.errors import ConfigError, DataError, summarize_list
+from adatad_ds.system.unicode_text import composed
 
 LINE_FORM = "PATH LABEL or PATH,LABEL"
 
@@ -210,14 +211,15 @@ def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[
 def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     """Find the file of every name; each folder is listed once, rather than testing hundreds of thousands of files."""
     _check_root(root)
-    listings: dict[Path, VideoNames] = {}
+    listings: dict[Path, tuple[Path, VideoNames]] = {}
     found: list[Path | None] = []
     for name in names:
         path = root / name
         if path.parent not in listings:
             listings[path.parent] = _files_of(path.parent)
-        file = listings[path.parent].find(path.name)
-        found.append(None if file is None else path.with_name(file))
+        folder, files = listings[path.parent]
+        file = files.find(path.name)
+        found.append(None if file is None else folder / file)
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise DataError(
@@ -227,12 +229,21 @@ def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _files_of(folder: Path) -> VideoNames:
-    """Names of a folder's video files; empty if it cannot be read."""
+def _files_of(folder: Path) -> tuple[Path, VideoNames]:
+    """A folder as it is spelled on the disk, and names of its video files; none if it cannot be read."""
     try:
-        return file_names(videos_in(folder))
+        folder = _on_disk(folder)
+        return folder, file_names(videos_in(folder))
     except OSError:
-        return VideoNames(())
+        return folder, VideoNames(())
+
+
+def _on_disk(folder: Path) -> Path:
+    """A folder whose name may have another Unicode form there."""
+    if folder.is_dir():
+        return folder
+    names = {composed(path.name): path for path in _on_disk(folder.parent).iterdir()}
+    return names.get(composed(folder.name), folder)
 
 
 def _check_root(root: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adatad_ds.errors import DataError
 from adatad_ds.system.json_text import read_json
+from adatad_ds.system.unicode_text import composed
 
 EXTENSIONS = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
@@ -24,18 +25,22 @@ def without_extension(name: str) -> str:
 class VideoNames:
     """Lookup of video names that may be written differently elsewhere.
 
-    An exact match is preferred, then one that differs by a video extension, then one that also differs by ActivityNet's
-    "v_"; of several, the first. So `talk.mov` is `talk.mov.mp4`, where that is there, rather than `talk.mkv`.
+    An exact match is preferred, then one in another Unicode form (`composed`), then one that differs by a video
+    extension, then one that also differs by ActivityNet's "v_"; of several, the first. So `talk.mov` is `talk.mov.mp4`,
+    where that is there, rather than `talk.mkv`.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        self._exact = dict.fromkeys(names)
         self._tables: tuple[dict[str, str], ...] = ({}, {}, {}, {})
-        for name in names:
+        for name in self._exact:
             for table, key in zip(self._tables, _keys(name), strict=True):
                 table.setdefault(key, name)
 
     def find(self, name: str) -> str | None:
         """The known name that matches `name`; None if there is none."""
+        if name in self._exact:
+            return name
         full, stem, bare, bare_stem = _keys(name)
         names, stems, bare_names, bare_stems = self._tables
         tried = (
@@ -64,5 +69,6 @@ def read_names(path: str | Path) -> list[str]:
 
 def _keys(name: str) -> tuple[str, str, str, str]:
     """With and without its extension; the same without "v_"."""
+    name = composed(name)
     stem = without_extension(name)
     return name, stem, name.removeprefix(PREFIX), stem.removeprefix(PREFIX)

@@ -24,6 +24,7 @@ from adatad_ds.data.sources.tools.via import read_via
 from adatad_ds.data.video_files import videos_in
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names, without_extension
 from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.unicode_text import composed
 
 DIGITS = 6  # of seconds, behind the point
 MORE_FRAMES = 0.05, 30  # share of a file's frames, and frames, by which a tool may count more than it has
@@ -180,9 +181,12 @@ def _files(folder: Path) -> dict[str, Path]:
     files = {path.name: path for path in sorted(videos_in(folder))}
     if not files:
         raise DataError(f"--videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
-    twice = [stem for stem, count in Counter(map(without_extension, files)).items() if count > 1]
+    twice = [stem for stem, count in Counter(composed(without_extension(name)) for name in files).items() if count > 1]
     if twice:
-        raise DataError(f"--videos: files that differ by their extension alone: {_listed(twice)}; rename or remove one")
+        raise DataError(
+            f"--videos: files that differ by their extension or Unicode form (NFC, NFD) alone: {_listed(twice)}; "
+            "rename or remove one"
+        )
     return files
 
 
@@ -281,7 +285,7 @@ def divided(actions: Mapping[str, Sequence[Action]], *, share: float, seed: int)
     left = Counter(label for found in actions.values() for label in {action.label for action in found})
     chosen: set[str] = set()
     wanted = max(1, round(share * len(actions)))
-    for name in sorted(actions, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+    for name in sorted(actions, key=lambda name: hashlib.sha256(f"{seed} {composed(name)}".encode()).digest()):
         labels = {action.label for action in actions[name]}
         if len(chosen) < wanted and all(left[label] > 1 for label in labels):
             chosen.add(name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,6 +16,7 @@ from adatad_ds.data.sources.own import divided
 from adatad_ds.data.video_files import find_videos
 from tests.support.videos import write_late, write_video
 
+Form = Literal["NFC", "NFD"]  # of Unicode
 FPS = 10
 UNEVEN = [0.05 * i + 0.1 * max(0, i - 20) for i in range(40)]  # 20 frames a second, then 6 2/3
 
@@ -268,6 +270,22 @@ def test_files_whose_names_end_in_two_extensions(tmp_path: Path, videos: Path):
     assert files == {"plain": "plain.mp4", "talk": "talk.mkv", "talk.mov.mp4": "talk.mov.mp4"}
 
 
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_file_names_in_another_form_of_unicode(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str], on_disk: Form, in_table: Form
+):
+    folder, names = tmp_path / "videos", ["\u00dcbung", "H\u00f6he"]
+    folder.mkdir()
+    for name in names:
+        (folder / unicodedata.normalize(on_disk, f"{name}.mp4")).symlink_to(videos / "late.mp4")
+    lines = "".join(f"{unicodedata.normalize(in_table, name)}.mp4,0,1,a\n" for name in names)
+    assert run("csv", write(tmp_path / "t.csv", f"file,start,end,label\n{lines}"), folder, tmp_path / "a.json") == 0
+    assert set(read(tmp_path / "a.json")) == {unicodedata.normalize(on_disk, name) for name in names}
+    (folder / unicodedata.normalize(in_table, f"{names[0]}.mp4")).symlink_to(videos / "late.mp4")
+    assert run("csv", tmp_path / "t.csv", folder, tmp_path / "a.json") == 2
+    assert "differ by their extension or Unicode form (NFC, NFD) alone: \u00dcbung" in capsys.readouterr().err
+
+
 def test_missing_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     table = write(tmp_path / "t.csv", "file,start,end,label\nlate.mp4,1,2,a\nMatch 1.mp4,1,2,a\ngone.mp4,1,2,a\n")
     assert run("csv", table, videos, tmp_path / "a.json") == 1
@@ -312,6 +330,10 @@ def test_a_share_is_seeded_and_leaves_each_class_to_train_on():
     assert all(len(names) == 5 and "v3" not in names for names in chosen)
     assert divided(actions, share=0.25, seed=1) == chosen[1] != chosen[2]
     assert len(set().union(*chosen)) == 19
+    of_macos = {unicodedata.normalize("NFD", f"\u00e4{name}"): found for name, found in actions.items()}
+    elsewhere = {unicodedata.normalize("NFC", name): found for name, found in of_macos.items()}
+    same = {unicodedata.normalize("NFC", name) for name in divided(of_macos, share=0.25, seed=1)}
+    assert same == divided(elsewhere, share=0.25, seed=1)
     more = actions | {"new": [Action(0, 1, "often")]}
     assert len(divided(more, share=0.25, seed=1) - chosen[1]) <= 1  # others stay where they were
 
