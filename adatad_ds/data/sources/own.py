@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -146,7 +146,14 @@ def _read(
     export = read(sources, choices)
     named = match_videos(export, list(files))
     marks, notes = chosen_marks(
-        export.marks, named, tiers=choices.tiers, annotators=choices.annotators, several=several
+        [
+            replace(mark, label=composed(mark.label), tier=composed(mark.tier), annotator=composed(mark.annotator))
+            for mark in export.marks
+        ],
+        named,
+        tiers=list(map(composed, choices.tiers)),
+        annotators=list(map(composed, choices.annotators)),
+        several=several,
     )
     for note in (*export.notes, *notes):
         report(note)

@@ -286,6 +286,15 @@ def test_file_names_in_another_form_of_unicode(
     assert "differ by their extension or Unicode form (NFC, NFD) alone: \u00dcbung" in capsys.readouterr().err
 
 
+def test_labels_and_annotators_have_one_form_of_unicode(tmp_path: Path, videos: Path):
+    one, several = (unicodedata.normalize(form, "h\u00f6her") for form in ("NFC", "NFD"))
+    lines = f"late.mp4,1,2,{one},{one}\nlate.mp4,2,3,{several},{several}\nuneven.mp4,1,2,{several},{one}\n"
+    table = write(tmp_path / "t.csv", f"file,start,end,label,annotator\n{lines}")
+    for options in ((), ("--annotators", several)):
+        assert run("csv", table, videos, tmp_path / "a.json", *options) == 0
+        assert read(tmp_path / "a.json") == {"late": [(1, 2, one), (2, 3, one)], "uneven": [(1, 2, one)]}
+
+
 def test_missing_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     table = write(tmp_path / "t.csv", "file,start,end,label\nlate.mp4,1,2,a\nMatch 1.mp4,1,2,a\ngone.mp4,1,2,a\n")
     assert run("csv", table, videos, tmp_path / "a.json") == 1
