@@ -16,6 +16,7 @@ from typing import Any
 from adatad_ds.data.video_names import VideoNames, read_names, without_extension
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.system.json_text import read_json
+from adatad_ds.system.unicode_text import TextLookup, composed
 
 NO_CLASSES = ("Ambiguous",)  # THUMOS14's label of uncertain actions; a class only if data.classes names it
 MOST_BEYOND = 0.5  # share of actions that may start after the end of their video before all times are doubted
@@ -68,7 +69,8 @@ def load_annotations(
     Args:
         path: the JSON file; times in seconds.
         subset: read the videos of this subset.
-        classes: class names by index; empty: all labels of the whole file (every subset), sorted.
+        classes: class names by index, which labels then have, whatever their Unicode form in the file; empty: all
+            labels of the whole file (every subset), sorted.
         exclude: names of videos to leave out.
         exclude_file: a list of more such names (`read_names`), which need not all be in the file; "": none.
         as_published: for the metric: keep actions beyond the video's end, as published results count them (THUMOS14
@@ -101,9 +103,8 @@ def load_annotations(
     labels = Counter(_labels(database))
     known_classes = tuple(classes) or tuple(sorted(label for label in labels if label not in NO_CLASSES))
     faults += [] if classes else doubtful_labels(labels)
-    videos = [
-        _video(name, entry, known_classes, faults, notes, as_published, min_share) for name, entry in chosen.items()
-    ]
+    known = TextLookup(known_classes)
+    videos = [_video(name, entry, known, faults, notes, as_published, min_share) for name, entry in chosen.items()]
     faults += _beyond(chosen)
     if faults:
         raise DataError(f"{path} cannot be used: {summarize_list(faults)}")
@@ -143,10 +144,12 @@ def _read_database(path: Path) -> Mapping[str, Any]:
     database = tree.get("database") if isinstance(tree, Mapping) else None
     if not isinstance(database, Mapping):
         raise DataError(f'{path} must hold {{"database": {{VIDEO: ...}}}} at its top level')
-    if twice := [name for name in database if (stem := without_extension(name)) != name and stem in database]:
+    names = Counter(map(composed, database))
+    stems = {name: without_extension(name) for name in names}
+    if twice := [name for name, count in names.items() if count > 1 or (stems[name] != name and stems[name] in names)]:
         raise DataError(
             f"{path} cannot be used: {summarize_list([repr(name) for name in twice], separator=', ')} is also "
-            "listed without its extension; merge the entries"
+            "listed without its extension, or in another Unicode form (NFC, NFD); merge the entries"
         )
     return database
 
@@ -158,13 +161,14 @@ def doubtful_labels(labels: Mapping[str, int]) -> list[str]:
         faults.append(f"annotations with an empty label: {empty}")
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
-        alike.setdefault(" ".join(label.split()).casefold(), []).append(label)
+        alike.setdefault(composed(" ".join(label.split()).casefold()), []).append(label)
     for spellings in alike.values():
         if len(spellings) > 1:
-            counted = ", ".join(f"{label!r} ({labels[label]})" for label in spellings)
-            faults.append(
-                f"the labels {counted} differ only by case or spaces; spell them alike, or name both in data.classes"
-            )
+            forms = len(set(map(composed, spellings))) < len(spellings)
+            shown, how = (ascii, "Unicode form (NFC, NFD)") if forms else (repr, "case or spaces")
+            counted = ", ".join(f"{shown(label)} ({labels[label]})" for label in spellings)
+            remedy = f"spell them alike, or name {'one' if forms else 'both'} in data.classes"
+            faults.append(f"the labels {counted} differ only by {how}; {remedy}")
     return faults
 
 
@@ -198,7 +202,7 @@ def _labels(database: Mapping[str, Any]) -> Iterator[str]:
 def _video(
     name: str,
     entry: Mapping[str, Any],
-    classes: Sequence[str],
+    classes: TextLookup,
     faults: list[str],
     notes: _Notes,
     as_published: bool,
@@ -236,7 +240,7 @@ def _video(
     )
 
 
-def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) -> Action | None:
+def _action(where: str, action: Any, classes: TextLookup, faults: list[str]) -> Action | None:
     """Check the structure of one action; its times may still be invalid."""
     if not isinstance(action, Mapping):
         faults.append(f"{where}: must be a mapping, not {action!r:.60}")
@@ -247,12 +251,10 @@ def _action(where: str, action: Any, classes: Sequence[str], faults: list[str]) 
         faults.append(f"{where}.segment: {_found(action, 'segment')}, expected [start, end] in seconds")
     if not isinstance(label, str):
         faults.append(f"{where}.label: {_found(action, 'label')}, expected a string")
-    elif label in NO_CLASSES and label not in classes:
-        return None
-    elif label not in classes:
-        faults.append(f"{where}.label: {label!r} is not in data.classes")
+    elif (known := classes.find(label)) is None:
+        faults += [] if label in NO_CLASSES else [f"{where}.label: {label!r} is not in data.classes"]
     elif segment is not None:
-        return Action(start_sec=float(segment[0]), end_sec=float(segment[1]), label=label)
+        return Action(start_sec=float(segment[0]), end_sec=float(segment[1]), label=known)
     return None
 
 

@@ -13,6 +13,7 @@ from adatad_ds.data.annotations import doubtful_labels
 from adatad_ds.data.video_files import check_distinct, file_names, videos_in
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names
 from adatad_ds.errors import ConfigError, DataError, summarize_list
+from adatad_ds.system.unicode_text import TextLookup
 
 LINE_FORM = "PATH LABEL or PATH,LABEL"
 
@@ -116,13 +117,17 @@ def read_folders(root: str | Path, *, classes: Sequence[str] = ()) -> VideoList:
     if not classes and (alike := doubtful_labels(Counter(folders))):
         raise DataError(f"{str(root)!r} cannot be used: {summarize_list(alike)}")
     known = _checked_classes(classes) or tuple(sorted(folders))
-    unknown = sorted(set(folders) - set(known))
+    names = TextLookup(known)
+    unknown = sorted(name for name in folders if names.find(name) is None)
     if unknown:
         raise DataError(f"{str(root)!r} has folders of unknown classes: {summarize_list(unknown, separator=', ')}")
+    files_of: dict[str | None, list[Path]] = {}
+    for name, folder in folders.items():
+        files_of.setdefault(names.find(name), []).extend(videos_in(folder))
     videos, empty = [], []
     for label, name in enumerate(known):
-        files = sorted(videos_in(folders[name])) if name in folders else []
-        videos += [LabelledVideo(name=f"{name}/{file.name}", path=file, label=label) for file in files]
+        files = sorted(files_of.get(name, []))
+        videos += [LabelledVideo(name=f"{file.parent.name}/{file.name}", path=file, label=label) for file in files]
         if not files:
             empty.append(name)
     if empty:
@@ -194,8 +199,9 @@ def _classes_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[int]:
-    known = {name: index for index, name in enumerate(classes)}
+    names, index = TextLookup(classes), {name: index for index, name in enumerate(classes)}
     distinct = dict.fromkeys(labels)
+    known = {label: index[name] for label in distinct if (name := names.find(label)) is not None}
     by_number = {label: int(label) for label in distinct if _is_index(label) and int(label) < len(classes)}
     unknown = [label for label in distinct if label not in known and label not in by_number]
     if unknown:
@@ -210,14 +216,15 @@ def _indices(path: Path, labels: Sequence[str], classes: Sequence[str]) -> list[
 def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     """Find the file of every name; each folder is listed once, rather than testing hundreds of thousands of files."""
     _check_root(root)
-    listings: dict[Path, VideoNames] = {}
+    listings: dict[Path, tuple[Path, VideoNames]] = {}
     found: list[Path | None] = []
     for name in names:
         path = root / name
         if path.parent not in listings:
             listings[path.parent] = _files_of(path.parent)
-        file = listings[path.parent].find(path.name)
-        found.append(None if file is None else path.with_name(file))
+        folder, files = listings[path.parent]
+        file = files.find(path.name)
+        found.append(None if file is None else folder / file)
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise DataError(
@@ -227,12 +234,21 @@ def _located(list_file: Path, root: Path, names: Sequence[str]) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def _files_of(folder: Path) -> VideoNames:
-    """Names of a folder's video files; empty if it cannot be read."""
+def _files_of(folder: Path) -> tuple[Path, VideoNames]:
+    """A folder as it is spelled on the disk, and names of its video files; none if it cannot be read."""
     try:
-        return file_names(videos_in(folder))
+        folder = _on_disk(folder)
+        return folder, file_names(videos_in(folder))
     except OSError:
-        return VideoNames(())
+        return folder, VideoNames(())
+
+
+def _on_disk(folder: Path) -> Path:
+    """A folder whose name may have another Unicode form there."""
+    if folder.is_dir():
+        return folder
+    parent = _on_disk(folder.parent)
+    return parent / (TextLookup(path.name for path in parent.iterdir()).find(folder.name) or folder.name)
 
 
 def _check_root(root: Path) -> None:

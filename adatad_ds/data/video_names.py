@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adatad_ds.errors import DataError
 from adatad_ds.system.json_text import read_json
+from adatad_ds.system.unicode_text import composed
 
 EXTENSIONS = (
     *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".gif"),
@@ -24,19 +25,29 @@ def without_extension(name: str) -> str:
 class VideoNames:
     """Lookup of video names that may be written differently elsewhere.
 
-    An exact match is preferred, then one that differs by a video extension, then one that also differs by ActivityNet's
-    "v_"; of several, the first.
+    An exact match is preferred, then one in another Unicode form (`composed`), then one that differs by a video
+    extension, then one that also differs by ActivityNet's "v_"; of several, the first. So `talk.mov` is `talk.mov.mp4`,
+    where that is there, rather than `talk.mkv`.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._tiers: tuple[dict[str, str], ...] = ({}, {}, {})
-        for name in names:
-            for tier, key in zip(self._tiers, _keys(name), strict=True):
-                tier.setdefault(key, name)
+        self._exact = dict.fromkeys(names)
+        self._tables: tuple[dict[str, str], ...] = ({}, {}, {}, {})
+        for name in self._exact:
+            for table, key in zip(self._tables, _keys(name), strict=True):
+                table.setdefault(key, name)
 
     def find(self, name: str) -> str | None:
         """The known name that matches `name`; None if there is none."""
-        return next((tier[key] for tier, key in zip(self._tiers, _keys(name), strict=True) if key in tier), None)
+        if name in self._exact:
+            return name
+        full, stem, bare, bare_stem = _keys(name)
+        names, stems, bare_names, bare_stems = self._tables
+        tried = (
+            *((names, full), (stems, full), (stems, stem), (names, stem)),
+            *((bare_stems, bare), (bare_stems, bare_stem), (bare_names, bare_stem)),
+        )
+        return next((table[key] for table, key in tried if key in table), None)
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -56,6 +67,8 @@ def read_names(path: str | Path) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def _keys(name: str) -> tuple[str, str, str]:
+def _keys(name: str) -> tuple[str, str, str, str]:
+    """With and without its extension; the same without "v_"."""
+    name = composed(name)
     stem = without_extension(name)
-    return name, stem, stem.removeprefix(PREFIX)
+    return name, stem, name.removeprefix(PREFIX), stem.removeprefix(PREFIX)

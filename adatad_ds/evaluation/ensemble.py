@@ -14,6 +14,7 @@ import torch
 from adatad_ds.detection.decoding import Candidates, merge_candidates
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.candidates_file import SavedCandidates, VideoCandidates
+from adatad_ds.system.unicode_text import TextLookup
 
 MOST_DIFFERENT = 0.02  # share by which two detectors may differ in a video's length
 
@@ -31,7 +32,7 @@ def fuse_candidates(parts: Sequence[SavedCandidates], *, weights: Sequence[float
     first = parts[0]
     weights = weights or [1.0] * len(parts)
     for part in parts[1:]:
-        if other := sorted(set(part.classes) ^ set(first.classes)):
+        if other := sorted(set(_as_in(first, part)) ^ set(first.classes)):
             raise DataError(
                 f"{part.name} and {first.name} cannot be fused, as they have different classes: "
                 f"{summarize_list(other, limit=5, separator=', ')}"
@@ -40,7 +41,7 @@ def fuse_candidates(parts: Sequence[SavedCandidates], *, weights: Sequence[float
             raise DataError(f"{part.name} and {first.name} cannot be fused, as they have no video in common")
     fused: dict[str, VideoCandidates] = {}
     for part, weight in zip(parts, weights, strict=True):
-        labels = torch.tensor([first.classes.index(name) for name in part.classes], dtype=torch.int64)
+        labels = torch.tensor([first.classes.index(name) for name in _as_in(first, part)], dtype=torch.int64)
         for video, found in part.videos.items():
             candidates = Candidates(
                 segments_sec=found.candidates.segments_sec,
@@ -60,6 +61,12 @@ def fuse_candidates(parts: Sequence[SavedCandidates], *, weights: Sequence[float
             fused[video] = replace(known, candidates=merge_candidates([known.candidates, candidates]), damage=damage)
     name = " + ".join(part.name for part in parts)
     return SavedCandidates(name=name, config=first.config, classes=first.classes, videos=fused)
+
+
+def _as_in(first: SavedCandidates, part: SavedCandidates) -> list[str]:
+    """The classes of a part, in the Unicode form of the first's."""
+    known = TextLookup(first.classes)
+    return [known.find(name) or name for name in part.classes]
 
 
 def describe_fusion(parts: Sequence[SavedCandidates]) -> list[str]:

@@ -25,6 +25,7 @@ from adatad_ds.data.video_names import VideoNames
 from adatad_ds.detection.decoding import Candidates
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.system.json_text import read_json
+from adatad_ds.system.unicode_text import TextLookup
 
 Layout = Literal["cuhk", "plain", "tcanet"]
 
@@ -34,7 +35,7 @@ class VideoScores:
     """Class scores of each video.
 
     Attributes:
-        classes: K names.
+        classes: K names, in the annotations' Unicode form.
         scores: video -> (K,) float64, each >= 0.
         geometric: fuse by the square root of the product with the detection's score, instead of the product.
         topk: classes per detection.
@@ -75,7 +76,8 @@ def read_video_scores(
         names = sorted({record["label"] for entry in results.values() for record in entry if _is_record(record)})
     if not names:
         raise DataError(f'test.external_scores: {path} does not name its classes; it must hold "class": [names]')
-    classes = tuple(map(str, names))
+    annotated = TextLookup(labels)
+    classes = tuple(annotated.find(name) or name for name in map(str, names))
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise DataError(f"test.external_scores: {path} names classes twice: {summarize_list(twice)}")
     unknown = sorted(set(labels) - set(classes))
@@ -147,8 +149,9 @@ def _read(path: str | Path) -> Mapping[str, Any]:
 def _scores(entry: list[Any], classes: Sequence[str], layout: Layout) -> np.ndarray | None:
     """A video's scores, (K,); None if they are not in this layout."""
     if layout == "plain" and all(map(_is_record, entry)):
-        by_label = {record["label"]: record["score"] for record in entry}
-        if not set(by_label) <= set(classes):
+        known = TextLookup(classes)
+        by_label = {known.find(record["label"]): record["score"] for record in entry}
+        if None in by_label:
             return None
         entry = [by_label.get(name, 0.0) for name in classes]
     if layout == "tcanet":

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +125,19 @@ def of_test_videos(results: Results, names: Sequence[str]) -> tuple[dict[str, Se
         The detections, empty for videos missing in `results`; and the names of these videos.
 
     Raises:
-        DataError: detections of other videos.
+        DataError: detections of other videos, or of one under two names.
     """
     known = VideoNames(names)
-    found = {name: records for video, records in results.items() if (name := known.find(video)) is not None}
-    if others := [video for video in results if known.find(video) is None]:
+    named = {video: known.find(video) for video in results}
+    if others := [video for video, name in named.items() if name is None]:
         raise DataError(
             f"{len(others)} of {len(results)} videos with detections are not in the challenge's test file: "
             f"{summarize_list(others)}. "
             "Evaluate its subset: adatad-ds prepare-data --with-test, then --set data.test_subset=testing"
         )
+    if twice := [str(name) for name, count in Counter(named.values()).items() if count > 1]:
+        raise DataError(f"the detections name these videos in two ways: {summarize_list(twice)}. Merge them")
+    found = {named[video]: records for video, records in results.items()}
     return {name: found.get(name, []) for name in names}, [name for name in names if name not in found]
 
 

@@ -24,6 +24,7 @@ from adatad_ds.data.features.folder import (
     VideoFeatures,
     read_description,
 )
+from adatad_ds.data.video_names import VideoNames
 from adatad_ds.data.windows import Timing
 from adatad_ds.errors import ConfigError, DataError, summarize_list
 
@@ -73,6 +74,7 @@ class FeatureSources:
         self._data = config.data
         self._files = [FeatureFiles(source) for source in config.data.feature_sources]
         self._said = [_description(files) for files in self._files]
+        self._said_of = [VideoNames((said and said.videos) or ()) for said in self._said]
         for files, said in zip(self._files, self._said, strict=True):
             if said is not None:
                 _check_settings(said.settings, config, files)
@@ -217,9 +219,10 @@ class FeatureSources:
 
     def _of_video(self, video: Video) -> VideoFeatures | None:
         """What an extraction says of a video."""
-        for said, files in zip(self._said, self._files, strict=True):
+        for said, names in zip(self._said, self._said_of, strict=True):
             if said is not None and said.videos is not None:
-                return said.videos.get(files.find(video.name) or video.name)
+                name = names.find(video.name)
+                return None if name is None else said.videos[name]
         return None
 
     def _rate(self, video: Video) -> float | None:

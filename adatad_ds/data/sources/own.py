@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from adatad_ds.data.sources.tools.via import read_via
 from adatad_ds.data.video_files import videos_in
 from adatad_ds.data.video_names import EXTENSIONS, VideoNames, read_names, without_extension
 from adatad_ds.errors import DataError, summarize_list
+from adatad_ds.system.unicode_text import composed
 
 DIGITS = 6  # of seconds, behind the point
 MORE_FRAMES = 0.05, 30  # share of a file's frames, and frames, by which a tool may count more than it has
@@ -104,9 +105,8 @@ def prepare_own(
         source.is_dir() and out.resolve().is_relative_to(source.resolve()) for source in sources
     ):
         raise DataError(f"--out: {out} would lie in a folder of --source, and be read as a file of it the next time")
-    export, marks = _read(tool, sources, choices, report)
     files = _files(videos)
-    named = match_videos(export, list(files))
+    export, named, marks = _read(tool, sources, files, choices, report)
     indices, unreadable = _indexed(files)
     missing = {video: "no file" for video, name in named.items() if name is None}
     missing |= {video: unreadable[name] for video, name in named.items() if name in unreadable}
@@ -126,7 +126,7 @@ def prepare_own(
     subsets = _subsets(export.subsets, named, actions, choices, report)
     entries = [
         Entry(
-            without_extension(name),
+            _key(name),
             subsets[name],
             round(indices[name].info.duration_sec, DIGITS),
             tuple(sorted(found, key=lambda action: (action.start_sec, action.end_sec))),
@@ -139,19 +139,29 @@ def prepare_own(
 
 
 def _read(
-    tool: str, sources: Sequence[Path], choices: Choices, report: Callable[[str], None]
-) -> tuple[Export, list[Mark]]:
-    """What the tool exported, and the chosen marks; reports what is left out."""
+    tool: str, sources: Sequence[Path], files: Iterable[str], choices: Choices, report: Callable[[str], None]
+) -> tuple[Export, dict[str, str | None], list[Mark]]:
+    """What the tool exported, the file of each of its videos, and the chosen marks; reports what is left out."""
     title, several, read = READERS[tool]
     export = read(sources, choices)
-    marks, notes = chosen_marks(export.marks, tiers=choices.tiers, annotators=choices.annotators, several=several)
+    named = match_videos(export, list(files))
+    marks, notes = chosen_marks(
+        [
+            replace(mark, label=composed(mark.label), tier=composed(mark.tier), annotator=composed(mark.annotator))
+            for mark in export.marks
+        ],
+        named,
+        tiers=list(map(composed, choices.tiers)),
+        annotators=list(map(composed, choices.annotators)),
+        several=several,
+    )
     for note in (*export.notes, *notes):
         report(note)
     if not marks:
         raise DataError(f"{title}: {summarize_list([str(path) for path in sources], separator=', ')} hold no segment")
     if faults := doubtful_labels(Counter(mark.label for mark in marks)):
         raise DataError(f"{title}: {summarize_list(faults)}")
-    return export, marks
+    return export, named, marks
 
 
 def class_table(entries: Sequence[Entry]) -> list[str]:
@@ -178,10 +188,19 @@ def _files(folder: Path) -> dict[str, Path]:
     files = {path.name: path for path in sorted(videos_in(folder))}
     if not files:
         raise DataError(f"--videos: the folder {str(folder)!r} holds no video ({', '.join(EXTENSIONS)})")
-    twice = [stem for stem, count in Counter(map(without_extension, files)).items() if count > 1]
+    twice = [stem for stem, count in Counter(composed(without_extension(name)) for name in files).items() if count > 1]
     if twice:
-        raise DataError(f"--videos: files that differ by their extension alone: {_listed(twice)}; rename or remove one")
+        raise DataError(
+            f"--videos: files that differ by their extension or Unicode form (NFC, NFD) alone: {_listed(twice)}; "
+            "rename or remove one"
+        )
     return files
+
+
+def _key(name: str) -> str:
+    """A file's name in the JSON: without its extension, unless another one would end it then (`talk.mov.mp4`)."""
+    stem = without_extension(name)
+    return stem if without_extension(stem) == stem else name
 
 
 def _indexed(files: Mapping[str, Path]) -> tuple[dict[str, Index], dict[str, str]]:
@@ -243,7 +262,15 @@ def _subsets(
             raise DataError(f"--validation: {choices.validation} names videos that are not there: {_listed(unknown)}")
         return {name: VALIDATION if name in listed.values() else TRAINING for name in actions}
     if told:
-        subsets = {name: subset for video, subset in told.items() if (name := named[video]) is not None}
+        subsets: dict[str, str] = {}
+        for video, subset in told.items():
+            name = named[video]
+            if name is not None and subsets.setdefault(name, subset) != subset:
+                spellings = " and ".join(repr(other) for other in told if named[other] == name)
+                raise DataError(
+                    f"the export puts {name}, which it names {spellings}, into both {TRAINING} and {VALIDATION}; give "
+                    "it one subset"
+                )
         if unsaid := [name for name in actions if name not in subsets]:
             report(f"videos without a subset, taken for {TRAINING}: {len(unsaid)} ({_listed(unsaid)})")
         return {name: subsets.get(name, TRAINING) for name in actions}
@@ -265,7 +292,7 @@ def divided(actions: Mapping[str, Sequence[Action]], *, share: float, seed: int)
     left = Counter(label for found in actions.values() for label in {action.label for action in found})
     chosen: set[str] = set()
     wanted = max(1, round(share * len(actions)))
-    for name in sorted(actions, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+    for name in sorted(actions, key=lambda name: hashlib.sha256(f"{seed} {composed(name)}".encode()).digest()):
         labels = {action.label for action in actions[name]}
         if len(chosen) < wanted and all(left[label] > 1 for label in labels):
             chosen.add(name)

@@ -15,6 +15,7 @@ from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.diagnosis.diagnosis import Diagnosis, diagnose
 from adatad_ds.evaluation.diagnosis.report import Source
+from adatad_ds.system.unicode_text import TextLookup
 
 METRICS_FILE = "metrics.json"  # as adatad_ds/runs/folder.py has it
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -75,7 +76,7 @@ def diagnose_files(
 
 
 def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Results:
-    """Detections under the names that annotations give their videos; those of other videos under their own.
+    """Detections with the names that annotations give their videos and classes; those of others with their own.
 
     Raises:
         DataError: two names of the detections mean one video.
@@ -84,7 +85,15 @@ def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Resul
     named = {name: known.find(name) or name for name in results}
     if twice := [name for name, count in Counter(named.values()).items() if count > 1]:
         raise DataError(f"{where} names these videos in two ways: {summarize_list(twice)}. Merge their detections")
-    return {named[name]: records for name, records in results.items()}
+    classes = TextLookup(action.label for video in videos for action in video.actions)
+    labels = {record["label"] for records in results.values() for record in records}
+    renamed = {label: name for label in labels if (name := classes.find(label)) not in (None, label)}
+    return {
+        named[name]: [
+            record | {"label": renamed[record["label"]]} if record["label"] in renamed else record for record in records
+        ]
+        for name, records in results.items()
+    }
 
 
 def check(results: Results, videos: Sequence[Video], *, detections: Path, annotations: Path, subset: str) -> list[str]:

@@ -153,6 +153,21 @@ def test_labels_that_nobody_means_are_refused(tmp_path: Path):
     load_annotations(path, subset="training", classes=("run", "Run ", " "))  # whoever means them names them
 
 
+def test_a_label_in_both_forms_of_unicode_is_one_class(tmp_path: Path):
+    """They look the same: refused, unless the classes are named, whose form labels then have."""
+    composed, decomposed = "h\u00f6her", "ho\u0308her"
+    path = write(tmp_path / "a.json", {"v": entry((1, 2, composed), (2, 3, decomposed), (3, 4, "run"))})
+    shown = r"the labels 'ho\\u0308her' \(1\), 'h\\xf6her' \(1\) differ only by Unicode form .* or name one in data"
+    with pytest.raises(DataError, match=shown):
+        load_annotations(path, subset="training")
+    for name in (composed, decomposed):  # such as a checkpoint's
+        found, _ = load_annotations(path, subset="training", classes=("run", name))
+        assert found.classes == ("run", name)
+        assert [action.label for action in found.videos[0].actions] == [name, name, "run"]
+    found, _ = load_annotations(path, subset="training", classes=(composed, decomposed, "run"))
+    assert [action.label for action in found.videos[0].actions] == [composed, decomposed, "run"]
+
+
 def test_milliseconds_are_named(tmp_path: Path):
     path = write(tmp_path / "a.json", {"v": entry((1000, 2000, "x"), (3000, 4000, "x"))})
     with pytest.raises(DataError, match=r"2 of 2 actions begin beyond the end of their video.*divide them by 1000"):

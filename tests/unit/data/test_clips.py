@@ -117,6 +117,23 @@ def test_faults_of_lists(tmp_path: Path, text: str, message: str):
     assert "\n" not in str(caught.value)
 
 
+def test_labels_in_another_form_of_unicode(tmp_path: Path):
+    """In lists and in names of folders, whose form macOS may change, labels are those of the named classes."""
+    composed, decomposed = "h\u00f6her", "ho\u0308her"
+    for ours, theirs in ((composed, decomposed), (decomposed, composed)):
+        root = empty_files(tmp_path / str(len(ours)), f"{theirs}/a.mp4", "run/b.mp4")
+        for videos in (
+            read_folders(root, classes=("run", ours)),
+            read_list(listing(root, f"run/b.mp4 run\n{theirs}/a.mp4 {theirs}\n"), root=root, classes=("run", ours)),
+        ):
+            assert found(videos) == [("run/b.mp4", "b.mp4", 0), (f"{theirs}/a.mp4", "a.mp4", 1)]
+            assert videos.classes == ("run", ours)
+    empty_files(root, f"{ours}/a.mp4")
+    assert [video.label for video in read_folders(root, classes=("run", ours)).videos] == [0, 1, 1]
+    with pytest.raises(DataError, match="differ only by Unicode form"):
+        read_folders(root)
+
+
 def test_unreadable_lists(tmp_path: Path):
     with pytest.raises(DataError, match="cannot read"):
         read_list(tmp_path / "none.txt", root=tmp_path)

@@ -344,6 +344,23 @@ def test_what_a_folder_says_of_itself_counts(annotations, folder):
     assert any("1 videos could not be extracted: e" in line for line in data.reports)
 
 
+def test_what_a_folder_says_counts_in_either_form_of_unicode(annotations, folder):
+    """Files that were copied from macOS, whose names are no longer those that the folder lists."""
+    annotations.write_text(annotations.read_text().replace('"a"', '"\u00e4"'), encoding="utf-8")
+    (folder / "a.npy").rename(folder / "a\u0308.npy")
+    own = FeatureFolder(folder, settings=settings_of(), share=0, shares=1)
+    said = VideoFeatures(
+        features=LENGTHS["a"],
+        num_frames=LENGTHS["a"] * STRIDE,
+        fps=FPS,
+        start_sec=0.5,
+        duration_sec=LENGTHS["a"] * STRIDE / FPS,
+    )
+    own.finish({"\u00e4": said}, {})
+    sample = FeatureDataset.open_training(config_of(annotations, folder, "data.exclude=['b','c']"))[0, 0]
+    assert sample.grid.origin_sec == pytest.approx(0.5 + int(sample.frames[0, 0]) * STRIDE / FPS)
+
+
 def test_settings_that_contradict_each_other(annotations, folder):
     with pytest.raises(ConfigError, match=r"read with backbone\.name=features"):
         config_of(annotations, folder, "backbone.name=tiny")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import Action
 from adatad_ds.data.sources.own import divided
+from adatad_ds.data.video_files import find_videos
 from tests.support.videos import write_late, write_video
 
+Form = Literal["NFC", "NFD"]  # of Unicode
 FPS = 10
 UNEVEN = [0.05 * i + 0.1 * max(0, i - 20) for i in range(40)]  # 20 frames a second, then 6 2/3
 
@@ -231,6 +234,7 @@ def test_frames_of_a_table_are_those_of_the_file(tmp_path: Path, videos: Path):
         (",1,2,a", "line 2, column 'file': it is empty"),
         ("Match 1.mp4,1,2,a,b", "line 2: 5 cells, but 4 columns"),
         ("x/late.mp4,1,2,a\ny/late.mp4,1,2,a", "names late.mp4 in two folders, 'x' and 'y': are they one video?"),
+        ("x/late.mp4,1,2,a\ny/late,1,2,a", "names late.mp4 in two folders, 'x' and 'y'"),
         ("late.mp4,1,2,a\nlate.mp4,1,2,A", "the labels 'A' (1), 'a' (1) differ only by case or spaces"),
         ("late.mp4,,,", "hold no segment"),
     ],
@@ -250,6 +254,45 @@ def test_a_table_without_its_columns(tmp_path: Path, videos: Path, capsys: pytes
     table = write(tmp_path / "t.csv", "video,begin,end,label\na,1,2,b\n")
     assert run("csv", table, videos, tmp_path / "a.json") == 2
     assert "line 1: there is no column 'file'; the first line must name the columns" in capsys.readouterr().err
+
+
+def test_files_whose_names_end_in_two_extensions(tmp_path: Path, videos: Path):
+    """Each is found again, and is no other video."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("talk.mkv", "talk.mov.mp4", "plain.mp4"):
+        (folder / name).symlink_to(videos / "late.mp4")
+    table = write(tmp_path / "t.csv", "file,start,end,label\ntalk.mov,0,1,a\ntalk,1,2,a\nplain.mp4,0,2,a\n")
+    assert run("csv", table, folder, tmp_path / "a.json") == 0
+    found = read(tmp_path / "a.json")
+    assert found == {"plain": [(0, 2, "a")], "talk": [(1, 2, "a")], "talk.mov.mp4": [(0, 1, "a")]}
+    files = {name: path.name for name, path in find_videos(folder, list(found)).items()}
+    assert files == {"plain": "plain.mp4", "talk": "talk.mkv", "talk.mov.mp4": "talk.mov.mp4"}
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_file_names_in_another_form_of_unicode(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str], on_disk: Form, in_table: Form
+):
+    folder, names = tmp_path / "videos", ["\u00dcbung", "H\u00f6he"]
+    folder.mkdir()
+    for name in names:
+        (folder / unicodedata.normalize(on_disk, f"{name}.mp4")).symlink_to(videos / "late.mp4")
+    lines = "".join(f"{unicodedata.normalize(in_table, name)}.mp4,0,1,a\n" for name in names)
+    assert run("csv", write(tmp_path / "t.csv", f"file,start,end,label\n{lines}"), folder, tmp_path / "a.json") == 0
+    assert set(read(tmp_path / "a.json")) == {unicodedata.normalize(on_disk, name) for name in names}
+    (folder / unicodedata.normalize(in_table, f"{names[0]}.mp4")).symlink_to(videos / "late.mp4")
+    assert run("csv", tmp_path / "t.csv", folder, tmp_path / "a.json") == 2
+    assert "differ by their extension or Unicode form (NFC, NFD) alone: \u00dcbung" in capsys.readouterr().err
+
+
+def test_labels_and_annotators_have_one_form_of_unicode(tmp_path: Path, videos: Path):
+    one, several = (unicodedata.normalize(form, "h\u00f6her") for form in ("NFC", "NFD"))
+    lines = f"late.mp4,1,2,{one},{one}\nlate.mp4,2,3,{several},{several}\nuneven.mp4,1,2,{several},{one}\n"
+    table = write(tmp_path / "t.csv", f"file,start,end,label,annotator\n{lines}")
+    for options in ((), ("--annotators", several)):
+        assert run("csv", table, videos, tmp_path / "a.json", *options) == 0
+        assert read(tmp_path / "a.json") == {"late": [(1, 2, one), (2, 3, one)], "uneven": [(1, 2, one)]}
 
 
 def test_missing_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
@@ -281,6 +324,10 @@ def test_subsets(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str
     assert validation() == {"uneven", "Match 1"}
     assert run("csv", told, videos, out, "--validation", str(write(tmp_path / "v.txt", "nobody\n"))) == 2
     assert "names videos that are not there: nobody" in capsys.readouterr().err
+    both = write(tmp_path / "b.csv", head + "late,1,2,a,validation\nuneven,1,2,a,training\nlate.mp4,2,3,a,training\n")
+    assert run("csv", both, videos, out) == 2
+    said = "the export puts late.mp4, which it names 'late' and 'late.mp4', into both training and validation"
+    assert said in capsys.readouterr().err
     wrong = write(tmp_path / "w.csv", head + "late.mp4,1,2,a,test\n")
     assert run("csv", wrong, videos, out) == 2
     assert "column 'subset': 'test', expected training or validation" in capsys.readouterr().err
@@ -292,6 +339,10 @@ def test_a_share_is_seeded_and_leaves_each_class_to_train_on():
     assert all(len(names) == 5 and "v3" not in names for names in chosen)
     assert divided(actions, share=0.25, seed=1) == chosen[1] != chosen[2]
     assert len(set().union(*chosen)) == 19
+    of_macos = {unicodedata.normalize("NFD", f"\u00e4{name}"): found for name, found in actions.items()}
+    elsewhere = {unicodedata.normalize("NFC", name): found for name, found in of_macos.items()}
+    same = {unicodedata.normalize("NFC", name) for name in divided(of_macos, share=0.25, seed=1)}
+    assert same == divided(elsewhere, share=0.25, seed=1)
     more = actions | {"new": [Action(0, 1, "often")]}
     assert len(divided(more, share=0.25, seed=1) - chosen[1]) <= 1  # others stay where they were
 
@@ -371,6 +422,12 @@ def test_several_annotators(tmp_path: Path, videos: Path, capsys: pytest.Capture
     assert "not chosen by --annotators: Ann (1)" in capsys.readouterr().out
     assert run("elan", tmp_path / "in", videos, out, "--annotators", "all") == 0
     assert read(out) == {"Match 1": [(0.5, 2.0, "jump"), (0.5, 2.1, "jump")]}
+
+
+def test_annotators_that_spell_a_video_in_two_ways(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    table = write(tmp_path / "t.csv", "file,start,end,label,annotator\nlate,1,2,a,Ann\nlate.mp4,1,2.1,a,Bob\n")
+    assert run("csv", table, videos, tmp_path / "a.json") == 2
+    assert "videos that several have annotated: late.mp4; annotators" in capsys.readouterr().err
 
 
 def test_cvat_tracks(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,39 @@ def test_the_closest_name_is_found():
         "e.1": "e.1",
         "e": None,
     }
+
+
+def test_letters_with_accents_may_be_one_character_or_several(tmp_path: Path):
+    """macOS writes file names in the latter form; the file is opened by the name that it has on the disk."""
+    one, several = (unicodedata.normalize(form, "v_\u00dcbung") for form in ("NFC", "NFD"))
+    assert one != several
+    for theirs, ours in ((one, several), (several, one)):
+        (tmp_path / theirs).mkdir()
+        (tmp_path / theirs / f"{theirs}.mp4").touch()
+        found = find_videos(tmp_path / theirs, [ours])
+        assert [path.name for path in found.values()] == [f"{theirs}.mp4"]
+        assert VideoNames([theirs]).find(ours.removeprefix("v_")) == theirs
+        (tmp_path / "list").write_text(f"{ours}/{ours} jump\n", encoding="utf-8")
+        assert read_list(tmp_path / "list", root=tmp_path).videos[0].path.samefile(found[ours])
+        shutil.rmtree(tmp_path / theirs)
+    both = VideoNames([one, several])
+    assert [both.find(name) for name in (one, several)] == [one, several]
+    path = annotate(tmp_path / "a.json", **{one: entry(), several: entry()})
+    with pytest.raises(DataError, match=r"also listed .* in another Unicode form"):
+        load_annotations(path, subset="training")
+
+
+def test_a_name_may_end_in_two_extensions():
+    """Whichever of the two is left out on either side; a file of the shorter name is another video."""
+    files = VideoNames(["talk.mkv", "talk.mov.mp4", "v_walk.mov.mp4"])
+    found = [files.find(name) for name in ("talk.mov", "talk.mov.mp4", "talk.mov.webm", "talk", "talk.avi")]
+    assert found == ["talk.mov.mp4"] * 3 + ["talk.mkv"] * 2
+    assert [files.find(name) for name in ("walk.mov", "walk.mov.mkv", "walk")] == ["v_walk.mov.mp4"] * 2 + [None]
+    annotated = VideoNames(["talk.mov", "v_walk.mov"])
+    assert [annotated.find(name) for name in ("talk.mov.mp4", "walk.mov.mp4")] == ["talk.mov", "v_walk.mov"]
+    assert VideoNames(["talk.mov.mp4"]).find("talk") is None
+    assert VideoNames(["talk.mov.mp4", "talk.mov"]).find("talk.mov") == "talk.mov"
+    assert VideoNames(["talk.mkv"]).find("talk.mov") == "talk.mkv"
 
 
 @pytest.mark.parametrize(

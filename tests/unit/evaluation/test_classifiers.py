@@ -90,6 +90,15 @@ def test_other_plain_layouts(path):
         }
 
 
+def test_classes_in_another_form_of_unicode_are_the_annotated_ones(path):
+    ours, theirs = "h\u00f6her", "ho\u0308her"
+    records = {video: [{"label": theirs, "score": 0.5}] for video in SCORES}
+    for content in ({"results": SCORES, "class": ["dance", "run", theirs]}, {"results": records, "class": [theirs]}):
+        external = read(path, content, layout="plain", labels=(ours,))
+        assert external.classes[-1] == ours
+        assert external.scores["v_two"][-1] == 0.5
+
+
 @pytest.mark.parametrize(
     ("content", "layout", "message"),
     [

@@ -141,6 +141,9 @@ def test_a_submission_is_of_the_official_test_videos(tmp_path, capsys):
     write_results(tmp_path / "noun.json", {"P01_11": [], "P03_01": []})
     assert main(["submission", "epic", *files, f"--test-file={test_file}"]) == 2
     assert "1 of 2 videos with detections are not in the challenge's test file: P03_01" in capsys.readouterr().err
+    write_results(tmp_path / "noun.json", {"P01_11": [], "P01_11.MP4": []})
+    assert main(["submission", "epic", *files, f"--test-file={test_file}"]) == 2
+    assert "the detections name these videos in two ways: P01_11" in capsys.readouterr().err
 
     clip = {
         "clip_uid": "c",

@@ -69,6 +69,14 @@ def test_detections_of_any_action(tmp_path, annotations):
     assert json.loads((tmp_path / "evaluate/metrics.json").read_text())["mAP@0.3"] == pytest.approx(1, abs=0.3)
 
 
+def test_labels_in_another_form_of_unicode(tmp_path, annotations, capsys):
+    annotations.write_text(annotations.read_text().replace('"a"', '"h\u00f6her"'), encoding="utf-8")
+    theirs = {"one": [record(0, 4, 0.9, "ho\u0308her")], "two": [record(1, 3, 0.8, "h\u00f6her")]}
+    evaluate(detections(tmp_path, theirs), "--annotations", annotations, "--subset", "test")
+    assert json.loads((tmp_path / "evaluate/metrics.json").read_text())["mAP@0.3"] == 0.5  # nothing of the other class
+    assert "note:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

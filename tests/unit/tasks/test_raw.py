@@ -186,6 +186,13 @@ def test_an_ensemble_of_one_twice_is_the_one(raw):
     assert found[0] == found[1]
 
 
+def test_classes_in_another_form_of_unicode_are_fused(raw):
+    ours, theirs = (renamed(raw, form, classes=("run", form)) for form in ("h\u00f6her", "ho\u0308her"))
+    fused = fuse_candidates([ours, theirs])
+    assert fused.classes == ours.classes
+    assert all(torch.equal(*found.candidates.labels.view(2, -1)) for found in fused.videos.values())
+
+
 def test_what_cannot_be_fused(raw, tmp_path):
     with pytest.raises(DataError, match="different classes: jump"):
         fuse_candidates([raw, renamed(raw, "nouns", classes=("run", "a, b", "jump"))])

@@ -110,7 +110,7 @@ def match_videos(export: Export, names: Sequence[str]) -> dict[str, str | None]:
         names: names of the folder's files.
 
     Raises:
-        DataError: one file of the export has the same name in two folders, so that they are not the same video.
+        DataError: one file of the export names a video in two folders, so that they are not the same one.
     """
     known = VideoNames(names)
     found: dict[str, str | None] = {}
@@ -122,22 +122,28 @@ def match_videos(export: Export, names: Sequence[str]) -> dict[str, str | None]:
             match = known.find(UPLOADED.sub("", name, count=1))
         found[video] = match
         folder = video.replace("\\", "/").rpartition("/")[0]
-        other = where.setdefault((source, name), folder)
+        other = where.setdefault((source, match or name), folder)
         if other != folder:
             raise DataError(
-                f"{source} names {name} in two folders, {other or '.'!r} and {folder or '.'!r}: are they one video? "
-                "Videos are found by name, directly in --videos; give each its own name there and in the file"
+                f"{source} names {match or name} in two folders, {other or '.'!r} and {folder or '.'!r}: are they one "
+                "video? Videos are found by name, directly in --videos; give each its own name there and in the file"
             )
     return found
 
 
 def chosen_marks(
-    marks: Sequence[Mark], *, tiers: Sequence[str], annotators: Sequence[str], several: str
+    marks: Sequence[Mark],
+    named: Mapping[str, str | None],
+    *,
+    tiers: Sequence[str],
+    annotators: Sequence[str],
+    several: str,
 ) -> tuple[list[Mark], list[str]]:
     """The marks of the chosen tiers and annotators, and notes about the others.
 
     Args:
         marks: all marks.
+        named: the file's name for each video, as by `match_videos`.
         tiers: names; "all" alone: all; none: the only one there is.
         annotators: names; "all" alone: all; none: the only one of each video.
         several: what the tool calls its tiers, for messages.
@@ -152,7 +158,7 @@ def chosen_marks(
         )
     who: dict[str, set[str]] = {}
     for mark in kept:
-        who.setdefault(file_name(mark.video), set()).add(mark.annotator)
+        who.setdefault(named[mark.video] or file_name(mark.video), set()).add(mark.annotator)
     shared = [video for video, people in who.items() if len(people) > 1]
     if shared and not annotators:
         raise DataError(
