@@ -61,7 +61,8 @@ class Damage:
             total_sec = sum(end - begin for begin, end in self.gaps_sec)
             places = ", ".join(f"{begin:.1f} to {end:.1f} s" for begin, end in self.gaps_sec[:SHOWN_GAPS])
             more = f" and {len(self.gaps_sec) - SHOWN_GAPS} more times" * (len(self.gaps_sec) > SHOWN_GAPS)
-            said.append(f"{total_sec:.1f} s without a picture, {places}{more}: packets are missing")
+            why = "packets are missing, or still pictures were left out"
+            said.append(f"{total_sec:.1f} s without a picture, {places}{more}: {why}")
         if self.lost:
             first, last = (self.start_sec + frame / self.fps for frame in (min(self.lost), max(self.lost) + 1))
             said.append(
