@@ -44,7 +44,7 @@ def write_results(
 
 
 def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a result file.
+    """Read a result file; a single detection that stands without a list, as MATLAB writes it, gets one.
 
     Raises:
         DataError: missing or malformed file, or malformed records, of which the first ten are listed.
@@ -56,16 +56,17 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         raise DataError(f'{path} is no detection file: it must hold {{"results": {{video: [...]}}}}')
+    listed = {video: records if isinstance(records, list) else [records] for video, records in results.items()}
     faults = [
         f"{video} #{number}: {fault}"
-        for video, records in results.items()
-        for number, record in enumerate(records if isinstance(records, list) else [records])
+        for video, records in listed.items()
+        for number, record in enumerate(records)
         if (fault := _fault(record))
     ]
     if faults:
         more = f", and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
         raise DataError(f"{path} holds records that are no detections: {'; '.join(faults[:_MOST_LISTED])}{more}")
-    return results
+    return listed
 
 
 def _fault(record: Any) -> str | None:
