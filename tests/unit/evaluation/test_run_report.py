@@ -209,6 +209,17 @@ def test_what_is_missing_is_said(tmp_path: Path, data: Path, capsys: pytest.Capt
     assert "is no run's folder: it holds no config.json" in capsys.readouterr().err
 
 
+def test_a_class_agnostic_run_is_held_against_any_action(tmp_path: Path, data: Path):
+    run = make_run(tmp_path / "run", data)
+    alike = {name: [found | {"label": "action"} for found in records] for name, records in FOUND.items()}
+    write(run / "evaluate/detections.json", {"results": alike})
+    assert main(["report", str(run)]) == 0
+    text = (run / "report/report.html").read_text(encoding="utf-8")
+    assert "they are held against any action" in text
+    assert [row[:2] for row in cells(text, "Classes")] == [["action", "5"]]
+    assert "jump \\u003cb> (annotated)" in (run / "report/videos/v0.html").read_text(encoding="utf-8")
+
+
 def test_a_copied_report_stands_alone(tmp_path: Path, data: Path):
     run = make_run(tmp_path / "run", data)
     assert main(["report", str(run), "--out", str(tmp_path / "out"), "--copy", "--show", "1"]) == 0
