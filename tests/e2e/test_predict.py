@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -142,6 +143,21 @@ def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys)
         (damage,) = json.loads((tmp_path / "out" / f"{name}.json").read_text())["damaged"].values()
         assert damage in said[0]
         assert "ends early" in damage
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf8(videos, checkpoint, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(videos["silent"], path)
+    command = [sys.executable, "-m", "adatad_ds", "predict", path, "--checkpoint", checkpoint, "-o", tmp_path / "out"]
+    strict = environment() | {"PYTHONIOENCODING": "utf-8:strict"}  # as under en_US.UTF-8
+    done = subprocess.run([*command, "--html"], cwd=REPOSITORY, env=strict, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf\\udce9: ")
+    assert "warning" not in done.stderr
+    assert list(results_of(tmp_path / "out")) == [path.stem]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{path.stem}.{kind}" for kind in (*FILES, "html")} | {"results.json"}
 
 
 def test_late_pictures_are_late_in_every_file(checkpoint, tmp_path):
