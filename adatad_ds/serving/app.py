@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -188,8 +189,9 @@ class App:
             raise NotFound(f"the job is {job.state}")
         path = job.path if name == VIDEO else self._jobs.file(job, name)
         kind = {RESULT: "application/json", PAGE: "text/html"}.get(name)
-        try:
-            return send_file(path, request.environ, mimetype=kind, download_name=path.name, conditional=True)
+        called = os.fsencode(path.name).decode("utf-8", "replace")  # a name may not be UTF-8, nor may a path:
+        try:  # no ETag is made of it, and clients go by the time of change
+            return send_file(path, request.environ, mimetype=kind, download_name=called, conditional=True, etag=False)
         except OSError:
             raise NotFound("the file is gone") from None
 

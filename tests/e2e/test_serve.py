@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import http.client
+import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -34,6 +36,7 @@ from tests.support.launch import REPOSITORY, environment
 from tests.support.videos import write_video
 
 LIMITS = Limits(max_mb=1.0, max_video_min=0.5, max_job_min=5.0, max_queued=4, kept=5)
+NOT_UTF8 = os.fsdecode(b"caf\xe9.mp4")
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"
 
 
@@ -94,7 +97,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "up").symlink_to(root)
     (folder / "inside.mp4").symlink_to(folder / "deep" / "match.mp4")
     (folder / "list.mp4").write_text(PLAYLIST.format(outside))
+    shutil.copy(outside, folder / NOT_UTF8)
     detector = load_detector(make_export(root / "mine.safetensors", test__max_per_video=50), device="cpu")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as standard output under en_US.UTF-8
     with serving(
         detector,
         host="127.0.0.1",
@@ -104,7 +109,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         limits=LIMITS,
         work=work,
         about="mine",
-        report=lambda line: None,
+        report=lambda line: print(line, file=printed),
     ) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -169,6 +174,17 @@ OUTSIDE = [
 
 WRONG_JSON = [b"{", b"[]", b'{"path": 3}', b"\xff", b"[" * 9000]
 NO_ADDRESS = ["/x", "/jobs/x", "/jobs/x/video", "/jobs/x/y", "/jobs/%00"]
+
+
+def test_a_name_that_is_not_utf8(served: Served):
+    """It cannot be printed strictly, which is no reason to leave the jobs after it."""
+    for _ in range(2):
+        status, job = served.submit_path(NOT_UTF8)
+        assert (status, job["name"]) == (202, NOT_UTF8)
+        assert served.finished(job)["state"] == "done"
+        for name in ("detections.json", "page.html", "video"):
+            assert served.ask("GET", f"/jobs/{job['id']}/{name}")[0] == 200, name
+    assert served.ask("GET", "/health")[1]["status"] == "ok"
 
 
 def test_no_path_leads_outside(served: Served):
