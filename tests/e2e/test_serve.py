@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +29,8 @@ import pytest
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.inference.video_detector import VideoDetector
 from adatad_ds.predict import load_detector
-from adatad_ds.serving.app import App
+from adatad_ds.serving import server as server_module
+from adatad_ds.serving.app import UPLOADS_AT_ONCE, App
 from adatad_ds.serving.jobs import Jobs, Limits
 from adatad_ds.serving.server import serving
 from tests.support.browser import loaded
@@ -231,6 +234,30 @@ def test_limits(served: Served, tmp_path: Path):
         served.finished(job)
     _, jobs = served.ask("GET", "/jobs")
     assert len(jobs) <= LIMITS.kept + LIMITS.max_queued + 1
+
+
+def test_clients_that_trickle_are_let_go(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """They come to the end of their time although they are never silent; their places are others' again."""
+    monkeypatch.setattr(server_module, "REQUEST_SEC", 1.0)
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(UPLOADS_AT_ONCE)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /jobs HTTP/1.0\r\nContent-Length: 100000\r\n\r\n")
+        deadline, waiting = time.monotonic() + 60, slow
+        while waiting and time.monotonic() < deadline:
+            for connection in waiting:
+                with suppress(ConnectionError):  # it has just been let go
+                    connection.sendall(b"x")
+            answered, _, _ = select.select(waiting, [], [], 0.1)
+            assert all(connection.recv(12).endswith(b" 408") for connection in answered)
+            waiting = [connection for connection in waiting if connection not in answered]
+        assert not waiting
+    finally:
+        for connection in slow:
+            connection.close()
+    monkeypatch.undo()
+    _, job = served.submit((served.folder / "deep" / "match.mp4").read_bytes())
+    assert served.finished(job)["state"] == "done"
 
 
 def test_other_sites_pages_are_refused(served: Served):
