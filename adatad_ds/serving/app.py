@@ -36,6 +36,13 @@ BLOCK_BYTES = 2**20
 SPARE_BYTES = 2**30  # of the disk, which uploads leave free
 MOST_JSON_BYTES = 10_000
 LONGEST_NAME = 200
+VIDEO_TYPES = {  # by container; whoever uploads a video chooses its suffix, which is not to make a page of it
+    **dict.fromkeys((".mp4", ".m4v"), "video/mp4"),
+    **dict.fromkeys((".mpg", ".mpeg"), "video/mpeg"),
+    **{".mkv": "video/x-matroska", ".webm": "video/webm", ".avi": "video/x-msvideo", ".mov": "video/quicktime"},
+    **{".ts": "video/mp2t", ".flv": "video/x-flv", ".wmv": "video/x-ms-wmv", ".ogv": "video/ogg"},
+}
+OTHER = "application/octet-stream"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 URLS = Map(
@@ -188,7 +195,7 @@ class App:
         if job.state != "done":
             raise NotFound(f"the job is {job.state}")
         path = job.path if name == VIDEO else self._jobs.file(job, name)
-        kind = {RESULT: "application/json", PAGE: "text/html"}.get(name)
+        kind = {RESULT: "application/json", PAGE: "text/html"}.get(name) or VIDEO_TYPES.get(path.suffix.lower(), OTHER)
         called = os.fsencode(path.name).decode("utf-8", "replace")  # a name may not be UTF-8, nor may a path:
         try:  # no ETag is made of it, and clients go by the time of change
             return send_file(path, request.environ, mimetype=kind, download_name=called, conditional=True, etag=False)

@@ -190,6 +190,20 @@ def test_a_name_that_is_not_utf8(served: Served):
     assert served.ask("GET", "/health")[1]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.html", "application/octet-stream"), ("a.svg", "application/octet-stream"), ("a.MOV", "video/quicktime")],
+)
+def test_an_upload_never_comes_back_as_a_page(served: Served, name: str, kind: str):
+    _, job = served.submit((served.folder / "deep" / "match.mp4").read_bytes(), name)
+    assert served.finished(job)["state"] == "done"
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection.request("GET", f"/jobs/{job['id']}/video")
+    headers = connection.getresponse().headers
+    connection.close()
+    assert (headers.get_content_type(), headers["X-Content-Type-Options"]) == (kind, "nosniff")
+
+
 def test_no_path_leads_outside(served: Served):
     for asked in (*OUTSIDE, str(served.outside), str(served.folder / "deep" / "match.mp4")):
         status, said = served.submit_path(asked)
