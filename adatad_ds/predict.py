@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adatad_ds.data.labelled_videos import read_class_names
-from adatad_ds.data.video_files import find_files
+from adatad_ds.data.video_files import ANNOTATED, find_files
 from adatad_ds.distributed.process import run_process
 from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
     try:
         source = live_source(arguments) if arguments.live else None
-        videos, absent = ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
+        videos, absent = (
+            ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem, ending=ANNOTATED)
+        )
         detector = load_detector(
             arguments.checkpoint,
             recipe=arguments.recipe,

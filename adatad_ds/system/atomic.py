@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block ends in an error, or is interrupted, `path` is left as it was and the unfinished file is removed.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name with a prefix could be too long
+    temporary = path.with_name(f"{TEMPORARY}{digest}")
     try:
         yield temporary
         flush(temporary)

@@ -145,6 +145,16 @@ def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys)
         assert "ends early" in damage
 
 
+def test_a_name_as_long_as_they_may_be(videos, checkpoint, tmp_path):
+    path = tmp_path / f"{'あ' * 83}.mp4"
+    shutil.copy(videos["silent"], path)
+    assert run(path, "--checkpoint", checkpoint, "-o", tmp_path / "out", "--html", "--annotated") == 0
+    (name,) = results_of(tmp_path / "out")
+    assert name.startswith("あ" * 70)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}.{kind}" for kind in (*FILES, "html", "annotated.mp4")} | {"results.json"}
+
+
 @pytest.mark.slow
 def test_a_name_that_is_not_utf8(videos, checkpoint, tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
