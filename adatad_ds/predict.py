@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         import torch  # seconds, as what follows
 
         from adatad_ds.data.decoding.video import VideoError
-        from adatad_ds.evaluation.detections_file import write_results
         from adatad_ds.evaluation.operating_point import ShownFrom
         from adatad_ds.inference.live_report import report_live
         from adatad_ds.inference.prediction import RESULTS_FILE, Wanted, predict
@@ -88,8 +87,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             html=arguments.html,
             embedded_mb=arguments.embed_mb,
         )
-        wanted.folder.mkdir(parents=True, exist_ok=True)
-        write_results(wanted.folder / RESULTS_FILE, {})
         for message in absent:
             print(f"error: {message}", file=sys.stderr)
         failed = predict(detector, videos, wanted=wanted)

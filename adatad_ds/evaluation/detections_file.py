@@ -30,7 +30,11 @@ def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str,
 
 
 def write_results(
-    path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], *, damaged: Mapping[str, str] | None = None
+    path: Path,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    damaged: Mapping[str, str] | None = None,
+    files: Sequence[str] = (),
 ) -> None:
     """Write a result file atomically.
 
@@ -38,8 +42,11 @@ def write_results(
         path: the file.
         results: detections of each video.
         damaged: what is missing in damaged files, by video; written under "damaged" if there are any.
+        files: written beside it, for whoever may overwrite them; under "files" if there are any.
     """
-    tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
+    tree: dict[str, Any] = {"version": VERSION, "results": results, "external_data": {}}
+    tree |= {"damaged": damaged} if damaged else {}
+    tree |= {"files": list(files)} if files else {}
     write_text(path, json.dumps(tree))
 
 

@@ -391,6 +391,7 @@ def test_what_cannot_be_used_does_not_stop_the_others(videos, checkpoint, tmp_pa
 
 def fails(capsys, *arguments: object) -> str:
     """The one line of an error that nothing could be started with."""
+    capsys.readouterr()
     assert run(*arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("error: ")
@@ -428,6 +429,14 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     assert "--device warp: invalid device" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)
     (tmp_path / "taken").write_text("a file")
     assert "taken" in fails(capsys, good, "--checkpoint", checkpoint, "-o", tmp_path / "taken")
+
+
+def test_files_that_no_prediction_wrote_are_left_alone(videos, checkpoint, tmp_path, capsys):
+    (tmp_path / "silent.srt").write_text("by hand")
+    arguments = [videos["silent"], "--checkpoint", checkpoint, "-o", tmp_path]
+    assert "silent.srt. Give another -o FOLDER" in fails(capsys, *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["silent.srt"]
+    assert (tmp_path / "silent.srt").read_text() == "by hand"
 
 
 def test_a_published_checkpoint_needs_class_names(videos, tmp_path, capsys):
@@ -509,3 +518,5 @@ def test_interrupted(videos, checkpoint, tmp_path):
         assert results_of_one(out / f"{name}.json", name) == records
         assert all((out / f"{name}.{kind}").exists() for kind in (*FILES, "annotated.mp4"))
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    # the last one that is done, and the one after, of which some files are there
+    assert run(*copies[len(found) - 1 : len(found) + 1], "--checkpoint", checkpoint, "-o", out, "--annotated") == 0
