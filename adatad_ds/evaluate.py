@@ -14,6 +14,7 @@ Under deepspeed or torchrun, windows are spread over the ranks. Each rank holds 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -130,10 +131,12 @@ def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequenc
             )
         if output is None:
             raise ConfigError("an ensemble needs --output FOLDER for its results")
-    if weights and (len(weights) != len(paths) or len(paths) == 1 or min(weights) <= 0 or paths[0].suffix != ".npz"):
+    if weights and (len(weights) != len(paths) or len(paths) == 1 or paths[0].suffix != ".npz"):
         raise ConfigError(
             f"--weights takes a positive number for each of several raw.npz; got {len(weights)} for {len(paths)}"
         )
+    if wrong := [weight for weight in weights if not 0 < weight < math.inf]:  # NaN is in no range
+        raise ConfigError(f"--weights takes positive numbers, not {wrong[0]:g}; leave out a file that is not to count")
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from adatad_ds.data.labelled_videos import read_class_names
-from adatad_ds.data.video_files import find_files
+from adatad_ds.data.video_files import ANNOTATED, find_files
 from adatad_ds.distributed.process import run_process
 from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         import torch  # seconds, as what follows
 
         from adatad_ds.data.decoding.video import VideoError
-        from adatad_ds.evaluation.detections_file import write_results
         from adatad_ds.evaluation.operating_point import ShownFrom
         from adatad_ds.inference.live_report import report_live
         from adatad_ds.inference.prediction import RESULTS_FILE, Wanted, predict
@@ -61,7 +60,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
     try:
         source = live_source(arguments) if arguments.live else None
-        videos, absent = ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem)
+        videos, absent = (
+            ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem, ending=ANNOTATED)
+        )
         detector = load_detector(
             arguments.checkpoint,
             recipe=arguments.recipe,
@@ -86,8 +87,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
             html=arguments.html,
             embedded_mb=arguments.embed_mb,
         )
-        wanted.folder.mkdir(parents=True, exist_ok=True)
-        write_results(wanted.folder / RESULTS_FILE, {})
         for message in absent:
             print(f"error: {message}", file=sys.stderr)
         failed = predict(detector, videos, wanted=wanted)

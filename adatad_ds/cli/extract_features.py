@@ -85,7 +85,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         overrides=overrides,
         averaged=not arguments.no_ema,
     )
-    videos, absent = find_files(arguments.videos, reserved="features") if arguments.videos else ({}, [])
+    videos, absent = find_files(arguments.videos, reserved="features", ending=".npy") if arguments.videos else ({}, [])
     for message in absent:
         print(f"error: {message}", file=sys.stderr)
     ranks = launched_ranks()

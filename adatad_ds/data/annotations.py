@@ -19,6 +19,7 @@ from adatad_ds.system.json_text import read_json
 from adatad_ds.system.unicode_text import TextLookup, composed
 
 NO_CLASSES = ("Ambiguous",)  # THUMOS14's label of uncertain actions; a class only if data.classes names it
+ANY_ACTION = "action"  # the only class of a class-agnostic detector
 MOST_BEYOND = 0.5  # share of actions that may start after the end of their video before all times are doubted
 SAME_SEC = 1e-3  # times closer than this are equal for the metric, as in the published evaluation
 LISTED_EXAMPLES = 3  # per report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
@@ -12,6 +14,7 @@ from adatad_ds.data.video_names import EXTENSIONS, VideoNames
 from adatad_ds.errors import DataError, summarize_list
 
 ANNOTATED = ".annotated.mp4"  # suffix of the annotated copies that predict.py writes
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def find_videos(folder: str | Path, names: Sequence[str]) -> dict[str, Path]:
@@ -76,16 +79,18 @@ def check_distinct(files: Mapping[str, Path]) -> None:
         raise DataError(f"videos with the same file: {summarize_list(shared)}. Merge the entries, or rename the files")
 
 
-def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Path], list[str]]:
+def find_files(arguments: Sequence[str], *, reserved: str, ending: str) -> tuple[dict[str, Path], list[str]]:
     """Find the video files given by arguments, each once, under a unique name.
 
     Args:
         arguments: files, folders (searched recursively, without annotated copies), globs.
         reserved: a name that no video gets.
+        ending: the longest one of the files that are called after a video.
 
     Returns:
         Path by name: the file's name without its extension or, if that is not unique, its path relative to the common
-        folder; and an error message for each argument that matches nothing.
+        folder; its end is replaced by a checksum where a file system would not take it with the `ending`. And an error
+        message for each argument that matches nothing.
 
     Raises:
         DataError: no argument matches a file.
@@ -112,9 +117,9 @@ def find_files(arguments: Sequence[str], *, reserved: str) -> tuple[dict[str, Pa
     for path in paths:
         alone = stems[path.stem] == 1 and path.stem != reserved
         name = path.stem if alone else "_".join(path.absolute().relative_to(shared).parts)
-        while name in names:
+        while (fitting := _fitting(name, most_bytes=LONGEST_NAME - len(ending))) in names:
             name += "_"
-        names[name] = path
+        names[fitting] = path
     return names, absent
 
 
@@ -128,6 +133,15 @@ def length_sec(path: Path) -> float:
 
     with opened(path, num_threads=1) as (container, _):
         return (container.duration or 0) / 1_000_000
+
+
+def _fitting(name: str, *, most_bytes: int) -> str:
+    if len(os.fsencode(name)) <= most_bytes:
+        return name
+    checksum = f"_{zlib.crc32(os.fsencode(name)):08x}"
+    while len(os.fsencode(name)) > most_bytes - len(checksum):
+        name = name[:-1]
+    return name + checksum
 
 
 def _is_input(path: Path) -> bool:

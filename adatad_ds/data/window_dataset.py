@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.data.annotations import AnnotationSet, Video, load_annotations
+from adatad_ds.data.annotations import ANY_ACTION, AnnotationSet, Video, load_annotations
 from adatad_ds.data.augmentation.transforms import augment, center_crop, crop_and_draw
 from adatad_ds.data.batch import Sample, collate
 from adatad_ds.data.decoding.damage import Damage
@@ -38,7 +38,6 @@ from adatad_ds.data.windows import (
 from adatad_ds.detection.timegrid import TimeGrid
 from adatad_ds.errors import DataError, summarize_list
 
-ANY_ACTION = "action"  # the only class of a class-agnostic detector
 PROBING_THREADS = 4
 
 

@@ -30,7 +30,11 @@ def to_records(candidates: Candidates, classes: Sequence[str]) -> list[dict[str,
 
 
 def write_results(
-    path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]], *, damaged: Mapping[str, str] | None = None
+    path: Path,
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    damaged: Mapping[str, str] | None = None,
+    files: Sequence[str] = (),
 ) -> None:
     """Write a result file atomically.
 
@@ -38,13 +42,16 @@ def write_results(
         path: the file.
         results: detections of each video.
         damaged: what is missing in damaged files, by video; written under "damaged" if there are any.
+        files: written beside it, for whoever may overwrite them; under "files" if there are any.
     """
-    tree = {"version": VERSION, "results": results, "external_data": {}} | ({"damaged": damaged} if damaged else {})
+    tree: dict[str, Any] = {"version": VERSION, "results": results, "external_data": {}}
+    tree |= {"damaged": damaged} if damaged else {}
+    tree |= {"files": list(files)} if files else {}
     write_text(path, json.dumps(tree))
 
 
 def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a result file.
+    """Read a result file; a single detection that stands without a list, as MATLAB writes it, gets one.
 
     Raises:
         DataError: missing or malformed file, or malformed records, of which the first ten are listed.
@@ -56,16 +63,17 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         raise DataError(f'{path} is no detection file: it must hold {{"results": {{video: [...]}}}}')
+    listed = {video: records if isinstance(records, list) else [records] for video, records in results.items()}
     faults = [
         f"{video} #{number}: {fault}"
-        for video, records in results.items()
-        for number, record in enumerate(records if isinstance(records, list) else [records])
+        for video, records in listed.items()
+        for number, record in enumerate(records)
         if (fault := _fault(record))
     ]
     if faults:
         more = f", and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
         raise DataError(f"{path} holds records that are no detections: {'; '.join(faults[:_MOST_LISTED])}{more}")
-    return results
+    return listed
 
 
 def _fault(record: Any) -> str | None:

@@ -12,10 +12,9 @@ from tqdm import tqdm
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import load_annotations, subset_names
-from adatad_ds.data.window_dataset import ANY_ACTION
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.detections_file import read_results
-from adatad_ds.evaluation.diagnosis.inputs import check, evaluated_beside, named_as
+from adatad_ds.evaluation.diagnosis.inputs import check, evaluated_beside, labelled_as, named_as
 from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference.evaluation import PER_CLASS_FILE, PICTURE_FILE, draw
 from adatad_ds.recipes.catalog import find_recipe
@@ -61,13 +60,13 @@ def evaluate_detections(
     )
     videos = annotations.videos
     results = named_as(videos, results, where=path)
-    any_action = {record["label"] for records in results.values() for record in records} == {ANY_ACTION}
-    if not any_action:
-        notes += check(results, videos, detections=path, annotations=Path(data.annotations), subset=data.test_subset)
+    truths, relabelled = labelled_as(results, videos)
+    notes += relabelled
+    notes += check(results, truths, detections=path, annotations=Path(data.annotations), subset=data.test_subset)
     test = replace(config.test, external_scores="")
-    config = replace(config, data=replace(data, class_agnostic=any_action), test=test)
+    config = replace(config, data=replace(data, class_agnostic=False), test=test)  # truths are labelled as detections
     found = {video.name: results.get(video.name, []) for video in videos}
-    metrics = measure(found, videos=videos, config=config)
+    metrics = measure(found, videos=truths, config=config)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
     write_per_class(output / PER_CLASS_FILE, metrics.per_class())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from tqdm import tqdm
 
 from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import ANNOTATED, length_sec
-from adatad_ds.evaluation.detections_file import write_results
+from adatad_ds.errors import ConfigError, summarize_list
+from adatad_ds.evaluation.detections_file import VERSION, write_results
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.plots.timelines import draw_detections
@@ -23,8 +25,11 @@ from adatad_ds.evaluation.video.overlay import write_annotated
 from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page
 from adatad_ds.evaluation.video.subtitles import write_csv, write_srt, write_vtt
 from adatad_ds.inference.video_detector import VideoDetector
+from adatad_ds.system.json_text import read_json
 
 RESULTS_FILE = "results.json"
+ENDINGS = (".csv", ".vtt", ".srt", ".json", ".png")  # of the files of every video
+PAGE = ".html"
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of video [{elapsed}<{remaining}]"
 
 
@@ -46,10 +51,88 @@ class Wanted:
     html: bool
     embedded_mb: float
 
+    def files(self, names: Iterable[str]) -> list[str]:
+        """What may be written into the folder; of the annotated copies for pages, some videos need none."""
+        endings = [*ENDINGS, *([ANNOTATED] if self.annotated or self.html else []), *([PAGE] if self.html else [])]
+        return [RESULTS_FILE, *(f"{name}{ending}" for name in names for ending in endings)]
+
+
+class Results:
+    """The results file of a folder: the videos that are done, and which files there are predictions' own.
+
+    Args:
+        folder: is made if it does not exist.
+        files: names of those that are to be written into it.
+
+    Raises:
+        ConfigError: one of these exists, and no earlier prediction wrote it; nothing is changed then.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        own = _files_of_earlier(folder)
+        others = [file for file in files if file not in own and os.path.lexists(folder / file)]
+        if others:
+            raise ConfigError(
+                f"-o {folder} holds files that no earlier prediction wrote there and that would be overwritten: "
+                f"{summarize_list(others, separator=', ')}. Give another -o FOLDER, or move them away"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._files = folder, sorted({*own, *files})
+        self._videos: dict[str, Sequence[Mapping[str, Any]]] = {}
+        self._damaged: dict[str, str] = {}
+        self._write()
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def add(self, name: str, records: Sequence[Mapping[str, Any]], *, damage: str | None) -> None:
+        """A video is done."""
+        self._videos[name] = records
+        self._damaged |= {name: damage} if damage else {}
+        self._write()
+
+    def close(self) -> None:
+        """No file is still to be written: what there is none of is no longer the predictions' own."""
+        self._files = [file for file in self._files if os.path.lexists(self._folder / file)]
+        with suppress(OSError):  # a full disk: the file stays as it is
+            self._write()
+
+    def _write(self) -> None:
+        write_results(self._folder / RESULTS_FILE, self._videos, damaged=self._damaged, files=self._files)
+
+
+def _files_of_earlier(folder: Path) -> set[str]:
+    """Names of the files that earlier predictions wrote into a folder, or were about to when they were killed."""
+    try:
+        tree = read_json(folder / RESULTS_FILE)
+    except (OSError, ValueError):
+        return set()
+    if not isinstance(tree, dict) or tree.get("version") != VERSION:
+        return set()
+    files, videos = tree.get("files"), tree.get("results")
+    if isinstance(files, list):
+        return {file for file in files if isinstance(file, str)}
+    if isinstance(videos, dict) and all((folder / f"{name}.json").is_file() for name in videos):  # an older version's
+        return {RESULTS_FILE, *(f"{name}{ending}" for name in videos for ending in (*ENDINGS, ANNOTATED, PAGE))}
+    return set()
+
 
 def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Wanted) -> int:
-    """Detect in every video and write the wanted files; return how many videos failed or are damaged."""
-    results: dict[str, list[dict[str, Any]]] = {}
+    """Detect in every video and write the wanted files; return how many videos failed or are damaged.
+
+    Raises:
+        ConfigError: there are other files where these are to be written.
+    """
+    results = Results(wanted.folder, wanted.files(videos))
+    try:
+        failed = _predict_each(detector, videos, wanted=wanted, results=results)
+    finally:
+        results.close()
+    tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and, next to it, files of each of {len(results)} videos")
+    return failed
+
+
+def _predict_each(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Wanted, results: Results) -> int:
     damaged: dict[str, str] = {}
     failed = 0
     lengths = {name: _length_sec(path) for name, path in videos.items()}
@@ -75,11 +158,9 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
                 tqdm.write(f"error: {error}", file=sys.stderr)
             else:
                 failed += name in damaged or not drawn
-                results[name] = records
-                write_results(wanted.folder / RESULTS_FILE, results, damaged=damaged)
+                results.add(name, records, damage=damaged.get(name))
                 tqdm.write(f"{name}: {len(records)} detections, {wanted.shown.summary(records)}")
             advance(1.0)  # also after a failure
-    tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and, next to it, files of each of {len(results)} videos")
     return failed
 
 
@@ -100,7 +181,7 @@ def draw_video(name: str, path: Path, records: Sequence[Mapping[str, Any]], *, w
         Whether all requested files were written; the picture is an extra.
     """
     duration_sec, playable = probe(path).duration_sec, plays_in_browsers(path)
-    picture, annotated, page = (wanted.folder / f"{name}{ending}" for ending in (".png", ANNOTATED, ".html"))
+    picture, annotated, page = (wanted.folder / f"{name}{ending}" for ending in (".png", ANNOTATED, PAGE))
 
     def draw_picture() -> None:
         draw_detections(picture, name=name, duration_sec=duration_sec, detections=records, shown=wanted.shown)

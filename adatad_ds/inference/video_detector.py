@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from adatad_ds.config.schema import Config, ParallelConfig
+from adatad_ds.data.annotations import ANY_ACTION
 from adatad_ds.data.batch import Batch
-from adatad_ds.data.window_dataset import ANY_ACTION
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World

@@ -142,7 +142,7 @@ def check_data(
     problems = find_problems(checked.data, train=checked.train, test=checked.test)
     command = command_line(recipe_name or DEFAULT_RECIPE, pasted)
     full, shown = (_text(checked, suggestions, problems, command, limit=limit) for limit in (None, SHOWN))
-    (out / "report.txt").write_text(full + "\n", encoding="utf-8")
+    (out / "report.txt").write_text(full + "\n", encoding="utf-8", errors="backslashreplace")
     report(shown)
     picture = out / "distributions.png"
     try_to_draw(str(picture), lambda: draw(picture, checked, window), report=report)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -32,11 +32,17 @@ from adatad_ds.serving.jobs import PAGE, RESULT, VIDEO, Job, Jobs, QueueFullErro
 from adatad_ds.serving.video_paths import OutsideError, file_inside
 
 UPLOADS_AT_ONCE = 4
-UPLOAD_SEC = 3600.0  # an upload that takes longer is given up
 BLOCK_BYTES = 2**20
 SPARE_BYTES = 2**30  # of the disk, which uploads leave free
 MOST_JSON_BYTES = 10_000
 LONGEST_NAME = 200
+VIDEO_TYPES = {  # by container; whoever uploads a video chooses its suffix, which is not to make a page of it
+    **dict.fromkeys((".mp4", ".m4v"), "video/mp4"),
+    **dict.fromkeys((".mpg", ".mpeg"), "video/mpeg"),
+    **{".mkv": "video/x-matroska", ".webm": "video/webm", ".avi": "video/x-msvideo", ".mov": "video/quicktime"},
+    **{".ts": "video/mp2t", ".flv": "video/x-flv", ".wmv": "video/x-ms-wmv", ".ogv": "video/ogg"},
+}
+OTHER = "application/octet-stream"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 URLS = Map(
@@ -165,6 +171,8 @@ class App:
             _receive(request, path, size=size)
         except BaseException as error:
             path.unlink(missing_ok=True)
+            if isinstance(error, TimeoutError):
+                raise RequestTimeout("the upload stopped, or took too long") from None
             if isinstance(error, OSError):
                 raise BadRequest("the upload broke off") from None
             raise
@@ -187,9 +195,10 @@ class App:
         if job.state != "done":
             raise NotFound(f"the job is {job.state}")
         path = job.path if name == VIDEO else self._jobs.file(job, name)
-        kind = {RESULT: "application/json", PAGE: "text/html"}.get(name)
-        try:
-            return send_file(path, request.environ, mimetype=kind, download_name=path.name, conditional=True)
+        kind = {RESULT: "application/json", PAGE: "text/html"}.get(name) or VIDEO_TYPES.get(path.suffix.lower(), OTHER)
+        called = os.fsencode(path.name).decode("utf-8", "replace")  # a name may not be UTF-8, nor may a path:
+        try:  # no ETag is made of it, and clients go by the time of change
+            return send_file(path, request.environ, mimetype=kind, download_name=called, conditional=True, etag=False)
         except OSError:
             raise NotFound("the file is gone") from None
 
@@ -201,15 +210,13 @@ class App:
 
 
 def _receive(request: Request, path: Path, *, size: int) -> None:
-    """Write a request's body to a file."""
-    left, until = size, time.monotonic() + UPLOAD_SEC
+    """Write a request's body to a file; the server's handler limits how long it may take to arrive."""
+    body, left = request.environ["wsgi.input"], size  # `request.stream` does not tell a timeout from a client that left
     with path.open("wb") as file:
         while left:
-            block = request.stream.read(min(BLOCK_BYTES, left))
+            block = body.read(min(BLOCK_BYTES, left))
             if not block:
                 raise BadRequest("the upload broke off")
-            if time.monotonic() > until:
-                raise RequestTimeout("the upload took too long")
             file.write(block)
             left -= len(block)
 

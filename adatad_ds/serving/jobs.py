@@ -192,30 +192,41 @@ class Jobs:
                 if job.cancelled:
                     continue
                 job.state = "running"
-            state: State = "failed"
+            state = self._try_to_run(job)
             try:
-                self._run(job)
-                state = "done"
-            except _StoppedError as error:
-                job.error = str(error)
-                state = "cancelled" if job.cancelled else "failed"
-            except (VideoError, DataError, av.FFmpegError, OSError) as error:
-                job.error = str(error).replace(str(job.path), job.name)
-            except Exception as error:
+                self._settle(job, state)
+            except Exception:  # of a message, or of a file that cannot be removed: the jobs that wait are not to suffer
                 traceback.print_exc(file=sys.stderr)
-                job.error = f"the server failed ({type(error).__name__}); its log says more"
-            forget_indexes()
-            with self._lock:
-                job.state = state
-                finished = [other for other in self._jobs.values() if other.state not in ("queued", "running")]
-                gone = [job] if job.cancelled else finished[: max(0, len(finished) - self.limits.kept)]
-                for other in gone:
-                    del self._jobs[other.id]
+
+    def _try_to_run(self, job: Job) -> State:
+        try:
+            self._run(job)
+        except _StoppedError as error:
+            job.error = str(error)
+            return "cancelled" if job.cancelled else "failed"
+        except (VideoError, DataError, av.FFmpegError, OSError) as error:
+            job.error = str(error).replace(str(job.path), job.name)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            job.error = f"the server failed ({type(error).__name__}); its log says more"
+        else:
+            return "done"
+        return "failed"
+
+    def _settle(self, job: Job, state: State) -> None:
+        """Make a job's state known, remove what is no longer kept, report."""
+        forget_indexes()
+        with self._lock:
+            job.state = state
+            finished = [other for other in self._jobs.values() if other.state not in ("queued", "running")]
+            gone = [job] if job.cancelled else finished[: max(0, len(finished) - self.limits.kept)]
             for other in gone:
-                self._delete(other)
-            if state != "done" and job.uploaded:
-                job.path.unlink(missing_ok=True)  # nobody will watch it
-            self._report(f"{job.name}: {state}{': ' if job.error else ''}{job.error}")
+                del self._jobs[other.id]
+        for other in gone:
+            self._delete(other)
+        if state != "done" and job.uploaded:
+            job.path.unlink(missing_ok=True)  # nobody will watch it
+        self._report(f"{job.name}: {state}{': ' if job.error else ''}{job.error}")
 
     def _run(self, job: Job) -> None:
         """Detect in a job's video and write its result and its page."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
@@ -19,10 +22,35 @@ from adatad_ds.serving.app import LOCAL_HOSTS, App
 from adatad_ds.serving.jobs import Jobs, Limits
 
 SILENT_SEC = 60.0  # a client that sends nothing for so long is let go
+REQUEST_SEC = 3600.0  # a request, with its video, that takes longer to arrive is given up
+
+
+class _InTime(io.RawIOBase):
+    """What a client sends, up to a time, however slowly it comes: a `TimeoutError` afterwards."""
+
+    def __init__(self, sent: io.RawIOBase, *, until: float) -> None:
+        self._sent, self._until = sent, until
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Read what is there, or wait for the next of it."""
+        if time.monotonic() > self._until:
+            raise TimeoutError("the request took too long")
+        return self._sent.readinto(buffer)
+
+    def close(self) -> None:
+        self._sent.close()
+        super().close()
 
 
 class _Handler(WSGIRequestHandler):
     timeout = SILENT_SEC
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_InTime(self.rfile.detach(), until=time.monotonic() + REQUEST_SEC))
 
     def log(self, type: str, message: str, *args: object) -> None:
         if type == "error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block ends in an error, or is interrupted, `path` is left as it was and the unfinished file is removed.
     """
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # the name with a prefix could be too long
+    temporary = path.with_name(f"{TEMPORARY}{digest}")
     try:
         yield temporary
         flush(temporary)
@@ -26,9 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically."""
+    """Write a UTF-8 file atomically; what UTF-8 cannot say, as of file names in another encoding, as escapes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Messages on standard output and error, which survive a reader that goes away."""
+"""Messages on standard output and error, which survive a reader that goes away and names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class _LastingFile(io.FileIO):
 
 
 def keep_output() -> None:
-    """Keep the process running when the readers of its standard output and error go away."""
+    """Keep the process running when the readers of its standard output and error go away.
+
+    What cannot be encoded, as a file name that is not UTF-8, is printed with its bytes as escapes.
+    """
     for name in ("stdout", "stderr"):
         before = getattr(sys, name)
         if not isinstance(before, io.TextIOWrapper):
@@ -37,7 +40,7 @@ def keep_output() -> None:
         lasting = io.TextIOWrapper(
             io.BufferedWriter(_LastingFile(before.fileno(), "w", closefd=False)),
             encoding=before.encoding,
-            errors=before.errors,
+            errors="backslashreplace",
             line_buffering=before.line_buffering or name == "stderr",
             write_through=before.write_through,
         )

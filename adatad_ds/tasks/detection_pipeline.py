@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from adatad_ds.config.schema import Config
-from adatad_ds.data.annotations import Video
+from adatad_ds.data.annotations import ANY_ACTION, Video
 from adatad_ds.data.batch import Batch
 from adatad_ds.data.decoding.damage import Damage, merged
-from adatad_ds.data.window_dataset import ANY_ACTION
 from adatad_ds.detection.decoding import Candidates, clip_to_video, decode_segments, merge_candidates, select_candidates
 from adatad_ds.detection.suppression import suppress
 from adatad_ds.distributed.mesh import Mesh

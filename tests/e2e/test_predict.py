@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -142,6 +143,31 @@ def test_what_is_missing_is_in_the_results(videos, checkpoint, tmp_path, capsys)
         (damage,) = json.loads((tmp_path / "out" / f"{name}.json").read_text())["damaged"].values()
         assert damage in said[0]
         assert "ends early" in damage
+
+
+def test_a_name_as_long_as_they_may_be(videos, checkpoint, tmp_path):
+    path = tmp_path / f"{'あ' * 83}.mp4"
+    shutil.copy(videos["silent"], path)
+    assert run(path, "--checkpoint", checkpoint, "-o", tmp_path / "out", "--html", "--annotated") == 0
+    (name,) = results_of(tmp_path / "out")
+    assert name.startswith("あ" * 70)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}.{kind}" for kind in (*FILES, "html", "annotated.mp4")} | {"results.json"}
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf8(videos, checkpoint, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(videos["silent"], path)
+    command = [sys.executable, "-m", "adatad_ds", "predict", path, "--checkpoint", checkpoint, "-o", tmp_path / "out"]
+    strict = environment() | {"PYTHONIOENCODING": "utf-8:strict"}  # as under en_US.UTF-8
+    done = subprocess.run([*command, "--html"], cwd=REPOSITORY, env=strict, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf\\udce9: ")
+    assert "warning" not in done.stderr
+    assert list(results_of(tmp_path / "out")) == [path.stem]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{path.stem}.{kind}" for kind in (*FILES, "html")} | {"results.json"}
 
 
 def test_late_pictures_are_late_in_every_file(checkpoint, tmp_path):
@@ -365,6 +391,7 @@ def test_what_cannot_be_used_does_not_stop_the_others(videos, checkpoint, tmp_pa
 
 def fails(capsys, *arguments: object) -> str:
     """The one line of an error that nothing could be started with."""
+    capsys.readouterr()
     assert run(*arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert line.startswith("error: ")
@@ -402,6 +429,14 @@ def test_nothing_can_be_started(videos, checkpoint, tmp_path, capsys):
     assert "--device warp: invalid device" in fails(capsys, good, "--checkpoint", checkpoint, "--device", "warp", *out)
     (tmp_path / "taken").write_text("a file")
     assert "taken" in fails(capsys, good, "--checkpoint", checkpoint, "-o", tmp_path / "taken")
+
+
+def test_files_that_no_prediction_wrote_are_left_alone(videos, checkpoint, tmp_path, capsys):
+    (tmp_path / "silent.srt").write_text("by hand")
+    arguments = [videos["silent"], "--checkpoint", checkpoint, "-o", tmp_path]
+    assert "silent.srt. Give another -o FOLDER" in fails(capsys, *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["silent.srt"]
+    assert (tmp_path / "silent.srt").read_text() == "by hand"
 
 
 def test_a_published_checkpoint_needs_class_names(videos, tmp_path, capsys):
@@ -483,3 +518,5 @@ def test_interrupted(videos, checkpoint, tmp_path):
         assert results_of_one(out / f"{name}.json", name) == records
         assert all((out / f"{name}.{kind}").exists() for kind in (*FILES, "annotated.mp4"))
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    # the last one that is done, and the one after, of which some files are there
+    assert run(*copies[len(found) - 1 : len(found) + 1], "--checkpoint", checkpoint, "-o", out, "--annotated") == 0

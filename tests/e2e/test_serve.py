@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import http.client
+import io
 import json
+import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -13,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -25,7 +29,8 @@ import pytest
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.inference.video_detector import VideoDetector
 from adatad_ds.predict import load_detector
-from adatad_ds.serving.app import App
+from adatad_ds.serving import server as server_module
+from adatad_ds.serving.app import UPLOADS_AT_ONCE, App
 from adatad_ds.serving.jobs import Jobs, Limits
 from adatad_ds.serving.server import serving
 from tests.support.browser import loaded
@@ -34,6 +39,7 @@ from tests.support.launch import REPOSITORY, environment
 from tests.support.videos import write_video
 
 LIMITS = Limits(max_mb=1.0, max_video_min=0.5, max_job_min=5.0, max_queued=4, kept=5)
+NOT_UTF8 = os.fsdecode(b"caf\xe9.mp4")
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"
 
 
@@ -94,7 +100,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "up").symlink_to(root)
     (folder / "inside.mp4").symlink_to(folder / "deep" / "match.mp4")
     (folder / "list.mp4").write_text(PLAYLIST.format(outside))
+    shutil.copy(outside, folder / NOT_UTF8)
     detector = load_detector(make_export(root / "mine.safetensors", test__max_per_video=50), device="cpu")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as standard output under en_US.UTF-8
     with serving(
         detector,
         host="127.0.0.1",
@@ -104,7 +112,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         limits=LIMITS,
         work=work,
         about="mine",
-        report=lambda line: None,
+        report=lambda line: print(line, file=printed),
     ) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
@@ -171,6 +179,31 @@ WRONG_JSON = [b"{", b"[]", b'{"path": 3}', b"\xff", b"[" * 9000]
 NO_ADDRESS = ["/x", "/jobs/x", "/jobs/x/video", "/jobs/x/y", "/jobs/%00"]
 
 
+def test_a_name_that_is_not_utf8(served: Served):
+    """It cannot be printed strictly, which is no reason to leave the jobs after it."""
+    for _ in range(2):
+        status, job = served.submit_path(NOT_UTF8)
+        assert (status, job["name"]) == (202, NOT_UTF8)
+        assert served.finished(job)["state"] == "done"
+        for name in ("detections.json", "page.html", "video"):
+            assert served.ask("GET", f"/jobs/{job['id']}/{name}")[0] == 200, name
+    assert served.ask("GET", "/health")[1]["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.html", "application/octet-stream"), ("a.svg", "application/octet-stream"), ("a.MOV", "video/quicktime")],
+)
+def test_an_upload_never_comes_back_as_a_page(served: Served, name: str, kind: str):
+    _, job = served.submit((served.folder / "deep" / "match.mp4").read_bytes(), name)
+    assert served.finished(job)["state"] == "done"
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection.request("GET", f"/jobs/{job['id']}/video")
+    headers = connection.getresponse().headers
+    connection.close()
+    assert (headers.get_content_type(), headers["X-Content-Type-Options"]) == (kind, "nosniff")
+
+
 def test_no_path_leads_outside(served: Served):
     for asked in (*OUTSIDE, str(served.outside), str(served.folder / "deep" / "match.mp4")):
         status, said = served.submit_path(asked)
@@ -215,6 +248,30 @@ def test_limits(served: Served, tmp_path: Path):
         served.finished(job)
     _, jobs = served.ask("GET", "/jobs")
     assert len(jobs) <= LIMITS.kept + LIMITS.max_queued + 1
+
+
+def test_clients_that_trickle_are_let_go(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """They come to the end of their time although they are never silent; their places are others' again."""
+    monkeypatch.setattr(server_module, "REQUEST_SEC", 1.0)
+    slow = [socket.create_connection(("127.0.0.1", served.port), timeout=30) for _ in range(UPLOADS_AT_ONCE)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /jobs HTTP/1.0\r\nContent-Length: 100000\r\n\r\n")
+        deadline, waiting = time.monotonic() + 60, slow
+        while waiting and time.monotonic() < deadline:
+            for connection in waiting:
+                with suppress(ConnectionError):  # it has just been let go
+                    connection.sendall(b"x")
+            answered, _, _ = select.select(waiting, [], [], 0.1)
+            assert all(connection.recv(12).endswith(b" 408") for connection in answered)
+            waiting = [connection for connection in waiting if connection not in answered]
+        assert not waiting
+    finally:
+        for connection in slow:
+            connection.close()
+    monkeypatch.undo()
+    _, job = served.submit((served.folder / "deep" / "match.mp4").read_bytes())
+    assert served.finished(job)["state"] == "done"
 
 
 def test_other_sites_pages_are_refused(served: Served):

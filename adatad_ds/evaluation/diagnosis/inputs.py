@@ -6,10 +6,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.annotations import Video, load_annotations, subset_names
+from adatad_ds.data.annotations import ANY_ACTION, Video, load_annotations, subset_names
 from adatad_ds.data.video_names import VideoNames
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
@@ -58,8 +59,9 @@ def diagnose_files(
     loaded, notes = load_annotations(
         annotations, subset=subset, exclude=exclude, exclude_file=exclude_file, as_published=True
     )
-    videos = loaded.videos
-    results = named_as(videos, results, where=detections)
+    results = named_as(loaded.videos, results, where=detections)
+    videos, relabelled = labelled_as(results, loaded.videos)
+    notes += relabelled
     notes += check(results, videos, detections=detections, annotations=annotations, subset=subset)
     evaluated_tiou, evaluated_map = evaluated_beside(detections)
     averaged = tuple(average_tiou or evaluated_tiou or DEFAULT_TIOU)
@@ -94,6 +96,26 @@ def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Resul
         ]
         for name, records in results.items()
     }
+
+
+def labelled_as(results: Results, videos: Sequence[Video]) -> tuple[Sequence[Video], list[str]]:
+    """The annotations that detections are held against: any action, where a class-agnostic detector made them.
+
+    Returns:
+        The videos, whose actions are all labelled `ANY_ACTION` if all detections are and no annotation is; and a note
+        that says so.
+    """
+    found = {record["label"] for records in results.values() for record in records}
+    annotated = {action.label for video in videos for action in video.actions}
+    if found != {ANY_ACTION} or not annotated or ANY_ACTION in annotated:
+        return videos, []
+    alike = [
+        replace(video, actions=tuple(replace(action, label=ANY_ACTION) for action in video.actions)) for video in videos
+    ]
+    return alike, [
+        f"all detections are labelled {ANY_ACTION!r}, as of a class-agnostic detector: they are held against any "
+        f"action, whatever its class ({len(annotated)} are annotated)"
+    ]
 
 
 def check(results: Results, videos: Sequence[Video], *, detections: Path, annotations: Path, subset: str) -> list[str]:

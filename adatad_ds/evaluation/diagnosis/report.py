@@ -14,6 +14,7 @@ from adatad_ds.evaluation.diagnosis.diagnosis import BANDS, BINS, Diagnosis
 from adatad_ds.evaluation.diagnosis.matching import LOW_TIOU, Kind
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
+from adatad_ds.system.atomic import write_text
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"
@@ -111,8 +112,8 @@ def write_report(
         try_to_draw(str(path), partial(draw, path), report=report)
     head = _head(diagnosis, source)
     sections = [s if s.picture and (folder / s.picture).exists() else replace(s, picture=None) for s in sections]
-    (folder / MARKDOWN_FILE).write_text(_markdown(head, source.notes, sections), encoding="utf-8")
-    (folder / HTML_FILE).write_text(_html(head, source.notes, sections, folder), encoding="utf-8")
+    write_text(folder / MARKDOWN_FILE, _markdown(head, source.notes, sections))
+    write_text(folder / HTML_FILE, _html(head, source.notes, sections, folder))
 
 
 def summary(diagnosis: Diagnosis) -> str:

@@ -82,6 +82,11 @@ def short_name(label: str) -> str:
     return label if len(label) <= LONGEST_NAME else f"{label[:half]}…{label[1 - half :]}"
 
 
+def drawable(name: str) -> str:
+    """A name that fonts can draw; of a file name that is not UTF-8, the bytes as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def plain_axis(axis: Axes) -> None:
     """Remove the frame at the top and the right; make the numbers small."""
     for side in ("top", "right"):

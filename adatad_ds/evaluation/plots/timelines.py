@@ -17,7 +17,15 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from adatad_ds.data.annotations import Video
 from adatad_ds.evaluation.operating_point import ShownFrom
-from adatad_ds.evaluation.plots.figures import OTHER_COLOR, Look, PlainFigure, class_looks, save_figure, short_name
+from adatad_ds.evaluation.plots.figures import (
+    OTHER_COLOR,
+    Look,
+    PlainFigure,
+    class_looks,
+    drawable,
+    save_figure,
+    short_name,
+)
 
 LONG_SEC = 120.0  # above, the axis shows hours, minutes and seconds
 MOST_ROWS = 12  # of `draw_detections`, one per class
@@ -132,7 +140,7 @@ def draw_detections(
     figure.supylabel("score (0 to 1) by class", fontsize=10)
     classes = f", the best {MOST_ROWS} of {len(best)} classes" if len(best) > MOST_ROWS else ""
     counted = f"{len(detections)} detection{'' if len(detections) == 1 else 's'}"
-    figure.suptitle(f"{name}: {counted}{classes}\n{shown.summary(detections)}, dashed line", fontsize=11)
+    figure.suptitle(f"{drawable(name)}: {counted}{classes}\n{shown.summary(detections)}, dashed line", fontsize=11)
     save_figure(figure, path)
 
 
@@ -217,7 +225,7 @@ def _draw_video(
     axis.set_yticks([(below - 1) / 2, (below - 0.5 + last) / 2], ["ground truth", "detections"], fontsize=8)
     axis.set_xlim(0, video.duration_sec)
     axis.tick_params(axis="x", labelsize=8)
-    axis.set_title(video.name, fontsize=9, loc="left")
+    axis.set_title(drawable(video.name), fontsize=9, loc="left")
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.tick_params(axis="y", length=0)

@@ -19,6 +19,7 @@ from adatad_ds.evaluation.video.overlay import write_annotated
 from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page
 
 OVERVIEW_FILE = "index.html"
+LONGEST_STEM = 200  # characters of a page's name, which file systems limit
 COPIES = "copies"  # folder of what browsers play of videos that they do not
 
 
@@ -92,13 +93,17 @@ def write_template(path: Path, template: str, content: Mapping[str, Any]) -> Non
 
 def page_names(names: Sequence[str]) -> dict[str, str]:
     """A file name for each video's page, which needs no quotation in an address; all differ in any file system."""
-    plain = {name: re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII) for name in names}
+    plain = {name: re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[:LONGEST_STEM] for name in names}
     counts = Counter(text.lower() for text in plain.values())
     alone = {text for text, count in counts.items() if count == 1} - {Path(OVERVIEW_FILE).stem}
-    return {
-        name: f"{text}.html" if text.lower() in alone else f"{text}.{number}.html"
-        for number, (name, text) in enumerate(plain.items())
-    }
+    pages, taken = {}, set(alone)
+    for number, (name, text) in enumerate(plain.items()):
+        stem = text if text.lower() in alone else f"{text}.{number}"
+        while stem != text and stem.lower() in taken:  # a video is called "NAME.NUMBER"
+            stem += "_"
+        taken.add(stem.lower())
+        pages[name] = f"{stem}.html"
+    return pages
 
 
 def segment_records(video: Video) -> list[dict[str, Any]]:

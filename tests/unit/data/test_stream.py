@@ -171,7 +171,7 @@ def test_which_files_are_meant(tmp_path: Path):
     for name in ("a.mp4", "b.MKV", "deep/c.webm", "deep/a.avi", "a.annotated.mp4", "notes.txt", "odd.xyz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    names, absent = find_files([str(tmp_path)], reserved="results")
+    names, absent = find_files([str(tmp_path)], reserved="results", ending=".json")
     assert {name: str(path.relative_to(tmp_path)) for name, path in names.items()} == {
         "a.mp4": "a.mp4",
         "b": "b.MKV",
@@ -180,13 +180,21 @@ def test_which_files_are_meant(tmp_path: Path):
     }
     assert absent == []
     arguments = [f"{tmp_path}/*.mp4", f"{tmp_path}/odd.xyz", f"{tmp_path}/a.mp4", f"{tmp_path}/none*", "/nowhere.mp4"]
-    names, absent = find_files(arguments, reserved="odd")
+    names, absent = find_files(arguments, reserved="odd", ending=".json")
     assert {name: path.name for name, path in names.items()} == {
         "a.annotated": "a.annotated.mp4",  # a glob means what it says
         "a": "a.mp4",  # once
         "odd.xyz": "odd.xyz",  # its stem is reserved
     }
     assert absent == [f"there is no file {tmp_path}/none*", "there is no file /nowhere.mp4"]
+    (tmp_path / "long").mkdir()
+    for last in "xyz":
+        (tmp_path / f"long/{'あ' * 83}{last}.mp4").write_bytes(b"x")
+    names, _ = find_files([f"{tmp_path}/long", f"{tmp_path}/a.mp4"], reserved="results", ending=".annotated.mp4")
+    alone, _ = find_files([str(names["a"]), f"{tmp_path}/long/*z.mp4"], reserved="results", ending=".annotated.mp4")
+    assert len(names) == 4
+    assert max(len(name.encode()) for name in names) <= 255 - len(".annotated.mp4")
+    assert alone.items() < names.items()  # a long one is called alike whatever is beside it
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no video"):
-        find_files([str(tmp_path / "empty")], reserved="results")
+        find_files([str(tmp_path / "empty")], reserved="results", ending=".json")

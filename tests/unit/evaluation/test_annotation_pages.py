@@ -105,6 +105,10 @@ def test_names_of_pages_differ():
     assert len({name.lower() for name in names.values()}) == 7
     assert "index.html" not in names.values()
     assert names["c"] == "c.html"
+    for several in (["A", "a", "A.0"], ["a.1", "A", "A.1", "a", "a.1_"], [251 * "x", 250 * "x", f"{200 * 'x'}.0"]):
+        pages = [name.lower() for name in page_names(several).values()]
+        assert len(set(pages)) == len(several)
+        assert max(map(len, pages)) < 255
 
 
 def test_nothing_to_show(tmp_path: Path):

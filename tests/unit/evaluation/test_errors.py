@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from PIL import Image
 
 from adatad_ds.cli.commands import main
-from adatad_ds.data.annotations import Action, Video
+from adatad_ds.data.annotations import ANY_ACTION, Action, Video
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION, Diagnosis, diagnose, suitable_bins
 from adatad_ds.evaluation.diagnosis.inputs import METRICS_FILE, diagnose_files
@@ -519,6 +519,25 @@ def test_left_out_videos(tmp_path):
     detections.write_text(json.dumps(content))
     assert "that are not in the detections: 1;" in analysed(detections, annotations)[1]
     assert "not in the detections" not in analysed(detections, annotations, exclude=["w"])[1]
+
+
+def test_detections_of_any_action(tmp_path):
+    """All are labelled alike, and so are then the annotations, unless that is the name of a class."""
+    detections, annotations = write_case(tmp_path)
+    content = json.loads(detections.read_text())
+    alike = {name: [found | {"label": ANY_ACTION} for found in records] for name, records in content["results"].items()}
+    detections.write_text(json.dumps({"results": alike}))
+    diagnosis, notes = analysed(detections, annotations)
+    assert diagnosis.metrics.classes == (ANY_ACTION,)
+    assert diagnosis.metrics.truths.tolist() == [4]
+    truth = {"v": [(0, 10, ANY_ACTION), (20, 30, ANY_ACTION), (40, 50, ANY_ACTION), (60, 90, ANY_ACTION)], "w": []}
+    expected = evaluate_detections({"v": alike["v"], "w": []}, truth, tiou=(0.3, 0.4, 0.5, 0.6, 0.7))
+    assert diagnosis.metrics.average_map == expected.average_map > 0
+    assert "they are held against any action, whatever its class (2 are annotated)" in notes
+    annotations.write_text(annotations.read_text().replace("jump | hop", ANY_ACTION))
+    diagnosis, notes = analysed(detections, annotations)
+    assert diagnosis.metrics.classes == (ANY_ACTION, "dive & <roll>")
+    assert "whatever its class" not in notes
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,8 @@ def test_result_files(tmp_path):
     write_results(path, results)
     assert read_results(path) == results
     assert json.loads(path.read_text())["version"]
+    path.write_text(json.dumps({"results": {"v": record(0, 1, 0.5), "w": []}}))  # MATLAB's jsonencode
+    assert read_results(path) == {"v": [record(0, 1, 0.5)], "w": []}
     path.write_text(
         json.dumps(
             {"results": {"v": [{"segment": [0], "label": "a", "score": 1}, record(0, 1, 0.5) | {"score": None}]}}

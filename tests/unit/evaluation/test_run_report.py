@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -207,6 +208,25 @@ def test_what_is_missing_is_said(tmp_path: Path, data: Path, capsys: pytest.Capt
     assert "is not there from here: add --annotations FILE" in capsys.readouterr().out
     assert main(["report", str(tmp_path)]) == 2
     assert "is no run's folder: it holds no config.json" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, data: Path):
+    run = make_run(tmp_path / os.fsdecode(b"caf\xe9"), data)
+    assert main(["report", str(run)]) == 0
+    assert "<h1>caf\\udce9</h1>" in (run / "report/report.html").read_text(encoding="utf-8")
+    assert main(["diagnose", str(run / "evaluate/detections.json"), str(data / "a.json")]) == 0
+    assert "caf\\udce9" in (run / "evaluate/errors/report.html").read_text(encoding="utf-8")
+
+
+def test_a_class_agnostic_run_is_held_against_any_action(tmp_path: Path, data: Path):
+    run = make_run(tmp_path / "run", data)
+    alike = {name: [found | {"label": "action"} for found in records] for name, records in FOUND.items()}
+    write(run / "evaluate/detections.json", {"results": alike})
+    assert main(["report", str(run)]) == 0
+    text = (run / "report/report.html").read_text(encoding="utf-8")
+    assert "they are held against any action" in text
+    assert [row[:2] for row in cells(text, "Classes")] == [["action", "5"]]
+    assert "jump \\u003cb> (annotated)" in (run / "report/videos/v0.html").read_text(encoding="utf-8")
 
 
 def test_a_copied_report_stands_alone(tmp_path: Path, data: Path):

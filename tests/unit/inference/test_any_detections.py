@@ -63,10 +63,11 @@ def test_their_metrics(tmp_path, annotations, capsys):
     assert (tmp_path / "evaluate/detections.png").exists()
 
 
-def test_detections_of_any_action(tmp_path, annotations):
+def test_detections_of_any_action(tmp_path, annotations, capsys):
     alike = {name: [found | {"label": "action"} for found in records] for name, records in RESULTS.items()}
     evaluate(detections(tmp_path, alike), "--annotations", annotations, "--subset", "test")
     assert json.loads((tmp_path / "evaluate/metrics.json").read_text())["mAP@0.3"] == pytest.approx(1, abs=0.3)
+    assert "whatever its class (2 are annotated)" in capsys.readouterr().out
 
 
 def test_labels_in_another_form_of_unicode(tmp_path, annotations, capsys):

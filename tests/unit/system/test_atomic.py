@@ -17,6 +17,12 @@ def test_a_file_is_replaced(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_as_long_as_they_may_be(tmp_path: Path):
+    path = tmp_path / f"{'あ' * 83}.json"
+    write_text(path, "{}")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
 def test_an_unfinished_file_changes_nothing(tmp_path: Path, kind: type[BaseException]):
     path = tmp_path / "a.txt"

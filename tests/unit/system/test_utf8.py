@@ -50,8 +50,17 @@ def test_started_over_where_the_locale_is_not_utf8(options, environment, starts,
         assert lines[-1] == f"{mode} ['données 数据', 'a b']"
 
 
+def evaluated(folder: Path) -> Path:
+    (folder / "evaluate").mkdir(parents=True)
+    (folder / "evaluate/metrics.json").write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.5}))
+    return folder
+
+
 def test_a_command_prints_names_in_any_script(tmp_path):
-    folder = tmp_path / "été 数据" / "evaluate"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"average_mAP": 0.5, "mAP@0.5": 0.5}))
-    assert "été 数据" in run("-m", "adatad_ds", "compare", folder.parent, **LEGACY)
+    assert "été 数据" in run("-m", "adatad_ds", "compare", evaluated(tmp_path / "été 数据"), **LEGACY)
+
+
+def test_a_command_prints_names_that_are_not_utf8(tmp_path):
+    folder = evaluated(tmp_path / os.fsdecode(b"caf\xe9"))
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as under en_US.UTF-8
+    assert "caf\\udce9" in run("-m", "adatad_ds", "compare", folder, **strict)

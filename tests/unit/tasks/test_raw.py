@@ -209,6 +209,10 @@ def test_what_cannot_be_fused(raw, tmp_path):
         (["a.npz", "a.npz"], "needs --output FOLDER"),
         (["a.npz", "a.npz", "--output", "x", "--weights", "1"], "got 1 for 2"),
         (["a.npz", "--weights", "1"], "got 1 for 1"),
+        *[
+            (["a.npz", "a.npz", "--output", "x", "--weights", "1", weight], f"positive numbers, not {weight};")
+            for weight in ("nan", "inf", "-1", "0")
+        ],
     ):
         with pytest.raises(ConfigError, match=said):
             run(make_parser().parse_args([str(tmp_path / arguments[0]), *arguments[1:]]), world=WORLD)
