@@ -26,6 +26,7 @@ from adatad_ds.distributed.process import run_process
 from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.system.collection import collection_paused
+from adatad_ds.system.options import between
 from adatad_ds.system.utf8 import use_utf8
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, default=Path("predictions"), help="folder; default: %(default)s")
     parser.add_argument(
         "--score",
-        type=float,
+        type=between(0, 1),
         help="minimum score in subtitles, annotated videos and (initially) pages; JSON and CSV hold all; "
         f"default: that of the best F1 found by evaluate.py, or {SHOWN_SCORE} if the detector was not evaluated",
     )
@@ -142,7 +143,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "larger ones are linked by their relative path, so keep both in place. Videos that browsers do not play (AVI, "
         "MKV, HEVC) are shown as their annotated copies",
     )
-    parser.add_argument("--embed-mb", type=float, default=EMBEDDED_MB, metavar="MB", help="default: %(default)s")
+    parser.add_argument("--embed-mb", type=between(0), default=EMBEDDED_MB, metavar="MB", help="default: %(default)s")
     parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, if unknown")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
@@ -150,7 +151,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument(
         "--max-device-gb",
-        type=float,
+        type=between(0),
         metavar="GB",
         help="device memory limit; the part of the backbone that does not fit stays in host memory; default: the free "
         "memory",
@@ -171,26 +172,26 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--reach-sec",
-        type=float,
+        type=between(0),
         metavar="SEC",
         help="a detection begins at most so long before its window; default: an eighth of a window",
     )
     add(
         "--max-delay-sec",
-        type=float,
+        type=between(0),
         metavar="SEC",
         help="what may still change is told after so long all the same; default: eight windows",
     )
     add(
         "--idle-sec",
-        type=float,
+        type=between(0),
         default=10.0,
         metavar="SEC",
         help="without data for so long, a file has ended and others are opened again; default: %(default)s",
     )
     add(
         "--reconnect-sec",
-        type=float,
+        type=between(0),
         default=60.0,
         metavar="SEC",
         help="try for so long to open a stream again; 0: never; default: %(default)s",

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -96,18 +96,6 @@ def command_parser(prog: str, description: str | None) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """What reads an option's whole number, for argparse's `type`; a smaller one is the user's error."""
-
-    def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    number.__name__ = "whole number"  # which argparse says of what is none
-    return number
 
 
 def main(argv: Sequence[str]) -> int:

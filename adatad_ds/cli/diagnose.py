@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.cli.commands import command_parser
+from adatad_ds.system.options import between
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -33,7 +34,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--exclude-file", default="", metavar="FILE", help="a list of more such videos, as data.exclude_file")
     add("--bins", choices=sorted(BINS), help="DETAD's sizes of missed segments; default: by the median length")
     found = "a segment found only where its class's precision is no higher is missed, %(default)s"
-    add("--min-precision", type=float, default=MIN_PRECISION, help=found)
+    add("--min-precision", type=between(0, 1), default=MIN_PRECISION, help=found)
     return parser
 
 

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adatad_ds.cli.commands import at_least, command_parser
+from adatad_ds.cli.commands import command_parser
 from adatad_ds.errors import ConfigError
 from adatad_ds.system.launch import launched_rank, launched_ranks
+from adatad_ds.system.options import at_least
 
 if TYPE_CHECKING:
     from adatad_ds.config.schema import Config

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from adatad_ds.cli.commands import at_least, command_parser
+from adatad_ds.cli.commands import command_parser
+from adatad_ds.system.options import at_least
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -14,9 +14,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import at_least, command_parser
+from adatad_ds.cli.commands import command_parser
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS
+from adatad_ds.system.options import at_least, between
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--classes", type=at_least(1), default=20)
     parser.add_argument(
         "--core-frames-per-sec",
-        type=float,
+        type=between(1),
         metavar="N",
         help="frames a second that one core decodes and augments: then also the cores that a GPU needs",
     )

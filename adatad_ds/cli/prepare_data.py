@@ -16,10 +16,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatad_ds.cli.commands import at_least, command_parser
+from adatad_ds.cli.commands import command_parser
 from adatad_ds.data.sources.facts import DATASETS
 from adatad_ds.data.sources.formats import TESTING
 from adatad_ds.errors import ConfigError
+from adatad_ds.system.options import at_least
 
 OWN = "csv", "elan", "cvat", "via", "label-studio"
 ONLY_OF = {  # options of one's own data: for which tools

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adatad_ds.cli.commands import command_parser
 from adatad_ds.errors import ConfigError
+from adatad_ds.system.options import between
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -33,10 +34,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("--max-queued", type=int, default=16, metavar="N", help="jobs that may wait; default: %(default)s")
     add("--keep", type=int, default=50, metavar="N", help="finished jobs that are kept; default: %(default)s")
     add("--work", type=Path, metavar="FOLDER", help="for uploads and results while it runs; default: a temporary one")
-    add("--score", type=float, help="minimum score in pages at first; default: as for predict")
+    add("--score", type=between(0, 1), help="minimum score in pages at first; default: as for predict")
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
     add("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
-    add("--max-device-gb", type=float, metavar="GB", help="device memory limit")
+    add("--max-device-gb", type=between(0), metavar="GB", help="device memory limit")
     return parser
 
 
