@@ -2,8 +2,10 @@
 # One cell of a grid, as an array task; submitted by adatad-ds slurm in the clone's folder: job.sh GRID
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
 # this job is queued again; so it is where its time is up before they have. So it is after a node's crash. What failed is
-# marked, and stays; what was cancelled is not queued again.
+# marked, and stays, as does what is queued again and again without a new checkpoint; what was cancelled is not queued
+# again.
 set -uo pipefail
+QUEUED_IN_VAIN=5 # times without a new checkpoint, before this job gives up
 asked=0 terminated=0 step=
 trap 'asked=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null' USR1
 trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
@@ -12,10 +14,12 @@ index=$SLURM_ARRAY_TASK_ID
 # shellcheck disable=SC1091
 source "$grid/code/slurm/site.env"
 activate
+export SLURM_EXPORT_ENV=ALL # what is set here is for the ranks; after `sbatch --export=NONE`, srun would keep it back
 mapfile -t arguments <"$grid/cells/$index.args"
 run=$(<"$grid/cells/$index.run")
 mkdir -p "$run"
 rm -f "$run/failed" "$run/interrupted"
+((${SLURM_RESTART_COUNT:-0} > 0)) || rm -f "$run/queued_again"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
@@ -31,12 +35,20 @@ late() { # terminated for its time is up, rather than cancelled, or preempted an
     ((asked && terminated)) && scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
 }
 
+give_up() {
+    echo "error: $1; slurm/again.sh submits it again" >&2
+    echo 1 >"$run/failed"
+    exit 1
+}
+
 queue_again() {
+    local saved=("$run"/checkpoints/step_*) before='' times=0
+    [[ ! -e $run/queued_again ]] || read -r times before <"$run/queued_again"
+    [[ $before == "${saved[-1]##*/}" ]] || times=0
+    ((times < QUEUED_IN_VAIN)) || give_up "$1, and queued again $times times without a new checkpoint"
+    echo "$((times + 1)) ${saved[-1]##*/}" >"$run/queued_again"
     echo "$1: queued again, to go on where it saved"
-    scontrol requeue "$SLURM_JOB_ID" || {
-        echo "error: Slurm does not queue it again; slurm/again.sh does" >&2
-        exit 1
-    }
+    scontrol requeue "$SLURM_JOB_ID" || give_up "Slurm does not queue it again"
     sleep 60 # until Slurm has taken this job down
     exit 1
 }

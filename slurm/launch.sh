@@ -4,6 +4,9 @@
     echo "error: submit from the clone's folder (here: $PWD)" >&2
     exit 2
 }
+[[ ${SLURM_EXPORT_ENV:-ALL} == ALL* ]] ||
+    echo "warning: sbatch kept this shell's environment back (--export=$SLURM_EXPORT_ENV, perhaps by SBATCH_EXPORT)," \
+        "settings in it included; sbatch --export=ALL takes them along, bash in place of sbatch needs no --export" >&2
 set -a
 source slurm/site.env
 set +a
