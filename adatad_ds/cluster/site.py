@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS
+
+EARLY_SEC = 60  # Slurm's signals may come so much earlier than asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ def read_site(recipes: Sequence[str]) -> Site:
     """What slurm/site.env has set; the rest, what sinfo says. The quickstart's recipes train on CPUs.
 
     Raises:
-        ConfigError: no number where there should be one, no GPUs.
+        ConfigError: no number where there should be one, no GPUs, no time between a job's start and its warning.
     """
     value = os.environ.get
     gpus, ranks, cpus = (number_of(name) for name in ("GPUS_PER_NODE", "RANKS_PER_NODE", "CPUS_PER_RANK"))
@@ -60,7 +63,9 @@ def read_site(recipes: Sequence[str]) -> Site:
         gpus = there_gpus if gpus is None else gpus
         cpus = cpus or max(1, min(8, there_cpus // (ranks or gpus or 2)))
         gpu = gpu or " or ".join(sorted(types))
-    options = [f"--time={value('TIME_LIMIT') or '24:00:00'}", f"--signal=B:USR1@{number_of('WARNING_SEC') or 180}"]
+    time_limit, warning_sec = value("TIME_LIMIT") or "24:00:00", number_of("WARNING_SEC") or 180
+    _check_time(time_limit, warning_sec)
+    options = [f"--time={time_limit}", f"--signal=B:USR1@{warning_sec}"]
     wanted = {"PARTITION": "partition", "ACCOUNT": "account", "QOS": "qos", "CONSTRAINT": "constraint"}
     options += [f"--{option}={value(name)}" for name, option in wanted.items() if value(name)]
     options += [f"--mem={value('MEM_PER_NODE')}"] if value("MEM_PER_NODE") else []
@@ -89,6 +94,28 @@ def _ask_sinfo(partition: str) -> tuple[int, int, set[str]]:
     fullest = [(int(cpus.rstrip("+")), gres) for _, cpus, gres in nodes if gpus_in(gres) == gpus]
     types = set().union(*(gpu_types_in(gres) for _, gres in fullest))
     return gpus, min(cpus for cpus, _ in fullest), types
+
+
+def _check_time(limit: str, warning_sec: int) -> None:
+    seconds, needed = seconds_in(limit), warning_sec + max(warning_sec, EARLY_SEC)
+    if seconds is not None and seconds < needed:
+        raise ConfigError(
+            f"TIME_LIMIT={limit} leaves a job no time to train, as it is asked to save WARNING_SEC={warning_sec} "
+            f"before, and Slurm may do so {EARLY_SEC} s sooner; take at least {math.ceil(needed / 60)} minutes, or "
+            "another WARNING_SEC (slurm/site.env)"
+        )
+
+
+def seconds_in(limit: str) -> int | None:
+    """Of a time limit as sbatch takes it, e.g. 90 (minutes), 1:30:00 or 2-12; None: it is unlimited, or no time."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if found is None:
+        return None
+    numbers = [int(number) for number in found.groups()[1:] if number]
+    if found[1] is None and len(numbers) < 3:  # minutes, or minutes:seconds
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return ((int(found[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 def gpu_types_in(gres: str) -> set[str]:
