@@ -27,7 +27,7 @@ cores=$(getconf _NPROCESSORS_ONLN)
 OMP_NUM_THREADS=$((cores < SLURM_CPUS_PER_TASK ? cores : SLURM_CPUS_PER_TASK))
 PYTHONPATH=$grid/code${PYTHONPATH:+:$PYTHONPATH} # the snapshot, whatever is installed
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS PYTHONPATH
-((${SLURM_GPUS_ON_NODE:-0} > 0)) || export DS_ACCELERATOR=cpu
+if ((${SLURM_GPUS_ON_NODE:-0} > 0)); then unset DS_ACCELERATOR; else export DS_ACCELERATOR=cpu; fi # not the shell's
 echo "cell $index, job $SLURM_JOB_ID (start ${SLURM_RESTART_COUNT:-0}) on $SLURM_JOB_NODELIST: ${arguments[*]}"
 scontrol show job "$SLURM_JOB_ID" >>"$run/slurm_jobs.txt" # one entry a start
 

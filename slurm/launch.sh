@@ -15,5 +15,6 @@ activate || {
         "or change activate() in slurm/site.env" >&2
     exit 2
 }
-# What this small job was given must not leak into the jobs that it submits.
+# What this small job was given, and what holds on a login node, must not leak into the jobs that it submits.
+unset CUDA_VISIBLE_DEVICES
 while read -r name; do unset "$name"; done < <(compgen -v | grep -E '^(SLURM|SBATCH)_(JOB|CPU|MEM|NTASKS|NNODES|NPROCS|TASK|STEP|TRES|GPU)' || true)

@@ -46,6 +46,11 @@ class Job:
         command = ["bash", str(REPOSITORY / "slurm/job.sh"), str(self.folder / "grid")]
         return subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=False)
 
+    def environment(self) -> dict[str, str]:
+        """Of the ranks."""
+        lines = (self.folder / "environment").read_text().splitlines()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
     def save(self, step: int) -> None:
         """As if the ranks had written a checkpoint."""
         (self.run / f"checkpoints/step_{step:08d}").mkdir(parents=True)
@@ -74,4 +79,12 @@ def test_a_job_that_never_saves_is_not_queued_for_ever(job):
 
 def test_ranks_get_what_the_job_set_whatever_sbatch_was_told(job):
     job.start(code=0, SLURM_EXPORT_ENV="NONE")
-    assert "SLURM_EXPORT_ENV=ALL" in (job.folder / "environment").read_text().splitlines()
+    assert job.environment()["SLURM_EXPORT_ENV"] == "ALL"
+
+
+def test_ranks_train_on_the_gpus_that_the_job_has(job):
+    """Whatever the shell was told that submitted it, on a login node without a GPU."""
+    job.start(code=0, SLURM_GPUS_ON_NODE="2", DS_ACCELERATOR="cpu")
+    assert "DS_ACCELERATOR" not in job.environment()
+    job.start(code=0)
+    assert job.environment()["DS_ACCELERATOR"] == "cpu"
