@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adatad_ds.errors import ConfigError
 
+_FIRST_SPECIAL_STEP = 0xFFFFFFFA  # Slurm's number for the shell of salloc; the batch script's and others' are above
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 # Set by torchrun and by deepspeed's launcher: the parent of each rank lives as long as the job.
 _LAUNCHER_NAMES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
@@ -103,7 +104,9 @@ def remove_torchrun_folder(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _in_slurm_step(environment: Mapping[str, str]) -> bool:
-    return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
+    """Whether srun started this process: in the shell of salloc, SLURM_NTASKS counts tasks that nothing has started."""
+    step = int(environment.get("SLURM_STEP_ID", _FIRST_SPECIAL_STEP))
+    return step < _FIRST_SPECIAL_STEP and all(name in environment for name in _SLURM_NAMES.values())
 
 
 def _is_srun_rank(environment: Mapping[str, str]) -> bool:
