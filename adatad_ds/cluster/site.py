@@ -81,15 +81,17 @@ def read_site(recipes: Sequence[str]) -> Site:
     )
 
 
-def _ask_sinfo(partition: str) -> tuple[int, int, set[str]]:
-    """GPUs and CPUs of a partition's nodes, and those GPUs' types; of the default one for an empty name."""
+def _ask_sinfo(partitions: str) -> tuple[int, int, set[str]]:
+    """GPUs and CPUs of a node, and those GPUs' types; of partitions with commas between, or of the default one."""
     lines = call_slurm(["sinfo", "--noheader", "--format=%P|%c|%G"]).split()
     asked = [line.split("|") for line in lines]
-    nodes = [line for line in asked if (line[0].rstrip("*") == partition if partition else line[0].endswith("*"))]
+    default = [partition.rstrip("*") for partition, *_ in asked if partition.endswith("*")]
+    wanted = set(partitions.split(",") if partitions else default)
+    if unknown := sorted(wanted - {partition.rstrip("*") for partition, *_ in asked}):
+        raise ConfigError(f"there is no partition {', '.join(unknown)}; set PARTITION in slurm/site.env")
+    nodes = [line for line in asked if line[0].rstrip("*") in wanted]
     if not nodes:
-        raise ConfigError(
-            f"there is no partition {partition or 'that is the default'}; set PARTITION in slurm/site.env"
-        )
+        raise ConfigError("there is no partition that is the default; set PARTITION in slurm/site.env")
     gpus = max(gpus_in(gres) for _, _, gres in nodes)
     fullest = [(int(cpus.rstrip("+")), gres) for _, cpus, gres in nodes if gpus_in(gres) == gpus]
     types = set().union(*(gpu_types_in(gres) for _, gres in fullest))

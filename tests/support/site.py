@@ -1,6 +1,8 @@
-"""Shared by tests: site."""
+"""Shared by tests: site, programs that say what it is."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from adatad_ds.cluster.site import Site
 
@@ -13,3 +15,9 @@ SITE = Site(
     options=(),
     cells_at_once=None,
 )
+
+
+def executable(folder: Path, name: str, output: str) -> None:
+    """A program of that name that prints."""
+    (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
+    (folder / name).chmod(0o755)

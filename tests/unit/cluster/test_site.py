@@ -6,6 +6,7 @@ import pytest
 
 from adatad_ds.cluster.site import read_site, seconds_in
 from adatad_ds.errors import ConfigError
+from tests.support.site import executable
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,19 @@ def test_a_time_limit_leaves_time_before_the_warning(settings):
         read_site([])
     settings(TIME_LIMIT="5", WARNING_SEC="120")
     assert read_site([]).options == ("--time=5", "--signal=B:USR1@120")
+
+
+def test_several_partitions(settings, tmp_path, monkeypatch):
+    """sbatch takes the one that starts first; the job asks for the GPUs of the fullest nodes."""
+    executable(tmp_path, "sinfo", "all*|8|(null)\ngpu|64|gpu:h100:8\nold|64|gpu:v100:4")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    settings(GPUS_PER_NODE="", PARTITION="old,gpu")
+    site = read_site(["thumos14_videomae_s"])
+    assert (site.gpus_per_node, site.gpu) == (8, "h100")
+    assert "--partition=old,gpu" in site.options
+    settings(GPUS_PER_NODE="", PARTITION="old,cpu,all")
+    with pytest.raises(ConfigError, match="there is no partition cpu; set PARTITION"):
+        read_site([])
+    settings(GPUS_PER_NODE="", PARTITION="")
+    with pytest.raises(ConfigError, match="the default partition have no GPUs"):
+        read_site([])
