@@ -1,9 +1,5 @@
 # shellcheck shell=bash disable=SC1091
 # Sourced in the clone by what submits: site settings into the environment, python with our packages.
-[[ -f adatad_ds/train.py ]] || {
-    echo "error: submit from the clone's folder (here: $PWD)" >&2
-    exit 2
-}
 [[ ${SLURM_EXPORT_ENV:-ALL} == ALL* ]] ||
     echo "warning: sbatch kept this shell's environment back (--export=$SLURM_EXPORT_ENV, perhaps by SBATCH_EXPORT)," \
         "settings in it included; sbatch --export=ALL takes them along, bash in place of sbatch needs no --export" >&2
