@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One cell of a grid, as an array task; submitted by adatad-ds slurm in the clone's folder: job.sh GRID
+# One cell of a grid, as an array task; submitted by adatad-ds slurm in the clone's folder:
+#   job.sh GRID CONTAINER SRUN_OPTIONS
 # Runs the grid's snapshot of the code, one task a rank. A warning signal goes on to the ranks; they save and leave, and
 # this job is queued again; so it is where its time is up before they have. So it is after a node's crash. What failed is
 # marked, and stays, as does what is queued again and again without a new checkpoint; what was cancelled is not queued
@@ -9,7 +10,7 @@ QUEUED_IN_VAIN=5 # times without a new checkpoint, before this job gives up
 asked=0 terminated=0 step=
 trap 'asked=1; [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null' USR1
 trap terminated=1 TERM # Slurm tells the ranks itself, and decides what becomes of the job
-grid=$1
+grid=$1 container=$2 srun_options=$3
 index=$SLURM_ARRAY_TASK_ID
 # shellcheck disable=SC1091
 source "$grid/code/slurm/site.env"
@@ -55,8 +56,8 @@ queue_again() {
 
 ((asked)) && queue_again "asked to stop before the start"
 # shellcheck disable=SC2086 # of options and a command in front, each word counts
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" $SRUN_OPTIONS \
-    $CONTAINER python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" &
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" $srun_options \
+    $container python -u "$grid/code/adatad_ds/train.py" "${arguments[@]}" &
 step=$!
 while :; do
     wait "$step"

@@ -3,6 +3,8 @@
 [[ ${SLURM_EXPORT_ENV:-ALL} == ALL* ]] ||
     echo "warning: sbatch kept this shell's environment back (--export=$SLURM_EXPORT_ENV, perhaps by SBATCH_EXPORT)," \
         "settings in it included; sbatch --export=ALL takes them along, bash in place of sbatch needs no --export" >&2
+given=$(compgen -e | tr '\n' ' ')
+export SETTINGS_GIVEN=$given # rather than by site.env: adatad-ds slurm again tells them apart
 set -a
 source slurm/site.env
 set +a

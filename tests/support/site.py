@@ -12,8 +12,6 @@ SITE = Site(
     cpus_per_rank=8,
     gpu="A100-80",
     ds_config="ds_configs/zero3.json",
-    options=(),
-    cells_at_once=None,
 )
 
 

@@ -31,7 +31,7 @@ class Job:
         self.folder, self.run = folder, folder / "grid/cell"
         for made in (folder / "grid/code/slurm", folder / "grid/cells", folder / "bin"):
             made.mkdir(parents=True)
-        (folder / "grid/code/slurm/site.env").write_text("activate() { :; }\n: ${CONTAINER:=} ${SRUN_OPTIONS:=}\n")
+        (folder / "grid/code/slurm/site.env").write_text("activate() { :; }\n")
         (folder / "grid/cells/0.args").write_text("--recipe\nquickstart\n")
         (folder / "grid/cells/0.run").write_text(f"{self.run}\n")
         for name, script in PROGRAMS.items():
@@ -43,7 +43,13 @@ class Job:
         (self.folder / "code").write_text(f"{code}\n")
         variables = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "FOLDER": str(self.folder)} | SLURM
         variables |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
-        command = ["bash", str(REPOSITORY / "slurm/job.sh"), str(self.folder / "grid")]
+        command = [
+            "bash",
+            str(REPOSITORY / "slurm/job.sh"),
+            str(self.folder / "grid"),
+            "apptainer exec image.sif",
+            "--exact",
+        ]
         return subprocess.run(command, env=variables | environment, capture_output=True, text=True, check=False)
 
     def environment(self) -> dict[str, str]:
@@ -88,3 +94,12 @@ def test_ranks_train_on_the_gpus_that_the_job_has(job):
     assert "DS_ACCELERATOR" not in job.environment()
     job.start(code=0)
     assert job.environment()["DS_ACCELERATOR"] == "cpu"
+
+
+def test_container_and_options_are_those_of_the_submission(job):
+    job.start(code=0, CONTAINER="docker", SRUN_OPTIONS="--overlap")
+    (called,) = (job.folder / "srun").read_text().splitlines()
+    assert called == (
+        "--kill-on-bad-exit=1 --cpus-per-task=1 --exact "
+        f"apptainer exec image.sif python -u {job.folder}/grid/code/adatad_ds/train.py --recipe quickstart"
+    )

@@ -34,8 +34,8 @@ def run(script: Path | str, *arguments: str, folder: Path, **environment: str) -
 def test_gpus_of_a_login_node_are_no_jobs(clone):
     done = run("slurm/train.sh", folder=clone, CUDA_VISIBLE_DEVICES="3", HF_HOME="/data/hf")
     assert done.returncode == 0, done.stderr
-    assert "CUDA_VISIBLE_DEVICES" not in done.stdout
-    assert "HF_HOME=/data/hf" in done.stdout
+    assert "\nCUDA_VISIBLE_DEVICES=" not in done.stdout
+    assert "\nHF_HOME=/data/hf\n" in done.stdout
 
 
 def test_what_sbatch_keeps_back_is_said(clone):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from adatad_ds.cluster.grid import Cell, Grid
 from adatad_ds.cluster.site import read_site, seconds_in
+from adatad_ds.cluster.submission import sbatch, site_again
 from adatad_ds.errors import ConfigError
 from tests.support.site import executable
 
@@ -57,3 +61,42 @@ def test_several_partitions(settings, tmp_path, monkeypatch):
     settings(GPUS_PER_NODE="", PARTITION="")
     with pytest.raises(ConfigError, match="the default partition have no GPUs"):
         read_site([])
+
+
+@pytest.fixture
+def submitted(settings, tmp_path, monkeypatch):
+    """A grid that was submitted with a container and a time limit of its own; what is set now: TIME_LIMIT's default."""
+    settings(CONTAINER="apptainer exec image.sif", TIME_LIMIT="48:00:00", MEM_PER_NODE="400G")
+    cells = (Cell(name="a", recipe="quickstart", assignments=(), nodes=1),)
+    grid = Grid(tmp_path / "grid", read_site([]), cells)
+    grid.write()
+    settings(CONTAINER="", TIME_LIMIT="24:00:00", MEM_PER_NODE="", SETTINGS_GIVEN="PATH HOME")
+    return Grid.read(grid.folder)
+
+
+def test_again_as_it_was_submitted(submitted):
+    said = []
+    assert site_again(submitted, report=said.append) == submitted.site
+    assert said == []
+    command = sbatch(submitted, 1, [0])
+    assert {"--time=48:00:00", "--mem=400G"} < set(command)
+    assert command[-3:] == [str(submitted.folder), "apptainer exec image.sif", ""]
+
+
+def test_again_with_what_is_set_now(submitted, settings):
+    said = []
+    settings(SETTINGS_GIVEN="MEM_PER_NODE CONTAINER GPUS_PER_NODE", MEM_PER_NODE="800G", PARTITION="gpu")
+    file = submitted.folder / "code/slurm/site.env"  # the clone's is another since
+    file.write_text(file.read_text().replace("${PARTITION:=}", "${PARTITION:=old}"))
+    site = site_again(submitted, report=said.append)
+    assert site == replace(submitted.site, mem_per_node="800G", container="", partition="")
+    assert said == [
+        "changed: MEM_PER_NODE=800G, before 400G",
+        "changed: CONTAINER='', before 'apptainer exec image.sif'",
+    ]
+
+
+def test_again_on_what_the_cells_were_not_planned_for(submitted, settings):
+    settings(SETTINGS_GIVEN="RANKS_PER_NODE", RANKS_PER_NODE="4")
+    with pytest.raises(ConfigError, match=r"were planned for RANKS_PER_NODE=2, now it is RANKS_PER_NODE=4; unset that"):
+        site_again(submitted, report=print)
