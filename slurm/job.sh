@@ -46,7 +46,7 @@ queue_again() {
     local saved=("$run"/checkpoints/step_*) before='' times=0
     [[ ! -e $run/queued_again ]] || read -r times before <"$run/queued_again"
     [[ $before == "${saved[-1]##*/}" ]] || times=0
-    ((times < QUEUED_IN_VAIN)) || give_up "$1, and queued again $times times without a new checkpoint"
+    ((times < QUEUED_IN_VAIN)) || give_up "$1, and the job was queued again $times times without a new checkpoint"
     echo "$((times + 1)) ${saved[-1]##*/}" >"$run/queued_again"
     echo "$1: queued again, to go on where it saved"
     scontrol requeue "$SLURM_JOB_ID" || give_up "Slurm does not queue it again"

@@ -76,7 +76,8 @@ def test_a_job_that_never_saves_is_not_queued_for_ever(job):
     done = job.start(10)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: a node is gone, and queued again 5 times without a new checkpoint; slurm/again.sh submits it again\n"
+        "error: a node is gone, and the job was queued again 5 times without a new checkpoint; "
+        "slurm/again.sh submits it again\n"
     )
     assert (job.run / "failed").exists()
     assert job.start().returncode == -signal.SIGKILL  # by again.sh: counted anew
