@@ -8,6 +8,9 @@
 # This small job (or `bash slurm/scale_frames.sh` on a login node) checks everything, takes a snapshot of the code and
 # submits the cells. --dry-run prints what it would submit. slurm/again.sh submits what failed again.
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+clone=$(dirname "$0")/..
+[[ -e $clone/slurm/launch.sh ]] || clone=${SLURM_SUBMIT_DIR:-.} # sbatch runs a copy of this script
+cd "$clone"
+[[ -e slurm/launch.sh ]] || { echo "error: submit in the clone's folder (here: $PWD)" >&2 && exit 2; }
 source slurm/launch.sh
 exec python -m adatad_ds slurm grid slurm/frames.json "$@"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,12 +60,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         watch(arguments.grid, again=arguments.watch, report=say)
         return 0
     from adatad_ds.cluster.grid import CLONE, Grid
-    from adatad_ds.cluster.submission import cells_again, many_runs, one_run, submit, submit_new
+    from adatad_ds.cluster.submission import cells_again, many_runs, one_run, site_again, submit, submit_new
 
     os.chdir(CLONE)
     if arguments.command == "again":
         grid = Grid.read(arguments.grid)
-        submit(grid, chosen=cells_again(grid, arguments.cells), dry_run=arguments.dry_run, report=say)
+        chosen = cells_again(grid, arguments.cells)
+        grid = replace(grid, site=site_again(grid, report=say))
+        submit(grid, chosen=chosen, dry_run=arguments.dry_run, report=say)
     elif arguments.command == "grid":
         submit_new(many_runs(arguments.file), rename="GRID=", dry_run=arguments.dry_run, report=say)
     else:

@@ -108,7 +108,7 @@ class Grid:
         """
         try:
             content = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
-            site = Site(**{**content["site"], "options": tuple(content["site"]["options"])})
+            site = Site(**content["site"])
             tuples = ("assignments", "extra")
             cells = [Cell(**{**cell, **{name: tuple(cell[name]) for name in tuples}}) for cell in content["cells"]]
         except (OSError, ValueError, KeyError, TypeError) as error:

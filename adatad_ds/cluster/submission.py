@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from adatad_ds.cluster.cells import Overrides, read_cells
 from adatad_ds.cluster.grid import CLONE, Cell, Grid
-from adatad_ds.cluster.site import call_slurm, number_of, numbers_of, read_site, words_of
+from adatad_ds.cluster.site import Site, call_slurm, file_settings, number_of, numbers_of, read_site, words_of
 from adatad_ds.config.schema import Config
 from adatad_ds.data.generated.folders import generate_clips, generate_videos
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
@@ -26,6 +27,7 @@ from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.tasks.factory import open_train_data
 
+PLANNED = ("GPUS_PER_NODE", "RANKS_PER_NODE", "DS_CONFIG")  # settings that cells keep
 RUN_CELL = "run"  # the only cell of what slurm/train.sh submits
 
 
@@ -94,6 +96,33 @@ def cells_again(grid: Grid, names: Sequence[str]) -> list[int]:
     if held := [f"{grid.cells[index].name} ({states[index]})" for index in chosen if index in states]:
         raise ConfigError(f"Slurm still has {', '.join(held)}; scancel them first")
     return chosen
+
+
+def site_again(grid: Grid, *, report: Callable[[str], None]) -> Site:
+    """That of a submitted grid, with what is set anew: in the environment, or in slurm/site.env since.
+
+    Args:
+        grid: of which cells are submitted again.
+        report: is given a line for each setting that differs.
+
+    Raises:
+        ConfigError: the site's settings cannot be, or the cells were planned for other ones.
+    """
+    before, now = (file_settings(folder / "slurm/site.env") for folder in (grid.folder / "code", CLONE))
+    given = words_of("SETTINGS_GIVEN") or tuple(os.environ)  # slurm/launch.sh adds those of the file to the environment
+    old = grid.site.settings
+    new = {name: os.environ[name] for name in old if name in given and name in os.environ}
+    edited = {name: now[name] for name in old if name in now and now[name] != before.get(name)}
+    site = replace(read_site([], old | edited | new), gpu=grid.site.gpu)
+    changed = [name for name, value in site.settings.items() if value != old[name]]
+    if planned := [name for name in changed if name in PLANNED]:
+        was, is_ = (" ".join(f"{name}={values[name]}" for name in planned) for values in (old, site.settings))
+        raise ConfigError(
+            f"the cells of {grid.folder} were planned for {was}, now it is {is_}; unset that, or make another grid"
+        )
+    for name in changed:
+        report(f"changed: {name}={shlex.quote(site.settings[name])}, before {shlex.quote(old[name])}")
+    return site
 
 
 def check(grid: Grid, chosen: Iterable[int]) -> None:
@@ -184,7 +213,7 @@ def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool, report: Callable
         by_nodes.setdefault(grid.cells[index].nodes, []).append(index)
     orders = [(indices, sbatch(grid, nodes, indices)) for nodes, indices in by_nodes.items()]
     for indices, command in orders:
-        report(" ".join(command))
+        report(shlex.join(command))
         for index in indices:
             cell = grid.cells[index]
             words = cell.arguments(grid.folder, grid.ds_config_of(cell))
@@ -192,7 +221,7 @@ def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool, report: Callable
     if dry_run:
         return
     for _, command in orders:  # of the script in the clone: the snapshot is not there yet
-        call_slurm(["sbatch", "--test-only", *command[1:-2], "slurm/job.sh"])
+        call_slurm(["sbatch", "--test-only", *command[1:-4], "slurm/job.sh"])
     new = not (grid.folder / "cells.json").exists()
     if new:
         grid.write()
@@ -228,4 +257,6 @@ def sbatch(grid: Grid, nodes: int, indices: Sequence[int]) -> list[str]:
         *site.options,
         str(folder / "code/slurm/job.sh"),
         str(folder),
+        site.container,
+        site.srun_options,
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from adatad_ds.errors import ConfigError
 
+_FIRST_SPECIAL_STEP = 0xFFFFFFFA  # Slurm's number for the shell of salloc; the batch script's and others' are above
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 # Set by torchrun and by deepspeed's launcher: the parent of each rank lives as long as the job.
 _LAUNCHER_NAMES = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
@@ -48,7 +50,8 @@ def rank_gpu(environment: Mapping[str, str] = os.environ) -> int:
 def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
     """Index of this rank's device among the `gpus` that it sees.
 
-    This is the local rank, except where Slurm binds one GPU to each task (`--gpus-per-task=1`): there it is 0.
+    This is the local rank, except where Slurm shows each task one GPU of its own, e.g. by `--gpus-per-task=1` or
+    `--gpu-bind=map_gpu:1,0`: there it is 0.
 
     Raises:
         ConfigError: fewer devices than local ranks.
@@ -56,12 +59,14 @@ def local_device(environment: Mapping[str, str], *, gpus: int) -> int:
     local_rank = int(environment["LOCAL_RANK"])
     if local_rank < gpus:
         return local_rank
-    if gpus == 1 and _is_srun_rank(environment) and _slurm_binds_gpus(environment):
+    if gpus == 1 and _is_srun_rank(environment) and _has_bound_gpu(environment):
         return 0
+    bound = _gpu_binding(environment)
+    remedy = f"leave out --gpu-bind={bound}, or take single:1; else " if gpus and bound not in ("", "none") else ""
     raise ConfigError(
         f"local rank {local_rank} has no GPU of its own: this process sees {gpus} "
-        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); start at most {gpus} ranks a "
-        "node, or set DS_ACCELERATOR=cpu to train on the CPU"
+        f"(CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES', 'not set')}); {remedy}start at most {gpus} "
+        "ranks a node, or set DS_ACCELERATOR=cpu to train on the CPU"
     )
 
 
@@ -103,7 +108,9 @@ def remove_torchrun_folder(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _in_slurm_step(environment: Mapping[str, str]) -> bool:
-    return all(name in environment for name in _SLURM_NAMES.values()) and "SLURM_STEP_ID" in environment
+    """Whether srun started this process: in the shell of salloc, SLURM_NTASKS counts tasks that nothing has started."""
+    step = int(environment.get("SLURM_STEP_ID", _FIRST_SPECIAL_STEP))
+    return step < _FIRST_SPECIAL_STEP and all(name in environment for name in _SLURM_NAMES.values())
 
 
 def _is_srun_rank(environment: Mapping[str, str]) -> bool:
@@ -114,14 +121,30 @@ def _is_srun_rank(environment: Mapping[str, str]) -> bool:
     )
 
 
-def _slurm_binds_gpus(environment: Mapping[str, str]) -> bool:
-    """Whether each task has its own GPUs: the binding may be `none`, and SLURM_TRES_PER_TASK may name CPUs only."""
-    bind = environment.get("SLURM_GPU_BIND", "")
-    return (
-        "SLURM_GPUS_PER_TASK" in environment
-        or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")
-        or bind.removeprefix("verbose,").startswith(("single:", "per_task:"))
-    )
+def _has_bound_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether the one GPU that Slurm shows this task is shown to none of the node's other tasks."""
+    kind, _, given = _gpu_binding(environment).partition(":")
+    if kind in ("map_gpu", "map", "mask_gpu", "mask"):  # 0,1 and 0x1,0x2 mean the same, as does 0*1,1*1
+        entries = [(entry, int(times or 1)) for entry, _, times in (word.partition("*") for word in given.split(","))]
+        shown = [
+            int(entry, 16) if "mask" in kind else 1 << int(entry, 0) for entry, times in entries for _ in range(times)
+        ]
+        own = int(environment["SLURM_LOCALID"])
+        return own < len(shown) and not any(shown[own] & other for i, other in enumerate(shown) if i != own)
+    if kind:
+        return kind == "per_task" or (kind, given) == ("single", "1")
+    return "SLURM_GPUS_PER_TASK" in environment or "gpu" in environment.get("SLURM_TRES_PER_TASK", "")  # not CPUs only
+
+
+def _gpu_binding(environment: Mapping[str, str]) -> str:
+    """The step's --gpu-bind, e.g. single:1, which --gpus-per-task=1 also sets (per_task:1); "": none is known of.
+
+    Its name is SLURM_GPU_BIND in jobs of sbatch --gpu-bind; in the tasks of srun it stands among other resources.
+    """
+    for name in ("SLURMD_TRES_BIND", "SLURM_TRES_BIND"):
+        if found := re.search(r"gpu:(?:verbose,)?([^+;]+)", environment.get(name, "")):
+            return found[1]
+    return environment.get("SLURM_GPU_BIND", "").removeprefix("verbose,")
 
 
 def _free_port() -> int:

@@ -262,8 +262,10 @@ def test_a_failed_cell_alone_is_submitted_again(cluster, small_videos, tmp_path)
     run = cluster.run("again", "quickstart_32f_32px")
     assert (run / "failed").exists()
     victim.write_bytes(kept)
-    code, output = cluster.sbatch("slurm/again.sh", "runs/again")  # all that failed
+    code, output = cluster.sbatch("slurm/again.sh", "runs/again", MEM_PER_NODE="1500M")  # all that failed
     assert code == 0, output
+    assert "changed: MEM_PER_NODE=1500M, before ''" in output
+    assert "MinMemoryNode=1500M" in cluster.call("exec", "scontrol", "show", "job", job_of(output)).stdout
     assert cluster.wait(job_of(output)).returncode == 0
     assert not (run / "failed").exists()
     code, output = cluster.sbatch("slurm/again.sh", "runs/again")
@@ -301,16 +303,13 @@ def test_dry_run_submits_nothing(cluster, small_videos):
 
 
 def test_one_run_of_a_recipe(cluster, small_videos):
-    code, output = cluster.sbatch(
-        "slurm/train.sh",
-        "--name",
-        "one",
-        "--recipe",
-        "quickstart",
-        "--set",
-        "data.window_size=32",
-        SET=small(small_videos, data__resolution=32, train__stop_epoch=1),
-    )
-    assert code == 0, output
-    assert cluster.wait(job_of(output)).returncode == 0
-    assert losses(cluster.run("one", "run"))
+    """From a login node of a site that has jobs begin with an environment of their own."""
+    settings = {"SET": small(small_videos, data__resolution=32, train__stop_epoch=1), "SBATCH_EXPORT": "NONE"}
+    settings |= {"CONTAINER": "env OMP_SET_BY=container"}
+    command = ("slurm/train.sh", "--name", "one", "--recipe", "quickstart", "--set", "data.window_size=32")
+    done = cluster.call("exec", "bash", *command, environment=SITE | settings)
+    assert done.returncode == 0, done.stderr
+    assert cluster.wait(job_of(done.stdout)).returncode == 0
+    run = cluster.run("one", "run")
+    assert losses(run)
+    assert json.loads((run / "versions.json").read_text())["environment"]["OMP_SET_BY"] == "container"

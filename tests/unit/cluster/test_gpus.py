@@ -13,7 +13,7 @@ from adatad_ds.cluster.site import gpu_types_in, read_site
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_here, gpu_named
 from adatad_ds.planning.layouts import planned_gpu
-from tests.support.site import SITE
+from tests.support.site import SITE, executable
 
 GIB = 2**30 / 1e9
 
@@ -53,12 +53,6 @@ def test_names(name, memory_gb, kind):
 def test_names_that_do_not_say_it(name, memory_gb, said):
     with pytest.raises(ConfigError, match=said):
         gpu_named(name, memory_gb=memory_gb)
-
-
-def executable(folder: Path, name: str, output: str) -> None:
-    """A program of that name that prints."""
-    (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
-    (folder / name).chmod(0o755)
 
 
 def test_the_planner_asks_nvidia_smi(tmp_path, monkeypatch):

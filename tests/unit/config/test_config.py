@@ -13,7 +13,7 @@ from adatad_ds.config.schema import Config, RecognitionConfig
 from adatad_ds.distributed.ds_config import split_batch
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import all_recipes, find_recipe, recipe_table
-from adatad_ds.system.launch import complete_environment
+from adatad_ds.system.launch import complete_environment, launched_ranks
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,14 @@ def test_rank_comes_from_the_launcher():
     assert complete_environment(alone) == 0
     assert alone["WORLD_SIZE"] == "1"
     assert int(alone["MASTER_PORT"]) > 0
+
+
+def test_a_shell_of_salloc_is_one_rank():
+    """It lies in a step that counts the allocation's tasks, which srun has yet to start."""
+    shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "4294967290"}
+    assert launched_ranks(shell) == 1
+    assert complete_environment(shell) == 0
+    assert (shell["RANK"], shell["WORLD_SIZE"]) == ("0", "1")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def test_a_rank_has_the_device_of_its_local_rank():
         {"SLURM_GPU_BIND": "verbose,per_task:1"},
         {"SLURM_TRES_PER_TASK": "cpu=4,gres/gpu=1"},
         {"SLURM_TRES_PER_TASK": "cpu:4,gres:gpu:1"},
+        {"SLURMD_TRES_BIND": "gpu:per_task:1"},  # srun --gpus-per-task=1 in Slurm 22.05, where nothing else tells
+        {"SLURMD_TRES_BIND": "gpu:single:1"},
+        {"SLURM_TRES_BIND": "gres/gpu:verbose,map:1,0+gres/nic:closest"},
+        {"SLURM_GPU_BIND": "map_gpu:1,0"},
+        {"SLURM_GPU_BIND": "map_gpu:0*1,3*1"},
+        {"SLURM_GPU_BIND": "mask_gpu:0x2,0x1"},
     ],
 )
 def test_slurm_shows_a_task_its_own_device_only(bind):
@@ -37,11 +43,32 @@ def test_slurm_shows_a_task_its_own_device_only(bind):
 
 
 @pytest.mark.parametrize(
-    "bind", [{"SLURM_GPU_BIND": "none"}, {"SLURM_GPU_BIND": "map_gpu:0"}, {"SLURM_TRES_PER_TASK": "cpu=4"}]
+    "bind",
+    [
+        {"SLURM_TRES_PER_TASK": "cpu=4"},
+        *(
+            {"SLURM_GPU_BIND": bind}
+            for bind in (
+                "none",
+                "closest",
+                "single:2",
+                "map_gpu:0",
+                "map_gpu:0*2,1*2",
+                "map_gpu:0,1,1",
+                "mask_gpu:0x3,0x2",
+            )
+        ),
+    ],
 )
 def test_tasks_that_slurm_binds_to_no_gpu_of_their_own_do_not_share(bind):
     with pytest.raises(ConfigError, match="local rank 1 has no GPU of its own"):
         local_device({"LOCAL_RANK": "1", **SRUN, **bind}, gpus=1)
+
+
+def test_a_binding_that_may_share_is_named():
+    said = "sees 1 .*; leave out --gpu-bind=closest, or take single:1; else start at most 1 ranks"
+    with pytest.raises(ConfigError, match=said):
+        local_device({"LOCAL_RANK": "1", **SRUN, "SLURMD_TRES_BIND": "gpu:closest"}, gpus=1)
 
 
 def test_ranks_of_torchrun_within_one_bound_task_do_not_share():
