@@ -105,6 +105,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
             "or change the recipe with --set"
         )
     resolved.setdefault("steps_per_print", 10**9)  # the trainer has its own reports
+    resolved.setdefault("timers", {"throughput": {"enabled": False}})  # waits for the device twice a micro batch
     resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: same on all devices, no compilation
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved

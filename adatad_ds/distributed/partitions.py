@@ -29,6 +29,15 @@ def held_partition(parameter: Any) -> Tensor:
     return parameter.ds_tensor
 
 
+def bytes_by_kind(model: nn.Module, states: Mapping[str, Sequence[Tensor]]) -> dict[str, int]:
+    """This rank's bytes of a model's frozen and trainable weights, partitioned or not, and of each kind of `states`."""
+    kinds: dict[str, list[Tensor]] = {"frozen_weights": [], "trainable_weights": []}
+    for parameter in model.parameters():
+        kind = "trainable_weights" if parameter.requires_grad else "frozen_weights"
+        kinds[kind].append(held_partition(parameter) if hasattr(parameter, "ds_id") else parameter)
+    return {kind: sum(each.nbytes for each in held) for kind, held in {**kinds, **states}.items()}
+
+
 def whole_shape(parameter: Any) -> tuple[int, ...]:
     """A parameter's full shape, partitioned or not."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -59,7 +59,7 @@ class DetectionTask:
         test_data: windows to evaluate on.
 
     Raises:
-        DataError: external class scores that do not fit, or no annotated action to measure by.
+        DataError: external class scores that do not fit.
     """
 
     loss_names = ("classification", "regression")
@@ -76,12 +76,6 @@ class DetectionTask:
             ),
             classes=self.classes,
         )
-        if not any(video.actions for video in self.test_data.videos):
-            raise DataError(
-                f"no action is annotated in the {len(self.test_data.videos)} videos of subset "
-                f"{config.data.test_subset!r}, so no epoch could be measured; choose another subset with --set "
-                "data.test_subset=NAME (it may be the one trained on); adatad-ds evaluate will detect in these"
-            )
         self._external = external_scores(config, videos=self.test_data.videos, classes=self.classes)
         self._damage_told = False  # every evaluation reads the same files
         self.normalizer = LossNormalizer(
@@ -94,15 +88,18 @@ class DetectionTask:
         """The task over a config's videos.
 
         Raises:
-            DataError: no usable videos, annotations or external class scores.
+            DataError: no usable videos, annotations or external class scores, or no annotated action to measure by.
         """
         frames = mesh.frames if mesh.temporal > 1 else None
-        return cls(
-            config=config,
-            mesh=mesh,
-            train_data=open_train_windows(config, frames=frames),
-            test_data=open_test_windows(config, frames=frames),
-        )
+        test_data = open_test_windows(config, frames=frames)
+        if not any(video.actions for video in test_data.videos):
+            raise DataError(
+                f"no action is annotated in the {len(test_data.videos)} videos of subset {config.data.test_subset!r}, "
+                "so no epoch could be measured; choose another subset with --set data.test_subset=NAME (it may be the "
+                "one trained on); adatad-ds evaluate will detect in these"
+            )
+        train_data = open_train_windows(config, frames=frames)
+        return cls(config=config, mesh=mesh, train_data=train_data, test_data=test_data)
 
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:
         """Adapters, pyramid and heads of a published detector, and its losses' normaliser; see `published_state`."""
