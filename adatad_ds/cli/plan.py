@@ -53,6 +53,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         one_window_at_a_time,
         plan_report,
         planned_gpu,
+        policy_line,
     )
     from adatad_ds.recipes.catalog import find_recipe
 
@@ -73,8 +74,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     gpu = GPUS[name]
     if path is None:
         path, _ = choose_policy(config, arguments.gpus, gpu.memory_gb, num_classes=arguments.classes)
-        fit = "fit each GPU, and are not gathered again for every span"
-        print(f"--deepspeed_config {path}: frozen weights {fit if path == POLICIES[0] else 'are shared out over GPUs'}")
+        print(policy_line(path))
     ds_config = read_ds_config(path)
     planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=gpu.memory_gb)
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)

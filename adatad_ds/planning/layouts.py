@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adatad_ds.config.schema import Config
@@ -24,7 +25,8 @@ from adatad_ds.planning.reading import reading_plan
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
 # ZeRO-3 shares out frozen weights, too, and gathers them again for every span: where they fit, ZeRO-2 is faster.
-POLICIES = ("ds_configs/zero2.json", "ds_configs/zero3.json")
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+POLICIES = (str(DS_CONFIGS / "zero2.json"), str(DS_CONFIGS / "zero3.json"))
 GRID_FRAMES = (1536, 3072, 6144, 12288)
 
 
@@ -62,6 +64,13 @@ def choose_policy(
         return POLICIES[-1], None
     best = min(found, key=lambda path: (-found[path][0].chunk, found[path][0].host))  # of equals the first
     return best, found[best]
+
+
+def policy_line(path: str) -> str:
+    """One of POLICIES as an option that works in the working directory, and why it was chosen."""
+    here, reason = Path.cwd(), "fit each GPU, and are not gathered again for every span"
+    shown = Path(path).relative_to(here) if Path(path).is_relative_to(here) else path
+    return f"--deepspeed_config {shown}: frozen weights {reason if path == POLICIES[0] else 'are shared out over GPUs'}"
 
 
 class Planner:
