@@ -25,13 +25,25 @@ ACTIVATION_KEYS = {
     "synchronize_checkpoint_boundary": bool,
     "profile": bool,
 }
+SECTIONS = ("bf16", "fp16", "zero_optimization", "activation_checkpointing")
+# Of the section zero_optimization; DeepSpeed reads some only in stage 3.
+ZERO_NUMBERS = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
 
 
 def read_ds_config(path: str | Path) -> dict[str, Any]:
     """Read a ds_config file.
 
     Raises:
-        ConfigError: it cannot be read, or is no JSON object.
+        ConfigError: it cannot be read, or it or one of the sections used here is no JSON object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -39,6 +51,9 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
+    for section in SECTIONS:
+        if not isinstance(content.get(section, {}), dict):
+            raise ConfigError(f"{section} in the DeepSpeed config {path} must be a JSON object")
     return content
 
 
@@ -47,7 +62,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
 
     A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
     and schedule belong to the recipe. If the file does not set `communication_data_type`, gradients are reduced in fp32
-    above 64 ranks, and in the compute type otherwise.
+    above 64 ranks, and in the compute type otherwise. Other `"auto"` values of ZeRO's are DeepSpeed's defaults.
 
     Raises:
         ConfigError: the two contradict each other; every mismatch is listed.
@@ -94,11 +109,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     elif reduction not in REDUCTION_TYPES:
         problems.append(f"communication_data_type is {reduction!r}; it must be {', '.join(REDUCTION_TYPES)} or auto")
     resolved["communication_data_type"] = reduction
-    for name in ("offload_param", "offload_optimizer"):
-        if zero.get(name, {}).get("device") == "nvme":
-            problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
-        if zero.get(name, {}).get("pin_memory") == "auto":
-            zero[name]["pin_memory"] = cuda  # host memory can only be pinned for a GPU
+    problems += _resolve_zero(zero, cuda=cuda)
     if problems:
         raise ConfigError(
             "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
@@ -108,6 +119,32 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: same on all devices, no compilation
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
+
+
+def _resolve_zero(zero: dict[str, Any], *, cuda: bool) -> list[str]:
+    """Fill in `pin_memory`, drop every other `"auto"` of the section, as DeepSpeed does; returns what cannot be."""
+    problems = []
+    for name in ("offload_param", "offload_optimizer"):
+        section = zero.get(name)
+        if section is None or section == "auto":
+            zero.pop(name, None)
+        elif not isinstance(section, dict):
+            problems.append(f"zero_optimization.{name} is {section!r}; it must be an object with a device")
+        else:
+            if section.get("device") == "nvme":
+                problems.append(
+                    f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"'
+                )
+            if section.get("pin_memory") == "auto":
+                section["pin_memory"] = cuda  # host memory can only be pinned for a GPU
+            zero[name] = {key: value for key, value in section.items() if value != "auto"}
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]
+    for key in ZERO_NUMBERS:
+        value = zero.get(key, 0)
+        if type(value) not in (int, float) or value < 0 or value % 1:
+            problems.append(f"zero_optimization.{key} is {value!r}; it must be a whole number or auto")
+    return problems
 
 
 def activation_policy(
