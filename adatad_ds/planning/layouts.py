@@ -8,8 +8,9 @@ dense bf16 peak.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,19 +132,14 @@ class Planner:
     def most_frames(self, layout: Layout, memory_gb: float) -> int:
         """The longest window, in frames, that fits a layout; 0: none does."""
         step = self.config.sample_frames_step
-        low, high = 0, 1
-        while high < 4096 and self._fits_frames(layout, memory_gb, high * step):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._fits_frames(layout, memory_gb, middle * step) else (low, middle)
-        return low * step
+        return step * most_within(usable_bytes(memory_gb), lambda steps: self._bytes(layout, steps * step), most=4095)
 
-    def _fits_frames(self, layout: Layout, memory_gb: float, frames: int) -> bool:
+    def _bytes(self, layout: Layout, frames: int) -> float:
         try:
-            return fits(self.plan(layout, frames=frames), memory_gb)
+            return self.plan(layout, frames=frames).device_bytes
         except ConfigError:
-            return frames // self.config.clip_frames < layout.temporal  # too short for its ranks: look at longer ones
+            too_short = frames // self.config.clip_frames < layout.temporal  # for its ranks: look at longer ones
+            return 0.0 if too_short else math.inf
 
     def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
         """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
@@ -159,6 +155,43 @@ class Planner:
 
     def _with_frames(self, frames: int | None) -> Config:
         return self.config if frames is None else self.config.with_sample_frames(frames)
+
+
+def most_within(room: float, bytes_of: Callable[[int], float], *, most: int) -> int:
+    """The largest number up to `most` whose bytes are within `room`, where they grow with it; 0: none is.
+
+    They grow nearly in a line: the last two tries say where to look, in steps that double where they mislead.
+    """
+    low, high, number, step = 0, most + 1, 1, 1
+    points: list[tuple[int, float]] = []
+    for tries in itertools.count():
+        taken = bytes_of(number)
+        low, high = (number, high) if taken <= room else (low, number)
+        if high - low < 2:
+            break
+        if 0 < taken < math.inf:
+            points = [*points[-1:], (number, taken)]
+        reached = _reached(points, room)
+        if reached is None and high > most:
+            number = 8 * low
+        elif reached is None or taken == math.inf or tries > 12:
+            number = 0  # the middle
+        elif low < reached < high:
+            number, step = reached, 1
+        else:
+            number, step = low + step if reached <= low else high - step, 2 * step
+        if not low < number < high:
+            number = (low + high) // 2
+    return low
+
+
+def _reached(points: Sequence[tuple[int, float]], room: float) -> int | None:
+    """The last number within `room` on the line through two points; None: none rises."""
+    if len(points) < 2:
+        return None
+    (x0, y0), (x1, y1) = points
+    slope = (y1 - y0) / (x1 - x0)
+    return x1 + math.floor((room - y1) / slope) if slope > 0 else None
 
 
 def one_window_at_a_time(config: Config) -> Config:
