@@ -70,7 +70,10 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     train, temporal = config.train, config.parallel.temporal
     data_ranks = ranks // temporal
     micro, accumulation = split_batch(
-        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
+        global_batch=train.global_batch,
+        data_ranks=data_ranks,
+        micro_batch=train.micro_batch,
+        temporal=next(iter(temporal_choices(config, ranks)), None),
     )
     wanted = {
         ("train_batch_size",): train.global_batch,
@@ -186,17 +189,33 @@ def activation_policy(
     return policy, stopwatch
 
 
-def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
+def temporal_choices(config: Config, ranks: int) -> list[int]:
+    """By how many ranks each window can be shared on so many, the batches as they are."""
+    train = config.train
+    shared = [count for count in range(1, min(ranks, config.most_temporal_ranks) + 1) if ranks % count == 0]
+    return [count for count in shared if train.global_batch % (ranks // count * (train.micro_batch or 1)) == 0]
+
+
+def split_batch(
+    *, global_batch: int, data_ranks: int, micro_batch: int | None, temporal: int | None = None
+) -> tuple[int, int]:
     """Split a global batch: (windows per rank and forward pass, forward passes per step).
+
+    Args:
+        global_batch: windows of all ranks.
+        data_ranks: ranks that take different windows.
+        micro_batch: windows per rank and forward pass; None: as many as there are.
+        temporal: the `parallel.temporal` with which it could be split, for the message; None: there is none.
 
     Raises:
         ConfigError: the batch cannot be split evenly; the message says what would fit.
     """
     if global_batch % data_ranks:
         fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
+        share = f"--set parallel.temporal={temporal}, which leaves the training as it is; or " if temporal else ""
         raise ConfigError(
-            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
-            f"use {', '.join(map(str, fitting))} ranks, or --set "
+            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; use "
+            f"{share}{', '.join(map(str, fitting))} ranks; or --set "
             f"train.global_batch={_next_multiple(global_batch, data_ranks)}"
         )
     share = global_batch // data_ranks

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adatad_ds.config.schema import Config
-from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.distributed.ds_config import read_ds_config, temporal_choices
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.activations import BudgetError, halved
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
@@ -129,6 +129,23 @@ class Planner:
                 return layout, plan
         return None
 
+    def layout(self, gpus: int, memory_gb: float, *, temporal: int | None, host: bool) -> Layout:
+        """The layout to plan for so many GPUs.
+
+        Args:
+            gpus: N.
+            memory_gb: of each.
+            temporal: ranks that share a window; None: as the recipe has it, or where that cannot be, as `first_fit`
+                does, or if nothing fits, all that can.
+            host: stored tensors wait in host memory, unless `first_fit` says where.
+        """
+        choices = self.temporal_choices(gpus, None)
+        given = self.config.parallel.temporal if temporal is None else temporal
+        if temporal is not None or given in choices or not choices:
+            return Layout(gpus, given, self.chunk, host)
+        found = self.first_fit(gpus, memory_gb)
+        return found[0] if found else Layout(gpus, choices[-1], self.chunk, host)
+
     def most_frames(self, layout: Layout, memory_gb: float) -> int:
         """The longest window, in frames, that fits a layout; 0: none does."""
         step = self.config.sample_frames_step
@@ -142,9 +159,8 @@ class Planner:
             return 0.0 if too_short else math.inf
 
     def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
-        """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
-        most, batch = self._with_frames(frames).most_temporal_ranks, self.config.train.global_batch
-        return [count for count in range(1, min(gpus, most) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
+        """By how many ranks windows can be shared on so many GPUs, the batches as they are."""
+        return temporal_choices(self._with_frames(frames), gpus)
 
     def _choices(self, gpus: int, frames: int | None) -> Iterator[tuple[int, bool, int]]:
         temporal = self.temporal_choices(gpus, frames)

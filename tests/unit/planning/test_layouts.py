@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from adatad_ds.cli.commands import main
-from adatad_ds.config.schema import BackboneConfig
+from adatad_ds.config.loading import override
+from adatad_ds.config.schema import BackboneConfig, Config
+from adatad_ds.distributed.ds_config import temporal_choices
 from adatad_ds.planning.fake_run import bytes_of_blocks, whole_bytes
 from adatad_ds.planning.layouts import most_within
 
@@ -53,6 +55,29 @@ def test_windows_that_are_too_short_or_cannot_be():
     assert most_within(1.0, lambda clips: 0.5 if clips <= 77 else math.inf, most=4095) == 77
     assert most_within(1.0, lambda clips: 0.5, most=4095) == 4095
     assert most_within(1.0, lambda clips: 2.0, most=4095) == 0
+
+
+@pytest.mark.slow
+def test_where_the_batch_cannot_be_spread_windows_are_shared(capsys):
+    """2 windows over 8 GPUs, as the guide has it; a wish of the user's is an error that names the way."""
+    text = planned(capsys, "--gpus", "8", "--set", "train.global_batch=2", "--set", "data.window_size=256")
+    _, moved, *_ = lines = text.splitlines()
+    assert moved.startswith("--set parallel.temporal=4: with parallel.temporal=1 a global batch of 2 cannot be spread")
+    assert f"suggested for 8: {lines[3]}" in lines
+    assert "--gpus 8 --set parallel.temporal=4 " in lines[3]
+    options = ["--gpus", "8", "--temporal", "1", "--set", "train.global_batch=2", "--set", "data.window_size=256"]
+    assert main(["plan", *SMALL, *options]) == 2
+    said = "over 8 ranks; use --set parallel.temporal=4, which leaves the training as it is; or 1, 2 ranks; or --set"
+    assert said in capsys.readouterr().err
+
+
+def test_by_how_many_ranks_a_window_can_be_shared():
+    config = override(Config(), ["data.window_size=256", "train.global_batch=2"])  # 16 clips
+    for ranks, wanted in ((1, [1]), (2, [1, 2]), (8, [4, 8]), (12, [6, 12]), (16, [8, 16]), (32, [16]), (64, [])):
+        assert temporal_choices(config, ranks) == wanted
+        assert temporal_choices(override(config, ["train.micro_batch=2"]), ranks) == [n for n in wanted if n == ranks]
+    features = override(config, ["backbone.name=features", "backbone.tuning=frozen", "data.features=somewhere"])
+    assert temporal_choices(features, 8) == []
 
 
 @pytest.mark.slow
