@@ -27,7 +27,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
     parser.add_argument("--ds_config", type=Path, help="default: zero2.json where frozen weights fit, else zero3.json")
     parser.add_argument("--gpus", type=at_least(1), default=1)
-    parser.add_argument("--temporal", type=at_least(1), help="ranks that share a window; default: as the recipe has it")
+    parser.add_argument(
+        "--temporal", type=at_least(1), help="ranks that share a window; default: as the recipe has it, if that can be"
+    )
     parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
     parser.add_argument("--classes", type=at_least(1), default=20)
     parser.add_argument(
@@ -47,13 +49,13 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     from adatad_ds.distributed.ds_config import read_ds_config
     from adatad_ds.planning.layouts import (
         POLICIES,
-        Layout,
         Planner,
         choose_policy,
         grid_lines,
         one_window_at_a_time,
         plan_report,
         planned_gpu,
+        policy_line,
     )
     from adatad_ds.recipes.catalog import find_recipe
 
@@ -74,13 +76,17 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     gpu = GPUS[name]
     if path is None:
         path, _ = choose_policy(config, arguments.gpus, gpu.memory_gb, num_classes=arguments.classes)
-        fit = "fit each GPU, and are not gathered again for every span"
-        print(f"--deepspeed_config {path}: frozen weights {fit if path == POLICIES[0] else 'are shared out over GPUs'}")
+        print(policy_line(path))
     ds_config = read_ds_config(path)
     planner = Planner(config, ds_config, num_classes=arguments.classes, memory_gb=gpu.memory_gb)
     host = ds_config.get("activation_checkpointing", {}).get("cpu_checkpointing", False)
-    temporal = arguments.temporal or config.parallel.temporal
-    layout = Layout(arguments.gpus, temporal, planner.chunk, host)
+    layout = planner.layout(arguments.gpus, gpu.memory_gb, temporal=arguments.temporal, host=host)
+    if layout.temporal != (arguments.temporal or config.parallel.temporal):
+        print(
+            f"--set parallel.temporal={layout.temporal}: with parallel.temporal={config.parallel.temporal} a global "
+            f"batch of {config.train.global_batch} cannot be spread over {arguments.gpus} GPUs; the training stays as "
+            "it is"
+        )
     known = arguments.core_frames_per_sec
     print(plan_report(planner, layout, gpu, name=name, core_frames_per_sec=known))
     return 0

@@ -25,13 +25,25 @@ ACTIVATION_KEYS = {
     "synchronize_checkpoint_boundary": bool,
     "profile": bool,
 }
+SECTIONS = ("bf16", "fp16", "zero_optimization", "activation_checkpointing")
+# Of the section zero_optimization; DeepSpeed reads some only in stage 3.
+ZERO_NUMBERS = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+)
 
 
 def read_ds_config(path: str | Path) -> dict[str, Any]:
     """Read a ds_config file.
 
     Raises:
-        ConfigError: it cannot be read, or is no JSON object.
+        ConfigError: it cannot be read, or it or one of the sections used here is no JSON object.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -39,6 +51,9 @@ def read_ds_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the DeepSpeed config {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the DeepSpeed config {path} must hold a JSON object")
+    for section in SECTIONS:
+        if not isinstance(content.get(section, {}), dict):
+            raise ConfigError(f"{section} in the DeepSpeed config {path} must be a JSON object")
     return content
 
 
@@ -47,7 +62,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
 
     A ds_config holds engine policy: ZeRO stage, offload, buckets. Batch, accumulation, clipping, precision, optimizer
     and schedule belong to the recipe. If the file does not set `communication_data_type`, gradients are reduced in fp32
-    above 64 ranks, and in the compute type otherwise.
+    above 64 ranks, and in the compute type otherwise. Other `"auto"` values of ZeRO's are DeepSpeed's defaults.
 
     Raises:
         ConfigError: the two contradict each other; every mismatch is listed.
@@ -55,7 +70,10 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     train, temporal = config.train, config.parallel.temporal
     data_ranks = ranks // temporal
     micro, accumulation = split_batch(
-        global_batch=train.global_batch, data_ranks=data_ranks, micro_batch=train.micro_batch
+        global_batch=train.global_batch,
+        data_ranks=data_ranks,
+        micro_batch=train.micro_batch,
+        temporal=next(iter(temporal_choices(config, ranks)), None),
     )
     wanted = {
         ("train_batch_size",): train.global_batch,
@@ -94,11 +112,7 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     elif reduction not in REDUCTION_TYPES:
         problems.append(f"communication_data_type is {reduction!r}; it must be {', '.join(REDUCTION_TYPES)} or auto")
     resolved["communication_data_type"] = reduction
-    for name in ("offload_param", "offload_optimizer"):
-        if zero.get(name, {}).get("device") == "nvme":
-            problems.append(f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"')
-        if zero.get(name, {}).get("pin_memory") == "auto":
-            zero[name]["pin_memory"] = cuda  # host memory can only be pinned for a GPU
+    problems += _resolve_zero(zero, cuda=cuda)
     if problems:
         raise ConfigError(
             "the DeepSpeed config contradicts the recipe: " + "; ".join(problems) + '. Put "auto" in the ds_config, '
@@ -109,6 +123,32 @@ def resolve_ds_config(source: Mapping[str, Any], *, config: Config, ranks: int, 
     resolved["zero_allow_untested_optimizer"] = True  # torch's AdamW: same on all devices, no compilation
     resolved["zero_force_ds_cpu_optimizer"] = False
     return resolved
+
+
+def _resolve_zero(zero: dict[str, Any], *, cuda: bool) -> list[str]:
+    """Fill in `pin_memory`, drop every other `"auto"` of the section, as DeepSpeed does; returns what cannot be."""
+    problems = []
+    for name in ("offload_param", "offload_optimizer"):
+        section = zero.get(name)
+        if section is None or section == "auto":
+            zero.pop(name, None)
+        elif not isinstance(section, dict):
+            problems.append(f"zero_optimization.{name} is {section!r}; it must be an object with a device")
+        else:
+            if section.get("device") == "nvme":
+                problems.append(
+                    f'zero_optimization.{name}.device is "nvme", which is not tested here; use "cpu" or "none"'
+                )
+            if section.get("pin_memory") == "auto":
+                section["pin_memory"] = cuda  # host memory can only be pinned for a GPU
+            zero[name] = {key: value for key, value in section.items() if value != "auto"}
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]
+    for key in ZERO_NUMBERS:
+        value = zero.get(key, 0)
+        if type(value) not in (int, float) or value < 0 or value % 1:
+            problems.append(f"zero_optimization.{key} is {value!r}; it must be a whole number or auto")
+    return problems
 
 
 def activation_policy(
@@ -150,17 +190,33 @@ def activation_policy(
     return policy, stopwatch
 
 
-def split_batch(*, global_batch: int, data_ranks: int, micro_batch: int | None) -> tuple[int, int]:
+def temporal_choices(config: Config, ranks: int) -> list[int]:
+    """By how many ranks each window can be shared on so many, the batches as they are."""
+    train = config.train
+    shared = [count for count in range(1, min(ranks, config.most_temporal_ranks) + 1) if ranks % count == 0]
+    return [count for count in shared if train.global_batch % (ranks // count * (train.micro_batch or 1)) == 0]
+
+
+def split_batch(
+    *, global_batch: int, data_ranks: int, micro_batch: int | None, temporal: int | None = None
+) -> tuple[int, int]:
     """Split a global batch: (windows per rank and forward pass, forward passes per step).
+
+    Args:
+        global_batch: windows of all ranks.
+        data_ranks: ranks that take different windows.
+        micro_batch: windows per rank and forward pass; None: as many as there are.
+        temporal: the `parallel.temporal` with which it could be split, for the message; None: there is none.
 
     Raises:
         ConfigError: the batch cannot be split evenly; the message says what would fit.
     """
     if global_batch % data_ranks:
         fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
+        share = f"--set parallel.temporal={temporal}, which leaves the training as it is; or " if temporal else ""
         raise ConfigError(
-            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; "
-            f"use {', '.join(map(str, fitting))} ranks, or --set "
+            f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; use "
+            f"{share}{', '.join(map(str, fitting))} ranks; or --set "
             f"train.global_batch={_next_multiple(global_batch, data_ranks)}"
         )
     share = global_batch // data_ranks

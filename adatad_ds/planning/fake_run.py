@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, ParallelConfig, Precision, TrainConfig
@@ -26,6 +23,7 @@ from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.segments import BlockSpan
 from adatad_ds.models.factory import build_backbone, build_heads
+from adatad_ds.models.live_bytes import LiveBytes, live_bytes
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.models.tuning.ladder import long_range_sum
@@ -170,7 +168,23 @@ def ladder_bytes(backbone: BackboneConfig, precision: Precision, windows: int, t
 
 @cache
 def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int) -> int:
-    """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients."""
+    """Peak bytes of a backbone's forward and backward pass under autograd or its checkpoints, given its gradients.
+
+    Blocks are alike: each from the third on adds what it keeps until the backward pass, and no other peak.
+    """
+    depth = backbone_spec(backbone.name).depth
+    few, more = min(2, depth), min(3, depth)
+    first = bytes_of_blocks(few, backbone, precision, resolution, windows, clips)
+    if more == few:
+        return first
+    another = bytes_of_blocks(more, backbone, precision, resolution, windows, clips)
+    return another + (depth - more) * (another - first)
+
+
+def bytes_of_blocks(
+    depth: int, backbone: BackboneConfig, precision: Precision, resolution: int, windows: int, clips: int
+) -> int:
+    """`whole_bytes` of a transformer of so many blocks."""
     frames = clips * (backbone.clip_frames or CLIP_FRAMES)
     config = Config(
         data=DataConfig(resolution=resolution, window_size=frames),
@@ -178,7 +192,7 @@ def whole_bytes(backbone: BackboneConfig, precision: Precision, resolution: int,
         train=TrainConfig(precision=precision),
     )
     with shapes_only():
-        model = build_backbone(config, feature_steps=frames)
+        model = build_backbone(config, feature_steps=frames, spec=replace(backbone_spec(backbone.name), depth=depth))
     with meta_tensors(model, config.train.dtype):
         window = torch.empty(windows, frames, resolution, resolution, 3, dtype=torch.uint8)
 
@@ -302,49 +316,3 @@ def _fused_attention(
         attn_mask = torch.where(attn_mask, 0.0, -math.inf).to(query.dtype)
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-
-
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-
-
-def live_bytes(run: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that `run` creates."""
-    with LiveBytes() as count:
-        run()
-    return count.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are created in it: those `held` now, and their `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self.held = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._known.add(leaf.untyped_storage())
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
-        if func in _CONVOLUTIONS:  # copies what is not contiguous, for as long as it runs
-            copies = sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
-            self.peak = max(self.peak, self.held + copies)
-        return out
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.held -= size

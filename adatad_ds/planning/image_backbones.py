@@ -18,9 +18,10 @@ from adatad_ds.models.backbones.clips import CLIPS_PER_CHUNK
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import live_bytes, meta_tensors, shapes_of
+from adatad_ds.planning.fake_run import meta_tensors, shapes_of
 
 
 class ImageCost:

@@ -8,13 +8,15 @@ dense bf16 peak.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adatad_ds.config.schema import Config
-from adatad_ds.distributed.ds_config import read_ds_config
+from adatad_ds.distributed.ds_config import read_ds_config, temporal_choices
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.activations import BudgetError, halved
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
@@ -24,7 +26,8 @@ from adatad_ds.planning.reading import reading_plan
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
 # ZeRO-3 shares out frozen weights, too, and gathers them again for every span: where they fit, ZeRO-2 is faster.
-POLICIES = ("ds_configs/zero2.json", "ds_configs/zero3.json")
+DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+POLICIES = (str(DS_CONFIGS / "zero2.json"), str(DS_CONFIGS / "zero3.json"))
 GRID_FRAMES = (1536, 3072, 6144, 12288)
 
 
@@ -62,6 +65,13 @@ def choose_policy(
         return POLICIES[-1], None
     best = min(found, key=lambda path: (-found[path][0].chunk, found[path][0].host))  # of equals the first
     return best, found[best]
+
+
+def policy_line(path: str) -> str:
+    """One of POLICIES as an option that works in the working directory, and why it was chosen."""
+    here, reason = Path.cwd(), "fit each GPU, and are not gathered again for every span"
+    shown = Path(path).relative_to(here) if Path(path).is_relative_to(here) else path
+    return f"--deepspeed_config {shown}: frozen weights {reason if path == POLICIES[0] else 'are shared out over GPUs'}"
 
 
 class Planner:
@@ -119,27 +129,38 @@ class Planner:
                 return layout, plan
         return None
 
+    def layout(self, gpus: int, memory_gb: float, *, temporal: int | None, host: bool) -> Layout:
+        """The layout to plan for so many GPUs.
+
+        Args:
+            gpus: N.
+            memory_gb: of each.
+            temporal: ranks that share a window; None: as the recipe has it, or where that cannot be, as `first_fit`
+                does, or if nothing fits, all that can.
+            host: stored tensors wait in host memory, unless `first_fit` says where.
+        """
+        choices = self.temporal_choices(gpus, None)
+        given = self.config.parallel.temporal if temporal is None else temporal
+        if temporal is not None or given in choices or not choices:
+            return Layout(gpus, given, self.chunk, host)
+        found = self.first_fit(gpus, memory_gb)
+        return found[0] if found else Layout(gpus, choices[-1], self.chunk, host)
+
     def most_frames(self, layout: Layout, memory_gb: float) -> int:
         """The longest window, in frames, that fits a layout; 0: none does."""
         step = self.config.sample_frames_step
-        low, high = 0, 1
-        while high < 4096 and self._fits_frames(layout, memory_gb, high * step):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._fits_frames(layout, memory_gb, middle * step) else (low, middle)
-        return low * step
+        return step * most_within(usable_bytes(memory_gb), lambda steps: self._bytes(layout, steps * step), most=4095)
 
-    def _fits_frames(self, layout: Layout, memory_gb: float, frames: int) -> bool:
+    def _bytes(self, layout: Layout, frames: int) -> float:
         try:
-            return fits(self.plan(layout, frames=frames), memory_gb)
+            return self.plan(layout, frames=frames).device_bytes
         except ConfigError:
-            return frames // self.config.clip_frames < layout.temporal  # too short for its ranks: look at longer ones
+            too_short = frames // self.config.clip_frames < layout.temporal  # for its ranks: look at longer ones
+            return 0.0 if too_short else math.inf
 
     def temporal_choices(self, gpus: int, frames: int | None) -> list[int]:
-        """By how many ranks windows can be shared on so many GPUs, the global batch as it is."""
-        most, batch = self._with_frames(frames).most_temporal_ranks, self.config.train.global_batch
-        return [count for count in range(1, min(gpus, most) + 1) if gpus % count == 0 and batch % (gpus // count) == 0]
+        """By how many ranks windows can be shared on so many GPUs, the batches as they are."""
+        return temporal_choices(self._with_frames(frames), gpus)
 
     def _choices(self, gpus: int, frames: int | None) -> Iterator[tuple[int, bool, int]]:
         temporal = self.temporal_choices(gpus, frames)
@@ -150,6 +171,43 @@ class Planner:
 
     def _with_frames(self, frames: int | None) -> Config:
         return self.config if frames is None else self.config.with_sample_frames(frames)
+
+
+def most_within(room: float, bytes_of: Callable[[int], float], *, most: int) -> int:
+    """The largest number up to `most` whose bytes are within `room`, where they grow with it; 0: none is.
+
+    They grow nearly in a line: the last two tries say where to look, in steps that double where they mislead.
+    """
+    low, high, number, step = 0, most + 1, 1, 1
+    points: list[tuple[int, float]] = []
+    for tries in itertools.count():
+        taken = bytes_of(number)
+        low, high = (number, high) if taken <= room else (low, number)
+        if high - low < 2:
+            break
+        if 0 < taken < math.inf:
+            points = [*points[-1:], (number, taken)]
+        reached = _reached(points, room)
+        if reached is None and high > most:
+            number = 8 * low
+        elif reached is None or taken == math.inf or tries > 12:
+            number = 0  # the middle
+        elif low < reached < high:
+            number, step = reached, 1
+        else:
+            number, step = low + step if reached <= low else high - step, 2 * step
+        if not low < number < high:
+            number = (low + high) // 2
+    return low
+
+
+def _reached(points: Sequence[tuple[int, float]], room: float) -> int | None:
+    """The last number within `room` on the line through two points; None: none rises."""
+    if len(points) < 2:
+        return None
+    (x0, y0), (x1, y1) = points
+    slope = (y1 - y0) / (x1 - x0)
+    return x1 + math.floor((room - y1) / slope) if slope > 0 else None
 
 
 def one_window_at_a_time(config: Config) -> Config:

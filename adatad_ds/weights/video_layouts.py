@@ -8,7 +8,7 @@
 - a trained detector as AdaTAD's authors publish it, with adapters, head and running average.
 
 What a detector has no use for (decoder, classifier, final norm, position table) is named and left out. Nothing is read
-here but names and shapes. See docs/guides/weights.md.
+here but names, shapes, and a position table that is left out. See docs/guides/weights.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.contract import Family, VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.internvideo2 import InternVideo2
+from adatad_ds.models.backbones.vit import sinusoid
 from adatad_ds.models.transformers import VIDEO_SPECS
 from adatad_ds.models.tuning.lora import is_update
 from adatad_ds.weights.files import StoredTensor, Tensors, check_fit, open_tensors
@@ -106,15 +107,16 @@ _HEAD_RENAMES = (  # a published detector's names -> ours
     (r"\.mlp\.3\.", ".fc2."),
     (r"\.drop_path_(attn|mlp)\.", r".\1_branch."),
 )
+_COMPUTED = "position table, which is computed"
 _LEFT_OUT = {  # of a transformer, under our names: unused by a detector, or computed
     "decoder": r"(decoder\.|encoder_to_decoder\.|mask_token$)",
     "classifier": r"(head|classifier|cls_head)\.",
     "final norm": r"(norm|fc_norm|layernorm)\.",
-    "position table, which is computed": r"(pos_embed|embeddings\.position_embeddings)$",
+    _COMPUTED: r"(pos_embed|embeddings\.position_embeddings)$",
     "preprocessing, which is built in": r"data_preprocessor\.",
 }
 _LEFT_OUT_OF_VJEPA2 = {  # its final norm is used
-    **{what: keys for what, keys in _LEFT_OUT.items() if what != "final norm"},
+    **{what: keys for what, keys in _LEFT_OUT.items() if what not in ("final norm", _COMPUTED)},
     "predictor": r"predictor\.",
     "classifier": r"(pooler|classifier)\.",
 }
@@ -169,7 +171,7 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
         averaged: as for `open_weights`.
 
     Raises:
-        CheckpointError: it is none of the known ones.
+        CheckpointError: it is none of the known ones, or of a transformer with other positions.
     """
     average = {key.removeprefix(AVERAGED_PREFIX): t for key, t in stored.items() if key.startswith(AVERAGED_PREFIX)}
     stored = {key: tensor for key, tensor in stored.items() if not key.startswith(AVERAGED_PREFIX)}
@@ -178,7 +180,9 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
     normalizer = tensors.pop(_NORMALIZER, None)
     vit, trained = _split_detector(tensors) if layout.name == ADATAD else (tensors, {})
     unused = _LEFT_OUT_OF.get(layout.name, _LEFT_OUT)
-    vit, left_out = leave_out({layout.rename(key): tensor for key, tensor in vit.items()}, unused)
+    vit = {layout.rename(key): tensor for key, tensor in vit.items()}
+    _check_positions(vit, layout=layout.name, source=source)
+    vit, left_out = leave_out(vit, unused)
     vit = _join_attention(vit)
     return Weights(
         source=source,
@@ -189,6 +193,28 @@ def recognise(stored: Tensors, *, source: str, averaged: bool) -> Weights:
         left_out=left_out,
         loss_normalizer=None if normalizer is None else float(normalizer.read()),
     )
+
+
+def _check_positions(vit: Tensors, *, layout: str, source: str) -> None:
+    """Refuse tables of positions that are not those computed here.
+
+    The authors of V-JEPA 2 have one model code for both: with rotary positions, as published, it has no table.
+    """
+    table = vit.get("pos_embed", vit.get("embeddings.position_embeddings"))
+    if table is None:
+        return
+    if layout == VJEPA2:
+        raise CheckpointError(
+            f"{source} holds a table of absolute positions (pos_embed): it is of V-JEPA, not of V-JEPA 2, whose "
+            "positions are rotary and in no file; facebook/vjepa2-vitl-fpc64-256 on the Hugging Face hub is of V-JEPA 2"
+        )
+    positions = table.read().float().flatten(end_dim=-2)
+    computed = sinusoid(length=len(positions), width=positions.shape[-1])
+    if not torch.allclose(positions, computed, rtol=0, atol=0.02):  # stored in 16 bits, perhaps
+        raise CheckpointError(
+            f"{source} holds a table of learnt positions (pos_embed): transformers of the VideoMAE family have "
+            "sine-cosine positions here, which are computed"
+        )
 
 
 def fit_video_weights(weights: Weights, vit: VideoTransformer, *, backbone: str) -> Weights:

@@ -26,7 +26,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.factory import build_detector
-from adatad_ds.planning.fake_run import live_bytes
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8

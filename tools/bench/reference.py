@@ -41,9 +41,9 @@ from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.planning.activations import Activations
-from adatad_ds.planning.fake_run import live_bytes
 from adatad_ds.planning.memory import backbone_cost
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.launch import gpu_count

@@ -37,8 +37,8 @@ from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.activation_store import StoragePolicy
 from adatad_ds.models.execution.compiling import compile_regions
 from adatad_ds.models.factory import Runtime, build_detector
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.planning.activations import Activations, BudgetError
-from adatad_ds.planning.fake_run import live_bytes
 from adatad_ds.planning.memory import BackboneCost, backbone_cost
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8

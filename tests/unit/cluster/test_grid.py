@@ -14,7 +14,7 @@ from adatad_ds.cluster.site import gpus_in
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.errors import ConfigError
-from adatad_ds.planning.layouts import choose_policy, one_window_at_a_time
+from adatad_ds.planning.layouts import POLICIES, choose_policy, one_window_at_a_time
 from adatad_ds.planning.memory import usable_bytes
 from adatad_ds.recipes.catalog import find_recipe
 from tests.support.site import SITE
@@ -74,12 +74,12 @@ def test_zero_2_where_the_frozen_weights_fit():
     """2 GB of the giant's do not, beside the rest of 3.4 GB; an eighth of them do. The site's own wish comes first."""
     giant = one_window_at_a_time(find_recipe("thumos14_videomaev2_g").config)
     path, found = choose_policy(giant, 8, 3.4, num_classes=20)
-    assert path == "ds_configs/zero3.json"
+    assert path == POLICIES[1]
     assert found is not None
     assert found[1].device_bytes <= usable_bytes(3.4)
     overrides = Overrides(recipes=("thumos14_videomae_s",), frames=(768,), resolutions=(160,))
     for wish, of_cell, taken in (
-        ("", "ds_configs/zero2.json", "ds_configs/zero2.json"),
+        ("", POLICIES[0], POLICIES[0]),
         ("ds_configs/zero1.json", "", "ds_configs/zero1.json"),
     ):
         site = replace(SITE, gpu="A100-80", ds_config=wish)

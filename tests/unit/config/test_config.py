@@ -245,7 +245,7 @@ def test_saved_config_is_plain_json():
 def test_batch_split_or_what_would_fit():
     assert split_batch(global_batch=8, data_ranks=2, micro_batch=None) == (4, 1)
     assert split_batch(global_batch=8, data_ranks=2, micro_batch=2) == (2, 2)
-    with pytest.raises(ConfigError, match=r"use 1, 2 ranks, or --set train\.global_batch=4"):
+    with pytest.raises(ConfigError, match=r"use 1, 2 ranks; or --set train\.global_batch=4"):
         split_batch(global_batch=2, data_ranks=4, micro_batch=None)
     with pytest.raises(ConfigError, match="use 1, 2, 4"):
         split_batch(global_batch=8, data_ranks=2, micro_batch=3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from adatad_ds.config.schema import BackboneConfig, Config, Precision
 from adatad_ds.distributed.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.activation_store import StoragePolicy
+from adatad_ds.planning.memory import make_plan
 
 
 def policy(section: dict, *, cuda: bool = True, gb: float = 0.0):
@@ -98,6 +101,42 @@ def test_the_option_without_a_file_takes_one_and_says_so(capsys):
     assert "without a file" not in expected.err
     with pytest.raises(SystemExit):
         train.main(["--recipe", "quickstart"])  # no option at all: nothing is guessed
+
+
+def test_auto_as_hugging_face_has_it_is_deepspeeds_default():
+    """In a plan as in a run: DeepSpeed leaves such keys out."""
+    keys = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    offloaded = {"device": "cpu", "pin_memory": "auto", "buffer_count": "auto"}
+    zero: dict[str, Any] = {"stage": 3, "sub_group_size": 1e9, "offload_param": offloaded}
+    given = {"zero_optimization": zero | dict.fromkeys(keys, "auto") | {"offload_optimizer": "auto"}}
+    wanted = zero | {"offload_param": {"device": "cpu", "pin_memory": False}}
+    assert resolved(given, ranks=2)["zero_optimization"] == wanted
+    config = replace(Config(), backbone=BackboneConfig(name="tiny"))
+    plans = [make_plan(config, ds_config=each, ranks=1, num_classes=3) for each in (given, {"zero_optimization": zero})]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"reduce_bucket_size": "5e8"}, "reduce_bucket_size is '5e8'; it must be a whole number or auto"),
+        ({"stage3_max_live_parameters": None}, "stage3_max_live_parameters is None; it must be a whole number"),
+        ({"stage3_prefetch_bucket_size": 0.5}, "stage3_prefetch_bucket_size is 0.5; it must be"),
+        ({"sub_group_size": float("inf")}, "sub_group_size is inf; it must be"),
+        ({"offload_param": "cpu"}, "offload_param is 'cpu'; it must be an object with a device"),
+    ],
+)
+def test_what_is_no_number_is_refused(section, said):
+    with pytest.raises(ConfigError, match=f"zero_optimization.{said}"):
+        resolved({"zero_optimization": {"stage": 3} | section}, ranks=1)
+
+
+def test_sections_are_objects(tmp_path):
+    path = tmp_path / "ds.json"
+    for section in ("bf16", "zero_optimization", "activation_checkpointing"):
+        path.write_text(json.dumps({section: "auto"}))
+        with pytest.raises(ConfigError, match=f"{section} in the DeepSpeed config .* must be a JSON object"):
+            read_ds_config(path)
 
 
 @pytest.mark.parametrize("part", ["offload_param", "offload_optimizer"])

@@ -10,7 +10,7 @@ import torch
 from adatad_ds.config.schema import Config
 from adatad_ds.inference.placement import forward_bytes, place, resident_blocks, working_bytes
 from adatad_ds.models.factory import build_detector
-from adatad_ds.planning.fake_run import live_bytes
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.recipes.catalog import find_recipe
 
 QUICKSTART = find_recipe("quickstart").config

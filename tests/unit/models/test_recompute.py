@@ -16,12 +16,12 @@ from adatad_ds.models.execution.activation_store import DeviceTensor, HostTensor
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import WholeWindow
+from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning
 from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRALinear, LoRASettings, merged_weights
-from adatad_ds.planning.fake_run import live_bytes
 from tests.support.plain_backbone import plain_tubelet_features
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)

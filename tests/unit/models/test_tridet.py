@@ -25,7 +25,8 @@ from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.models.detector import Detector, detector_points, padded_steps, valid_points
 from adatad_ds.models.factory import build_detector, build_heads
 from adatad_ds.models.heads.tridet import TriDetHead
-from adatad_ds.planning.fake_run import head_bytes, live_bytes
+from adatad_ds.models.live_bytes import live_bytes
+from adatad_ds.planning.fake_run import head_bytes
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.weights.loading import find_weights, published_state
 from tests.support.published_heads import (

@@ -56,10 +56,9 @@ def theirs(spec: ViTSpec, *, resolution: int, frames: int) -> VJEPA2Config:
 def as_the_authors_save(vit: VJEPA2) -> dict[str, dict[str, torch.Tensor]]:
     """The dicts of their .pt: encoders as wrapped for training, and a predictor."""
     encoder = {f"module.backbone.{name}": p.detach().clone() for name, p in vit.named_parameters()}
-    table = torch.zeros(1, 8, vit.spec.width)
     predictor = {"module.backbone.predictor_blocks.0.norm1.weight": torch.ones(3)}
     wrong = {name: torch.zeros_like(tensor) for name, tensor in encoder.items()}
-    return {"encoder": wrong, "predictor": predictor, "target_encoder": {"module.backbone.pos_embed": table} | encoder}
+    return {"encoder": wrong, "predictor": predictor, "target_encoder": encoder}
 
 
 def small(*, frames: int = 16, resolution: int = 64, spec: ViTSpec = SPEC) -> VJEPA2:
@@ -101,11 +100,20 @@ def test_both_layouts_are_recognised(tmp_path):
     torch.save(as_the_authors_save(vit), tmp_path / "theirs.pt")
     weights = open_weights(tmp_path / "theirs.pt")
     assert weights.layout == AUTHORS
-    assert set(weights.left_out) == {"position table, which is computed"}
+    assert not weights.left_out
     for name, parameter in filled(tmp_path / "theirs.pt", frames=16, resolution=64).named_parameters():
         torch.testing.assert_close(parameter, vit.get_parameter(name))
     save_file({name: p.detach().clone() for name, p in vit.named_parameters()}, tmp_path / "ours.safetensors")
     assert open_weights(tmp_path / "ours.safetensors").layout == AUTHORS
+
+
+def test_v_jepa_with_its_table_of_positions_is_refused(tmp_path):
+    """The first V-JEPA has the same names and sizes, and absolute positions."""
+    saved = as_the_authors_save(small())
+    saved["target_encoder"]["module.backbone.pos_embed"] = torch.zeros(1, 8 * 14 * 14, SPEC.width)
+    torch.save(saved, tmp_path / "vitl16.pth.tar")
+    with pytest.raises(CheckpointError, match=r"absolute positions \(pos_embed\): it is of V-JEPA, not of V-JEPA 2"):
+        open_weights(tmp_path / "vitl16.pth.tar")
 
 
 def test_weights_of_the_other_family_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from adatad_ds.config.schema import BackboneConfig
 from adatad_ds.errors import CheckpointError
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
-from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
+from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer, sinusoid
 from adatad_ds.models.factory import build_detector
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.recipes.catalog import find_recipe
@@ -215,6 +215,22 @@ def tiny_file(tmp_path, **changes: torch.Tensor):
 def meta_vit(name: str) -> VisionTransformer:
     with shapes_only():
         return VisionTransformer(spec=VIT_SPECS[name], resolution=64).requires_grad_(False)
+
+
+def test_a_table_of_positions_is_left_out_if_it_is_the_computed_one():
+    """mmaction2 saves it; VideoMAE's code does, where positions are learnt."""
+    spec = VIT_SPECS["videomae_s"]
+    table = sinusoid(length=1568, width=spec.width)[None].half()
+    for layout, name in ((mmaction, "backbone.pos_embed"), (fine_tuned, "pos_embed")):
+        tensors = stored(layout(spec))
+        weights = recognise(tensors | {name: of(table)}, source="a file", averaged=False)
+        assert "position table, which is computed" in weights.left_out
+        with pytest.raises(CheckpointError, match=r"a file holds a table of learnt positions \(pos_embed\)"):
+            recognise(tensors | {name: of(0.02 * torch.randn(1, 1568, spec.width))}, source="a file", averaged=False)
+
+
+def of(tensor: torch.Tensor) -> StoredTensor:
+    return StoredTensor(tuple(tensor.shape), lambda: tensor)
 
 
 def test_what_does_not_fit_is_said(tmp_path):
