@@ -136,6 +136,7 @@ def test_leading_blocks_store_nothing():
 AUTHORS_GROUPS = {  # by tuning: pattern of the learning parameters' names -> the authors' group
     "tia": {r"backbone\.adapters\..+": "adapter"},
     "side": {r"backbone\.adapters\..+": "adapter"},
+    "ladder": {r"backbone\.(long_)?adapters\..+": "adapter"},
     "frozen": {},
     "full": {r"backbone\.vit\..+": "backbone"},
 }
