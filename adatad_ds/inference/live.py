@@ -128,7 +128,7 @@ class _Part:
 
     def __init__(self, detector: VideoDetector, began: Began, timing: LiveTiming, *, least_score: float) -> None:
         test = detector.config.test
-        least = max(least_score - ROUNDED, test.min_score, test.pre_nms_thresh)
+        least = max(least_score - ROUNDED, test.min_score)
         keep = partial(
             keep_best,
             method=test.suppression,

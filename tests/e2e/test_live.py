@@ -35,10 +35,11 @@ def records_of(messages: list[dict]) -> list[dict]:
     )
 
 
-def test_the_detections_are_those_of_the_file(checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("changes", [(), ("test.min_score=0.65",), ("test.pre_nms_thresh=0.65",)], ids=str)
+def test_the_detections_are_those_of_the_file(checkpoint: Path, tmp_path: Path, changes: tuple[str, ...]):
     """Each once, most of them long before the end, and what was called final has not changed."""
     path = write_video(tmp_path / "match.ts", frames=300)
-    detector = load_detector(checkpoint)
+    detector = load_detector(checkpoint, overrides=changes)
     right = [found.record() for found in detector.detect(path) if found.score >= LEAST]
     source = LiveSource(address=str(path), idle_sec=0)
     messages = list(watch(detector, source, least_score=LEAST, reach_sec=4.0, max_delay_sec=1000))

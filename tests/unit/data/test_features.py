@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.video import VideoError
 from adatad_ds.data.features.dataset import FeatureDataset
-from adatad_ds.data.features.files import FeatureFiles
+from adatad_ds.data.features.files import FeatureFiles, layout_of
 from adatad_ds.data.features.folder import FeatureFolder, FeatureSettings, VideoFeatures
-from adatad_ds.data.features.sources import with_feature_channels
+from adatad_ds.data.features.sources import FeatureSources, with_feature_channels
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.models.detector import padded_steps
 from adatad_ds.recipes.catalog import find_recipe
@@ -155,6 +156,39 @@ def test_objects_in_a_pickle_are_no_features(tmp_path):
     for name, message in {"a": "no numbers", "b": "objects", "c": "one, two", "d": "two axes"}.items():
         with pytest.raises(VideoError, match=rf"{name}\.np.*{message}|{name}\.pkl.*{message}"):
             files.open(name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [((1, CHANNELS, 1, 1), (1, CHANNELS)), ((CHANNELS, 9, 1, 1), (CHANNELS, 9)), ((1, 9, CHANNELS), (9, CHANNELS))],
+)
+def test_axes_of_length_1(tmp_path, shape, found):
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    np.save(tmp_path / "a.npy", array)
+    stored = FeatureFiles(tmp_path).open("a")
+    assert stored.shape == found
+    layout = layout_of(stored, channels=CHANNELS)
+    wanted = array.reshape(found) if layout == "time first" else array.reshape(found).T
+    np.testing.assert_array_equal(stored.rows(0, 99, layout=layout), wanted)
+
+
+def test_a_square_array_lies_as_the_others(tmp_path, annotations):
+    """Channels first, in files of which one has as many features as channels."""
+    config = config_of(annotations, write_all(tmp_path / "features", lambda path, array: as_npy(path, array.T)))
+    square = features_of("d")[:CHANNELS]
+    np.save(tmp_path / "features" / "d.npy", square.T)
+    found = FeatureSources(config).open(Video("d", "validation", CHANNELS * STRIDE / FPS, None, FPS, ()))
+    np.testing.assert_array_equal(found.rows(0, CHANNELS).numpy(), square)
+
+
+def test_the_first_of_several_formats_is_taken_and_what_changes_meanwhile_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", features_of("a"))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(features_of("b")))
+    stored = FeatureFiles(tmp_path).open("a")
+    assert stored.path.name == "a.npy"
+    np.save(tmp_path / "a.npy", features_of("b"))
+    with pytest.raises(VideoError, match=r"its shape was \(100, 6\), and is now \(40, 6\)"):
+        stored.rows(0, 10, layout="time first")
 
 
 def test_several_sources_side_by_side(tmp_path, annotations, folder):

@@ -82,20 +82,20 @@ def test_threshold_is_exclusive_and_topk_cuts():
 
 def test_each_level_keeps_its_own_best():
     segments = [[float(i), float(i + 1)] for i in range(6)]
-    scores = [[0.2, 0.3], [0.9, 0.8], [0.7, 0.6], [0.05, 0.4], [0.5, 0.05], [0.05, 0.05]]
+    scores = [[0.2, 0.3], [0.9, 0.8], [0.7, 0.6], [0.05, 0.4], [0.85, 0.05], [0.05, 0.05]]
     alike = {"levels": (3, 2, 1), "topk": 2}
     found = select(segments, scores, **alike)
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5, 0.4])
-    assert found.labels.tolist() == [0, 1, 0, 1]
-    assert found.segments_sec[:, 0].tolist() == [10.5, 10.5, 12, 11.5]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.85, 0.8, 0.4])
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.segments_sec[:, 0].tolist() == [10.5, 12, 10.5, 11.5]
     without_first = [False, *[True] * 5]
     assert len(select(segments, scores, valid=[False] * 6, **alike)) == 0
     assert len(select(segments, scores, valid=without_first, levels=(3, 2, 1), topk=5)) == 6
 
 
 def test_short_segments_are_dropped_after_the_best_were_taken():
-    segments, scores = [[0, 0.04], [0, 0.06], [0, 9]], [[0.9], [0.8], [0.7]]
-    assert select(segments, scores, min_duration=0.05, topk=2).scores.tolist() == pytest.approx([0.8])
+    segments, scores = [[0, 0.0625], [0, 0.07], [0, 9]], [[0.9], [0.8], [0.7]]  # longer, not as long, are kept
+    assert select(segments, scores, min_duration=0.0625, topk=2).scores.tolist() == pytest.approx([0.8])
     assert select(segments, scores, topk=2).scores.tolist() == pytest.approx([0.9, 0.8])
 
 

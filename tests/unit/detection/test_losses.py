@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from adatad_ds.detection.losses import LossNormalizer, detection_losses, diou_loss, sigmoid_focal_loss
+from adatad_ds.detection.losses import (
+    LossNormalizer,
+    detection_losses,
+    diou_loss,
+    iou_weighted_losses,
+    sigmoid_focal_loss,
+)
 from adatad_ds.detection.points import Targets, assign_targets, make_points
 
 POINTS = make_points(
@@ -93,6 +99,17 @@ def test_diou_of_a_point_has_finite_gradients():
     assert loss.isfinite().all()
     assert predicted.grad is not None
     assert predicted.grad.isfinite().all()
+
+
+def test_a_segment_of_no_length_has_finite_gradients_through_its_weight():
+    logits, distances, valid, targets = batch([(1.0, 4.5, 0)])
+    pairs = (targets.classes * targets.positive[..., None]).nonzero(as_tuple=True)
+    distances = distances[pairs[:2]].detach().mul(0).requires_grad_()  # IoU 0
+    settings = {"pairs": pairs, "distances": distances, "label_smoothing": 0.0, "power": 0.2}
+    sum(iou_weighted_losses(class_logits=logits, valid=valid, targets=targets, **settings)).backward()
+    for tensor in (logits, distances):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,9 @@ def told(made: list[Candidates], *, method: str, per_class: bool, voting: float 
         start = number * HOP
         parts.append(settling.add(found, now_sec=start + WINDOW, horizon_sec=start + HOP - REACH))
         held = max(held, len(settling))
+        if number == 5:
+            waiting, ended = settling.unsettled(), copy.deepcopy(settling).finish(end_sec=np.inf).detections
+            assert sorted(waiting.scores.tolist()) == sorted(ended.scores.tolist())  # none that has been told
     parts.append(settling.finish(end_sec=len(made) * HOP + HOP))
     assert len(settling) == 0
     rows = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adatad_ds.detection.decoding import Candidates
-from adatad_ds.detection.suppression import suppress
+from adatad_ds.detection.suppression import suppress, vote
 from tests.support.oracles import suppress as suppress_by_loops
 
 SETTINGS = {
@@ -75,6 +75,13 @@ def test_what_scores_less_is_dropped_even_the_best_of_its_class(method):
     assert [row[:2] for row in run(rows, method=method, min_score=0.25)] == [(0, 5), (10, 15)]
 
 
+@pytest.mark.parametrize("classes", [1, 6])  # one by one; side by side
+@pytest.mark.parametrize("method", ["gaussian", "linear", "hard"])
+def test_what_scores_exactly_the_least_is_kept_but_for_the_hard_method(method, classes):
+    rows = [(10.0 * i, 10.0 * i + 5, 0.25 if i < 500 else 0.5, i % classes) for i in range(600)]
+    assert len(run(rows, method=method, min_score=0.25)) == (100 if method == "hard" else 600)
+
+
 def test_the_best_of_all_classes_are_kept():
     rows = [(10.0 * i, 10.0 * i + 5, 0.9 - 0.01 * i, i % 3) for i in range(30)]
     kept = run(rows, max_per_video=7)
@@ -117,6 +124,20 @@ def test_votes_are_weighed_by_the_first_scores():
         pytest.approx(((0 * 0.8 + 1 * 0.4) / 1.2, (10 * 0.8 + 11 * 0.4) / 1.2)),
         (30, 40),
     ]
+
+
+def test_who_overlaps_by_just_enough_has_a_vote():
+    rows = [(0, 1, 0.8, 0), (0, 2, 0.4, 0), (0, 2.1, 0.3, 0)]
+    kept = run(rows, method="hard", tiou=0.1, per_class=False, voting_thresh=0.5)
+    assert [row[:2] for row in kept] == [pytest.approx((0, (1 * 0.8 + 2 * 0.4) / 1.2))]
+
+
+def test_many_votes_as_one_by_one():
+    random = np.random.default_rng(0)
+    start, scores = random.uniform(0, 100, 1100), random.random(1100).astype(np.float32)  # too many pairs for one go
+    segments = np.stack([start, start + random.uniform(1, 15, 1100)], axis=1).astype(np.float32)
+    expected = [vote(segments[i : i + 1], segments, scores, 0.5)[0] for i in range(len(segments))]
+    np.testing.assert_allclose(vote(segments, segments, scores, 0.5), expected, rtol=1e-5)
 
 
 def test_no_votes_per_class():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adatad_ds import train
+from adatad_ds.config.loading import override
 from adatad_ds.config.schema import BackboneConfig, Config, Precision
 from adatad_ds.distributed.ds_config import activation_policy, read_ds_config, resolve_ds_config
 from adatad_ds.errors import ConfigError
@@ -55,6 +56,22 @@ def test_what_is_refused(section, said):
 
 def test_room_enough_is_fine():
     policy({"number_checkpoints": 12, "contiguous_memory_optimization": True, "partition_activations": True})
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_host_memory_is_pinned_for_a_gpu_alone(cuda):
+    offload = {"device": "cpu", "pin_memory": "auto"}
+    found = resolve_ds_config(
+        {"zero_optimization": {"stage": 3, "offload_param": offload}}, config=Config(), ranks=1, cuda=cuda
+    )
+    assert found["zero_optimization"]["offload_param"]["pin_memory"] is cuda
+
+
+def test_ranks_that_share_windows_have_one_batch():
+    config = override(Config(), ["parallel.temporal=2", "train.global_batch=8", "train.micro_batch=2"])
+    found = resolve_ds_config({"zero_optimization": {"stage": 2}}, config=config, ranks=4, cuda=False)
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [found[key] for key in keys] == [2 * 8, 2, 2]  # DeepSpeed counts each rank's
 
 
 @pytest.mark.parametrize("given", [{}, {"communication_data_type": "auto"}])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from adatad_ds.evaluation.plots.curves import (
 )
 from adatad_ds.evaluation.plots.figures import OTHER_COLOR, PALETTE
 from adatad_ds.evaluation.plots.timelines import TimelineVideo, timeline_figure, timeline_videos
-from adatad_ds.training.monitor import Monitor
+from adatad_ds.training.monitor import LOG_FILE, Monitor
 from tests.support.detections import cases, record
 
 
@@ -188,6 +189,15 @@ def test_monitor_writes_figures_and_histograms_once_a_step(tmp_path):
     assert picture.getpixel((50, 25)) == (0x00, 0x72, 0xB2)
     texts = [event.tensor_proto.string_val[0].decode() for event in board.Tensors("config/text_summary")]
     assert [text.splitlines()[1] for text in texts] == ["started at 0", "started at 3"]
+
+
+def test_a_resume_logs_every_step_once(tmp_path):
+    write(tmp_path, start=0, stop=5, value=1.0)
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"step": 2, "evaluat')  # cut by a crash
+    write(tmp_path, start=3, stop=6, value=2.0)
+    lines = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
+    assert [tuple(line.values()) for line in lines] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
 
 
 def test_a_picture_that_fails_ends_no_training(tmp_path, capsys):

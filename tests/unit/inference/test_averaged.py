@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from adatad_ds.config.loading import override
+from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.detection.decoding import Candidates, decode_segments, select_candidates
 from adatad_ds.detection.timegrid import TimeGrid
 from adatad_ds.distributed.world import World
@@ -86,9 +88,19 @@ def test_scores_of_0_and_1_stay():
 def test_other_points_are_refused(tmp_path: Path):
     trained = find_trained(make_export(tmp_path / "mine.safetensors"))
     check_same_points(trained, replace(trained, config=override(trained.config, ["data.workers=7", "head.width=8"])))
-    longer = replace(trained, config=override(trained.config, ["data.window_size=128"]))
-    with pytest.raises(ConfigError, match=r"it has data\.window_size 128, not \d+\. Fuse their candidates"):
-        check_same_points(trained, longer)
+    for change in ("data.window_size=128", "head.max_len=128", "head.point_offset=true"):
+        key, _, value = change.partition("=")
+        other = replace(trained, config=override(trained.config, [change]))
+        with pytest.raises(ConfigError, match=rf"it has {re.escape(key)} {value.title()}, not \w+\. Fuse their cand"):
+            check_same_points(trained, other)
+    windows = replace(trained, config=override(trained.config, ["head.attn_window=127"]))
+    check_same_points(trained, windows)  # of whole videos alone it decides the padding
+    trained, windows = (
+        replace(each, config=replace(each.config, data=replace(each.config.data, test_whole_videos=True)))
+        for each in (trained, windows)
+    )
+    with pytest.raises(ConfigError, match=r"it has padding of whole videos \d+, not \d+\. Fuse their candidates"):
+        check_same_points(trained, windows)
     with pytest.raises(ConfigError, match=r"it has classes \('other',\), not"):
         check_same_points(trained, replace(trained, classes=("other",)))
 
@@ -295,11 +307,15 @@ def test_what_one_cannot_read_has_no_detections(annotation_file, tmp_path):
     ours, theirs = (open_test_windows(config) for config in configs)
     aligned = pickle.loads(pickle.dumps(AlignedWindows([("ours", ours), ("theirs", theirs)])))  # as workers get it
     collate = pickle.loads(pickle.dumps(aligned.collate))
-    batch = collate(aligned.__getitems__([(0, number) for number in range(len(aligned))]))
+    hurt = Damage(path="long.mp4", num_frames=500, fps=FPS, missing_sec=1.0)
+    samples = aligned.__getitems__([(0, number) for number in range(len(aligned))])
+    samples[0] = samples[0][0], replace(samples[0][1], damage=hurt)
+    batch = collate(samples)
     assert batch.videos == ["long", "short", "window", "window"]
     assert batch.valid.sum(dim=1).tolist() == [0, 20, 32, 32]
     assert "theirs/long.npy" in (batch.errors[0] or "")
     assert batch.errors[1:] == [None] * 3
+    assert batch.damage == [hurt, None, None, None]
 
 
 def test_other_times_are_refused(pair, tmp_path):

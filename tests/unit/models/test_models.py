@@ -18,7 +18,7 @@ from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.patch_embed import PIXEL_MEAN, PIXEL_STD
 from adatad_ds.models.backbones.vit import VIT_SPECS, VisionTransformer
 from adatad_ds.models.detector import Detector, detector_points, valid_points
-from adatad_ds.models.factory import build_detector
+from adatad_ds.models.factory import build_detector, build_heads
 from adatad_ds.models.heads.parts import JoinedLevels, tower
 from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
 from adatad_ds.models.sample_noise import SampleNoise
@@ -136,6 +136,7 @@ def test_leading_blocks_store_nothing():
 AUTHORS_GROUPS = {  # by tuning: pattern of the learning parameters' names -> the authors' group
     "tia": {r"backbone\.adapters\..+": "adapter"},
     "side": {r"backbone\.adapters\..+": "adapter"},
+    "ladder": {r"backbone\.(long_)?adapters\..+": "adapter"},
     "frozen": {},
     "full": {r"backbone\.vit\..+": "backbone"},
 }
@@ -207,6 +208,37 @@ def test_dropout_keeps_the_mean():
     factors = noise.keep(10000, rate=0.3)
     assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
     assert factors.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_what_is_dropped_together_and_what_has_noise_of_its_own():
+    """Of inputs channels, at all steps; of a block its branches, at all steps and channels; noise is of each number."""
+    noise = SampleNoise(seeds=[1, 2, 3, 4, 5, 6], device=torch.device("cpu"))
+
+    def found(**settings: float) -> torch.Tensor:
+        built = pyramid.Pyramid(
+            in_channels=9, width=9, arch=(0, 0, 0), make_block=PyramidBlock, steps=20, abs_pos_embed=False, **settings
+        )
+        built.norms[0] = nn.Identity()
+        return built(torch.ones(6, 20, 9), torch.ones(6, 20, dtype=torch.bool), noise)[0][0]
+
+    channels = found(input_dropout=0.5)
+    assert torch.equal(channels, channels[:, :1].expand_as(channels))
+    assert channels[:, 0].unique().tolist() == [0, 2]
+    numbers = found(input_noise=0.5)
+    assert numbers.std(dim=(1, 2)).tolist() == pytest.approx([0.5] * 6, rel=0.2)
+    assert numbers.std(dim=1).min() > 0.25
+    branches = pyramid.ScaledDropPath(width=9, rate=0.5)(torch.full((6, 20, 9), 1e4), noise)
+    assert torch.equal(branches, branches[:, :1, :1].expand_as(branches))
+    assert branches.unique().tolist() == pytest.approx([0, 2])
+
+
+def test_untrained_heads_give_the_prior_and_segments_of_a_stride():
+    config = override(CONFIG, ["head.cls_prior=0.02"])
+    head = build_heads(config, in_channels=5, num_classes=3)[1]
+    levels, masks = zip(*((torch.zeros(1, n, 16), torch.ones(1, n, dtype=torch.bool)) for n in (8, 4, 2)), strict=True)
+    found = head(list(levels), list(masks))
+    torch.testing.assert_close(found.class_logits.sigmoid(), torch.full((1, 14, 3), 0.02))
+    assert (found.distances == 1).all()
 
 
 def test_dropout_of_a_pyramid_block_by_hand():

@@ -295,7 +295,7 @@ def test_stopwatch_names_every_pass():
 @pytest.mark.parametrize("targets", [("qkv",), ("proj", "fc2"), ("qkv", "proj", "fc1", "fc2")], ids=str)
 @pytest.mark.parametrize("dora", [False, True])
 def test_low_rank_updates_are_those_of_the_paper(targets, dora):
-    """The numbers of an update, and the merged weights', against plain tensors' (LoRA, section 4.1; DoRA, 4.1)."""
+    """Numbers, merged weights and gradients against plain tensors' (LoRA, section 4.1; DoRA, 4.1 and 4.3)."""
     settings = LoRASettings(rank=3, alpha=6.0, targets=targets, dora=dora)
     model = backbone(tuning="lora", lora=settings)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
@@ -306,10 +306,14 @@ def test_low_rank_updates_are_those_of_the_paper(targets, dora):
         x = torch.randn(5, layer.weight.shape[1])
         weight = layer.weight + 2.0 * layer.lora_up @ layer.lora_down
         if dora:
-            weight = weight / weight.norm(dim=1, keepdim=True) * layer.weight.norm(dim=1, keepdim=True)
+            weight = weight / weight.norm(dim=1, keepdim=True).detach() * layer.weight.norm(dim=1, keepdim=True)
             weight = weight * (1 + layer.lora_size)[:, None]
         torch.testing.assert_close(merged[f"{name}.weight"], weight.detach())
-        torch.testing.assert_close(layer(x), x @ weight.T + layer.bias)
+        found, wanted = layer(x), x @ weight.T + layer.bias
+        torch.testing.assert_close(found, wanted)
+        trained = [layer.lora_down, layer.lora_up, *([layer.lora_size] if dora else [])]
+        gradients = (torch.autograd.grad(out.square().sum(), trained) for out in (found, wanted))
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_untrained_updates_change_nothing():

@@ -178,6 +178,39 @@ def test_losses_pair_by_pair():
     torch.testing.assert_close(torch.stack(found_losses), torch.stack([classification, regression]))
 
 
+def test_untrained_heads_give_the_prior_of_classes_and_boundaries():
+    config = loading.override(find_recipe("quickstart").config, (*SMALL, "head.cls_prior=0.02"))
+    head = build_heads(config, in_channels=5, num_classes=3)[1]
+    levels, masks = zip(*((torch.zeros(1, n, 32), torch.ones(1, n, dtype=torch.bool)) for n in (16, 8, 4)), strict=True)
+    found = head(list(levels), list(masks))
+    for logits in (found.class_logits, found.starts[found.starts != 0], found.ends[found.ends != 0]):
+        torch.testing.assert_close(logits.sigmoid(), torch.full_like(logits, 0.02))
+    assert (found.bins == 0).all()
+
+
+@pytest.mark.parametrize("wide", ["kernel", "boundary_kernel"])
+def test_levels_see_nothing_of_one_another_however_wide_the_convolutions(wide):
+    torch.manual_seed(0)
+    sizes = {"kernel": 3, "boundary_kernel": 3} | {wide: 9}
+    head = TriDetHead(
+        **{
+            "width": 8,
+            "tower_width": 8,
+            "num_classes": 2,
+            "levels": 2,
+            "num_convs": 1,
+            "num_bins": 1,
+            "cls_prior": 0.1,
+        },
+        **sizes,
+    )
+    levels, masks = [torch.randn(1, n, 8) for n in (8, 4)], [torch.ones(1, n, dtype=torch.bool) for n in (8, 4)]
+    pairs = torch.zeros(8, dtype=torch.int64), torch.arange(8), torch.zeros(8, dtype=torch.int64)
+    one, other = (head([levels[0], second], masks) for second in (levels[1], -levels[1]))
+    assert torch.equal(one.class_logits[:, :8], other.class_logits[:, :8])
+    assert torch.equal(one.distances_of(*pairs), other.distances_of(*pairs))
+
+
 def _tower(detector: Detector, side: str):
     head = detector.head
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adatad_ds.errors import CheckpointError
+from adatad_ds.errors import CheckpointError, WriteError
+from adatad_ds.runs import checkpoint
 from adatad_ds.runs.checkpoint import CheckpointStore, find_checkpoint, open_checkpoint
 from adatad_ds.weights.trainable_state import AVERAGE, MASTER, decode, encode, round_
 from tests.support.checkpoints import save, trainable
@@ -95,6 +97,8 @@ def test_the_newest_and_the_best_stay(tmp_path):
         "step_00000008",
     ]
     assert store.best() == tmp_path / "step_00000002"
+    shutil.rmtree(tmp_path / "step_00000002")
+    assert store.best() is None
 
 
 @pytest.mark.slow
@@ -147,6 +151,22 @@ def test_damaged_ones_do_not_count_among_those_kept(tmp_path):
     save(store, 8)
     assert [path.name for path in store.all()] == ["step_00000006", "step_00000008"]
     assert store.latest() == tmp_path / "step_00000008"
+    (tmp_path / "step_00000008" / "master.safetensors").unlink()
+    save(store, 10)
+    assert [path.name for path in store.all()] == ["step_00000006", "step_00000010"]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    store = CheckpointStore(folder=tmp_path, keep=2)
+    save(store, 2)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "flush", full)
+    with pytest.raises(WriteError, match=r"step 4 could not be written.*the newest complete one is step_00000002"):
+        save(store, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
 def test_a_damaged_best_is_not_replaced_in_silence(tmp_path):
