@@ -23,6 +23,7 @@ from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRALinear, LoRASettings, merged_weights
 from adatad_ds.planning.fake_run import live_bytes
 from tests.support.copy_streams import Runtime
+from tests.support.host_numbers import TensorsOfNumbers
 from tests.support.plain_backbone import plain_tubelet_features
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
@@ -302,6 +303,15 @@ def test_no_span_waits_at_the_end_of_a_pass(tuning):
     expected_features, expected = learnt_without_retention(tuning)
     assert torch.equal(features, expected_features)
     assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_passes_make_no_tensor_from_numbers(tuning):
+    """Of the features; on a GPU the host would wait for each of them."""
+    model, noise = backbone(tuning=tuning), SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
+    with TensorsOfNumbers() as numbers:
+        model.tubelet_features(frames(), noise).sum().backward()
+    assert numbers.made == 0
 
 
 def test_stopwatch_names_every_pass():
