@@ -119,7 +119,7 @@ def equalize(frames: Tensor) -> Tensor:
     brightest = counts.gather(1, below.argmax(1, keepdim=True))
     step = (pixels - brightest) // (LEVELS - 1)
     entries = ((below - counts + step // 2) // step.clamp(min=1)).clamp_(0, LEVELS - 1)
-    entries[:, :1] = 0
+    entries[:, :1].zero_()
     entries = torch.where(step > 0, entries, torch.arange(LEVELS, device=frames.device))  # of few levels: unchanged
     return look_up(frames, entries.to(torch.uint8).view(-1, 3, LEVELS))
 
@@ -141,7 +141,7 @@ def turn_hue(frames: Tensor, *, turns: float) -> Tensor:
     high, low = colours.amax(0), colours.amin(0)
     range_ = high - low
     hue = _hue(*colours, high=high, range_=range_).add_(range_, alpha=6 * turns)
-    own = torch.tensor([0.0, 2.0, 4.0], device=frames.device).view(3, 1, 1, 1)
+    own = torch.arange(0, 6, 2, dtype=torch.float32, device=frames.device).view(3, 1, 1, 1)
     levels = torch.addcmul(hue, range_, own, value=-1).abs_()  # distance from each colour's own hue
     levels.sub_(range_, alpha=3.0).abs_().add_(low - range_)  # whichever way around the circle is shorter
     levels = torch.clamp(levels, low, high, out=levels)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from adatad_ds.data.augmentation import colour
+from adatad_ds.data.augmentation.vectors import filled
 from adatad_ds.data.augmentation.warping import GREY, inverse_affine, warp, warp_as_pillow
 from adatad_ds.data.decoding.scaling import scale
 
@@ -162,8 +163,8 @@ def _cut_out(center: Sequence[float], *, share: float, side: int) -> Step:
 
 def _paint(frames: Tensor, *, rows: Span, columns: Span, levels: Sequence[int]) -> Tensor:
     frames = frames.clone()
-    colours = torch.tensor(levels, dtype=torch.uint8, device=frames.device)[:, None, None]
-    frames[..., slice(*rows), slice(*columns)] = colours
+    for plane, level in zip(frames.unbind(1), levels, strict=True):
+        plane[:, slice(*rows), slice(*columns)].fill_(level)
     return frames
 
 
@@ -192,7 +193,7 @@ def lighting(rng: np.random.Generator) -> Step:
 
 
 def _shift(frames: Tensor, *, levels: Sequence[float]) -> Tensor:
-    shift = torch.tensor(levels, dtype=torch.float32, device=frames.device)[:, None, None]
+    shift = filled(levels, device=frames.device)[:, None, None]
     return colour.to_bytes(frames.float().add_(shift).round_())
 
 

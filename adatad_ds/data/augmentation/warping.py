@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adatad_ds.data.augmentation.vectors import filled
+
 GREY = 128
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]  # from a result's (x, y, 1) to a frame's (x, y)
@@ -94,9 +96,9 @@ def _sources(matrix: Matrix, frames: Tensor) -> Tensor:
     )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1)
-    return places @ torch.tensor(matrix, dtype=torch.float32, device=frames.device).T
+    return places @ filled([*matrix[0], *matrix[1]], device=frames.device).view(2, 3).T
 
 
 def _half_size(frames: Tensor) -> Tensor:
     height, width = frames.shape[2:]
-    return torch.tensor([0.5 * width, 0.5 * height], device=frames.device)
+    return filled([0.5 * width, 0.5 * height], device=frames.device)

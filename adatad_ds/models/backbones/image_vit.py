@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.backbones.contract import VideoTransformer, ViTSpec
 from adatad_ds.models.backbones.image_blocks import ImageBlock
+from adatad_ds.models.backbones.patch_embed import pixel_scale
 
 GENERATED = "vit_tiny_generated"  # ours, for the quickstart's 64 px frames; tools/pretrain_image.py trains it
 
@@ -72,6 +73,8 @@ class ImageTransformer(VideoTransformer):
         self.antialias_positions = antialias_positions
         self.pixel_mean = pixel_mean
         self.pixel_std = pixel_std
+        self.pixel_scale: Tensor
+        self.register_buffer("pixel_scale", pixel_scale(mean=pixel_mean, std=pixel_std), persistent=False)
         self.width = vit.embed_dim
         self.patch = int(vit.patch_embed.patch_size[0])
         self.grid = int(vit.patch_embed.grid_size[0]), int(vit.patch_embed.grid_size[1])
@@ -101,8 +104,7 @@ class ImageTransformer(VideoTransformer):
         """
         if tuple(frames.shape[1:3]) != self.frame_size:
             raise ValueError(f"frames are {tuple(frames.shape[1:3])} pixels, the model takes {self.frame_size}")
-        mean = torch.tensor(self.pixel_mean, device=frames.device)
-        std = torch.tensor(self.pixel_std, device=frames.device)
+        mean, std = self.pixel_scale.view(torch.float32)
         pixels = ((frames.float() - mean) / std).to(self.dtype)
         patches = self.patch_embed(pixels.permute(0, 3, 1, 2))
         if self.pos_embed is not None and not self.prefix_has_position:

@@ -6,6 +6,7 @@ C channels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class PatchEmbed(nn.Module):
     def __init__(self, *, width: int, patch: int, tubelet_frames: int) -> None:
         super().__init__()
         self.proj = TubeletProjection(width=width, patch=patch, tubelet_frames=tubelet_frames)
+        self.pixel_scale: Tensor
+        self.register_buffer("pixel_scale", pixel_scale(mean=PIXEL_MEAN, std=PIXEL_STD), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(n, F, H, W, 3) uint8 to (n, N, C); pixels beyond the last whole patch are dropped, as by Conv3d."""
@@ -32,9 +35,18 @@ class PatchEmbed(nn.Module):
         shape = (n, count // t, t, h, p, w, p, 3)
         # Permuted while they are bytes; (n, count / t, h, w, 3, t, p, p), the kernel's order.
         tubelets = frames[:, :, : h * p, : w * p].reshape(shape).permute(0, 1, 3, 5, 7, 2, 4, 6).contiguous()
-        mean, std = (torch.tensor(rgb, device=frames.device).view(3, 1, 1, 1) for rgb in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = self.pixel_scale.view(torch.float32).view(2, 3, 1, 1, 1)
         pixels = tubelets.float().sub_(mean).div_(std).to(self.proj.weight.dtype)
         return self.proj(pixels.flatten(4).flatten(1, 3))
+
+
+def pixel_scale(*, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Mean and standard deviation of pixels, (2, 3): the bits of float32 as int32, to be viewed.
+
+    A buffer, since a tensor made of numbers in each call is a copy that the host waits for on a GPU; of integers, since
+    a model that is cast would round it.
+    """
+    return torch.from_numpy(np.array([mean, std], dtype=np.float32).view(np.int32))
 
 
 class TubeletProjection(nn.Module):

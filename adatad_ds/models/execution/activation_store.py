@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 Span = tuple[int, int]  # first tubelet, and one past the last
+
+MOST_SOURCES = 2  # spans on the device while they are copied to host memory: one is written, the next one computed
 
 
 class Stored(Protocol):
@@ -59,6 +62,10 @@ class StoragePolicy:
 class CopyStreams:
     """Two streams beside the computation: one for copies to host memory, one for those back.
 
+    Tensors on the device belong to the computation's stream: their memory comes from it and goes back to it, which is
+    why it waits for a copy before the tensor that was copied, or copied to, is let go. `record_stream` instead would
+    free memory when the host next looks at a device that it is far ahead of, and hold dozens of spans until then.
+
     Args:
         device: a GPU.
         runtime: `torch.cuda`.
@@ -67,40 +74,45 @@ class CopyStreams:
     def __init__(self, device: torch.device, runtime: Any = torch.cuda) -> None:
         self._device, self._runtime = device, runtime
         self._out, self._in = runtime.Stream(device), runtime.Stream(device)
+        self._sources: deque[tuple[Tensor, torch.Event]] = deque()  # on their way to host memory, the oldest first
 
-    @contextlib.contextmanager
-    def to_host(self, values: Tensor) -> Iterator[None]:
-        """Copy values that the work queued so far computes."""
+    def to_host(self, values: Tensor, host: Tensor) -> torch.Event:
+        """Copy values that the work queued so far computes; the event after that."""
         self._out.wait_stream(self._runtime.current_stream(self._device))
         with self._runtime.stream(self._out):
-            yield
-        self.used(values, self._out)
+            host.copy_(values, non_blocking=True)
+        written = self._out.record_event()
+        self._sources.append((values, written))
+        if len(self._sources) > MOST_SOURCES:
+            self.let_go(self._sources[0][1])
+        return written
 
-    def written(self) -> torch.Event:
-        """Event after the copies to host memory so far."""
-        return self._out.record_event()
+    def let_go(self, written: torch.Event | None = None) -> None:
+        """Let the computation wait for the copies to host memory up to this event, and drop what they copy.
 
-    @contextlib.contextmanager
-    def to_device(self, written: torch.Event) -> Iterator[None]:
-        """Copy what was written at that event, and not before the computation has come here."""
+        Args:
+            written: of a copy; nothing happens if it is waited for already. None: of the last one.
+        """
+        while self._sources and (written is None or any(event is written for _, event in self._sources)):
+            self._runtime.current_stream(self._device).wait_event(self._sources[0][1])
+            self._sources.popleft()
+
+    def to_device(self, host: Tensor, written: torch.Event) -> tuple[Tensor, torch.Event]:
+        """Copy what was written at that event, and not before the computation has come here.
+
+        Returns:
+            The copy, and the event after which it is there, which `arrived` takes before the copy is used or let go.
+        """
+        values = torch.empty_like(host, device=self._device)  # memory that the computation may still be using
         self._in.wait_stream(self._runtime.current_stream(self._device))
         self._in.wait_event(written)
         with self._runtime.stream(self._in):
-            yield
+            values.copy_(host, non_blocking=True)
+        return values, self._in.record_event()
 
-    def read(self) -> torch.Event:
-        """Event after the copies to the device so far."""
-        return self._in.record_event()
-
-    def arrived(self, values: Tensor, read: torch.Event) -> None:
-        """Let the computation wait for values that were copied at that event."""
-        current = self._runtime.current_stream(self._device)
-        current.wait_event(read)
-        self.used(values, current)
-
-    def used(self, values: Tensor, stream: Any) -> None:
-        """Tell the allocator that a stream uses this tensor, which another one allocated."""
-        values.record_stream(stream)
+    def arrived(self, read: torch.Event) -> None:
+        """Let the computation wait for what was copied to the device at that event."""
+        self._runtime.current_stream(self._device).wait_event(read)
 
 
 class Storage:
@@ -121,6 +133,8 @@ class Storage:
         on_device = self.policy.on_device(count, elements * like.element_size())
         if on_device < count and like.device.type == "cuda" and self.streams is None:
             self.streams = CopyStreams(like.device)
+        if self.streams is not None:
+            self.streams.let_go()  # what a pass that failed has left
         host = [HostTensor(self._host_buffer(elements, like), shape, self) for _ in range(count - on_device)]
         return [*host, *(DeviceTensor(like.new_empty(shape)) for _ in range(on_device))]
 
@@ -187,34 +201,32 @@ class HostTensor:
         if streams is None:
             own.copy_(values)
             return
-        with streams.to_host(values):
-            own.copy_(values, non_blocking=True)
-        self._written = streams.written()
+        self._written = streams.to_host(values, own)
 
     def read(self, spans: Iterable[Span]) -> Iterator[Tensor]:
         """Each span in turn, on the device, while the next one is being copied."""
-        ahead = None
-        for span in spans:
-            coming = self._fetch(span)
-            if ahead is not None:
-                yield self._arrived(*ahead)
-            ahead = coming
-        if ahead is not None:
-            yield self._arrived(*ahead)
+        streams, written = self._storage.streams, self._written
+        if streams is None or written is None:
+            for start, stop in spans:
+                yield self._values[start:stop].to(self._device).transpose(0, 1)
+            return
+        streams.let_go(written)  # costs no time: the first span waits for the last write, too
+        coming: deque[tuple[Tensor, torch.Event]] = deque()
+        try:
+            for start, stop in spans:
+                coming.append(streams.to_device(self._values[start:stop], written))
+                if len(coming) > 1:
+                    yield _arrived(streams, *coming.popleft())
+            while coming:
+                yield _arrived(streams, *coming.popleft())
+        finally:  # a span that nobody asked for is let go as well
+            for _, read in coming:
+                streams.arrived(read)
 
-    def _fetch(self, span: Span) -> tuple[Tensor, torch.Event | None]:
-        start, stop = span
-        streams = self._storage.streams
-        if streams is None or self._written is None:
-            return self._values[start:stop].to(self._device), None
-        with streams.to_device(self._written):
-            values = self._values[start:stop].to(self._device, non_blocking=True)
-        return values, streams.read()
 
-    def _arrived(self, values: Tensor, read: torch.Event | None) -> Tensor:
-        if read is not None and self._storage.streams is not None:
-            self._storage.streams.arrived(values, read)
-        return values.transpose(0, 1)
+def _arrived(streams: CopyStreams, values: Tensor, read: torch.Event) -> Tensor:
+    streams.arrived(read)
+    return values.transpose(0, 1)
 
 
 def lock_pages(buffer: Tensor, runtime: Any) -> bool:

@@ -15,6 +15,7 @@ from adatad_ds.data.augmentation import colour, operations
 from adatad_ds.data.augmentation.colour import by_colour, by_pixel
 from adatad_ds.data.augmentation.transforms import draw_steps
 from adatad_ds.data.augmentation.warping import by_grid, inverse_affine, warp, warp_as_pillow
+from tests.support.host_numbers import TensorsOfNumbers
 
 SIDE = 40
 FEW = 1e-3  # share of levels that the order of floating operations may move by one
@@ -138,3 +139,17 @@ def test_what_is_drawn_can_be_sent(frames: Tensor):
         for step, sent in zip(steps, pickle.loads(pickle.dumps(steps)), strict=True):
             assert torch.equal(step(frames), sent(frames))
     assert torch.equal(frames, before)
+
+
+def test_steps_make_no_tensor_from_numbers(frames: Tensor):
+    """On a GPU, to which they may be left, the host would wait for each of them, and warps are `by_grid`."""
+    with TensorsOfNumbers() as numbers:
+        for draw in (operations._operations, operations._operations_n4_m7):
+            for step in draw(SIDE, np.random.default_rng(0)):
+                step(frames)
+        for seed in range(12):  # some of which erase
+            kinds = ("flip", "rand_augment_n4_m7", "color_jitter", "lighting", "random_erasing")
+            for step in draw_steps(resolution=SIDE, kinds=kinds, rng=np.random.default_rng(seed)):
+                step(frames)
+        by_grid(frames, inverse_affine(angle=27.0))
+    assert numbers.made == 0

@@ -1,76 +1,48 @@
-"""Copies of stored tensors on streams of their own wait for what they need: counted, since there is no GPU here.
-
-A stand-in for `torch.cuda` keeps, for each stream, how much of every other stream's work is certainly done.
-"""
+"""Copies of stored tensors on streams of their own wait for what they need: counted, since there is no GPU here."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import weakref
 from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from adatad_ds.models.execution.activation_store import CopyStreams, Storage, StoragePolicy
+from adatad_ds.models.execution.activation_store import MOST_SOURCES, CopyStreams, Storage, StoragePolicy
+from tests.support.copy_streams import Runtime, Stream
 
 SHAPE = (2, 8, 4, 3)
 
 
-class Stream:
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.done: dict[Stream, int] = {self: 0}  # work of each stream that comes before what is queued next here
+class Memory(TorchDispatchMode):
+    """Of tensors that are copied or copied to: for each whose memory was freed, the copies certainly done by then.
 
-    def work(self) -> None:
-        self.done[self] += 1
+    The computation frees memory for its own next work, and made it: what is made while another stream is current would
+    be that one's.
+    """
 
-    def record_event(self) -> dict[Stream, int]:
-        return dict(self.done)
+    def __init__(self, runtime: Runtime, copies: Stream) -> None:
+        super().__init__()
+        self._runtime, self._copies = runtime, copies
+        self.made, self.freed = 0, list[int]()
 
-    def wait_event(self, event: dict[Stream, int]) -> None:
-        for stream, count in event.items():
-            self.done[stream] = max(self.done.get(stream, 0), count)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("clone", "empty_like"):
+            assert self._runtime.current is self._runtime.compute
+            self.made += 1
+            weakref.finalize(result.untyped_storage(), self._free)
+        return result
 
-    def wait_stream(self, stream: Stream) -> None:
-        self.wait_event(stream.done)
-
-    def knows(self, stream: Stream) -> int:
-        return self.done.get(stream, 0)
-
-
-class Runtime:
-    """Of a device: the streams, and which one is current."""
-
-    def __init__(self) -> None:
-        self.compute = self.current = Stream()
-        self.copies: list[Stream] = []
-
-    def Stream(self, device: torch.device) -> Stream:  # noqa: N802 - as in torch.cuda
-        self.copies.append(Stream(device))
-        return self.copies[-1]
-
-    def current_stream(self, device: torch.device) -> Stream:
-        return self.current
-
-    @contextlib.contextmanager
-    def stream(self, stream: Stream) -> Iterator[None]:
-        before, self.current = self.current, stream
-        yield
-        stream.work()
-        self.current = before
-
-
-class Streams(CopyStreams):
-    """Without an allocator to tell."""
-
-    def used(self, values, stream) -> None:
-        pass
+    def _free(self) -> None:
+        self.freed.append(self._runtime.compute.knows(self._copies))
 
 
 @pytest.fixture
 def machine():
     runtime = Runtime()
-    storage = Storage(StoragePolicy(offload=True), streams=Streams(torch.device("cpu"), runtime))
+    storage = Storage(StoragePolicy(offload=True), streams=CopyStreams(torch.device("cpu"), runtime))
     out, back = runtime.copies
     return runtime, storage, out, back
 
@@ -110,3 +82,47 @@ def test_one_direction_does_not_wait_for_the_other(machine):
         if index == 0:
             assert out.knows(back) == 1 < back.done[back] == 2  # the second span is on its way already
     assert back.knows(out) == 1 < out.done[out] == 3
+
+
+@pytest.mark.parametrize("windows", [1, 2])  # of one, the given tensor itself is copied; of two, they change places
+def test_what_is_written_is_freed_once_it_is_copied(machine, windows: int):
+    """Few spans wait for that, and the first reader waits for all that were written to its tensor."""
+    runtime, storage, out, _ = machine
+    stored, later = storage.reserve(2, (windows, 8, 4, 3), like=torch.empty(0))
+    with Memory(runtime, out) as memory:
+        for number, start in enumerate(range(0, 8, 2), 1):
+            values = torch.zeros(windows, 2, 4, 3)
+            stored.write(start, values.clone() if windows == 1 else values)
+            assert memory.made == number
+            assert memory.freed == list(range(1, number - MOST_SOURCES + 1))
+            assert runtime.compute.knows(out) == max(0, number - MOST_SOURCES)
+        next(stored.read([(0, 8)]))
+        assert memory.freed[:4] == [1, 2, 3, 4]
+        later.write(0, torch.zeros(windows, 2, 4, 3).clone())
+        for _ in stored.read([(0, 4), (4, 8)]):
+            assert runtime.compute.knows(out) == 4  # nobody needs what `later` writes
+
+
+def test_spans_that_nobody_asks_for_are_freed_once_they_are_copied(machine):
+    """A reader that stops early, as where an error ends a pass, has the next span on its way."""
+    runtime, storage, _, back = machine
+    (stored,) = storage.reserve(1, SHAPE, like=torch.empty(0))
+    stored.write(0, torch.zeros(SHAPE))
+    with Memory(runtime, back) as memory:
+        reader = stored.read([(0, 3), (3, 6), (6, 8)])
+        next(reader)
+        assert (memory.made, memory.freed) == (2, [1])
+        reader.close()
+    assert memory.freed == [1, 2]
+    assert runtime.compute.knows(back) == back.done[back] == 2  # so that the host's memory may be written again
+
+
+def test_a_pass_that_failed_leaves_nothing(machine):
+    runtime, storage, out, _ = machine
+    (stored,) = storage.reserve(1, SHAPE, like=torch.empty(0))
+    with Memory(runtime, out) as memory:
+        stored.write(0, torch.zeros(SHAPE))
+        del stored
+        assert memory.freed == []
+        storage.reserve(1, SHAPE, like=torch.empty(0))
+        assert memory.freed == [1]

@@ -12,7 +12,7 @@ import torch
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.vit import VisionTransformer
-from adatad_ds.models.execution.activation_store import DeviceTensor, HostTensor, Storage, StoragePolicy
+from adatad_ds.models.execution.activation_store import CopyStreams, DeviceTensor, HostTensor, Storage, StoragePolicy
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.execution.segment_timer import Stopwatch
 from adatad_ds.models.execution.window_share import WholeWindow
@@ -22,6 +22,8 @@ from adatad_ds.models.tuning.adapters import TIA, PlainAdapter
 from adatad_ds.models.tuning.inside import InsideTuning
 from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.models.tuning.lora import LoRALinear, LoRASettings, merged_weights
+from tests.support.copy_streams import Runtime
+from tests.support.host_numbers import TensorsOfNumbers
 from tests.support.plain_backbone import plain_tubelet_features
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
@@ -281,6 +283,35 @@ def test_host_memory_is_used_again():
         addresses.append(stored._values.data_ptr())
         del stored
     assert addresses[0] == addresses[1]
+
+
+@pytest.mark.parametrize("tuning", ["tia", "side", "lora"])
+def test_no_span_waits_at_the_end_of_a_pass(tuning):
+    """With streams for copies, the numbers are the same, and each pass lets all spans go that it has copied."""
+    runtime, policy = Runtime(), StoragePolicy(offload=True, device_bytes=STORED_BYTES)
+    storage = Storage(policy, streams=CopyStreams(torch.device("cpu"), runtime))
+    out, back = runtime.copies
+    model = backbone(tuning=tuning, blocks=(0, 1, 2, 3))
+    model.storage = storage
+    noise = SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
+    features = model.tubelet_features(frames(), noise)
+    assert runtime.compute.knows(out) == out.done[out] == 3 * CLIPS
+    reads = back.done[back]
+    assert runtime.compute.knows(back) == reads >= 3 * CLIPS
+    features.sin().sum().backward()
+    assert runtime.compute.knows(back) == back.done[back] == reads + 3 * CLIPS
+    expected_features, expected = learnt_without_retention(tuning)
+    assert torch.equal(features, expected_features)
+    assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_passes_make_no_tensor_from_numbers(tuning):
+    """Of the features; on a GPU the host would wait for each of them."""
+    model, noise = backbone(tuning=tuning), SampleNoise(seeds=[7, 8], device=torch.device("cpu"))
+    with TensorsOfNumbers() as numbers:
+        model.tubelet_features(frames(), noise).sum().backward()
+    assert numbers.made == 0
 
 
 def test_stopwatch_names_every_pass():
