@@ -17,7 +17,7 @@ import torch
 from adatad_ds.config.schema import DataConfig, RecognitionConfig
 from adatad_ds.data import clip_dataset
 from adatad_ds.data.augmentation import transforms
-from adatad_ds.data.augmentation.mixing import mix, soft_targets
+from adatad_ds.data.augmentation.mixing import _box, mix, soft_targets
 from adatad_ds.data.clip_dataset import IGNORED, ClipDataset, ClipSample
 from adatad_ds.data.decoding import frames
 from adatad_ds.data.generated.clips import CLASSES, TWINS, generator, make_clip
@@ -460,6 +460,12 @@ def test_mixing_is_off_by_default():
     assert torch.equal(alone, frames[:1])
     assert target.tolist() == [[0, 0, 1]]
     assert soft_targets(torch.tensor([IGNORED, 1]), classes=2).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_box_has_the_share_of_the_frame_and_its_aspect():
+    boxes = [_box(40, 80, 0.25, np.random.default_rng(seed)) for seed in range(50)]
+    assert max(bottom - top for top, bottom, _, _ in boxes) == 20
+    assert max(right - left for _, _, left, right in boxes) == 40
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
