@@ -160,7 +160,7 @@ class VideoDataset(Dataset[SampleT], ABC, Generic[VideoT, SampleT]):
             except VideoError as caught:
                 error = error or str(caught)
                 index = int(rng.integers(len(self.videos)))
-        return replace(self._blank(index), error=error)
+        return replace(self._blank(sample_id % len(self.videos)), error=error)
 
     def _test_sample(self, sample_id: int, out: Tensor) -> SampleT:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -74,6 +75,40 @@ def test_each_operation_treats_all_frames_alike(which):
     assert len({out.numpy().tobytes() for out in outputs}) == len(names)
 
 
+@pytest.mark.parametrize("which", SETS)
+def test_every_direction_is_drawn_by_itself(which):
+    drawn = [SETS[which][0](SIDE, np.random.default_rng(seed)) for seed in range(60)]
+    values = [[str(getattr(step, "keywords", "")) for step in steps] for steps in zip(*drawn, strict=True)]
+    either = [each for each in values if len(set(each)) == 2]
+    assert len(either) == {"default": 5, "n4_m7": 9}[which]
+    assert all(len(set(zip(one, other, strict=True))) == 4 for one, other in itertools.combinations(either, 2))
+
+
+@pytest.mark.parametrize(
+    ("which", "draw", "count"),
+    [("default", operations.rand_augment, 2), ("n4_m7", operations.rand_augment_n4_m7, 4)],
+)
+def test_which_operations_are_drawn_and_in_which_order(which, draw, count):
+    """imgaug's SomeOf keeps its order but where it is told not to."""
+    frames = torch.randint(0, 250, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen, ascending = set(), []
+    for seed in range(40):
+        made = [step(frames).numpy().tobytes() for step in SETS[which][0](SIDE, np.random.default_rng(seed))]
+        chosen = [
+            made.index(step(frames).numpy().tobytes()) for step in draw(SIDE, np.random.default_rng(seed))[-count:]
+        ]
+        assert len(set(chosen)) == count
+        seen |= set(chosen)
+        ascending.append(chosen == sorted(chosen))
+    assert seen == set(range(len(SETS[which][1])))
+    assert all(ascending) == (which == "default")
+
+
+def test_colours_are_jittered_in_any_order():
+    drawn = (operations.color_jitter(np.random.default_rng(seed))[0] for seed in range(200))
+    assert len({tuple(step.keywords["order"]) for step in drawn}) == 24  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def test_four_operations_in_any_order_after_a_crop():
     chosen = [operations.rand_augment_n4_m7(SIDE, np.random.default_rng(seed)) for seed in range(40)]
     assert {len(steps) for steps in chosen} == {5}
@@ -82,6 +117,8 @@ def test_four_operations_in_any_order_after_a_crop():
     tops = [int(operations._crop_edges(224, np.random.default_rng(s))(rows)[0, 0, 0, 0]) for s in range(200)]
     assert (min(tops), max(tops)) == (0, 7)
     assert operations._crop_edges(224, np.random.default_rng(1))(frames).shape == frames.shape
+    tops = [operations._crop_edges(112, np.random.default_rng(s)).keywords["top"] for s in range(200)]  # pyright: ignore
+    assert (min(tops), max(tops)) == (0, 3)  # as large a share of a smaller frame
 
 
 def test_sharpening_equals_torchvision():
@@ -121,6 +158,7 @@ def test_a_quarter_of_the_samples_lose_a_rectangle():
     assert 0.2 < len(areas) / 600 < 0.3
     assert 0.015 < min(areas) < 0.03
     assert 0.3 < max(areas) < 0.35
+    assert abs(np.median(aspects)) < 0.2  # as many high as wide ones
     assert -1.3 < min(aspects) < -1.0
     assert 1.0 < max(aspects) < 1.3
     assert (frames == 200).all()

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from adatad_ds.config.schema import DataConfig
+from adatad_ds.config.schema import DataConfig, RecognitionConfig
 from adatad_ds.data import clip_dataset
 from adatad_ds.data.augmentation import transforms
-from adatad_ds.data.augmentation.mixing import mix, soft_targets
+from adatad_ds.data.augmentation.mixing import _box, mix, soft_targets
 from adatad_ds.data.clip_dataset import IGNORED, ClipDataset, ClipSample
 from adatad_ds.data.decoding import frames
 from adatad_ds.data.generated.clips import CLASSES, TWINS, generator, make_clip
-from adatad_ds.data.labelled_videos import VideoList, read_class_names, read_folders, read_list
+from adatad_ds.data.labelled_videos import VideoList, listed_videos, read_class_names, read_folders, read_list
 from adatad_ds.data.loader import TrainBatches, make_test_loader, make_train_loader
 from adatad_ds.errors import DataError
 from tests.support.videos import frame_numbers, write_video
@@ -80,10 +81,26 @@ def test_list_with_names_in_csv(tmp_path: Path):
 
 
 def test_a_class_of_that_name_comes_before_the_index(tmp_path: Path):
-    """Folders named 0, 10, 2 sort so; a label "2" means the class of that name."""
+    """Folders named 0, 1, 10, 2 sort so; a label "2" means the class of that name."""
     root = empty_files(tmp_path, "a.mp4", "b.mp4")
-    videos = read_list(listing(tmp_path, "a.mp4 2\nb.mp4 1\n"), root=root, classes=("0", "10", "2"))
-    assert [video.label for video in videos.videos] == [2, 1]
+    videos = read_list(listing(tmp_path, "a.mp4 2\nb.mp4 1\n"), root=root, classes=("0", "1", "10", "2"))
+    assert [video.label for video in videos.videos] == [3, 1]
+
+
+def test_names_of_classes_and_excluded_videos_in_files(tmp_path: Path):
+    root = empty_files(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    texts = {"list": "a 0\nb 1\nc 0\nd 1\n", "names": "run\njump\n", "excluded": "b.mp4\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    settings = RecognitionConfig(train_list=str(tmp_path / "list"), test_list="", class_names=str(tmp_path / "names"))
+    data = DataConfig(
+        videos=str(root), exclude=("c",), exclude_file=str(tmp_path / "excluded"), classes=("other", "names")
+    )
+    found = listed_videos(settings, data, training=True)
+    assert found.classes == ("run", "jump")
+    assert [(video.path.name, video.label) for video in found.videos] == [("a.mp4", 0), ("d.mp4", 1)]
+    assert listed_videos(settings, data, training=True, classes=("x", "y")).classes == ("x", "y")
+    assert listed_videos(replace(settings, class_names=""), data, training=True).classes == ("other", "names")
 
 
 def test_extensions_may_differ(tmp_path: Path):
@@ -443,6 +460,12 @@ def test_mixing_is_off_by_default():
     assert torch.equal(alone, frames[:1])
     assert target.tolist() == [[0, 0, 1]]
     assert soft_targets(torch.tensor([IGNORED, 1]), classes=2).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_box_has_the_share_of_the_frame_and_its_aspect():
+    boxes = [_box(40, 80, 0.25, np.random.default_rng(seed)) for seed in range(50)]
+    assert max(bottom - top for top, bottom, _, _ in boxes) == 20
+    assert max(right - left for _, _, left, right in boxes) == 40
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])

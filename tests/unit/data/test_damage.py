@@ -313,6 +313,7 @@ def test_a_reencoded_file_is_refused_only_where_its_rate_matters(tmp_path: Path)
         assert window.frame_indices[-1] == 96  # the centre of the last of 16 parts: all of the file is seen
         np.testing.assert_allclose(window.segments_grid, [[8, 16]])
         assert find_timing(video, path, replace(BASE, fixed_fps=5.0)).num_frames == 50
+    assert find_timing(of_video(duration_sec=0.05), path, replace(BASE, fixed_fps=5.0)).num_frames == 1
 
 
 def test_a_cut_file_keeps_its_times_under_resize(folder: Path):

@@ -144,6 +144,23 @@ def test_unreadable_training_video_is_replaced(config: DataConfig, tmp_path: Pat
         assert of_sample(sample) == of_sample(data[0, sample_id])
     assert {data[0, sample_id].video for sample_id in range(1, 12, 3)} == {"a", "d"}
     assert data[0, 0].error is None
+    shared = WindowDataset.for_training(broken, seed=0, frames=slice(8))[0, 1]  # other ranks would not know
+    assert "b.mp4: " in shared.error
+    assert (shared.video, len(shared.frames), shared.valid.any().item()) == ("b", 8, False)
+
+
+def test_the_metric_has_actions_as_published_and_training_what_is_in_the_video(config: DataConfig, tmp_path: Path):
+    tree = json.loads(Path(config.annotations).read_text())
+    for video in tree["database"].values():
+        video["annotations"].append({"segment": [1.0, 999.0], "label": "run"})
+    (tmp_path / "annotations.json").write_text(json.dumps(tree))
+    beyond = changed(config, annotations=str(tmp_path / "annotations.json"))
+    for data, as_published in (
+        (WindowDataset.for_training(beyond, seed=0), False),
+        (WindowDataset.for_testing(beyond), True),
+    ):
+        for video in data.videos:
+            assert video.actions[-1].end_sec == (999.0 if as_published else video.duration_sec)
 
 
 def test_all_training_videos_unreadable(config: DataConfig, tmp_path: Path):
@@ -245,6 +262,10 @@ def test_steps_between_cross_epochs():
 
 
 def test_impossible_batches():
+    assert (
+        TrainBatches(num_samples=4, global_batch=4, data_rank=0, data_ranks=1, micro_batch=1, seed=0).steps_per_epoch
+        == 1
+    ), "an epoch of one step"
     with pytest.raises(ConfigError, match=r"3 samples.*global_batch=4"):
         TrainBatches(num_samples=3, global_batch=4, data_rank=0, data_ranks=1, micro_batch=1, seed=0)
     with pytest.raises(ConfigError, match=r"global_batch=4 is no multiple of 3 data ranks"):

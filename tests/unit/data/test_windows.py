@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adatad_ds.config.schema import DataConfig
@@ -104,6 +106,7 @@ def test_offset_moves_the_grid():
     crop_ratio=st.sampled_from([None, (0.9, 1.0), (0.1, 0.5)]),
     times=st.lists(st.tuples(st.floats(0, 0.99), st.floats(0.01, 1)), max_size=4),
 )
+@example(seed=0, num_frames=62, per_feature=1, crop_ratio=(0.1, 0.5), times=[])  # just as long as a window
 def test_random_windows_hold_what_they_say(seed, num_frames, per_feature, crop_ratio, times):
     fps, cfg = 12.5, config(frames_per_feature=per_feature, crop_ratio=crop_ratio)
     duration = num_frames / fps
@@ -144,6 +147,13 @@ def test_random_windows_find_the_only_action():
     assert len(starts) > 10
 
 
+def test_an_action_of_which_just_enough_fits_is_found():
+    """Twice as long as a window: half of it lies inside if all of the window shows it."""
+    film = video((80.0, 96.0, "jump"), duration_sec=500.0)
+    found = [draw(film, config(trunc_thresh=0.5), num_frames=4000, fps=8.0, seed=seed).labels for seed in range(10)]
+    assert sum(labels.tolist() == [1] for labels in found) > 7  # a blind draw would meet it once in sixty
+
+
 @pytest.mark.parametrize("actions", [(), ((0.0, 40.0, "run"),)], ids=["none", "too long for any window"])
 def test_windows_without_positives(actions):
     window = draw(video(*actions), config(), num_frames=400, fps=10.0)
@@ -161,6 +171,17 @@ def test_resize_samples_centres():
     np.testing.assert_allclose(window.segments_grid, [[4, 12], [14, 16]])
     assert window.labels.tolist() == [1, 0]
     assert window.grid.to_sec(16.0) == 40.0
+
+
+def test_a_late_start_is_not_stretched_over():
+    """Of 40 s the first 8 show nothing: 16 steps of 2 s, and what happens before the first is cut off."""
+    cfg = config(sampling="resize", feature_stride_frames=None)
+    film = video((4.0, 12.0, "jump"), (38.0, 41.0, "run"))
+    source = cut_from(film, cfg, num_frames=64, fps=2.0)
+    window = resize_window(replace(source, timing=replace(source.timing, start_sec=8.0)))
+    assert (window.grid.to_sec(0.0), window.grid.to_sec(16.0)) == (8.0, 40.0)
+    np.testing.assert_allclose(window.frame_sec, 8.75 + 2.0 * np.arange(16))
+    np.testing.assert_allclose(window.segments_grid, [[0, 2], [15, 16]])
 
 
 @given(num_frames=st.integers(1, 100))

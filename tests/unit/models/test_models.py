@@ -24,6 +24,7 @@ from adatad_ds.models.pyramid import ConvAttention, PyramidBlock
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.models.tuning.adapters import TIA, DepthwiseTimeConv
+from adatad_ds.models.tuning.ladder import LongRange
 from adatad_ds.training.optim import parameter_groups
 
 SPEC = ViTSpec(width=24, depth=4, heads=2, mlp_hidden=48, pretrained_side=32)
@@ -78,6 +79,20 @@ def test_time_convolution_is_conv1d_over_the_window(kernel, dilation):
     torch.testing.assert_close(convolution(tokens), expected.view(2, 4, 6, 11).permute(0, 3, 1, 2))
 
 
+def test_a_long_range_adapter_is_its_formula():
+    adapter = LongRange(width=8, ratio=0.5, dilations=(1, 2, 4))
+    for tensor in adapter.parameters():
+        nn.init.normal_(tensor)
+    means = torch.randn(2, 11, 8)
+    hidden = F.gelu(adapter.down_proj(means))
+    for conv, dilation in zip(adapter.convs, (1, 2, 4), strict=True):
+        series = hidden.transpose(1, 2)
+        found = F.conv1d(series, conv.weight, conv.bias, padding=dilation, dilation=dilation, groups=4)
+        hidden = hidden + F.gelu(found).transpose(1, 2)
+    torch.testing.assert_close(adapter(means), adapter.gamma * adapter.up_proj(hidden), rtol=1e-4, atol=1e-4)
+    assert adapter.reach == 7
+
+
 def test_the_embedding_is_a_convolution_of_whole_patches():
     """As published, on normalised pixels; those beyond the last whole patch are dropped."""
     torch.manual_seed(0)
@@ -92,6 +107,9 @@ def test_the_embedding_is_a_convolution_of_whole_patches():
 def test_untrained_adapter_adds_nothing():
     tia = TIA(width=8, ratio=0.25, kernel=3, dilation=1)
     assert tia(torch.randn(1, 6, 4, 8)).abs().max() == 0
+    wide = TIA(width=2048, ratio=0.25, kernel=3, dilation=1)  # the published deviations
+    assert wide.dwconv.weight.std().item() == pytest.approx((2 / 3) ** 0.5, rel=0.1)
+    assert wide.conv.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.1)
 
 
 def test_adapter_sees_across_clip_borders():

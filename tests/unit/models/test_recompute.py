@@ -13,8 +13,10 @@ from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.backbones.contract import ViTSpec
 from adatad_ds.models.backbones.vit import VisionTransformer
 from adatad_ds.models.execution.activation_store import CopyStreams, DeviceTensor, HostTensor, Storage, StoragePolicy
+from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
 from adatad_ds.models.execution.retention import Retention, least_inputs
 from adatad_ds.models.execution.segment_timer import Stopwatch
+from adatad_ds.models.execution.segments import pool
 from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.models.sample_noise import SampleNoise
@@ -312,6 +314,21 @@ def test_passes_make_no_tensor_from_numbers(tuning):
     with TensorsOfNumbers() as numbers:
         model.tubelet_features(frames(), noise).sum().backward()
     assert numbers.made == 0
+
+
+def test_sums_over_spans_and_positions_are_rounded_once():
+    """In bf16, the second step as the first."""
+    parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    shares = torch.tensor([1.0, 2**-9, 2**-9, 2**-9], dtype=torch.bfloat16)
+    for _ in range(2):
+        parameter.grad, parameters = None, OnceAccumulated([parameter])
+        for place, share in enumerate(shares):
+            tokens = share.view(1, 1, 1, 1)
+            graph, _ = build_graph(lambda tokens, *_: tokens * parameter, (place, place + 1), tokens, (0, 0))
+            parameters.differentiate(graph.root, torch.ones_like(tokens), graph.tokens, last=place == 3)
+        assert parameter.grad is not None
+        assert parameter.grad.item() == 1 + 2**-7
+    assert pool(shares.view(1, 1, 4, 1), slice(0, 3)).item() == pytest.approx((1 + 2**-8) / 3, rel=1e-6)
 
 
 def test_stopwatch_names_every_pass():
