@@ -79,7 +79,7 @@ class FlatGradients:
         parts = [part for flat in reduced for part in flat.split(MEASURED_AT_ONCE)]
         squares = torch.stack(torch._foreach_norm(parts, 2, torch.float32)).double().square().sum()
         self._world.add_up(squares)
-        norm = squares.sqrt().float().cpu()
+        norm = self._world.to_host(squares.sqrt().float())
         return torch.where(norm.isfinite(), norm, torch.inf)
 
 

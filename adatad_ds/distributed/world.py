@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from adatad_ds.config.schema import TrainConfig
-from adatad_ds.distributed.hangs import HangWatch, unfinished_collectives
+from adatad_ds.distributed.hangs import HangWatch
 from adatad_ds.errors import ConfigError, RankError, in_words
 from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 
@@ -32,7 +32,7 @@ _END = object()
 class World:
     """This process's place among all ranks, and the collectives that the trainer needs.
 
-    Works alike with one process. Every method but `say_once` is a collective: all ranks call it, in the same order.
+    Works alike with one process. All but `say_once` and `to_host` are collectives: every rank calls them, in one order.
     """
 
     rank: int
@@ -72,7 +72,7 @@ class World:
             watch=watch,
         )
         if world.size > 1:
-            watch.start(rank=world.rank, unfinished=unfinished_collectives if gpus else None)
+            watch.start(rank=world.rank, on_gpu=gpus > 0)
         return world
 
     def allow(self, *, hang_timeout_sec: float) -> None:
@@ -82,12 +82,9 @@ class World:
         set_timeout(_patience(self.watch), dist.group.WORLD)
 
     def leave(self) -> None:
-        """Leave the group before the interpreter exits; a rank that does not may abort there.
-
-        Collects cycles first: partitioned parameters keep the group alive.
-        """
+        """Leave the group before the interpreter exits; a rank that does not may abort there."""
         self.watch.stop()
-        gc.collect()
+        gc.collect()  # cycles first: partitioned parameters keep the group alive
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -129,6 +126,11 @@ class World:
         if self.size > 1:
             self.watch.beat()
             dist.all_reduce(tensor)
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host. A GPU makes it when the collectives before it are done: here as well a rank may wait."""
+        self.watch.beat()
+        return tensor.cpu()
 
     def own_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """This rank's part, (N / size,), of the sum over all ranks of a tensor (N,); size divides N."""

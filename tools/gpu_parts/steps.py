@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from adatad_ds.config.schema import Config
@@ -28,7 +29,7 @@ from tools.bench.step import Bench, cpu_allocator_peak, matmul_flop_per_sec
 from tools.gpu_parts.inputs import CLASSES, default_chunk
 from tools.gpu_parts.machine import MATMUL, peak_dtype
 from tools.gpu_parts.record import Recorder
-from tools.gpu_parts.whole_step import WholeStep, gpu_activity
+from tools.gpu_parts.whole_step import WholeStep, gpu_activity, is_operation
 
 HELD = ("frozen weights", "trainable weights", "masters, moments, average")
 MAX_TRACE_BYTES = 10e6
@@ -249,7 +250,7 @@ def run_profile(record: Recorder, device: torch.device) -> None:
             step = WholeStep(config_of(setting), ds_config=ds_config, world=world)
             step()
             recorder, seconds = _profiled(step, device)
-            record.row(f"{setting}: most time in", _most_time(recorder, device))
+            record.row(f"{setting}: most time in", most_time(recorder, device))
             if device.type == "cuda":
                 for name, value in gpu_activity(recorder.events(), seconds).items():
                     record.amount(f"{setting}: {name.replace('_', ' ')}", value, "")
@@ -259,12 +260,13 @@ def run_profile(record: Recorder, device: torch.device) -> None:
             free(device)
 
 
-def _most_time(recorder: profile, device: torch.device) -> str:
+def most_time(recorder: profile, device: torch.device) -> str:
     """The 20 kernels, on a CPU operators, that take most of the time, and their shares."""
+    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU  # a kernel's time is its operator's, too
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     averages = recorder.key_averages()
     print(averages.table(sort_by=key, row_limit=20, max_name_column_width=60), flush=True)
-    times = {each.key: getattr(each, key) for each in averages}
+    times = {each.key: getattr(each, key) for each in averages if is_operation(each, on=kind)}
     top = sorted(times, key=lambda name: -times[name])[:20]
     return "; ".join(f"{name[:48]} {100 * times[name] / sum(times.values()):.0f} %" for name in top)
 

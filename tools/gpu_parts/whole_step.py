@@ -82,6 +82,11 @@ class WholeStep:
         self.engine.close()
 
 
+def is_operation(event: Any, *, on: DeviceType) -> bool:
+    """Whether a profiled event is what a device did; ranges of `record_function` are on a GPU's line, too."""
+    return event.device_type == on and not getattr(event, "is_user_annotation", False)
+
+
 def gpu_activity(events: Any, wall_sec: float) -> dict[str, float]:
     """Of profiled events: share of the time with a kernel at work, largest gap, launches, times that the host waited.
 
@@ -90,7 +95,7 @@ def gpu_activity(events: Any, wall_sec: float) -> dict[str, float]:
         wall_sec: how long the profiled code took.
     """
     spans = sorted(
-        (event.time_range.start, event.time_range.end) for event in events if event.device_type == DeviceType.CUDA
+        (event.time_range.start, event.time_range.end) for event in events if is_operation(event, on=DeviceType.CUDA)
     )
     busy = gap = 0.0
     reached = spans[0][0] if spans else 0.0

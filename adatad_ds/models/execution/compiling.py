@@ -7,6 +7,8 @@ gather weights inside of blocks, and cannot be compiled.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -38,10 +40,20 @@ def compile_regions(model: nn.Module, *, device: torch.device, backend: str = "i
         raise ConfigError(f"train.compile=true needs {lacking}; install it, or train without")
     import torch._dynamo  # seconds, and only here
 
-    torch._dynamo.config.recompile_limit = max(MOST_VARIANTS, torch._dynamo.config.recompile_limit)
     for region in regions:
+        region.register_forward_pre_hook(_allow_variants)
         region.forward = torch.compile(region.forward, backend=backend, dynamic=False, fullgraph=True)
     return len(regions)
+
+
+def _allow_variants(region: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise the limit in the thread that calls a region: on GPUs, autograd recomputes in one of its own.
+
+    Since PyTorch 2.12 each thread has settings of its own; 2.11 has no `torch.compile(recompile_limit=...)`.
+    """
+    settings = torch._dynamo.config
+    if settings.recompile_limit < MOST_VARIANTS:
+        settings.recompile_limit = MOST_VARIANTS
 
 
 def _lacking(device: torch.device) -> str | None:

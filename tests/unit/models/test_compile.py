@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,24 @@ def test_a_ladders_long_range_adapters_too():
     for name, gradient in found[0].items():
         assert gradient is not None
         torch.testing.assert_close(found[1][name], gradient)
+
+
+@pytest.mark.slow
+def test_as_many_variants_where_autograd_recomputes_in_a_thread_of_its_own():
+    """As on GPUs: five uneven spans, and shapes of an evaluation of two windows before, are more than PyTorch's 8."""
+    torch._dynamo.reset()
+    data = replace(CONFIG.data, window_size=80)
+    backbone = replace(CONFIG.backbone, clips_per_chunk=2, activation_checkpointing=True)
+    config = replace(CONFIG, data=data, backbone=backbone)
+    model = build_detector(config, spec=SPEC, num_classes=3, runtime=Runtime())
+    compile_regions(model, device=CPU, backend="eager")
+    frames, mask = torch.zeros(2, data.window_frames, 32, 32, 3, dtype=torch.uint8), torch.ones(2, 80, dtype=torch.bool)
+    with torch.no_grad():
+        model(frames, mask)
+    loss = model(frames[:1], mask[:1], torch.tensor([1])).class_logits.sum()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(loss.backward).result()
+    assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
 
 
 def test_what_cannot_be_compiled_is_refused():

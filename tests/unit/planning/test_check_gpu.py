@@ -7,13 +7,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch.autograd import DeviceType
 
 from tests.support.launch import REPOSITORY, environment
 from tests.support.pool import forked
 from tools.check_gpu import PARTS, Part, check, parts_of
 from tools.gpu_parts.record import AS_EXPECTED, BETTER, FAILED, WORSE, Recorder, read_rows
+from tools.gpu_parts.steps import most_time
+from tools.gpu_parts.whole_step import gpu_activity
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -70,6 +76,39 @@ def test_verdicts(tmp_path: Path):
     with (tmp_path / "rows").open("a") as file:
         file.write('{"part": "x", "wh')  # killed while it wrote
     assert len(read_rows(tmp_path / "rows")) == len(expected)
+
+
+def profiled(name: str, begin: int, end: int, *, kind: DeviceType, range_: bool = False) -> Any:
+    """An event as Kineto tells it, microseconds; a `range_` is one of `record_function`."""
+    return SimpleNamespace(
+        name=name,
+        key=name,
+        device_type=kind,
+        time_range=SimpleNamespace(start=begin, end=end),
+        self_device_time_total=end - begin,
+        self_cpu_time_total=end - begin,
+        is_user_annotation=range_,
+    )
+
+
+class Averages(list[Any]):
+    def table(self, **options: object) -> str:
+        return ""
+
+
+def test_ranges_are_no_work_of_a_device():
+    """Kineto puts those of `record_function` on the device's line as well, and a kernel's time down to its operator."""
+    gpu, cpu = DeviceType.CUDA, DeviceType.CPU
+    events = [profiled("kernel", 1000 * i, 1000 * i + 200, kind=gpu) for i in range(100)]
+    del events[50]
+    events += [profiled("forward", 0, 99_200, kind=kind, range_=True) for kind in (gpu, cpu)]
+    events.append(profiled("aten::mm", 0, 100, kind=cpu))
+    found = gpu_activity(events, wall_sec=0.1)
+    assert found["busy_percent"] == pytest.approx(19.8)
+    assert found["largest_gap_ms"] == pytest.approx(1.8)
+    recorder: Any = SimpleNamespace(key_averages=lambda: Averages(events))
+    assert most_time(recorder, torch.device("cuda")) == "kernel 100 %"
+    assert most_time(recorder, torch.device("cpu")) == "aten::mm 100 %"
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
