@@ -249,6 +249,7 @@ def test_whole_videos_in_one_pass(annotations, folder):
 
 def test_resized(annotations, folder):
     changes = ("data.sampling=resize", "data.window_size=64", "data.offset_steps=0.5", "data.crop_ratio=null")
+    changes += ("data.offset_frames=9",)  # of sliding windows alone
     config = config_of(annotations, folder, *changes, "data.feature_stride_frames=null")
     for sample in (FeatureDataset.open_training(config)[0, 1], FeatureDataset.open_training(config)[3, 1]):
         features = torch.from_numpy(features_of("b")).T[None]
@@ -302,6 +303,19 @@ def test_another_frame_rate(tmp_path, annotations, folder):
     assert told in data.reports
 
 
+def test_long_clips_leave_out_more_at_both_ends(tmp_path, annotations):
+    cut = write_all(tmp_path / "cut", lambda path, array: as_npy(path, array[:-9]))
+    with pytest.raises(DataError, match="3 of 3 videos have features of another length"):
+        FeatureDataset.open_training(config_of(annotations, cut))
+    assert FeatureDataset.open_training(config_of(annotations, cut, "data.offset_frames=15")).reports == []
+
+
+def test_a_fixed_rate_comes_before_the_annotated_one(tmp_path, folder):
+    database = annotate(tmp_path, frame=77)
+    sample = FeatureDataset.open_training(config_of(database, folder, "data.fixed_fps=25"))[0, 0]
+    assert sample.grid.step_sec == STRIDE / 25
+
+
 def test_no_frame_rate(tmp_path, folder):
     data = FeatureDataset.open_training(config_of(annotate(tmp_path, fps=None), folder))
     assert "no frame rate is known" in str(data[0, 0].error)
@@ -346,6 +360,13 @@ def settings_of(**changes: object) -> FeatureSettings:
         "fixed_fps": None,
     }
     return FeatureSettings(**(usual | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_too_few_features_leave_no_file(tmp_path):
+    folder = FeatureFolder(tmp_path, settings=settings_of(), share=0, shares=1)
+    with pytest.raises(DataError, match="a: 5 of 9 features were computed"), folder.writing("a", features=9) as write:
+        write(features_of("a")[:5])
+    assert not folder.file("a").exists()
 
 
 def test_what_a_folder_says_of_itself_counts(annotations, folder):
