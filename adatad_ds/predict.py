@@ -218,9 +218,6 @@ def live_source(arguments: argparse.Namespace) -> LiveSource:
         raise ConfigError(f"--live takes one stream, not {len(arguments.videos)}; start a process for each")
     if arguments.annotated:
         raise ConfigError("--annotated writes a copy of a whole video, and a live one has no end; leave it out")
-    for name in ("reach_sec", "max_delay_sec", "idle_sec", "reconnect_sec"):
-        if (value := getattr(arguments, name)) is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: expected seconds, 0 or more")
     if wrong := [option for option in arguments.input_option if "=" not in option]:
         raise ConfigError(f"--input-option {wrong[0]}: expected NAME=VALUE")
     return LiveSource(

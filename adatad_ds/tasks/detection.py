@@ -91,6 +91,7 @@ class DetectionTask:
             DataError: no usable videos, annotations or external class scores, or no annotated action to measure by.
         """
         frames = mesh.frames if mesh.temporal > 1 else None
+        train_data = open_train_windows(config, frames=frames)
         test_data = open_test_windows(config, frames=frames)
         if not any(video.actions for video in test_data.videos):
             raise DataError(
@@ -98,7 +99,6 @@ class DetectionTask:
                 "so no epoch could be measured; choose another subset with --set data.test_subset=NAME (it may be the "
                 "one trained on); adatad-ds evaluate will detect in these"
             )
-        train_data = open_train_windows(config, frames=frames)
         return cls(config=config, mesh=mesh, train_data=train_data, test_data=test_data)
 
     def restore_published(self, weights: Weights, model: Detector) -> dict[str, Tensors]:

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,9 @@ _ALLOWED = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),  # of arrays that Python 2 pickled, and protocol 2
 }
+HEADER_BYTES = 4096
+# NumPy's headers are parsed as Python: before 3.11.8 and 3.12.2 not in two threads at once (python/cpython#106905).
+_PARSING = Lock()
 Layout = Literal["time first", "channels first"]
 
 
@@ -153,7 +157,8 @@ def _shape(path: Path, key: str) -> tuple[str, tuple[int, ...]]:
             with archive.open(f"{key}.npy") as file:
                 version = np.lib.format.read_magic(file)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                return key, read(file)[0]
+                with _PARSING:
+                    return key, read(file)[0]
     if suffix in HDF5:
         with _hdf5(path) as file:
             key = key or _chosen(path, dict(file))
@@ -169,7 +174,10 @@ def _read(path: Path, key: str) -> Any:
     """A file's array, mapped from the file where its format allows; of PyTorch and pickles, what the file holds."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            file.read(HEADER_BYTES)  # which may take time, and lies in memory afterwards
+        with _PARSING:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     if suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,21 @@ def test_every_format_reads_alike(tmp_path, annotations, kind):
         wanted = torch.from_numpy(wanted.round()).bfloat16().float().numpy()
     tolerance = 1e-3 if "fp16" in kind else 0
     np.testing.assert_allclose(data[0, 0].frames.numpy(), wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_several_threads_may_open_files(tmp_path):
+    """In CPython before 3.11.8 and 3.12.2 two at once fail, if garbage is collected in one."""
+    np.save(tmp_path / "a.npy", features_of("a"))
+    np.savez(tmp_path / "b.npz", features_of("b"))
+    files, threshold = FeatureFiles(tmp_path), gc.get_threshold()
+    gc.callbacks.append(lambda phase, info: sum(range(50)))
+    try:
+        gc.set_threshold(3)
+        with ThreadPoolExecutor(8) as pool:
+            assert len({found.shape for found in pool.map(files.open, ["a", "b"] * 500)}) == 1
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.pop()
 
 
 @pytest.mark.parametrize("grouped", [False, True])
