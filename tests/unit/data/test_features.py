@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -122,15 +123,17 @@ def test_every_format_reads_alike(tmp_path, annotations, kind):
 
 def test_several_threads_may_open_files(tmp_path):
     """In CPython before 3.11.8 and 3.12.2 two at once fail, if garbage is collected in one."""
-    np.save(tmp_path / "a.npy", features_of("a"))
-    np.savez(tmp_path / "b.npz", features_of("b"))
-    files, threshold = FeatureFiles(tmp_path), gc.get_threshold()
+    for name in "ab":
+        as_npy(tmp_path / f"{name}.npy", features_of(name))
+    files, threshold, interval = FeatureFiles(tmp_path), gc.get_threshold(), sys.getswitchinterval()
     gc.callbacks.append(lambda phase, info: sum(range(50)))
     try:
         gc.set_threshold(3)
+        sys.setswitchinterval(1e-6)
         with ThreadPoolExecutor(8) as pool:
-            assert len({found.shape for found in pool.map(files.open, ["a", "b"] * 500)}) == 1
+            assert len(list(pool.map(files.open, ["a", "b"] * 1000))) == 2000
     finally:
+        sys.setswitchinterval(interval)
         gc.set_threshold(*threshold)
         gc.callbacks.pop()
 
