@@ -21,6 +21,8 @@ def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     assert all(each == found[0] for each in found)
     found = found[0]
+    assert found["fused"]  # of Adam's ways on a CPU the fast one
+    assert found["waits alike"], "DeepSpeed's group and ours"
     assert found["moved"] > 1e-3
     assert found["average"] < 1e-6
     assert found["accumulated"] < (1e-4 if "zero3" in ds_config else 5e-6)  # ZeRO-3's norm is DeepSpeed's, and coarser

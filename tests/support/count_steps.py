@@ -12,6 +12,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -203,6 +204,12 @@ def main() -> None:
     found: dict[str, Any] = {}
     engine = make(world, ds_config=ds_config, precision=precision, seed=0)
     initial = state_of(engine)
+    found["fused"] = all(group["fused"] for group in engine._adam.param_groups)
+    waits = [
+        group._get_backend(world.device).options._timeout
+        for group in (dist.group.WORLD, deepspeed.utils.groups._WORLD_GROUP)
+    ]
+    found["waits alike"] = waits[0] == waits[1]
 
     # The average by hand: (1 + n) / (10 + n) of it stays in the n-th update.
     average = {name: value.clone() for name, value in initial[MASTER].items()}

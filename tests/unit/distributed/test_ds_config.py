@@ -67,6 +67,14 @@ def test_host_memory_is_pinned_for_a_gpu_alone(cuda):
     assert found["zero_optimization"]["offload_param"]["pin_memory"] is cuda
 
 
+def test_no_step_waits_for_a_timer_that_nobody_asked_for():
+    """DeepSpeed's throughput timer waits for a GPU twice a micro batch."""
+    source: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+    asked = {"timers": {"throughput": {"enabled": True}}}
+    found = [resolve_ds_config(source | more, config=Config(), ranks=1, cuda=True) for more in ({}, asked)]
+    assert [each["timers"]["throughput"]["enabled"] for each in found] == [False, True]
+
+
 def test_ranks_that_share_windows_have_one_batch():
     config = override(Config(), ["parallel.temporal=2", "train.global_batch=8", "train.micro_batch=2"])
     found = resolve_ds_config({"zero_optimization": {"stage": 2}}, config=config, ranks=4, cuda=False)
