@@ -1,4 +1,4 @@
-"""Errors that a user can mend, which every command prints as one paragraph; and long lists in one line."""
+"""Errors that a user can fix, which every command prints as one paragraph; and long lists in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LISTED_FAULTS = 10  # of one error; the rest is counted
 
 
 class UserError(ValueError):
-    """What a user can mend; the message says all that is to be known, and every command prints it alone."""
+    """What a user can fix; the message says all that is to be known, and every command prints it alone."""
 
 
 class ConfigError(UserError):

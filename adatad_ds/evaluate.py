@@ -155,18 +155,21 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", help="recipe of a published checkpoint or of detections; see train.py --list-recipes"
     )
-    parser.add_argument("--annotations", metavar="FILE", help="the same as --set data.annotations=FILE")
-    parser.add_argument("--subset", metavar="NAME", help="the same as --set data.test_subset=NAME")
+    parser.add_argument("--annotations", metavar="FILE", help="same as --set data.annotations=FILE")
+    parser.add_argument("--subset", metavar="NAME", help="same as --set data.test_subset=NAME")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names in the order of the logits, one per line, if unknown"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="file of class names in the order of the logits, one per line, if they are unknown",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
-    parser.add_argument("--output", type=Path, help="folder of the results; default: evaluate/ next to the model")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting")
+    parser.add_argument("--output", type=Path, help="folder for the results; default: evaluate/ next to the model")
     parser.add_argument("--per-class", action="store_true", help="also print every class's AP")
     parser.add_argument(
         "--save-candidates",
         action="store_true",
-        help="save the candidates before suppression as raw.npz, to evaluate it",
+        help="also save the candidates before suppression as raw.npz, to evaluate them again",
     )
     parser.add_argument(
         "--weights",
@@ -174,7 +177,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="W",
-        help="of an ensemble: a factor on each file's scores",
+        help="for an ensemble: factors on the scores of each file",
     )
     parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it

@@ -126,27 +126,37 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         required=True,
         help="a run (its best checkpoint, else the newest), a checkpoint, an export, a published .pth",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("predictions"), help="folder; default: %(default)s")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("predictions"), help="folder for the results; default: %(default)s"
+    )
     parser.add_argument(
         "--score",
         type=between(0, 1),
-        help="minimum score in subtitles, annotated videos and (initially) pages; JSON and CSV hold all; "
-        f"default: that of the best F1 found by evaluate.py, or {SHOWN_SCORE} if the detector was not evaluated",
+        help="minimum score in subtitles, annotated videos and (initially) pages; JSON and CSV contain all; "
+        f"default: the one with the best F1 in evaluation, or {SHOWN_SCORE} if the detector was not evaluated",
     )
     parser.add_argument(
-        "--annotated", action="store_true", help="write NAME.annotated.mp4, with detections over the picture"
+        "--annotated", action="store_true", help="write NAME.annotated.mp4, a copy with the detections drawn on it"
     )
     parser.add_argument(
         "--html",
         action="store_true",
         help="write NAME.html, a player and a timeline with filters. Videos up to --embed-mb are embedded in the page; "
-        "larger ones are linked by their relative path, so keep both in place. Videos that browsers do not play (AVI, "
-        "MKV, HEVC) are shown as their annotated copies",
+        "larger ones are linked by their relative path, so keep both where they are. Videos that browsers cannot play "
+        "(AVI, MKV, HEVC) are shown as their annotated copies",
     )
-    parser.add_argument("--embed-mb", type=between(0), default=EMBEDDED_MB, metavar="MB", help="default: %(default)s")
+    parser.add_argument(
+        "--embed-mb",
+        type=between(0),
+        default=EMBEDDED_MB,
+        metavar="MB",
+        help="largest video to embed; default: %(default)s",
+    )
     parser.add_argument("--recipe", help="recipe of a published checkpoint; see train.py --list-recipes")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line, if unknown")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="file of class names, one per line, if they are unknown"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting")
     parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument(
@@ -166,43 +176,43 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--live",
         action="store_true",
-        help="VIDEO is a live one: - (standard input), rtsp://..., http://..., a camera (/dev/video0), a pipe, a file "
-        "that grows. Detections are printed as lines of JSON as soon as they are final; --html writes live.html to the "
-        "output folder, which updates",
+        help="VIDEO is live: - (standard input), rtsp://..., http://..., a camera (/dev/video0), a pipe, or a "
+        "growing file. Detections are printed as lines of JSON as soon as they are final; --html writes live.html, a "
+        "page that updates, to the output folder",
     )
     add(
         "--reach-sec",
         type=between(0),
         metavar="SEC",
-        help="a detection begins at most so long before its window; default: an eighth of a window",
+        help="how long before its window a detection may begin; default: an eighth of a window",
     )
     add(
         "--max-delay-sec",
         type=between(0),
         metavar="SEC",
-        help="what may still change is told after so long all the same; default: eight windows",
+        help="print detections that may still change after this time, as not final; default: eight windows",
     )
     add(
         "--idle-sec",
         type=between(0),
         default=10.0,
         metavar="SEC",
-        help="without data for so long, a file has ended and others are opened again; default: %(default)s",
+        help="after this time without data, a file has ended, and other streams are reopened; default: %(default)s",
     )
     add(
         "--reconnect-sec",
         type=between(0),
         default=60.0,
         metavar="SEC",
-        help="try for so long to open a stream again; 0: never; default: %(default)s",
+        help="how long to try to reopen a stream; 0: never; default: %(default)s",
     )
-    add("--input-format", metavar="NAME", help="FFmpeg's name of the stream's format, where it is not recognised")
+    add("--input-format", metavar="NAME", help="FFmpeg's name of the stream's format, if it is not recognised")
     add(
         "--input-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of FFmpeg's for the stream, as rtsp_transport=tcp, framerate=30",
+        help="an FFmpeg option for the stream, e.g. rtsp_transport=tcp, framerate=30",
     )
 
 

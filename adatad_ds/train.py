@@ -124,7 +124,10 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Train a temporal action detector.", allow_abbrev=False)
     parser.add_argument("--recipe", help="name of an experiment; see --list-recipes")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names by index, one per line; default: the sorted labels"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="file of class names by index, one per line; default: the sorted labels",
     )
     parser.add_argument(
         "--deepspeed_config",
@@ -132,10 +135,12 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         nargs="?",
         const=DEFAULT_DS_CONFIG,
         metavar="FILE",
-        help=f"engine policy; without FILE ds_configs/{DEFAULT_DS_CONFIG.name}",
+        help=f"DeepSpeed config; without FILE: ds_configs/{DEFAULT_DS_CONFIG.name}",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
-    parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/RECIPE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the recipe"
+    )
+    parser.add_argument("--run-dir", type=Path, help="folder of the run; default: runs/RECIPE")
     parser.add_argument(
         "--resume", default="never", choices=("never", "auto"), help="auto: continue from the newest checkpoint, if any"
     )
@@ -145,12 +150,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=("wandb", "mlflow"),
-        help="also log to Weights & Biases or MLflow, by its own library, in the run's folder unless the environment "
-        "names a server",
+        help="also log to Weights & Biases or MLflow; in the run's folder, unless the environment names a server",
     )
     parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    parser.add_argument("--diff", metavar="RECIPE", help="print what differs from another recipe and exit")
+    parser.add_argument("--diff", metavar="RECIPE", help="print the differences from another recipe and exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",

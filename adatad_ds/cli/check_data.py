@@ -2,9 +2,9 @@
 
     adatad-ds check-data --annotations FILE --videos FOLDER [--out FOLDER] [--recipe NAME]
 
-OUT gets report.txt (all that is found), settings.txt (what to paste behind train.py), settings_small.txt (the same for
-a small machine), excluded.txt (videos that training has to leave out, if any), distributions.png, and check_cache.json,
-by which a second run decodes new and changed files only. Exit code: 0 all good, 1 problems found, 2 nothing to check.
+Writes to OUT: report.txt (all findings), settings.txt (options for train.py), settings_small.txt (the same for a small
+machine), excluded.txt (videos that training has to leave out, if any), distributions.png, and check_cache.json, with
+which a second run decodes only new and changed files. Exit code: 0 no problems, 1 problems found, 2 nothing to check.
 """
 
 from __future__ import annotations
@@ -21,16 +21,28 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("--annotations", type=Path, required=True, help="the community's JSON; see docs/guides/own_data.md")
+    add(
+        "--annotations", type=Path, required=True, help="file in ActivityNet's JSON format; see docs/guides/own_data.md"
+    )
     add("--videos", type=Path, required=True, help="folder of VIDEO_NAME.mp4 (or .mkv, ...)")
-    add("--out", type=Path, default=Path("runs/check_data"), help="default %(default)s")
-    add("--workers", type=at_least(1), help="decoding processes; default: the cores")
-    add("--recipe", help="also say how the data fit this one, and change it (default: change thumos14_videomae_s)")
-    add("--train-subset", help="default: the one whose name begins with train, or the largest")
-    add("--test-subset", help="default: another one, first of all val... or test...")
-    add("--max-frames", type=at_least(1), default=768, help="most frames of a suggested window; default %(default)s")
-    add("--page", type=Path, metavar="FOLDER", help="first write pages there that show the annotations on the videos")
-    add("--exclude-file", default="", help="leave out the videos of this list, as data.exclude_file does")
+    add("--out", type=Path, default=Path("runs/check_data"), help="folder for the results; default: %(default)s")
+    add("--workers", type=at_least(1), help="decoding processes; default: the number of cores")
+    add("--recipe", help="recipe to compare the data with, and to adapt; default: thumos14_videomae_s is adapted")
+    add("--train-subset", help="subset to train on; default: the one whose name begins with train, or the largest")
+    add("--test-subset", help="subset to test on; default: another one, preferably val... or test...")
+    add(
+        "--max-frames",
+        type=at_least(1),
+        default=768,
+        help="maximum number of frames of a suggested window; default: %(default)s",
+    )
+    add(
+        "--page",
+        type=Path,
+        metavar="FOLDER",
+        help="first write pages to this folder that show the annotations on the videos",
+    )
+    add("--exclude-file", default="", help="leave out the videos in this list, like data.exclude_file")
     return parser
 
 

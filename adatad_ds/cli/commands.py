@@ -18,7 +18,7 @@ import adatad_ds
 from adatad_ds.errors import UserError
 
 PROGRAM = "adatad-ds"
-ABOUT = "Temporal action detection with a frozen billion-parameter backbone, trained on DeepSpeed."
+ABOUT = "Temporal action detection with frozen backbones of up to a billion parameters, on DeepSpeed."
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,34 @@ class Command:
 
 BY_PURPOSE: Mapping[str, Mapping[str, Command]] = {
     "Data": {
-        "prepare-data": Command("cli.prepare_data", "turn a data set's published annotations into our JSON"),
-        "check-data": Command("cli.check_data", "decode all videos, find faults, suggest settings to train with"),
-        "prepare-videos": Command("cli.prepare_videos", "re-encode videos once to what recipes read of them"),
-        "extract-features": Command("cli.extract_features", "a backbone's features of whole videos, to train heads on"),
-        "generate": Command("cli.generate", "make the quickstarts' videos or clips"),
+        "prepare-data": Command("cli.prepare_data", "convert annotations to the JSON file used by all commands"),
+        "check-data": Command("cli.check_data", "decode all videos, find problems, suggest training settings"),
+        "prepare-videos": Command("cli.prepare_videos", "re-encode videos once, to read them faster in training"),
+        "extract-features": Command("cli.extract_features", "extract features of whole videos, to train heads on"),
+        "generate": Command("cli.generate", "generate the quickstarts' videos or clips"),
     },
     "Training": {
-        "plan": Command("cli.plan", "memory and least time of a run, before it is queued; what fits where"),
-        "train": Command("train", "train a recipe; several ranks: deepspeed adatad_ds/train.py", is_rank=True),
+        "plan": Command("cli.plan", "estimate memory and time of a run before it is queued; what fits where"),
+        "train": Command("train", "train a recipe; for several ranks: deepspeed adatad_ds/train.py", is_rank=True),
         "slurm": Command("cli.slurm", "submit a run or a grid of runs, report on a grid"),
     },
     "Results": {
-        "evaluate": Command("evaluate", "detections and mAP of a run, an export or a published model", is_rank=True),
+        "evaluate": Command("evaluate", "evaluate a run, an export or a published model", is_rank=True),
         "predict": Command("predict", "detect actions in video files", is_rank=True),
-        "serve": Command("cli.serve", "answer requests over HTTP on this machine: videos in, detections out"),
-        "diagnose": Command("cli.diagnose", "errors of detections by kind, and the mAP that each costs"),
-        "report": Command("cli.report", "a page on a run: curves, errors, videos with players, settings, costs"),
-        "compare": Command("cli.compare", "several runs side by side: mAP; as a page, curves and settings, too"),
-        "submission": Command("cli.submission", "the file that a challenge's server takes"),
+        "serve": Command("cli.serve", "serve a detector over HTTP on this machine: videos in, detections out"),
+        "diagnose": Command("cli.diagnose", "analyse errors by kind, and the mAP that each kind costs"),
+        "report": Command("cli.report", "write a page about a run: curves, errors, videos, settings, costs"),
+        "compare": Command("cli.compare", "compare the mAP of several runs; as a page, also curves and settings"),
+        "submission": Command("cli.submission", "write the submission file of a challenge"),
     },
     "Weights": {
-        "convert": Command("cli.convert", "convert pretrained weights once, to load just what is needed"),
-        "export": Command("cli.export", "a run's trained tensors, and how to rebuild the rest"),
-        "push": Command("cli.push", "share an export with a model card: on the Hugging Face hub, in a folder"),
-        "pull": Command("cli.pull", "fetch a shared model, and check it"),
+        "convert": Command("cli.convert", "convert pretrained weights once, to load only what is needed"),
+        "export": Command("cli.export", "export a run's trained tensors, and how to rebuild the rest"),
+        "push": Command("cli.push", "share an export with a model card, on the Hugging Face hub or in a folder"),
+        "pull": Command("cli.pull", "fetch a shared model and check it"),
     },
     "Shell": {
-        "completion": Command("cli.completion", "print what completes commands and options in bash, zsh or tcsh"),
+        "completion": Command("cli.completion", "print a completion script for bash, zsh or tcsh"),
     },
 }
 COMMANDS = {name: command for commands in BY_PURPOSE.values() for name, command in commands.items()}
@@ -80,7 +80,9 @@ def help_text() -> str:
     lines = [f"usage: {PROGRAM} COMMAND [options]", "", ABOUT]
     for purpose, commands in BY_PURPOSE.items():
         lines += ["", f"{purpose}:", *(f"  {name:<16} {command.summary}" for name, command in commands.items())]
-    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help says more. {PROGRAM} --version prints the version."])
+    return "\n".join(
+        [*lines, "", f"Run {PROGRAM} COMMAND --help for details of a command, {PROGRAM} --version for the version."]
+    )
 
 
 def command_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
@@ -116,9 +118,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        wrong = f"there is no command {name!r}{meant}" if name else "which command?"
-        return _fail(f"{wrong} {PROGRAM} --help lists all")
+        meant = f"; did you mean {near[0]}?" if near else "."
+        wrong = f"there is no command {name!r}{meant}" if name else "no command given."
+        return _fail(f"{wrong} {PROGRAM} --help lists all commands")
     command, prog = COMMANDS[name], f"{PROGRAM} {name}"
     module = command.load()
     if command.is_rank:

@@ -17,7 +17,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of evaluated runs")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page, also of runs that are not evaluated")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write a page, which may also include runs that are not evaluated"
+    )
     return parser
 
 

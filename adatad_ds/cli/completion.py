@@ -1,9 +1,9 @@
-"""Print what completes commands and their options in a shell.
+"""Print a shell script that completes commands and their options.
 
     adatad-ds completion bash >~/.local/share/bash-completion/completions/adatad-ds
     adatad-ds completion zsh >FOLDER_OF_FPATH/_adatad-ds
 
-Then, in a new shell, TAB completes. What is printed is a script of its own: TAB starts no Python.
+TAB completion then works in new shells. The script is self-contained: pressing TAB does not start Python.
 """
 
 from __future__ import annotations

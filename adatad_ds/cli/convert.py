@@ -1,13 +1,13 @@
-"""Convert pretrained weights once, so that a run reads just what it needs.
+"""Convert pretrained weights once, so that a run reads only what it needs.
 
     adatad-ds convert SOURCE --out pretrained/videomae_b.safetensors [--dtype bf16]
 
-SOURCE is any that `backbone.weights` takes: a file or folder of VideoMAE, VideoMAE V2, InternVideo, transformers or
-mmaction2, a name on the Hugging Face hub, or a trained detector of AdaTAD's authors. Writes OUT under this package's
-names, and OUT's name with `.json`: where it came from, what was left out, its fingerprint.
+SOURCE is anything that `backbone.weights` accepts: a file or folder of VideoMAE, VideoMAE V2, InternVideo, transformers
+or mmaction2, a name on the Hugging Face hub, or a trained detector by AdaTAD's authors. Writes OUT with this package's
+tensor names, and a .json file of the same name with the source, what was left out, and the fingerprint.
 
-A trained detector keeps its published names (which blocks its adapters belong to is its recipe's to say); of the
-running average only what differs from the last weights is written.
+A trained detector keeps its published names, because its recipe determines which blocks its adapters belong to; of the
+running average, only what differs from the last weights is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     parser.add_argument("source")
-    parser.add_argument("--out", type=Path, required=True, help="OUT.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: as in the source")
     return parser
 

@@ -25,15 +25,21 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
     add("detections", type=Path, help="detections.json of an evaluation, or any file of that format")
-    add("annotations", type=Path, help="the annotation JSON")
-    add("--subset", default="validation", help="subset of the annotations, %(default)s")
-    add("--output", type=Path, help="folder; default: errors/ next to the detections")
-    add("--tiou", type=_share, default=0.5, help="minimum overlap of a correct detection, %(default)s")
+    add("annotations", type=Path, help="the annotations, as JSON")
+    add("--subset", default="validation", help="subset of the annotations; default: %(default)s")
+    add("--output", type=Path, help="folder for the results; default: errors/ next to the detections")
+    add("--tiou", type=_share, default=0.5, help="minimum tIoU of a correct detection; default: %(default)s")
     add("--average-tiou", type=_share, nargs="+", metavar="TIOU", help=f"thresholds of average mAP; default: {default}")
     add("--exclude", nargs="+", default=[], metavar="VIDEO", help="annotated videos to leave out")
-    add("--exclude-file", default="", metavar="FILE", help="a list of more such videos, as data.exclude_file")
-    add("--bins", choices=sorted(BINS), help="DETAD's sizes of missed segments; default: by the median length")
-    found = "a segment found only where its class's precision is no higher is missed, %(default)s"
+    add("--exclude-file", default="", metavar="FILE", help="file with more videos to leave out, like data.exclude_file")
+    add(
+        "--bins",
+        choices=sorted(BINS),
+        help="DETAD's size bins for missed segments; default: chosen by the median length",
+    )
+    found = (
+        "a segment found only where the precision of its class is at most this counts as missed; default: %(default)s"
+    )
     add("--min-precision", type=between(0, 1), default=MIN_PRECISION, help=found)
     return parser
 

@@ -1,8 +1,9 @@
-"""Export a run's trained tensors: one safetensors file and a JSON file of everything needed to rebuild the rest.
+"""Export a run's trained tensors: one safetensors file, and a JSON file with everything needed to rebuild the rest.
 
     adatad-ds export runs/NAME --out exports/NAME.safetensors [--no-ema] [--merge]
 
-The frozen backbone is not in it: the JSON file says which it was, with a fingerprint. `evaluate.py` takes the export.
+The frozen backbone is not included; the JSON file names it and has its fingerprint. `evaluate` and `predict` accept
+exports.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     parser.add_argument("run", type=Path, help="a run's folder (its best checkpoint, else the newest) or a checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="OUT.safetensors")
-    parser.add_argument("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
-    parser.add_argument("--merge", action="store_true", help="make LoRA's updates part of the transformer's weights")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
+    parser.add_argument("--merge", action="store_true", help="merge LoRA's updates into the transformer's weights")
     return parser
 
 

@@ -2,13 +2,13 @@
 
     adatad-ds extract-features --recipe thumos14_videomae_s_frozen --out data/thumos14/features
     adatad-ds extract-features --checkpoint runs/NAME --out FOLDER      (with a trained model's adapters)
-    adatad-ds extract-features --recipe R --clip-frames 16 --stride 4 --out FOLDER      (one feature a clip)
+    adatad-ds extract-features --recipe R --clip-frames 16 --stride 4 --out FOLDER      (one feature per clip)
 
 Writes FOLDER/NAME.npy (T, C) for each video and FOLDER/features.json; docs/guides/features.md says how to train on
-them. Stopped and started again, it goes on with the videos that are not done. Several ranks (torchrun, srun) or the
-jobs of a Slurm array (--share "$SLURM_ARRAY_TASK_ID/8") each take a share of the videos.
+them. If the command is stopped, run it again to continue with the remaining videos. Several ranks (torchrun, srun) or
+the jobs of a Slurm array (--share "$SLURM_ARRAY_TASK_ID/8") each process a share of the videos.
 
-Exit code: 0 all videos are done, 1 some cannot be read (of several ranks 0, or a launcher would end the others), 2
+Exit code: 0 all videos are done, 1 some cannot be read (0 with several ranks, or the launcher would end the others), 2
 nothing could be started, 130 interrupted.
 """
 
@@ -35,9 +35,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("--recipe", help="its frozen backbone and data; with a published --checkpoint, its recipe")
+    add("--recipe", help="recipe whose frozen backbone and data are used; with a published --checkpoint, its recipe")
     add(
-        "--checkpoint", type=Path, help="a run, a checkpoint, an export or a published .pth: its backbone with adapters"
+        "--checkpoint", type=Path, help="run, checkpoint, export or published .pth whose backbone with adapters is used"
     )
     add("--out", type=Path, required=True, help="folder of the features")
     add(
@@ -46,25 +46,30 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         metavar="VIDEO",
         help="files, folders (searched recursively), globs; default: those of data.annotations",
     )
-    add("--stride", type=at_least(1), metavar="FRAMES", help="file frames between two features; default: the recipe's")
+    add(
+        "--stride",
+        type=at_least(1),
+        metavar="FRAMES",
+        help="file frames between two features; default: as in the recipe",
+    )
     add(
         "--clip-frames",
         type=at_least(1),
         metavar="FRAMES",
-        help="one feature a clip of so many frames, averaged; default: features as evaluation windows have them",
+        help="one averaged feature per clip of this many frames; default: features as in evaluation windows",
     )
     add(
         "--frame-stride",
         type=at_least(1),
         default=1,
         metavar="FRAMES",
-        help="file frames between a clip's, %(default)s",
+        help="file frames between two frames of a clip; default: %(default)s",
     )
-    add("--dtype", choices=("fp16", "fp32"), default="fp16", help="in which features are stored, %(default)s")
-    add("--share", default="0/1", metavar="I/N", help="take share I of N, counted from 0; default: all")
-    add("--no-ema", action="store_true", help="the last weights, not their running average (EMA)")
+    add("--dtype", choices=("fp16", "fp32"), default="fp16", help="dtype of the stored features; default: %(default)s")
+    add("--share", default="0/1", metavar="I/N", help="process share I of N, counted from 0; default: all")
+    add("--no-ema", action="store_true", help="use the last weights, not their running average (EMA)")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change where it does not.
+"""Plan a run before it is queued: memory of a rank, FLOPs, what fits, and what to change if it does not.
 
     adatad-ds plan --recipe thumos14_videomaev2_g_1536 --gpus 8 --temporal 4 --gpu H100-80
     adatad-ds plan --recipe thumos14_videomaev2_g_1536 --ds_config ds_configs/zero3.json --grid
 
-Nothing is allocated. Memory is that of PyTorch's allocator; what else a process takes on a GPU (context, libraries,
-fragments) is held back when it is asked what fits: 1 GB and 5 %. The time is a floor: all executed FLOPs at the GPU's
-dense bf16 peak. Of a run that fills a cache of features first, also what that takes: memory, time, disk.
+Nothing is allocated. Memory is that of PyTorch's allocator; to decide what fits, 1 GB and 5 % are held back for what
+else a process needs on a GPU (context, libraries, fragmentation). The time is a lower bound: all executed FLOPs at the
+GPU's dense bf16 peak. If a run fills a cache of features first, memory, time and disk of this are included.
 """
 
 from __future__ import annotations
@@ -23,22 +23,26 @@ from adatad_ds.system.options import at_least, between
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
-    parser.add_argument("--recipe", required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipe")
-    parser.add_argument("--ds_config", type=Path, help="default: zero2.json where frozen weights fit, else zero3.json")
-    parser.add_argument("--gpus", type=at_least(1), default=1)
+    parser.add_argument("--recipe", required=True, help="name of an experiment; see train --list-recipes")
     parser.add_argument(
-        "--temporal", type=at_least(1), help="ranks that share a window; default: as the recipe has it, if that can be"
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the recipe"
     )
-    parser.add_argument("--gpu", choices=tuple(GPUS), help="default: this machine's, as nvidia-smi names it")
-    parser.add_argument("--classes", type=at_least(1), default=20)
+    parser.add_argument("--ds_config", type=Path, help="default: zero2.json if the frozen weights fit, else zero3.json")
+    parser.add_argument("--gpus", type=at_least(1), default=1, help="number of GPUs; default: %(default)s")
+    parser.add_argument(
+        "--temporal", type=at_least(1), help="ranks that share a window; default: as in the recipe, if possible"
+    )
+    parser.add_argument(
+        "--gpu", choices=tuple(GPUS), help="kind of GPU; default: that of this machine, according to nvidia-smi"
+    )
+    parser.add_argument("--classes", type=at_least(1), default=20, help="number of classes; default: %(default)s")
     parser.add_argument(
         "--core-frames-per-sec",
         type=between(1),
         metavar="N",
-        help="frames a second that one core decodes and augments: then also the cores that a GPU needs",
+        help="frames per second that one core decodes and augments, to print the cores that a GPU needs",
     )
-    parser.add_argument("--grid", action="store_true", help="frames by GPUs, as a Markdown table")
+    parser.add_argument("--grid", action="store_true", help="print frames x GPUs as a Markdown table")
     return parser
 
 

@@ -1,13 +1,13 @@
-"""Turn annotations into the community's JSON, which this project reads: a data set's, or your own from a tool.
+"""Convert annotations, of a published data set or your own, to the JSON file (in ActivityNet's format) used here.
 
     adatad-ds prepare-data thumos14 --source downloads/thumos14 --out data/thumos14/annotations.json \\
         --videos data/thumos14/videos
     adatad-ds prepare-data csv --source labels.csv --videos my_videos --out my_annotations.json
 
-For published data sets (docs/reference/datasets.md), what was found is compared with published counts. Your own
-annotations (docs/guides/own_data.md) come from a CSV file or an export of ELAN, CVAT, VIA or Label Studio. With
---videos, videos that are not there end it with code 1, unless --exclude-missing leaves them out and lists them in OUT's
-.excluded.txt, which --exclude-file takes.
+For published data sets (docs/reference/datasets.md), the result is compared with published counts. Your own annotations
+(docs/guides/own_data.md) come from a CSV file or an export of ELAN, CVAT, VIA or Label Studio. With --videos, missing
+videos are an error (exit code 1), unless --exclude-missing leaves them out and lists them in OUT's .excluded.txt, which
+--exclude-file accepts.
 """
 
 from __future__ import annotations
@@ -46,26 +46,43 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--source", type=Path, nargs="+", required=True, help="the annotation files, or their folders")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
-    parser.add_argument("--exclude-missing", action="store_true", help="leave out videos that are not there")
+    parser.add_argument("--exclude-missing", action="store_true", help="leave out videos without a file")
     published = parser.add_argument_group("published data sets")
     published.add_argument(
-        "--exclude-file", type=Path, help="leave out the videos of a list: a name a line, or a JSON list of names"
+        "--exclude-file", type=Path, help="leave out the videos in a list: one name per line, or a JSON list of names"
     )
     published.add_argument(
-        "--with-test", action="store_true", help=f"also the challenge's test videos, as subset {TESTING} (EPIC, Ego4D)"
+        "--with-test",
+        action="store_true",
+        help=f"also include the challenge's test videos, as subset {TESTING} (EPIC, Ego4D)",
     )
     own = parser.add_argument_group("your own data")
     add = own.add_argument
-    add("--tiers", nargs="+", metavar="NAME", help="ELAN's tiers, VIA's attributes, ... to use; all: all")
-    add("--annotators", nargs="+", metavar="NAME", help="whose segments to use; all: every one's")
-    add("--unit", choices=("seconds", "frames"), help="of a CSV's start and end; default: seconds")
+    add("--tiers", nargs="+", metavar="NAME", help="tiers (ELAN), attributes (VIA), ... to use; all: all of them")
+    add("--annotators", nargs="+", metavar="NAME", help="annotators whose segments are used; all: all of them")
+    add("--unit", choices=("seconds", "frames"), help="unit of start and end in a CSV; default: seconds")
     add("--frame-rate", metavar="RATE", help="frameRate of Label Studio's <Video> tag: a number, '$FIELD' or video")
-    add("--label-from", metavar="ATTRIBUTE", help="CVAT: labels are this attribute's values")
+    add("--label-from", metavar="ATTRIBUTE", help="CVAT: use the values of this attribute as labels")
     add("--labelled-only", action="store_true", help="leave out videos without a segment")
-    add("--validation", type=Path, metavar="LIST", help="the validation videos, a name a line; all others train")
-    add("--validation-share", type=float, metavar="SHARE", help="or a share of all videos; default: 0.2")
-    add("--seed", type=at_least(0), help="of the share; default: 0")
-    add("--page", type=Path, metavar="FOLDER", help="also write pages there that show the segments on the videos")
+    add(
+        "--validation",
+        type=Path,
+        metavar="LIST",
+        help="file with the names of the validation videos, one per line; all others are for training",
+    )
+    add(
+        "--validation-share",
+        type=float,
+        metavar="SHARE",
+        help="or: share of the videos used for validation; default: 0.2",
+    )
+    add("--seed", type=at_least(0), help="random seed of this choice; default: 0")
+    add(
+        "--page",
+        type=Path,
+        metavar="FOLDER",
+        help="also write pages to this folder that show the segments on the videos",
+    )
     return parser
 
 

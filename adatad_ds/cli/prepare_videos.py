@@ -1,11 +1,12 @@
-"""Prepare videos once for recipes that will read them many times: their frames alone, at their size, in short groups.
+"""Re-encode videos once for recipes that read them many times: only the frames they need, at their size, in short GOPs.
 
     adatad-ds prepare-videos --recipe thumos14_videomae_s --set data.annotations=annotations.json \\
         --set data.videos=videos --out prepared
 
-Then train, evaluate, predict and check as usual with `--set data.videos=prepared`: windows show the same frames. A run
-that was killed goes on where it was. OUT/prepared.jsonl says which frames of which original each file holds. Several
-recipes share a folder: name them all, or run again for another one. Exit code: 0 all prepared, 1 some videos cannot be.
+Then train, evaluate, predict and check as usual with `--set data.videos=prepared`: windows show the same frames. If the
+command is killed, run it again to continue. OUT/prepared.jsonl records which original frames each file contains.
+Several recipes can share a folder: name them all, or run again for another one. Exit code: 0 all prepared, 1 some
+videos failed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,24 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("--recipe", action="append", required=True, help="that will read the videos; several: --recipe A --recipe B")
-    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the recipes")
+    add(
+        "--recipe",
+        action="append",
+        required=True,
+        help="recipe that will read the videos; for several: --recipe A --recipe B",
+    )
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting of the recipes")
     add("--out", type=Path, required=True, help="folder of the prepared videos")
     codecs = (
-        "H.264, the smallest; MJPEG, read fastest; or lossless, with the original's very pixels; default %(default)s"
+        "H.264 (smallest), MJPEG (fastest to read), or lossless (exactly the original's pixels); default: %(default)s"
     )
     add("--codec", choices=("h264", "mjpeg", "lossless"), default="h264", help=codecs)
     add(
         "--quality",
         type=int,
-        help="CRF of h264 (default 11; less is better) or JPEG quality of mjpeg (default 96, 98 where needed)",
+        help="CRF of h264 (default: 11; lower is better) or JPEG quality of mjpeg (default: 96, or 98 if needed)",
     )
-    add("--workers", type=at_least(1), help="processes; default: the cores")
+    add("--workers", type=at_least(1), help="number of processes; default: the number of cores")
     return parser
 
 

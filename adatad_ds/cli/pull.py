@@ -1,10 +1,10 @@
-"""Fetch a model that adatad-ds push has shared, from the Hugging Face hub or a folder, and check it.
+"""Fetch a model shared by adatad-ds push, from the Hugging Face hub or a folder, and check it.
 
     adatad-ds pull hub:USER/NAME [--out FOLDER]
     adatad-ds evaluate FOLDER/model.safetensors --set data.annotations=FILE --set data.videos=FOLDER
 
-The frozen backbone is not part of it; the model card, FOLDER/README.md, says which it is. Another one is refused when
-the model is loaded.
+The frozen backbone is not included; the model card, FOLDER/README.md, names it. Loading the model with a different
+backbone is an error.
 """
 
 from __future__ import annotations

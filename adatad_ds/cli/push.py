@@ -3,8 +3,8 @@
     adatad-ds push exports/NAME.safetensors hub:USER/NAME [--private] [--metrics FILE]
     adatad-ds push exports/NAME.safetensors FOLDER
 
-The frozen backbone is not sent. Of paths on this machine only the last part is, and neither its name nor its
-environment. The hub wants a token that may write: `hf auth login`, or HF_TOKEN.
+The frozen backbone is not uploaded. Paths on this machine are reduced to their last part; its name and environment are
+not uploaded. The hub requires a token with write access: `hf auth login`, or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("export", type=Path, metavar="EXPORT", help="the .safetensors file that adatad-ds export has written")
+    add("export", type=Path, metavar="EXPORT", help="a .safetensors file written by adatad-ds export")
     add("place", metavar="hub:USER/NAME", help="a repository to create on the hub, or a folder")
-    add("--metrics", type=Path, metavar="FILE", help="metrics.json of adatad-ds evaluate; default: the training's")
-    add("--private", action="store_true", help="the repository is not public")
-    add("--replace", action="store_true", help="the repository or folder may exist; replace the files in it")
+    add(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="metrics.json of adatad-ds evaluate; default: the metrics of training",
+    )
+    add("--private", action="store_true", help="make the repository private")
+    add("--replace", action="store_true", help="replace the files of an existing repository or folder")
     return parser
 
 

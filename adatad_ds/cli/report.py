@@ -1,9 +1,9 @@
-"""Write the report of a run: one page with its result, curves, errors, videos, settings, costs, and its command.
+"""Write the report of a run: a page with result, curves, errors, videos, settings, costs, and the command to repeat it.
 
     adatad-ds report runs/NAME
 
-RUN/report/report.html opens in a browser without a network. Its videos are linked where they lie; with --copy, they are
-copied, so that the folder can be sent.
+RUN/report/report.html opens in a browser without network access. Videos are linked at their original location; with
+--copy they are copied, so that the folder can be sent to others.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="a run's folder, best after adatad-ds evaluate")
-    add("--out", type=Path, metavar="FOLDER", help="default: RUN/report")
-    add("--annotations", type=Path, metavar="FILE", help="default: the run's, whose path is that of the training")
-    add("--videos", type=Path, metavar="FOLDER", help="default: the run's")
+    add("run", type=Path, metavar="RUN", help="a run's folder, preferably after adatad-ds evaluate")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the report; default: RUN/report")
+    add("--annotations", type=Path, metavar="FILE", help="annotations; default: at the path used in training")
+    add("--videos", type=Path, metavar="FOLDER", help="folder of the videos; default: at the path used in training")
     add(
         "--show",
         type=at_least(0),
         default=4,
         metavar="N",
-        help="the surest N videos, and the worst N; default %(default)s",
+        help="number of best and of worst videos to show; default: %(default)s",
     )
     add("--copy", action="store_true", help="copy the videos that are shown")
     return parser

@@ -1,9 +1,9 @@
-"""Serve a detector over HTTP, on this machine: upload a video, or name one in a folder, and get its detections.
+"""Serve a detector over HTTP on this machine: upload a video, or name one in a folder, and get its detections.
 
     adatad-ds serve exports/NAME.safetensors --folder videos/
     curl --data-binary @match.mp4 -H 'Content-Type: video/mp4' 'http://127.0.0.1:8000/jobs?name=match.mp4'
 
-For a lab's own machine: there are no accounts and no encryption, so it listens on this machine alone by default.
+For a lab's own machine: there are no accounts and no encryption, so by default it listens on this machine only.
 """
 
 from __future__ import annotations
@@ -25,17 +25,34 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__)
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="EXPORT", help="a run, a checkpoint or an export, as for predict")
-    add("--folder", type=Path, metavar="FOLDER", help="videos in it, and in its folders, may be named by requests")
-    add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine alone")
-    add("--port", type=int, default=8000, help="default: %(default)s; 0: any free one")
-    add("--max-mb", type=float, default=2000.0, metavar="MB", help="largest upload; default: %(default)s")
-    add("--max-video-min", type=float, default=180.0, metavar="MIN", help="longest video; default: %(default)s")
-    add("--max-job-min", type=float, default=120.0, metavar="MIN", help="longest job; default: %(default)s")
-    add("--max-queued", type=int, default=16, metavar="N", help="jobs that may wait; default: %(default)s")
-    add("--keep", type=int, default=50, metavar="N", help="finished jobs that are kept; default: %(default)s")
-    add("--work", type=Path, metavar="FOLDER", help="for uploads and results while it runs; default: a temporary one")
-    add("--score", type=between(0, 1), help="minimum score in pages at first; default: as for predict")
-    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change the config")
+    add("--folder", type=Path, metavar="FOLDER", help="requests may name videos in this folder and its subfolders")
+    add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only")
+    add("--port", type=int, default=8000, help="port to listen on; default: %(default)s; 0: any free one")
+    add("--max-mb", type=float, default=2000.0, metavar="MB", help="size of the largest upload; default: %(default)s")
+    add(
+        "--max-video-min",
+        type=float,
+        default=180.0,
+        metavar="MIN",
+        help="duration of the longest video; default: %(default)s",
+    )
+    add(
+        "--max-job-min",
+        type=float,
+        default=120.0,
+        metavar="MIN",
+        help="duration of the longest job; default: %(default)s",
+    )
+    add("--max-queued", type=int, default=16, metavar="N", help="maximum number of waiting jobs; default: %(default)s")
+    add("--keep", type=int, default=50, metavar="N", help="number of finished jobs to keep; default: %(default)s")
+    add(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for uploads and results while the server runs; default: a temporary one",
+    )
+    add("--score", type=between(0, 1), help="initial minimum score in pages; default: as for predict")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting")
     add("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     add("--max-device-gb", type=between(0), metavar="GB", help="device memory limit")
     return parser

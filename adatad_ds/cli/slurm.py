@@ -1,14 +1,14 @@
-"""Submit training to Slurm: one run, or a grid of them as job arrays; report on a grid. slurm/*.sh call it.
+"""Submit training to Slurm: one run, or a grid of runs as job arrays; report on a grid. Called by slurm/*.sh.
 
     adatad-ds slurm run --recipe R [--name NAME] [--set ...] [--deepspeed_config FILE] [options of train.py]
     adatad-ds slurm grid slurm/frames.json
     adatad-ds slurm again runs/GRID [CELL ...]
     adatad-ds slurm report runs/GRID [--watch]
 
-The first three with `--dry-run`, which prints what would be submitted. Site settings come from the environment
-(slurm/site.env), and so do overrides of a grid: RECIPE or RECIPES, FRAMES, RESOLUTIONS, SET (assignments for every
-cell), NODES, TEMPORAL, GRID (its name). What NODES and TEMPORAL leave open, the memory planner chooses for GPUs. All is
-checked before it is submitted. A report is a table, report.md, .csv and .png, and hparams/ for TensorBoard.
+With `--dry-run`, the first three only print what would be submitted. Site settings come from the environment
+(slurm/site.env), and so do overrides of a grid: RECIPE or RECIPES, FRAMES, RESOLUTIONS, SET (settings for every cell),
+NODES, TEMPORAL, GRID (its name). If NODES or TEMPORAL are not set, the memory planner chooses them for GPUs. Everything
+is checked before it is submitted. A report is a table, report.md, .csv and .png, and hparams/ for TensorBoard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|grid|again|report")
     run = commands.add_parser("run", help="submit one run", allow_abbrev=False)
     run.add_argument("--recipe", required=True)
-    run.add_argument("--name", help="name of its folder in runs/; default: the recipe's")
+    run.add_argument("--name", help="name of the run's folder in runs/; default: the recipe's")
     run.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     run.add_argument("--deepspeed_config", help="default: DS_CONFIG of slurm/site.env")
     grid = commands.add_parser("grid", help="submit the cells of a grid file", allow_abbrev=False)
@@ -38,12 +38,12 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "again", help="resubmit cells of a grid, with its snapshot of the code", allow_abbrev=False
     )
     again.add_argument("grid", type=Path)
-    again.add_argument("cells", nargs="*", help="names of cells; default: all that failed")
+    again.add_argument("cells", nargs="*", help="names of cells; default: all failed cells")
     for each in (run, grid, again):
         each.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     report = commands.add_parser("report", help="progress and results of a grid", allow_abbrev=False)
     report.add_argument("grid", type=Path)
-    report.add_argument("--watch", action="store_true", help="repeat every half a minute until all cells have ended")
+    report.add_argument("--watch", action="store_true", help="repeat every 30 s until all cells have ended")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Make a challenge's submission from detections.json files.
+"""Write the submission file of a challenge from detections.json files.
 
     adatad-ds submission epic --verb VERB_RUN/evaluate/detections.json \\
         --noun NOUN_RUN/evaluate/detections.json --output submission.zip
@@ -43,20 +43,20 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add = challenges.add_parser("epic", help="EPIC-Kitchens-100 action detection", allow_abbrev=False).add_argument
     add("--verb", type=Path, required=True, help="detections.json of the verb run")
     add("--noun", type=Path, required=True, help="detections.json of the noun run")
-    add("--verb-classes", type=Path, help="EPIC_100_verb_classes.csv, where labels are names")
-    add("--noun-classes", type=Path, help="EPIC_100_noun_classes.csv, where labels are names")
-    add("--test-file", type=Path, help="EPIC_100_test_timestamps.csv: check for its videos")
+    add("--verb-classes", type=Path, help="EPIC_100_verb_classes.csv, if labels are names")
+    add("--noun-classes", type=Path, help="EPIC_100_noun_classes.csv, if labels are names")
+    add("--test-file", type=Path, help="EPIC_100_test_timestamps.csv, to check that exactly its videos are covered")
     for name, text in PAIRING.items():
         value = getattr(default, name)
-        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text}, %(default)s")
+        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text}; default: %(default)s")
     for name, (value, text) in SUPERVISION.items():
         add(f"--{name.replace('_', '-')}", type=int, default=value, help=f"supervision level of {text}")
-    add("--output", type=Path, required=True, help="a .zip, as the server takes it, or a .json")
+    add("--output", type=Path, required=True, help="a .zip, as the server expects, or a .json")
 
     add = challenges.add_parser("ego4d", help="Ego4D moment queries", allow_abbrev=False).add_argument
     add("--detections", type=Path, required=True, help="detections.json, for mAP")
     add("--retrievals", type=Path, help="detections.json for Recall@kx; default: the same")
-    add("--test-file", type=Path, help="moments_test_unannotated.json: check for its clips")
+    add("--test-file", type=Path, help="moments_test_unannotated.json, to check that exactly its clips are covered")
     add("--output", type=Path, required=True, help="the .json file")
     return parser
 

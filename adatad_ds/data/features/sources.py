@@ -309,5 +309,5 @@ def _check_settings(said: FeatureSettings, config: Config, files: FeatureFiles) 
     different = [(key, ours, theirs) for key, ours, theirs in pairs if ours != theirs]
     if different:
         says = ", ".join(f"{key} = {ours}, but they were extracted with {theirs}" for key, ours, theirs in different)
-        mend = " ".join(f"--set {key}={'null' if theirs is None else theirs}" for key, _, theirs in different)
-        raise ConfigError(f"{files.source}: {says}; use {mend}")
+        fix = " ".join(f"--set {key}={'null' if theirs is None else theirs}" for key, _, theirs in different)
+        raise ConfigError(f"{files.source}: {says}; use {fix}")

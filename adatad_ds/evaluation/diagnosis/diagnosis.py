@@ -68,14 +68,14 @@ class Gain:
         name: the type of error.
         detections: number of such detections at the profile's threshold; for missed segments, their number.
         removed: gain from removing these detections; None for missed segments.
-        mended: gain from correcting their labels and segments; duplicates on a segment, and detections without an
+        fixed: gain from correcting their labels and segments; duplicates on a segment, and detections without an
             action, are removed.
     """
 
     name: str
     detections: int
     removed: np.ndarray | None
-    mended: np.ndarray
+    fixed: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class _Mending:
         kept = ~np.isin(kinds, which)
         return self._mean_ap(self.detections.label[kept], kinds[kept] == Kind.TRUE_POSITIVE)
 
-    def mending(self, kinds: np.ndarray, taken: np.ndarray, which: Sequence[Kind]) -> float:
+    def fixing(self, kinds: np.ndarray, taken: np.ndarray, which: Sequence[Kind]) -> float:
         """mAP with the best detection of these kinds on each unmatched segment corrected, and the others removed."""
         wrong = np.isin(kinds, which)
         free = np.ones(len(self.truths.label), dtype=bool)
@@ -281,12 +281,12 @@ def _gains(
             name=name,
             detections=int(np.isin(kinds[tiou], which).sum()),
             removed=gain([after.removal(kinds[t], which) for t in metrics.tiou]),
-            mended=gain([after.mending(kinds[t], taken[t], which) for t in metrics.tiou]),
+            fixed=gain([after.fixing(kinds[t], taken[t], which) for t in metrics.tiou]),
         )
         for name, which in wrong.items()
     ]
     found = gain([after.finding(taken[t], missed[t]) for t in metrics.tiou])
-    return (*gains, Gain(name="missed segments", detections=int(missed[tiou].sum()), removed=None, mended=found))
+    return (*gains, Gain(name="missed segments", detections=int(missed[tiou].sum()), removed=None, fixed=found))
 
 
 def _ranges(edges: Sequence[float], unit: str, scale: float, *, whole: bool) -> list[str]:

@@ -59,7 +59,7 @@ def draw_gains(path: Path, diagnosis: Diagnosis) -> None:
     axis = figure.subplots()
     for offset, color, label, values in (
         (-0.19, SKY, "removed", [None if gain.removed is None else 100 * gain.removed.mean() for gain in gains]),
-        (0.19, BLUE, "mended", [100 * gain.mended.mean() for gain in gains]),
+        (0.19, BLUE, "fixed", [100 * gain.fixed.mean() for gain in gains]),
     ):
         axis.barh(lines + offset, [value or 0 for value in values], height=0.36, color=color, label=label)
         for line, value in zip(lines, values, strict=True):

@@ -118,10 +118,10 @@ def write_report(
 
 def summary(diagnosis: Diagnosis) -> str:
     """Average mAP, and its gain from fixing each type of error, one line each."""
-    lines = [f"average mAP {100 * diagnosis.metrics.average_map:.2f} %", "", f"{'':22}{'count':>9}  removed   mended"]
+    lines = [f"average mAP {100 * diagnosis.metrics.average_map:.2f} %", "", f"{'':22}{'count':>9}  removed    fixed"]
     for gain in diagnosis.gains:
         removed = " " * 9 if gain.removed is None else f"{100 * gain.removed.mean():+9.2f}"
-        lines.append(f"{gain.name:22}{gain.detections:9,}{removed}{100 * gain.mended.mean():+9.2f}")
+        lines.append(f"{gain.name:22}{gain.detections:9,}{removed}{100 * gain.fixed.mean():+9.2f}")
     return "\n".join(lines)
 
 
@@ -130,14 +130,14 @@ def _head(diagnosis: Diagnosis, source: Source) -> list[str]:
     by_tiou = ", ".join(
         f"{100 * value:.2f} % at {t:g}" for t, value in zip(metrics.tiou, metrics.map_by_tiou, strict=True)
     )
-    best = max(diagnosis.gains[: len(Kind) - 1], key=lambda gain: gain.mended.mean())
+    best = max(diagnosis.gains[: len(Kind) - 1], key=lambda gain: gain.fixed.mean())
     return [
         f"{len(diagnosis.kinds):,} detections in {source.videos:,} videos (subset {source.subset}) with "
         f"{len(diagnosis.missed):,} segments of {len(metrics.classes):,} classes. Detections: {source.detections}; "
         f"annotations: {source.annotations}.",
         f"Average mAP {100 * metrics.average_map:.2f} % (mAP {by_tiou}).",
         f"The costliest kind of false positive is {best.name}: fixing it would raise average mAP by "
-        f"{100 * best.mended.mean():.2f} points. {diagnosis.missed.sum():,} segments "
+        f"{100 * best.fixed.mean():.2f} points. {diagnosis.missed.sum():,} segments "
         f"({100 * diagnosis.missed.mean():.1f} %) are missed at tIoU {diagnosis.tiou:g}.",
     ]
 
@@ -195,12 +195,12 @@ def _gains_table(diagnosis: Diagnosis) -> Table:
     rows = []
     for gain in diagnosis.gains:
         row: dict[str, str | int | float | None] = {"error": gain.name, "count": gain.detections}
-        for how, values in (("removed", gain.removed), ("mended", gain.mended)):
+        for how, values in (("removed", gain.removed), ("fixed", gain.fixed)):
             row[how] = None if values is None else float(values.mean())
             for index, tiou in enumerate(thresholds):
                 row[f"{how}@{tiou}"] = None if values is None else float(values[index])
         rows.append(row)
-    return Table("gains", rows, tuple(rows[0]), ("error", "count", "removed", "mended"))
+    return Table("gains", rows, tuple(rows[0]), ("error", "count", "removed", "fixed"))
 
 
 def _missed_table(diagnosis: Diagnosis, bins: str) -> Table:

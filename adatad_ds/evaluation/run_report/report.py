@@ -189,8 +189,8 @@ def _logged(run: Run, start: str) -> list[str]:
 def _errors(judged: Judged) -> list[str]:
     diagnosis = judged.diagnosis
     rows = [
-        [escape(gain.name), f"{gain.detections:,}", f"{100 * float(gain.mended.mean()):+.2f}"]
-        for gain in sorted(diagnosis.gains, key=lambda gain: -float(gain.mended.mean()))
+        [escape(gain.name), f"{gain.detections:,}", f"{100 * float(gain.fixed.mean()):+.2f}"]
+        for gain in sorted(diagnosis.gains, key=lambda gain: -float(gain.fixed.mean()))
     ]
     counts = diagnosis.class_missed()
     measured = list(zip(diagnosis.metrics.per_class(), counts.tolist(), strict=True))
@@ -202,7 +202,7 @@ def _errors(judged: Judged) -> list[str]:
     return [
         page.heading("Errors"),
         page.paragraph(
-            f"Average mAP would rise by so many points if all errors of a kind were mended (at tIoU {TIOU:g}; what the "
+            f"Average mAP would rise by so many points if all errors of a kind were fixed (at tIoU {TIOU:g}; what the "
             "kinds are: docs/guides/errors.md; more: adatad-ds diagnose)."
         ),
         page.bullets(judged.notes),

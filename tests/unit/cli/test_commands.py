@@ -98,9 +98,9 @@ for name, command in COMMANDS.items():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trian"], "there is no command 'trian'; did you mean train? adatad-ds --help lists all"),
-        (["--sing"], "there is no command '--sing' adatad-ds --help lists all"),
-        ([], "which command? adatad-ds --help lists all"),
+        (["trian"], "there is no command 'trian'; did you mean train? adatad-ds --help lists all commands"),
+        (["--sing"], "there is no command '--sing'. adatad-ds --help lists all commands"),
+        ([], "no command given. adatad-ds --help lists all commands"),
     ],
 )
 def test_a_command_that_is_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):

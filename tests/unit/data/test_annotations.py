@@ -1,4 +1,4 @@
-"""Annotation files: the real one, every fault of structure, every mended value."""
+"""Annotation files: the real one, every fault of structure, every fixed value."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_class_order_is_kept(tmp_path: Path):
     assert load_annotations(path, subset="training", classes=["walk", "run"])[0].classes == ("walk", "run")
 
 
-def test_values_are_mended_and_reported(tmp_path: Path):
+def test_values_are_fixed_and_reported(tmp_path: Path):
     nan, inf = float("nan"), float("inf")
     actions = [(2, 2, "x"), (3, 1, "x"), (10, 11, "x"), (nan, 3, "x"), (1, inf, "x"), (-3, -1, "x"), (-1, 4, "x")]
     actions += [(8, 12, "x"), (5, 6, "x"), (5, 6, "x"), (5, 6, "y")]

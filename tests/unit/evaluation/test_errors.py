@@ -180,10 +180,9 @@ def test_ranges_of_bins_in_words():
 
 
 def gains_of(diagnosis: Diagnosis) -> dict[str, tuple[float, float]]:
-    """name -> points by removal and by mending."""
+    """name -> points by removal and by fixing."""
     return {
-        gain.name: (0.0 if gain.removed is None else gain.removed.mean(), gain.mended.mean())
-        for gain in diagnosis.gains
+        gain.name: (0.0 if gain.removed is None else gain.removed.mean(), gain.fixed.mean()) for gain in diagnosis.gains
     }
 
 
@@ -205,7 +204,7 @@ def test_gains_by_hand():
     assert gains["all false positives"] == pytest.approx((0.25, 0.75))
 
 
-def test_a_mended_label_moves_to_its_class_with_its_score():
+def test_a_fixed_label_moves_to_its_class_with_its_score():
     truth = ((0.0, 10.0, "a"), (20.0, 30.0, "b"))
     found = diagnose_one([record(0, 10, 0.8), record(20, 30, 0.9), record(60, 70, 0.95, "b")], *truth)
     assert found.metrics.average_map == pytest.approx((0.5 + 0) / 2)
@@ -214,7 +213,7 @@ def test_a_mended_label_moves_to_its_class_with_its_score():
     assert gains_of(found)["confusion"] == pytest.approx((0.25, 0.25 + 0.5))
 
 
-def test_only_the_best_of_several_on_a_segment_is_mended():
+def test_only_the_best_of_several_on_a_segment_is_fixed():
     records = [record(0, 4, 0.7), record(0, 4, 0.9), record(0, 4, 0.8), record(60, 70, 0.95)]
     assert gains_of(diagnose_one(records, (0.0, 10.0, "a")))["localisation"] == pytest.approx((0.0, 0.5))
     found = diagnose_one([record(0, 10, 0.1), *records], (0.0, 10.0, "a"))  # it has one already
@@ -222,7 +221,7 @@ def test_only_the_best_of_several_on_a_segment_is_mended():
     assert gains_of(found)["localisation"] == pytest.approx((1 / 2 - 1 / 5, 1 / 2 - 1 / 5))
 
 
-def test_a_segment_found_too_late_is_found_once_when_mended():
+def test_a_segment_found_too_late_is_found_once_when_fixed():
     records = [record(50 + n, 50.5 + n, 0.9) for n in range(19)] + [record(10, 20, 0.1)]
     found = diagnose_one(records, (10.0, 20.0, "a"))
     assert found.metrics.average_map == pytest.approx(1 / 20)
@@ -275,9 +274,9 @@ def plain_analysis(results: dict, truth: dict, threshold: float) -> list[dict]:
     return rows
 
 
-def mended_results(rows: list[dict], truth: dict, kinds: set[Kind], *, mend: bool) -> dict:
+def fixed_results(rows: list[dict], truth: dict, kinds: set[Kind], *, fix: bool) -> dict:
     """The file that the analysis speaks of, written out."""
-    fixable = {Kind.WRONG_LABEL, Kind.LOCALISATION, Kind.CONFUSION} & kinds if mend else set()
+    fixable = {Kind.WRONG_LABEL, Kind.LOCALISATION, Kind.CONFUSION} & kinds if fix else set()
     chosen: dict[tuple, dict] = {}
     for row in sorted(rows, key=lambda row: -row["record"]["score"]):
         if row["kind"] in fixable and row["free"]:
@@ -297,7 +296,7 @@ def mended_results(rows: list[dict], truth: dict, kinds: set[Kind], *, mend: boo
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(cases())
-def test_as_if_the_mended_file_were_evaluated(case):
+def test_as_if_the_fixed_file_were_evaluated(case):
     results, truth = case
     videos = [video(name, *segments) for name, segments in truth.items()]
     for threshold in (0.25, 0.5):
@@ -310,9 +309,9 @@ def test_as_if_the_mended_file_were_evaluated(case):
         for gain in found.gains[:-1]:
             kinds = every if gain.name == "all false positives" else {Kind[gain.name.upper().replace(" ", "_")]}
             assert gain.detections == sum(row["kind"] in kinds for row in rows)
-            for mend, value in ((False, gain.removed), (True, gain.mended)):
-                after = evaluate_detections(mended_results(rows, truth, kinds, mend=mend), truth, tiou=(threshold,))
-                assert value.mean() == pytest.approx(after.average_map - before.average_map), (gain.name, mend)
+            for fix, value in ((False, gain.removed), (True, gain.fixed)):
+                after = evaluate_detections(fixed_results(rows, truth, kinds, fix=fix), truth, tiou=(threshold,))
+                assert value.mean() == pytest.approx(after.average_map - before.average_map), (gain.name, fix)
                 assert value.mean() >= 0
         finds: dict[str, list] = {name: [] for name in truth}
         for index in np.flatnonzero(found.missed):
@@ -321,7 +320,7 @@ def test_as_if_the_mended_file_were_evaluated(case):
         if all(one["segment"][1] > one["segment"][0] for of in finds.values() for one in of):
             both = {name: finds.get(name, []) + results.get(name, []) for name in [*results, *truth]}
             after = evaluate_detections(both, truth, tiou=(threshold,))
-            assert found.gains[-1].mended.mean() == pytest.approx(after.average_map - before.average_map)
+            assert found.gains[-1].fixed.mean() == pytest.approx(after.average_map - before.average_map)
 
 
 @pytest.mark.slow
@@ -445,19 +444,19 @@ def test_report_from_the_command_line(reported):
     assert "average mAP 55.00 %" in printed
     gains = {row["error"]: row for row in read_csv(folder / "gains.csv")}
     assert [int(row["count"]) for row in gains.values()] == [1, 1, 1, 1, 1, 5, 2]
-    assert float(gains["background"]["mended@0.5"]) == 0
-    assert float(gains["localisation"]["mended@0.5"]) == pytest.approx(0.5 * (0.5 + 0.5 * 2 / 4) - 0.25)
-    assert float(gains["missed segments"]["mended@0.5"]) == pytest.approx(0.5)
+    assert float(gains["background"]["fixed@0.5"]) == 0
+    assert float(gains["localisation"]["fixed@0.5"]) == pytest.approx(0.5 * (0.5 + 0.5 * 2 / 4) - 0.25)
+    assert float(gains["missed segments"]["fixed@0.5"]) == pytest.approx(0.5)
     assert gains["missed segments"]["removed"] == ""
-    mean = np.mean([float(gains["confusion"][f"mended@{tiou}"]) for tiou in (0.3, 0.4, 0.5, 0.6, 0.7)])
-    assert float(gains["confusion"]["mended"]) == pytest.approx(mean)
+    mean = np.mean([float(gains["confusion"][f"fixed@{tiou}"]) for tiou in (0.3, 0.4, 0.5, 0.6, 0.7)])
+    assert float(gains["confusion"]["fixed"]) == pytest.approx(mean)
 
     text = (folder / "report.html").read_text()
     root = ET.fromstring(text.replace("<!DOCTYPE html>", ""))
     tables = html_tables(root)
     assert tables["profile"][1] == ["1 G", "4", "50.00", "25.00", "0.00", "0.00", "0.00", "25.00"]
     assert tables["gains"][3][:2] == ["localisation", "1"]
-    assert tables["gains"][3][3] == f"{100 * float(gains['localisation']['mended']):.2f}"
+    assert tables["gains"][3][3] == f"{100 * float(gains['localisation']['fixed']):.2f}"
     assert ["length", "M", "6 to 12 s", "3", "1", "33.33"] in tables["missed"]
     assert ["length", "XL", "over 18 s", "1", "1", "100.00"] in tables["missed"]
     assert tables["mistaken"][1:] == [["dive & <roll>", "jump | hop", "0", "2"]]
