@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,9 @@ from adatad_ds.data.annotations import load_annotations, subset_names
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.diagnosis.inputs import check, evaluated_beside, labelled_as, named_as
-from adatad_ds.evaluation.tables import write_per_class
-from adatad_ds.inference.evaluation import PER_CLASS_FILE, PICTURE_FILE, draw
+from adatad_ds.evaluation.metrics_files import METRICS_FILE, PER_CLASS_FILE, write_metrics
+from adatad_ds.inference.evaluation import PICTURE_FILE, draw
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.runs.folder import METRICS_FILE
 from adatad_ds.tasks.detection_pipeline import measure
 
 MAY_CHANGE = (
@@ -68,8 +66,7 @@ def evaluate_detections(
     found = {video.name: results.get(video.name, []) for video in videos}
     metrics = measure(found, videos=truths, config=config)
     output.mkdir(parents=True, exist_ok=True)
-    (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
-    write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+    write_metrics(output, metrics)
     for note in notes:
         tqdm.write(f"note: {note}")
     tqdm.write(f"{path} on {len(videos)} videos of subset {data.test_subset}\n{metrics.table()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,13 @@ from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
 from adatad_ds.evaluation.candidates_file import SavedCandidates, write_candidates
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.metrics_files import METRICS_FILE, PER_CLASS_FILE, write_metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
-from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference.averaged import AlignedWindows, AveragedDetector, check_same_points, number_inputs
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
-from adatad_ds.runs.folder import METRICS_FILE
 from adatad_ds.tasks.detection import open_test_windows
 from adatad_ds.tasks.detection_pipeline import (
     Results,
@@ -42,7 +40,6 @@ from adatad_ds.tasks.recognition import make_clip_loader, measure_recognition, o
 from adatad_ds.weights.loading import in_published_order
 
 PICTURE_FILE = "detections.png"
-PER_CLASS_FILE = "per_class.csv"
 CANDIDATES_FILE = "raw.npz"
 ALREADY_APPLIED = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
 PICTURE_VIDEOS = 6
@@ -195,8 +192,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     for line in damaged.values():
         tqdm.write(f"warning: {line}")
     save_predictions(logits, damaged, data=data, folder=output)
-    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
-    write_per_class(output / PER_CLASS_FILE, recognition.per_class())
+    write_metrics(output, recognition)
     tqdm.write(f"{trained.name}\n{recognition.table()}")
     if per_class:
         tqdm.write(recognition.per_class_table())
@@ -280,8 +276,7 @@ def report(
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
     if any(video.actions for video in videos):
         metrics = measure(results, videos=videos, config=config)
-        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
-        write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+        write_metrics(output, metrics)
         written += [METRICS_FILE, PER_CLASS_FILE]
         tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is correct'}")
         if per_class:

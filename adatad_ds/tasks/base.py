@@ -18,8 +18,6 @@ from adatad_ds.weights.layout import Weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

@@ -16,9 +16,9 @@ from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.diagnosis.diagnosis import Diagnosis, diagnose
 from adatad_ds.evaluation.diagnosis.report import Source
+from adatad_ds.evaluation.metrics_files import METRICS_FILE
 from adatad_ds.system.unicode_text import TextLookup
 
-METRICS_FILE = "metrics.json"  # as adatad_ds/runs/folder.py has it
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 Results = dict[str, list[dict[str, Any]]]
 

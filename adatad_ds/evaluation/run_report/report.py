@@ -14,10 +14,11 @@ from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, read_results
 from adatad_ds.evaluation.diagnosis.diagnosis import MIN_PRECISION, Diagnosis
 from adatad_ds.evaluation.diagnosis.inputs import diagnose_files, named_as
+from adatad_ds.evaluation.metrics_files import EVALUATED, HEADLINES, epoch_folder
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.run_report import page
 from adatad_ds.evaluation.run_report.charts import line_chart
-from adatad_ds.evaluation.run_report.facts import HEADLINES, Run, read_run
+from adatad_ds.evaluation.run_report.facts import Run, read_run
 from adatad_ds.evaluation.run_report.videos import (
     Moment,
     Score,
@@ -94,8 +95,8 @@ def _judge(run: Run, wanted: Wanted) -> tuple[Judged | None, str]:
     if run.settings.get("recognition.train_list"):
         return None, ""
     best = run.best_epoch()
-    places = [run.folder / "evaluate"]
-    places += [] if best is None else [run.folder / "evaluations" / f"epoch_{best:04d}"]
+    places = [run.folder / EVALUATED]
+    places += [] if best is None else [epoch_folder(run.folder, best)]
     source = next((place / DETECTIONS_FILE for place in places if (place / DETECTIONS_FILE).is_file()), None)
     if source is None:
         return None, f"there are no detections yet: adatad-ds evaluate {run.folder}"
