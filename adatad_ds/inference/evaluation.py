@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
-from adatad_ds.data.annotations import Video, load_annotations
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.loader import make_test_loader
-from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.data.window_dataset import WindowDataset, load_subset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
@@ -224,26 +224,19 @@ def evaluate_again(
     config = loading.override(loading.from_dict(saved.config), overrides)
     data = config.data
     annotations, _ = world.attempt(
-        lambda: load_annotations(
-            data.annotations,
-            subset=data.test_subset,
-            classes=data.classes,
-            exclude=data.exclude,
-            exclude_file=data.exclude_file,
-            as_published=True,
-        )
+        lambda: load_subset(data, subset=data.test_subset, classes=data.classes, train=False)
     )
+    videos = annotations.videos
     results = finish(
         saved.videos,
-        videos=[video.name for video in annotations.videos],
+        videos=[video.name for video in videos],
         classes=saved.classes,
         config=config,
         world=world,
-        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=saved.classes)),
+        external=world.attempt(lambda: external_scores(config, videos=videos, classes=saved.classes)),
     )
     if not world.is_main:
         return
-    videos = annotations.videos
     metrics = report(
         results,
         videos=videos,
