@@ -291,15 +291,7 @@ def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, k
     def timelines() -> None:
         from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_timeline  # one rank alone draws
 
-        first = [
-            TimelineVideo(
-                name=video.name,
-                duration_sec=video.duration_sec,
-                ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
-                detections=list(filter(shown.passes, results[video.name])),
-            )
-            for video in drawn
-        ]
+        first = [TimelineVideo.of(video, list(filter(shown.passes, results[video.name]))) for video in drawn]
         draw_timeline(path, videos=first, title=heading)
 
     path.unlink(missing_ok=True)
