@@ -21,9 +21,9 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.planning.layouts import POLICIES
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import REVISION_FILE, revision
+from adatad_ds.system.clone import CLONE
 from adatad_ds.system.json_text import write_json
 
-CLONE = Path(__file__).resolve().parents[2]
 SNAPSHOT = ("adatad_ds", "ds_configs", "slurm")
 FAILED_FILE = "failed"  # in a run's folder, written by slurm/job.sh
 

@@ -21,6 +21,7 @@ from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.metrics_files import HEADLINES, METRICS_FILE, epoch_folder, metrics_of_epochs
 from adatad_ds.runs.checkpoint import CheckpointStore, Chosen
 from adatad_ds.runs.resume import setting_changes
+from adatad_ds.system.clone import CLONE
 from adatad_ds.system.json_text import write_json
 from adatad_ds.system.launch import gpu_count
 from adatad_ds.tasks.base import Evaluation
@@ -228,7 +229,7 @@ def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def revision() -> dict[str, str | None]:
     """Commit of this code and uncommitted changes, from a snapshot's record or from git."""
-    noted = Path(__file__).resolve().parents[2] / REVISION_FILE
+    noted = CLONE / REVISION_FILE
     if noted.exists():
         return json.loads(noted.read_text(encoding="utf-8"))
     return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}
