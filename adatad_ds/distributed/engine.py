@@ -290,10 +290,10 @@ class Engine:
 
     def _create_optimizer_state(self) -> None:
         """Create Adam's zero state now rather than in its first step, with the average next to the moments."""
-        for (
-            group
-        ) in self._adam.param_groups:  # on a CPU in a tenth of the time; on a GPU the step count would lie there
-            group["fused"] = self._flat_masters()[0].device.type == "cpu"
+        # On a CPU in a tenth of the time; on a GPU the step count would lie there.
+        fused = self._flat_masters()[0].device.type == "cpu"
+        for group in self._adam.param_groups:
+            group["fused"] = fused
         for flat in self._flat_masters():
             self._adam.state[flat] = {"step": torch.zeros(()), **{key: torch.zeros_like(flat) for key in MOMENTS}}
             if self.average.decay > 0:

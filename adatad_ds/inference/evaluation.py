@@ -11,7 +11,6 @@ from tqdm import tqdm
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.window_dataset import WindowDataset, load_subset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
@@ -27,6 +26,7 @@ from adatad_ds.inference.averaged import AlignedWindows, AveragedDetector, check
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
+from adatad_ds.tasks.base import open_test_loader
 from adatad_ds.tasks.detection import open_test_windows
 from adatad_ds.tasks.detection_pipeline import (
     Results,
@@ -36,7 +36,7 @@ from adatad_ds.tasks.detection_pipeline import (
     finish,
     measure,
 )
-from adatad_ds.tasks.recognition import make_clip_loader, measure_recognition, open_clips, recognise, save_predictions
+from adatad_ds.tasks.recognition import measure_recognition, open_clips, recognise, save_predictions
 from adatad_ds.weights.loading import in_published_order
 
 PICTURE_FILE = "detections.png"
@@ -75,16 +75,7 @@ def evaluate(
     external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
     name = " + ".join(each.name for each in (trained, *others))
     detector = world.attempt(lambda: _load(trained, others, num_classes=len(data.classes))).to(world.device)
-    loader = world.attempt(
-        lambda: make_test_loader(
-            data,
-            config=config.data,
-            batch=config.test.batch,
-            rank=world.rank,
-            ranks=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
-    )
+    loader = open_test_loader(data, config=config, world=world, rank=world.rank, ranks=world.size)
     candidates = find_candidates(
         forward=detector,
         batches=tqdm(loader, desc="windows", unit="batch", disable=not world.is_main, dynamic_ncols=True),
@@ -176,7 +167,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     logits, damaged = recognise(
         forward=model,
         batches=tqdm(
-            make_clip_loader(data, config=config, world=world),
+            open_test_loader(data, config=config, world=world, rank=world.rank, ranks=world.size),
             desc="clips",
             unit="batch",
             disable=not world.is_main,
