@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +30,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.system.collection import collection_paused
 from adatad_ds.system.launch import has_launcher
 from adatad_ds.system.utf8 import use_utf8
-from adatad_ds.training.preemption import follow_launcher
+from adatad_ds.training.preemption import end_with_launcher
 
 if TYPE_CHECKING:
     from adatad_ds.distributed.world import World
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     arguments = make_parser(prog).parse_args(argv)
     world: World | None = None
     if has_launcher():
-        follow_launcher(lambda: os._exit(128 + signal.SIGTERM))
+        end_with_launcher()
     with collection_paused():
         from adatad_ds.distributed.world import World  # PyTorch: seconds
 

@@ -22,6 +22,7 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
+from adatad_ds.system.clone import DS_CONFIGS
 from adatad_ds.system.collection import collection_paused
 from adatad_ds.system.launch import has_launcher, launched_rank
 from adatad_ds.system.utf8 import use_utf8
@@ -30,7 +31,7 @@ from adatad_ds.training.preemption import StopRequest
 if TYPE_CHECKING:
     from adatad_ds.distributed.world import World
 
-DEFAULT_DS_CONFIG = Path(__file__).resolve().parents[1] / "ds_configs" / "zero3_offload.json"
+DEFAULT_DS_CONFIG = DS_CONFIGS / "zero3_offload.json"
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:

@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adatad_ds.data.generated.clips import TWINS
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
+from adatad_ds.evaluation.metrics_files import METRICS_FILE
 from adatad_ds.recipes.aim import ABLATION, ablation_recipe
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.runs.folder import METRICS_FILE, RunFolder
+from adatad_ds.runs.folder import RunFolder
 from adatad_ds.system.utf8 import use_utf8
 from tools.ablation import generate, make_parser, markdown, train, trainable_parameters
 

@@ -19,7 +19,8 @@ from adatad_ds.system.options import between
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """The command line."""
     from adatad_ds.evaluation.diagnosis.diagnosis import BINS, MIN_PRECISION
-    from adatad_ds.evaluation.diagnosis.inputs import DEFAULT_TIOU, METRICS_FILE
+    from adatad_ds.evaluation.diagnosis.inputs import DEFAULT_TIOU
+    from adatad_ds.evaluation.metrics_files import METRICS_FILE
 
     default = f"those of {METRICS_FILE} next to the detections, else {' '.join(map(str, DEFAULT_TIOU))}"
     parser = command_parser(prog, __doc__)

@@ -59,8 +59,9 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
         watch(arguments.grid, again=arguments.watch, report=say)
         return 0
-    from adatad_ds.cluster.grid import CLONE, Grid
+    from adatad_ds.cluster.grid import Grid
     from adatad_ds.cluster.submission import cells_again, many_runs, one_run, site_again, submit, submit_new
+    from adatad_ds.system.clone import CLONE
 
     os.chdir(CLONE)
     if arguments.command == "again":

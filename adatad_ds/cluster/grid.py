@@ -21,8 +21,9 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.planning.layouts import POLICIES
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import REVISION_FILE, revision
+from adatad_ds.system.clone import CLONE
+from adatad_ds.system.json_text import write_json
 
-CLONE = Path(__file__).resolve().parents[2]
 SNAPSHOT = ("adatad_ds", "ds_configs", "slurm")
 FAILED_FILE = "failed"  # in a run's folder, written by slurm/job.sh
 
@@ -91,13 +92,13 @@ class Grid:
                 ds_config["activation_checkpointing"] = section | {"cpu_checkpointing": True}
             copied = _snapshot_of(path, folder, on_host=on_host)
             copied.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
-        (folder / "code" / REVISION_FILE).write_text(json.dumps(revision(), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "code" / REVISION_FILE, revision())
         for index, cell in enumerate(self.cells):
             words = cell.arguments(folder, self.ds_config_of(cell))
             (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n", encoding="utf-8")
             (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n", encoding="utf-8")
         content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
-        (folder / "cells.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "cells.json", content)
 
     @classmethod
     def read(cls, folder: Path) -> Grid:

@@ -18,13 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from adatad_ds.cluster.cells import Overrides, read_cells
-from adatad_ds.cluster.grid import CLONE, Cell, Grid
+from adatad_ds.cluster.grid import Cell, Grid
 from adatad_ds.cluster.site import Site, call_slurm, file_settings, number_of, numbers_of, read_site, words_of
 from adatad_ds.config.schema import Config
 from adatad_ds.data.generated.folders import generate_clips, generate_videos
 from adatad_ds.distributed.ds_config import read_ds_config, resolve_ds_config
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.clone import CLONE
 from adatad_ds.tasks.factory import open_train_data
 
 PLANNED = ("GPUS_PER_NODE", "RANKS_PER_NODE", "DS_CONFIG")  # settings that cells keep

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adatad_ds.config import numbers
@@ -255,7 +254,3 @@ class Config:
         """Nested plain dict, JSON-ready, without absent sections."""
         tree = json.loads(json.dumps(dataclasses.asdict(self)))
         return {section: values for section, values in tree.items() if values is not None}
-
-    def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -13,22 +13,21 @@ from adatad_ds.detection.decoding import decode_segments
 from adatad_ds.detection.points import Targets
 
 _EPS = 1e-7
+_ALPHA, _GAMMA = 0.25, 2.0  # weight of the positives; how strongly easy examples are down-weighted
 
 
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Focal loss (arXiv 1708.02002, equation 5), elementwise, float32.
 
     Args:
         logits: any shape.
         targets: the same shape, in [0, 1].
-        alpha: weight of the positives; 1 - alpha of the negatives.
-        gamma: how strongly easy examples are down-weighted.
     """
     logits, targets = logits.float(), targets.float()
     probability = logits.sigmoid()
     wrong = probability * (1 - targets) + (1 - probability) * targets  # 1 - p_t
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (alpha * targets + (1 - alpha) * (1 - targets)) * wrong**gamma * cross_entropy
+    return (_ALPHA * targets + (1 - _ALPHA) * (1 - targets)) * wrong**_GAMMA * cross_entropy
 
 
 def diou_loss(predicted: Tensor, target: Tensor) -> Tensor:

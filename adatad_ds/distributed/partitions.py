@@ -43,7 +43,7 @@ def whole_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def fragment(parameter: Any, state: str | None = None) -> Tensor:
+def fragment(parameter: Any, state: str | None) -> Tensor:
     """This rank's part of a parameter's fp32 master, or of an Adam state, under ZeRO-1 and 2; may be empty."""
     held = parameter._hp_mapping
     return torch.empty(0) if held is None else held.get_hp_fragment(state)

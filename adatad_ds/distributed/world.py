@@ -251,12 +251,12 @@ class World:
             while store.add(f"{key}/claims", 0) < self.size:
                 time.sleep(0.05)
 
-        _within(_STORE_SEC, claim)
+        _in_time(claim)
         if claimed in ([], [True]):  # no answer: rank 0 is gone
             say(message)
-            _within(_STORE_SEC, confirm)
+            _in_time(confirm)
         if of_all and self.is_main:
-            _within(_STORE_SEC, until_all_came)
+            _in_time(until_all_came)
 
     def groups(self, size: int) -> RankGroup:
         """This rank's group where consecutive `size` ranks form one each. A collective of its members alone."""
@@ -329,8 +329,8 @@ def _patience(watch: HangWatch) -> timedelta:
     return timedelta(seconds=watch.timeout_sec) + _MARGIN
 
 
-def _within(seconds: float, action: Callable[[], None]) -> None:
-    """Do what may wait for a process that is gone, and give it up after a time."""
+def _in_time(action: Callable[[], None]) -> None:
+    """Do what may wait for a process that is gone, and give it up after `_STORE_SEC`."""
 
     def quietly() -> None:
         with suppress(RuntimeError):  # as the store's errors are
@@ -338,7 +338,7 @@ def _within(seconds: float, action: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=quietly, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(_STORE_SEC)
 
 
 def _port_in_use(port: str) -> str:

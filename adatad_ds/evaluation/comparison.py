@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.errors import DataError
-
-METRICS = Path("evaluate") / "metrics.json"  # in a run's folder, as evaluate.py writes it
+from adatad_ds.evaluation.metrics_files import EVALUATED, METRICS_FILE, metrics_of_epochs
 
 
 def compare_runs(runs: Sequence[Path]) -> str:
@@ -36,6 +35,7 @@ def compare_runs(runs: Sequence[Path]) -> str:
 
 def _metrics(run: Path) -> dict[str, float]:
     """Metrics of a run; empty: it was never evaluated."""
-    files = [run / METRICS] if (run / METRICS).is_file() else (run / "evaluations").glob("epoch_*/metrics.json")
-    found = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(files))
+    last = run / EVALUATED / METRICS_FILE
+    files = [last] if last.is_file() else metrics_of_epochs(run).values()
+    found = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     return max(found, key=lambda metrics: metrics["average_mAP"], default={})

@@ -18,10 +18,5 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], *, columns: Seque
         writer.writerows([_cell(row[column]) for column in columns] for row in rows)
 
 
-def write_per_class(path: Path, rows: Sequence[Mapping[str, str | float]]) -> None:
-    """Write per-class metrics from `Metrics.per_class` or `Recognition.per_class`."""
-    write_table(path, rows, columns=list(rows[0]))
-
-
 def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value

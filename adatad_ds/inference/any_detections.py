@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,11 @@ from tqdm import tqdm
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
-from adatad_ds.data.annotations import load_annotations, subset_names
-from adatad_ds.errors import ConfigError, DataError
-from adatad_ds.evaluation.detections_file import read_results
-from adatad_ds.evaluation.diagnosis.inputs import check, evaluated_beside, labelled_as, named_as
-from adatad_ds.evaluation.tables import write_per_class
-from adatad_ds.inference.evaluation import PER_CLASS_FILE, PICTURE_FILE, draw
+from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.diagnosis.inputs import evaluated_beside, read_source
+from adatad_ds.evaluation.metrics_files import METRICS_FILE, PER_CLASS_FILE, write_metrics
+from adatad_ds.inference.evaluation import PICTURE_FILE, draw
 from adatad_ds.recipes.catalog import find_recipe
-from adatad_ds.runs.folder import METRICS_FILE
 from adatad_ds.tasks.detection_pipeline import measure
 
 MAY_CHANGE = (
@@ -45,32 +41,21 @@ def evaluate_detections(
     """
     config = _config(path, recipe=recipe, overrides=overrides)
     data = config.data
-    results = read_results(path)
-    if data.test_subset not in (subsets := subset_names(data.annotations)):
-        raise DataError(
-            f"{data.annotations} has no video of subset {data.test_subset!r}; its subsets: "
-            f"{', '.join(subsets) or 'none'}. Give one of these as --subset"
-        )
-    annotations, notes = load_annotations(
-        data.annotations,
+    source = read_source(
+        path,
+        Path(data.annotations),
         subset=data.test_subset,
         exclude=data.exclude,
         exclude_file=data.exclude_file,
-        as_published=True,
     )
-    videos = annotations.videos
-    results = named_as(videos, results, where=path)
-    truths, relabelled = labelled_as(results, videos)
-    notes += relabelled
-    notes += check(results, truths, detections=path, annotations=Path(data.annotations), subset=data.test_subset)
+    videos = source.videos
     test = replace(config.test, external_scores="")
     config = replace(config, data=replace(data, class_agnostic=False), test=test)  # truths are labelled as detections
-    found = {video.name: results.get(video.name, []) for video in videos}
-    metrics = measure(found, videos=truths, config=config)
+    found = {video.name: source.results.get(video.name, []) for video in videos}
+    metrics = measure(found, videos=source.truths, config=config)
     output.mkdir(parents=True, exist_ok=True)
-    (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
-    write_per_class(output / PER_CLASS_FILE, metrics.per_class())
-    for note in notes:
+    write_metrics(output, metrics)
+    for note in source.notes:
         tqdm.write(f"note: {note}")
     tqdm.write(f"{path} on {len(videos)} videos of subset {data.test_subset}\n{metrics.table()}")
     tqdm.write(str(metrics.operating_point or "no detection is correct"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from tqdm import tqdm
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config, ParallelConfig
-from adatad_ds.data.annotations import Video, load_annotations
-from adatad_ds.data.loader import make_test_loader
-from adatad_ds.data.window_dataset import WindowDataset
+from adatad_ds.data.annotations import Video
+from adatad_ds.data.window_dataset import WindowDataset, load_subset
 from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError
@@ -21,14 +19,14 @@ from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE
 from adatad_ds.evaluation.candidates_file import SavedCandidates, write_candidates
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
+from adatad_ds.evaluation.metrics_files import METRICS_FILE, PER_CLASS_FILE, write_metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
-from adatad_ds.evaluation.tables import write_per_class
 from adatad_ds.inference.averaged import AlignedWindows, AveragedDetector, check_same_points, number_inputs
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
-from adatad_ds.runs.folder import METRICS_FILE
+from adatad_ds.tasks.base import open_test_loader
 from adatad_ds.tasks.detection import open_test_windows
 from adatad_ds.tasks.detection_pipeline import (
     Results,
@@ -38,11 +36,10 @@ from adatad_ds.tasks.detection_pipeline import (
     finish,
     measure,
 )
-from adatad_ds.tasks.recognition import make_clip_loader, measure_recognition, open_clips, recognise, save_predictions
+from adatad_ds.tasks.recognition import measure_recognition, open_clips, recognise, save_predictions
 from adatad_ds.weights.loading import in_published_order
 
 PICTURE_FILE = "detections.png"
-PER_CLASS_FILE = "per_class.csv"
 CANDIDATES_FILE = "raw.npz"
 ALREADY_APPLIED = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
 PICTURE_VIDEOS = 6
@@ -78,16 +75,7 @@ def evaluate(
     external = world.attempt(lambda: external_scores(config, videos=data.videos, classes=data.classes))
     name = " + ".join(each.name for each in (trained, *others))
     detector = world.attempt(lambda: _load(trained, others, num_classes=len(data.classes))).to(world.device)
-    loader = world.attempt(
-        lambda: make_test_loader(
-            data,
-            config=config.data,
-            batch=config.test.batch,
-            rank=world.rank,
-            ranks=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
-    )
+    loader = open_test_loader(data, config=config, world=world, rank=world.rank, ranks=world.size)
     candidates = find_candidates(
         forward=detector,
         batches=tqdm(loader, desc="windows", unit="batch", disable=not world.is_main, dynamic_ncols=True),
@@ -179,7 +167,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     logits, damaged = recognise(
         forward=model,
         batches=tqdm(
-            make_clip_loader(data, config=config, world=world),
+            open_test_loader(data, config=config, world=world, rank=world.rank, ranks=world.size),
             desc="clips",
             unit="batch",
             disable=not world.is_main,
@@ -195,8 +183,7 @@ def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_cl
     for line in damaged.values():
         tqdm.write(f"warning: {line}")
     save_predictions(logits, damaged, data=data, folder=output)
-    (output / METRICS_FILE).write_text(json.dumps(recognition.to_dict(), indent=1) + "\n", encoding="utf-8")
-    write_per_class(output / PER_CLASS_FILE, recognition.per_class())
+    write_metrics(output, recognition)
     tqdm.write(f"{trained.name}\n{recognition.table()}")
     if per_class:
         tqdm.write(recognition.per_class_table())
@@ -228,26 +215,19 @@ def evaluate_again(
     config = loading.override(loading.from_dict(saved.config), overrides)
     data = config.data
     annotations, _ = world.attempt(
-        lambda: load_annotations(
-            data.annotations,
-            subset=data.test_subset,
-            classes=data.classes,
-            exclude=data.exclude,
-            exclude_file=data.exclude_file,
-            as_published=True,
-        )
+        lambda: load_subset(data, subset=data.test_subset, classes=data.classes, train=False)
     )
+    videos = annotations.videos
     results = finish(
         saved.videos,
-        videos=[video.name for video in annotations.videos],
+        videos=[video.name for video in videos],
         classes=saved.classes,
         config=config,
         world=world,
-        external=world.attempt(lambda: external_scores(config, videos=annotations.videos, classes=saved.classes)),
+        external=world.attempt(lambda: external_scores(config, videos=videos, classes=saved.classes)),
     )
     if not world.is_main:
         return
-    videos = annotations.videos
     metrics = report(
         results,
         videos=videos,
@@ -280,8 +260,7 @@ def report(
     what = f"{name} on {len(videos)} videos of subset {config.data.test_subset}"
     if any(video.actions for video in videos):
         metrics = measure(results, videos=videos, config=config)
-        (output / METRICS_FILE).write_text(json.dumps(metrics.to_dict(), indent=1) + "\n", encoding="utf-8")
-        write_per_class(output / PER_CLASS_FILE, metrics.per_class())
+        write_metrics(output, metrics)
         written += [METRICS_FILE, PER_CLASS_FILE]
         tqdm.write(f"{what}\n{metrics.table()}\n{metrics.operating_point or 'no detection is correct'}")
         if per_class:
@@ -303,15 +282,7 @@ def draw(results: Results, *, videos: Sequence[Video], path: Path, title: str, k
     def timelines() -> None:
         from adatad_ds.evaluation.plots.timelines import TimelineVideo, draw_timeline  # one rank alone draws
 
-        first = [
-            TimelineVideo(
-                name=video.name,
-                duration_sec=video.duration_sec,
-                ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
-                detections=list(filter(shown.passes, results[video.name])),
-            )
-            for video in drawn
-        ]
+        first = [TimelineVideo.of(video, list(filter(shown.passes, results[video.name]))) for video in drawn]
         draw_timeline(path, videos=first, title=heading)
 
     path.unlink(missing_ok=True)

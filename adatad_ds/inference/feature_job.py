@@ -23,12 +23,11 @@ from adatad_ds.errors import CheckpointError, ConfigError, DataError
 from adatad_ds.inference.feature_extraction import FeatureExtractor, backbone_hash
 from adatad_ds.inference.trained_model import find_trained, load_model
 from adatad_ds.models.backbones.kinds import Backbone
+from adatad_ds.models.detector import CLASS_LOGITS
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.launch import complete_environment, gpu_count, local_device
 from adatad_ds.weights.loading import fill_backbone, find_weights, open_backbone_weights
-
-CLASS_LOGITS = "head.cls_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.recipes.class_order import ClassOrder
 from adatad_ds.runs.checkpoint import find_checkpoint, open_checkpoint, read_operating_point, write_operating_point
 from adatad_ds.runs.folder import RunFolder
-from adatad_ds.system.atomic import write_text
+from adatad_ds.system.json_text import write_json
 from adatad_ds.weights.files import SAFETENSORS, Tensors, check_fit, held_tensor, open_tensors
 from adatad_ds.weights.loading import (
     check_fingerprint,
@@ -220,7 +220,7 @@ def export(trained: Trained, path: Path, *, extra: Mapping[str, Any]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: stored.read().contiguous() for name, stored in trained.trainable.items()}, path)
-    _write_description(path.with_suffix(".json"), description)
+    write_json(path.with_suffix(".json"), description)
 
 
 def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | None:
@@ -238,7 +238,7 @@ def store_operating_point(trained: Trained, point: OperatingPoint) -> Path | Non
     if source.is_dir():
         write_operating_point(source, kind=trained.kind, point=point)
     else:
-        _write_description(source, {**read_description(source), "operating_point": point.to_dict()})
+        write_json(source, {**read_description(source), "operating_point": point.to_dict()})
     return source
 
 
@@ -281,10 +281,6 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         metrics=description.get("metrics"),
         merged=tuple(description.get("merged", ())),
     )
-
-
-def _write_description(path: Path, description: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(description, indent=1) + "\n")
 
 
 def read_description(path: Path) -> Mapping[str, Any]:

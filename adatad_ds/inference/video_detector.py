@@ -62,22 +62,18 @@ class VideoDetector:
     ) -> None:
         self.classes = tuple(classes)
         self.operating_point = operating_point
-        self._module, self._device = module, device
+        self._module = module
         test = replace(config.test, external_scores="")  # they belong to other videos
-        self._config = replace(config, parallel=ParallelConfig(), test=test)
-
-    @property
-    def config(self) -> Config:
-        """The config by which it detects."""
-        return self._config
+        self.config = replace(config, parallel=ParallelConfig(), test=test)
+        self._mesh = Mesh(world=World(rank=0, size=1, device=device), config=self.config)
 
     def find_candidates(self, batches: Iterable[Batch]) -> dict[str, VideoCandidates]:
         """Candidates of windows, merged by video; not yet suppressed."""
         return find_candidates(
             forward=self._module,
             batches=batches,
-            config=self._config,
-            mesh=Mesh(world=World(rank=0, size=1, device=self._device), config=self._config),
+            config=self.config,
+            mesh=self._mesh,
             report=lambda message: None,
         )
 
@@ -98,16 +94,15 @@ class VideoDetector:
         Raises:
             VideoError: a file that cannot be decoded.
         """
-        path, config = Path(path), self._config
+        path, config = Path(path), self.config
         video = lone_video(path, name=str(path))
         windows = windows_of_file(video, path, config.data)
-        world = World(rank=0, size=1, device=self._device)
         batches = stream_batches(video, path, windows, config=config.data, batch=config.test.batch)
         with closing(batches):
             candidates = self.find_candidates(_counted(batches, len(windows), progress))
         for line in damaged_videos(candidates).values():
             report(line)
-        results = finish(candidates, videos=[video.name], classes=self.classes, config=config, world=world)
+        results = finish(candidates, videos=[video.name], classes=self.classes, config=config, world=self._mesh.world)
         return [
             Detection(
                 start_sec=record["segment"][0],

@@ -20,6 +20,8 @@ from adatad_ds.models.heads.tridet import TriDetHead
 from adatad_ds.models.pyramid import Pyramid
 from adatad_ds.models.sample_noise import SampleNoise
 
+CLASS_LOGITS = "head.cls_head.weight"  # the parameter with a row for each class
+
 
 class Detector(nn.Module):
     """Adapted backbone, pyramid and heads."""

@@ -7,7 +7,7 @@ processed one after the other, segment by segment (models/execution/recompute.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adatad_ds.errors import ConfigError
 from adatad_ds.models.execution.retention import Retention, least_inputs
@@ -45,14 +45,14 @@ class Activations:
         recomputed: forward passes of the part with gradients that run again; 1.0: all of it once.
     """
 
-    retention: Retention
+    retention: Retention = field(default_factory=Retention)
     clips_per_chunk: int
-    stored: int
-    on_device: int
-    tensor_bytes: int
-    graphs: int
-    spans: int
-    graph_bytes: int
+    stored: int = 0
+    on_device: int = 0
+    tensor_bytes: int = 0
+    graphs: int = 0
+    spans: int = 0
+    graph_bytes: int = 0
     ladder_bytes: int = 0
     peak_bytes: int
     recomputed: float

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from adatad_ds.config.backbone import FEATURES
 from adatad_ds.config.schema import Config, DataConfig
 from adatad_ds.models.execution.activation_store import StoragePolicy
-from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.activations import Activations
@@ -126,10 +125,6 @@ def plan_cache(config: Config, *, cost: BackboneCost, cuda: bool) -> CachePlan:
 class FeatureCost:
     """A `memory.BackboneCost` where features are read: nothing."""
 
-    def tensor_bytes(self, frames: int) -> int:
-        """0."""
-        return 0
-
     def flop(self, *, recomputed: float) -> float:
         """0."""
         return 0.0
@@ -142,18 +137,7 @@ class FeatureCost:
         self, *, windows: int, clips: int, policy: StoragePolicy, budget: int | None, beside: int, cuda: bool
     ) -> Activations:
         """None."""
-        return Activations(
-            retention=Retention(),
-            clips_per_chunk=0,
-            stored=0,
-            on_device=0,
-            tensor_bytes=0,
-            graphs=0,
-            spans=0,
-            graph_bytes=0,
-            peak_bytes=0,
-            recomputed=0.0,
-        )
+        return Activations(clips_per_chunk=0, peak_bytes=0, recomputed=0.0)
 
 
 def on_features(config: Config, *, channels: int) -> Config:

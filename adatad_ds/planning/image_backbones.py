@@ -16,7 +16,6 @@ from adatad_ds.config.schema import Config
 from adatad_ds.models.backbones.adapted_image import AIMTransformer
 from adatad_ds.models.backbones.clips import CLIPS_PER_CHUNK
 from adatad_ds.models.execution.activation_store import StoragePolicy
-from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.factory import build_backbone
 from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.models.shapes import shapes_only
@@ -37,10 +36,6 @@ class ImageCost:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._model = _built(shapes_of(config))
-
-    def tensor_bytes(self, frames: int) -> int:
-        """0: there are no stored tensors."""
-        return 0
 
     def flop(self, *, recomputed: float) -> float:
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
@@ -87,14 +82,7 @@ class ImageCost:
         chunked = recomputes and at_once < total
         trainable = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
         return Activations(
-            retention=Retention(),
-            clips_per_chunk=chunk,
-            stored=0,  # chunks are recomputed from their frames
-            on_device=0,
-            tensor_bytes=0,
-            graphs=0,
-            spans=0,
-            graph_bytes=0,
+            clips_per_chunk=chunk,  # chunks are recomputed from their frames: nothing is stored
             peak_bytes=together + features + (size * trainable if chunked else 0),
             recomputed=float(backbone.activation_checkpointing and backbone.tuning != "frozen"),
         )

@@ -22,11 +22,11 @@ from adatad_ds.planning.activations import BudgetError, halved
 from adatad_ds.planning.gpus import GPU, GPUS, gpu_here
 from adatad_ds.planning.memory import Plan, backbone_cost, make_plan, usable_bytes
 from adatad_ds.planning.reading import reading_plan
+from adatad_ds.system.clone import DS_CONFIGS
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GRID_COUNTS = (1, 8, 64, 512, 1024)
 # ZeRO-3 shares out frozen weights, too, and gathers them again for every span: where they fit, ZeRO-2 is faster.
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 POLICIES = (str(DS_CONFIGS / "zero2.json"), str(DS_CONFIGS / "zero3.json"))
 GRID_FRAMES = (1536, 3072, 6144, 12288)
 

@@ -252,10 +252,6 @@ def step_flop(config: Config, *, executed: bool = False) -> float:
 class BackboneCost(Protocol):
     """What a backbone costs, without running it."""
 
-    def tensor_bytes(self, frames: int) -> int:
-        """Bytes of a stored tensor, with the tokens of `frames` frames."""
-        ...
-
     def flop(self, *, recomputed: float) -> float:
         """FLOPs of a sample's forward and backward pass, of which so many forward passes with gradients run again."""
         ...

@@ -122,14 +122,8 @@ class VideoCost:
         config, backbone = self._config, replace(self._config.backbone, clips_per_chunk=chunk)
         recomputes = config.backbone.tuning == "full" and config.backbone.activation_checkpointing
         return Activations(
-            retention=Retention(),
             clips_per_chunk=chunk,
-            stored=0,
-            on_device=0,
             tensor_bytes=self.tensor_bytes(windows * clips * config.clip_frames),
-            graphs=0,
-            spans=0,
-            graph_bytes=0,
             peak_bytes=whole_bytes(backbone, config.train.precision, config.data.resolution, windows, clips),
             recomputed=float(recomputes),
         )

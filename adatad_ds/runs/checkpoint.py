@@ -25,6 +25,7 @@ from torch import Tensor
 from adatad_ds.errors import CheckpointError, WriteError
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.system.atomic import TEMPORARY, flush, write_text
+from adatad_ds.system.json_text import write_json
 from adatad_ds.weights.files import StoredTensor, Tensors, first_line, open_tensors
 from adatad_ds.weights.trainable_state import MASTER, decode, encode
 
@@ -271,7 +272,7 @@ def read_operating_point(path: Path, *, kind: str) -> OperatingPoint | None:
 def write_operating_point(path: Path, *, kind: str, point: OperatingPoint) -> None:
     """Store the score of the best F1 with the checkpoint, replacing an earlier evaluation's."""
     content = _operating_points(path) | {kind: point.to_dict()}
-    write_text(path / OPERATING_POINTS_FILE, json.dumps(content, indent=1) + "\n")
+    write_json(path / OPERATING_POINTS_FILE, content)
 
 
 def _operating_points(path: Path) -> dict[str, Any]:

@@ -17,18 +17,19 @@ import torch
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
-from adatad_ds.distributed.world import gpu_count
 from adatad_ds.errors import CheckpointError, ConfigError
+from adatad_ds.evaluation.metrics_files import HEADLINES, METRICS_FILE, epoch_folder, metrics_of_epochs
 from adatad_ds.runs.checkpoint import CheckpointStore, Chosen
 from adatad_ds.runs.resume import setting_changes
-from adatad_ds.system.atomic import write_text
-from adatad_ds.tasks.base import HEADLINES, Evaluation
+from adatad_ds.system.clone import CLONE
+from adatad_ds.system.json_text import write_json
+from adatad_ds.system.launch import gpu_count
+from adatad_ds.tasks.base import Evaluation
 
 CONFIG_FILE = "config.json"
 DS_CONFIG_FILE = "ds_config.json"
 CLASSES_FILE = "classes.json"
 VERSIONS_FILE = "versions.json"
-METRICS_FILE = "metrics.json"
 REVISION_FILE = "revision.json"  # in a snapshot of the code, which has no git history
 INTERRUPTED_FILE = "interrupted"  # present while a stopped run waits to be resumed
 _ENVIRONMENT = ("SLURM_", "CUDA_", "NCCL_", "OMP_", "DS_", "MASTER_", "RANK", "WORLD_SIZE", "PYTORCH_")
@@ -78,10 +79,10 @@ class RunFolder:
     def describe(self, *, config: Config, ds_config: Mapping[str, Any], classes: Sequence[str]) -> None:
         """Save the run's settings, classes and versions."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write(CONFIG_FILE, config.to_dict())
-        self._write(DS_CONFIG_FILE, ds_config)
-        self._write(CLASSES_FILE, list(classes))
-        self._write(VERSIONS_FILE, versions())
+        write_json(self.path / CONFIG_FILE, config.to_dict())
+        write_json(self.path / DS_CONFIG_FILE, ds_config)
+        write_json(self.path / CLASSES_FILE, list(classes))
+        write_json(self.path / VERSIONS_FILE, versions())
         (self.path / INTERRUPTED_FILE).unlink(missing_ok=True)
 
     def setting_changes(self, config: Config) -> tuple[list[str], list[str]]:
@@ -129,10 +130,10 @@ class RunFolder:
 
     def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:
         """Save the results and metrics of an epoch."""
-        folder = self._evaluation(epoch)
+        folder = epoch_folder(self.path, epoch)
         folder.mkdir(parents=True, exist_ok=True)
         evaluation.save(folder)
-        write_text(folder / METRICS_FILE, json.dumps(evaluation.metrics, indent=1) + "\n")
+        write_json(folder / METRICS_FILE, evaluation.metrics)
 
     def set_aside_evaluations(self, *, after: int) -> list[str]:
         """Rename what evaluations of epochs that are still to come have left: they are of weights that are gone.
@@ -145,7 +146,7 @@ class RunFolder:
         """
         stale = [epoch for epoch in self.evaluations() if epoch > after]
         for epoch in stale:
-            folder = self._evaluation(epoch)
+            folder = epoch_folder(self.path, epoch)
             shutil.rmtree(folder.with_name(f"old_{folder.name}"), ignore_errors=True)
             folder.rename(folder.with_name(f"old_{folder.name}"))
         which = ", ".join(map(str, stale))
@@ -153,10 +154,8 @@ class RunFolder:
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """Metrics of every evaluated epoch."""
-        files = sorted((self.path / "evaluations").glob(f"epoch_*/{METRICS_FILE}"))
-        return {
-            int(file.parent.name.removeprefix("epoch_")): json.loads(file.read_text(encoding="utf-8")) for file in files
-        }
+        files = metrics_of_epochs(self.path)
+        return {epoch: json.loads(file.read_text(encoding="utf-8")) for epoch, file in files.items()}
 
     def scores(self) -> tuple[str, dict[int, float]]:
         """Name of the metric that epochs are compared by, and its value for each evaluated epoch."""
@@ -188,12 +187,6 @@ class RunFolder:
             f"{HEADLINES[name]}: {100 * scores[last]:.2f} % at the last evaluated epoch {last}; "
             f"{100 * scores[best]:.2f} % at the best epoch {best}"
         )
-
-    def _evaluation(self, epoch: int) -> Path:
-        return self.path / "evaluations" / f"epoch_{epoch:04d}"
-
-    def _write(self, name: str, content: Any) -> None:
-        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
 
 def versions() -> dict[str, Any]:
@@ -236,7 +229,7 @@ def version_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def revision() -> dict[str, str | None]:
     """Commit of this code and uncommitted changes, from a snapshot's record or from git."""
-    noted = Path(__file__).resolve().parents[2] / REVISION_FILE
+    noted = CLONE / REVISION_FILE
     if noted.exists():
         return json.loads(noted.read_text(encoding="utf-8"))
     return {"git": _git("rev-parse", "HEAD"), "git_changes": _git("status", "--porcelain")}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.config.schema import Config
+from adatad_ds.evaluation.metrics_files import HEADLINES
 from adatad_ds.inference.trained_model import Trained
 from adatad_ds.models.tuning.lora import is_update
-from adatad_ds.tasks.base import HEADLINES
 from adatad_ds.weights.files import is_hub_name
 from adatad_ds.weights.loading import VIT, WHERE_FROM
 

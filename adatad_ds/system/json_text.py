@@ -1,4 +1,4 @@
-"""Reading of users' JSON: a duplicate key is an error instead of a silently lost entry."""
+"""JSON files: users' are read so that a duplicate key is an error, own ones are written atomically."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adatad_ds.errors import summarize_list
+from adatad_ds.system.atomic import write_text
 
 
 def read_json(path: Path, *, parse_float: Callable[[str], Any] | None = None) -> Any:
@@ -35,3 +36,8 @@ def read_json(path: Path, *, parse_float: Callable[[str], Any] | None = None) ->
         names = summarize_list([repr(key) for key in twice], separator=", ")
         raise ValueError(f"{names} stands twice, and JSON keeps only the last; merge the entries")
     return tree
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file that people can read, atomically."""
+    write_text(path, json.dumps(tree, indent=1) + "\n")

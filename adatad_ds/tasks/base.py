@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from adatad_ds.data.loader import Samples
+from adatad_ds.config.schema import Config
+from adatad_ds.data.loader import BatchLoader, BatchT, Samples, make_test_loader
+from adatad_ds.distributed.world import World
 from adatad_ds.evaluation.operating_point import OperatingPoint
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # by which epochs are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +136,22 @@ class Task(Protocol):
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
         """Measure a model on the test data; the result is on rank 0 only. A collective."""
         ...
+
+
+def open_test_loader(
+    data: Samples[BatchT], *, config: Config, world: World, rank: int, ranks: int
+) -> BatchLoader[BatchT]:
+    """Loader of one of `ranks` shares of the test samples. A collective of all ranks in the world."""
+    return world.attempt(
+        lambda: make_test_loader(
+            data,
+            config=config.data,
+            batch=config.test.batch,
+            rank=rank,
+            ranks=ranks,
+            pin_memory=world.device.type == "cuda",
+        )
+    )
 
 
 def data_fingerprint(videos: Iterable[Sequence[Any]], *, classes: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.batch import Batch
 from adatad_ds.data.features.dataset import FeatureDataset
-from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.video_dataset import frames_on
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.detection.losses import LossNormalizer
@@ -26,10 +25,10 @@ from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, write_results
 from adatad_ds.evaluation.metrics import Metrics
-from adatad_ds.models.detector import Detector, detector_points, valid_points
+from adatad_ds.models.detector import CLASS_LOGITS, Detector, detector_points, valid_points
 from adatad_ds.models.heads.interface import Predictions
 from adatad_ds.recipes.class_order import describe_logits
-from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
+from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint, open_test_loader
 from adatad_ds.tasks.detection_pipeline import (
     Results,
     damaged_videos,
@@ -45,7 +44,6 @@ from adatad_ds.weights.loading import published_state
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLASS_LOGITS = "head.cls_head.weight"
 PICTURE_VIDEOS = 4  # legible on one of TensorBoard's cards
 
 
@@ -174,15 +172,8 @@ class DetectionTask:
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
         """Detect in the test videos and measure; the result is on rank 0 only. A collective."""
         config, mesh, videos = self._config, self._mesh, self.test_data.videos
-        loader = mesh.world.attempt(
-            lambda: make_test_loader(
-                self.test_data,
-                config=config.data,
-                batch=config.test.batch,
-                rank=mesh.data_rank,
-                ranks=mesh.data_ranks,
-                pin_memory=mesh.world.device.type == "cuda",
-            )
+        loader = open_test_loader(
+            self.test_data, config=config, world=mesh.world, rank=mesh.data_rank, ranks=mesh.data_ranks
         )
         candidates = find_candidates(forward=forward, batches=loader, config=config, mesh=mesh, report=report)
         results = finish(

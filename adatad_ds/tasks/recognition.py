@@ -20,13 +20,12 @@ from adatad_ds.config.schema import Config
 from adatad_ds.data.augmentation.mixing import mix
 from adatad_ds.data.clip_dataset import ClipBatch, ClipDataset
 from adatad_ds.data.labelled_videos import listed_videos
-from adatad_ds.data.loader import make_test_loader
 from adatad_ds.data.preparation.needs import check_prepared_clips
 from adatad_ds.data.video_dataset import frames_on
 from adatad_ds.distributed.world import World
 from adatad_ds.evaluation.accuracy import PREDICTIONS_FILE, Recognition, recognition_accuracy, write_predictions
 from adatad_ds.models.recogniser import Recogniser
-from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint
+from adatad_ds.tasks.base import Evaluation, StepEngine, data_fingerprint, open_test_loader
 from adatad_ds.weights.files import Tensors
 from adatad_ds.weights.layout import Weights
 from adatad_ds.weights.loading import published_state
@@ -142,11 +141,10 @@ class RecognitionTask:
 
     def evaluate(self, forward: Callable[..., Any], *, report: Callable[[str], None]) -> Evaluation | None:
         """Recognise the test videos and measure; the result is on rank 0 only. A collective."""
-        batches = make_clip_loader(self.test_data, config=self._config, world=self._world)
-        logits, damaged = recognise(forward=forward, batches=batches, world=self._world, report=report)
-        recognition = self._world.attempt(
-            lambda: measure_recognition(logits, data=self.test_data) if self._world.is_main else None
-        )
+        world = self._world
+        batches = open_test_loader(self.test_data, config=self._config, world=world, rank=world.rank, ranks=world.size)
+        logits, damaged = recognise(forward=forward, batches=batches, world=world, report=report)
+        recognition = world.attempt(lambda: measure_recognition(logits, data=self.test_data) if world.is_main else None)
         if recognition is None:
             return None
         for line in damaged.values() if not self._damage_told else ():
@@ -198,20 +196,6 @@ def open_clips(config: Config, *, training: bool, classes: Sequence[str] = ()) -
         seed=config.train.seed,
         repeats=config.train.repeats,
         augment_on_device=data.augment_on_device,
-    )
-
-
-def make_clip_loader(data: ClipDataset, *, config: Config, world: World) -> Iterable[ClipBatch]:
-    """This rank's share of the test clips. A collective."""
-    return world.attempt(
-        lambda: make_test_loader(
-            data,
-            config=config.data,
-            batch=config.test.batch,
-            rank=world.rank,
-            ranks=world.size,
-            pin_memory=world.device.type == "cuda",
-        )
     )
 
 

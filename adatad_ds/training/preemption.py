@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from adatad_ds.data.worker_process import SIGNALS
@@ -115,13 +115,13 @@ class StopRequest:
         os._exit(128 + signal.SIGTERM)
 
 
-def follow_launcher(on_end: Callable[[], None]) -> None:
-    """Call a function from another thread once this process's parent, a launcher, has exited."""
+def end_with_launcher() -> None:
+    """End this process once its parent, a launcher, has exited."""
     parent = os.getppid()
 
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK_SEC)
-        on_end()
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=look, name="launcher", daemon=True).start()

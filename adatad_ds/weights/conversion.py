@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adatad_ds.system.json_text import write_json
 from adatad_ds.weights.files import open_tensors
 from adatad_ds.weights.loading import WHERE_FROM, tensor_hash
 from adatad_ds.weights.video_layouts import ADATAD, AVERAGED_PREFIX, Weights, backbone_name
@@ -52,7 +52,7 @@ def convert(weights: Weights, *, out: Path, dtype: torch.dtype | None) -> str:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
-    out.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".json"), description)
     lines = [
         weights.report(),
         f"written: {out} ({out.stat().st_size / 1e6:.1f} MB), {len(tensors)} tensors, {name or 'a size of its own'}",

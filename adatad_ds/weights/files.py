@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adatad_ds.errors import CheckpointError, ConfigError
+from adatad_ds.system.clone import CLONE
 
 SAFETENSORS = ".safetensors"
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -115,7 +116,7 @@ def find_source(source: str | Path, *, download: bool = True) -> Path:
         CheckpointError: the hub does not give it.
     """
     path = Path(source).expanduser()
-    with_the_code = Path(__file__).resolve().parents[2] / path  # the quickstarts' weights, wherever one stands
+    with_the_code = CLONE / path  # the quickstarts' weights, wherever one stands
     for place in (path, with_the_code):
         if place.exists():
             return place

@@ -29,10 +29,10 @@ from adatad_ds.models.factory import build_detector
 from adatad_ds.models.live_bytes import live_bytes
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.clone import DS_CONFIGS
 from adatad_ds.system.utf8 import use_utf8
 
 CLASSES = 4
-DS_CONFIG = Path(__file__).resolve().parents[2] / "ds_configs" / "zero2.json"
 RECOMPUTED = ("train.global_batch=1", "backbone.activation_checkpointing=true", "backbone.weights=None")
 
 
@@ -82,7 +82,7 @@ def main() -> int:
 
 def measured(config: Config) -> Row:
     """A window's step, beside its plan."""
-    lines = make_plan(config, ds_config=read_ds_config(DS_CONFIG), ranks=1, num_classes=CLASSES).lines
+    lines = make_plan(config, ds_config=read_ds_config(DS_CONFIGS / "zero2.json"), ranks=1, num_classes=CLASSES).lines
     stored = sum(line.device for line in lines if "stored tensors" in line.name)
     at_work = max(line.device for line in lines if line.name in ("head", "backbone at work"))
     torch.manual_seed(0)

@@ -56,7 +56,8 @@ from adatad_ds.models.execution.window_share import WholeWindow
 from adatad_ds.models.factory import Runtime, build_detector
 from adatad_ds.models.transformers import backbone_spec
 from adatad_ds.models.tuning.adapters import TIA
-from adatad_ds.planning.memory import backbone_cost, step_flop
+from adatad_ds.planning.memory import step_flop
+from adatad_ds.planning.video_backbones import VideoCost
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.system.utf8 import use_utf8
 
@@ -140,7 +141,7 @@ class Bench:
             ranks = self.world.size if sharing else 1
             row |= {"way": way, "flop": flop, "tflop_per_sec": flop / float(row["median_sec"]) / 1e12}
             row |= {"tokens_per_sec": tokens / float(row["median_sec"]), "roof_tflop_per_sec": ranks * self.roof / 1e12}
-            row |= {"stored_tensor_bytes": windows * backbone_cost(self.config).tensor_bytes(self.config.sample_frames)}
+            row |= {"stored_tensor_bytes": windows * VideoCost(self.config).tensor_bytes(self.config.sample_frames)}
         self.world.gather(None)  # those who wait, wait here
         return row
 

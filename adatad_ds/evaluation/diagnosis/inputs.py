@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,34 @@ from adatad_ds.data.video_names import VideoNames
 from adatad_ds.errors import DataError, summarize_list
 from adatad_ds.evaluation.detections_file import read_results
 from adatad_ds.evaluation.diagnosis.diagnosis import Diagnosis, diagnose
-from adatad_ds.evaluation.diagnosis.report import Source
+from adatad_ds.evaluation.metrics_files import METRICS_FILE
 from adatad_ds.system.unicode_text import TextLookup
 
-METRICS_FILE = "metrics.json"  # as adatad_ds/runs/folder.py has it
 DEFAULT_TIOU = (0.3, 0.4, 0.5, 0.6, 0.7)
 Results = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Detections, and the annotations that they are held against.
+
+    Attributes:
+        detections: file of the former.
+        annotations: file of the latter.
+        subset: of the annotations.
+        videos: as annotated.
+        truths: the same, labelled as the detections are; see `labelled_as`.
+        results: detections under the annotations' names.
+        notes: for the reader: what was repaired, and what counts nowhere.
+    """
+
+    detections: Path
+    annotations: Path
+    subset: str
+    videos: Sequence[Video]
+    truths: Sequence[Video]
+    results: Results
+    notes: list[str]
 
 
 def diagnose_files(
@@ -49,6 +71,26 @@ def diagnose_files(
     Raises:
         DataError: the files cannot be used, or not together.
     """
+    source = read_source(detections, annotations, subset=subset, exclude=exclude, exclude_file=exclude_file)
+    evaluated_tiou, evaluated_map = evaluated_beside(detections)
+    averaged = tuple(average_tiou or evaluated_tiou or DEFAULT_TIOU)
+    diagnosis = diagnose(source.results, source.truths, average_tiou=averaged, tiou=tiou, min_precision=min_precision)
+    if averaged == evaluated_tiou and not math.isclose(evaluated_map, diagnosis.metrics.average_map, abs_tol=1e-6):
+        source.notes.append(
+            f"{METRICS_FILE} beside the detections says average mAP {100 * evaluated_map:.2f} %: that is of other "
+            "annotations, videos or detections"
+        )
+    return diagnosis, source
+
+
+def read_source(
+    detections: Path, annotations: Path, *, subset: str, exclude: Sequence[str], exclude_file: str
+) -> Source:
+    """Read detections and annotations, and hold them against each other; arguments: see `diagnose_files`.
+
+    Raises:
+        DataError: the files cannot be used, or not together.
+    """
     results = read_results(detections)
     subsets = subset_names(annotations)
     if subset not in subsets:
@@ -60,21 +102,20 @@ def diagnose_files(
         annotations, subset=subset, exclude=exclude, exclude_file=exclude_file, as_published=True
     )
     results = named_as(loaded.videos, results, where=detections)
-    videos, relabelled = labelled_as(results, loaded.videos)
-    notes += relabelled
-    notes += check(results, videos, detections=detections, annotations=annotations, subset=subset)
-    evaluated_tiou, evaluated_map = evaluated_beside(detections)
-    averaged = tuple(average_tiou or evaluated_tiou or DEFAULT_TIOU)
-    diagnosis = diagnose(results, videos, average_tiou=averaged, tiou=tiou, min_precision=min_precision)
-    if averaged == evaluated_tiou and not math.isclose(evaluated_map, diagnosis.metrics.average_map, abs_tol=1e-6):
-        notes.append(
-            f"{METRICS_FILE} beside the detections says average mAP {100 * evaluated_map:.2f} %: that is of other "
-            "annotations, videos or detections"
-        )
-    source = Source(
-        detections=str(detections), annotations=str(annotations), subset=subset, videos=len(videos), notes=notes
+    truths, relabelled = labelled_as(results, loaded.videos)
+    return Source(
+        detections=detections,
+        annotations=annotations,
+        subset=subset,
+        videos=loaded.videos,
+        truths=truths,
+        results=results,
+        notes=[
+            *notes,
+            *relabelled,
+            *check(results, truths, detections=detections, annotations=annotations, subset=subset),
+        ],
     )
-    return diagnosis, source
 
 
 def named_as(videos: Sequence[Video], results: Results, *, where: Path) -> Results:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from adatad_ds.evaluation.diagnosis.diagnosis import BANDS, BINS, Diagnosis
+from adatad_ds.evaluation.diagnosis.inputs import Source
 from adatad_ds.evaluation.diagnosis.matching import LOW_TIOU, Kind
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
@@ -71,17 +72,6 @@ class Section:
     picture: str | None = None
 
 
-@dataclass(frozen=True)
-class Source:
-    """What was analysed, with notes for the reader."""
-
-    detections: str
-    annotations: str
-    subset: str
-    videos: int
-    notes: Sequence[str]
-
-
 def write_report(
     folder: Path, diagnosis: Diagnosis, *, source: Source, bins: str, report: Callable[[str], object]
 ) -> None:
@@ -132,7 +122,7 @@ def _head(diagnosis: Diagnosis, source: Source) -> list[str]:
     )
     best = max(diagnosis.gains[: len(Kind) - 1], key=lambda gain: gain.fixed.mean())
     return [
-        f"{len(diagnosis.kinds):,} detections in {source.videos:,} videos (subset {source.subset}) with "
+        f"{len(diagnosis.kinds):,} detections in {len(source.videos):,} videos (subset {source.subset}) with "
         f"{len(diagnosis.missed):,} segments of {len(metrics.classes):,} classes. Detections: {source.detections}; "
         f"annotations: {source.annotations}.",
         f"Average mAP {100 * metrics.average_map:.2f} % (mAP {by_tiou}).",

@@ -89,6 +89,5 @@ def drawable(name: str) -> str:
 
 def plain_axis(axis: Axes) -> None:
     """Remove the frame at the top and the right; make the numbers small."""
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)

@@ -23,6 +23,7 @@ from adatad_ds.evaluation.plots.figures import (
     PlainFigure,
     class_looks,
     drawable,
+    plain_axis,
     save_figure,
     short_name,
 )
@@ -51,6 +52,12 @@ class TimelineVideo:
     ground_truth: Sequence[tuple[float, float, str]]
     detections: Sequence[Mapping[str, Any]]
 
+    @classmethod
+    def of(cls, video: Video, detections: Sequence[Mapping[str, Any]]) -> TimelineVideo:
+        """An annotated video with these detections."""
+        ground_truth = [(action.start_sec, action.end_sec, action.label) for action in video.actions]
+        return cls(name=video.name, duration_sec=video.duration_sec, ground_truth=ground_truth, detections=detections)
+
 
 def timeline_videos(
     results: Mapping[str, Sequence[Mapping[str, Any]]], *, videos: Sequence[Video]
@@ -60,11 +67,9 @@ def timeline_videos(
     There is no score threshold, so that the first evaluations of a training show something too.
     """
     return [
-        TimelineVideo(
-            name=video.name,
-            duration_sec=video.duration_sec,
-            ground_truth=[(action.start_sec, action.end_sec, action.label) for action in video.actions],
-            detections=sorted(results[video.name], key=lambda record: -record["score"])[
+        TimelineVideo.of(
+            video,
+            sorted(results[video.name], key=lambda record: -record["score"])[
                 : max(2 * len(video.actions), FEWEST_SHOWN)
             ],
         )
@@ -170,11 +175,9 @@ def _draw_class(
     axis.axhline(shown.score, color="0.45", linewidth=0.8, linestyle="--")
     axis.set_ylim(0, 1.05)
     axis.set_yticks([0, 0.5, 1])
-    axis.tick_params(labelsize=8)
     axis.set_title(short_name(label), fontsize=9, loc="left", pad=2)
     axis.grid(axis="x", color="0.9", linewidth=0.6)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    plain_axis(axis)
 
 
 def _tick_sec(duration_sec: float) -> float:
@@ -226,8 +229,7 @@ def _draw_video(
     axis.set_xlim(0, video.duration_sec)
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(drawable(video.name), fontsize=9, loc="left")
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
 
 

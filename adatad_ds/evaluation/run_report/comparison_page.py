@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from adatad_ds.errors import DataError
+from adatad_ds.evaluation.metrics_files import EVALUATED, PER_CLASS_FILE
 from adatad_ds.evaluation.run_report import page
 from adatad_ds.evaluation.run_report.charts import line_chart
 from adatad_ds.evaluation.run_report.facts import Run, read_run
@@ -121,7 +122,7 @@ def _classes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def _class_aps(run: Run) -> dict[str, float]:
-    path = run.folder / "evaluate" / "per_class.csv"
+    path = run.folder / EVALUATED / PER_CLASS_FILE
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:

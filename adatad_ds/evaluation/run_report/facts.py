@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.comparison import METRICS
+from adatad_ds.evaluation.metrics_files import EVALUATED, HEADLINES, METRICS_FILE, metrics_of_epochs
 
-HEADLINES = {"average_mAP": "average mAP", "top1": "top-1 accuracy"}  # metrics that runs are compared by
 MEMORY = ("memory/peak_gb", "memory/peak_resident_gb")  # of a GPU's allocator; of a process on a CPU
 Points = list[tuple[float, float]]
 
@@ -119,13 +118,12 @@ def read_run(folder: Path) -> Run:
     config = _json(folder / "config.json")
     if config is None:
         raise DataError(f"{folder} is no run's folder: it holds no config.json; give one that adatad-ds train wrote")
-    files = sorted((folder / "evaluations").glob("epoch_*/metrics.json"))
     return Run(
         folder=folder,
         settings={f"{section}.{key}": value for section, part in config.items() for key, value in _items(part)},
         log=_log(folder / "log.jsonl"),
-        evaluations={int(file.parent.name.removeprefix("epoch_")): _json(file) or {} for file in files},
-        evaluated=_json(folder / METRICS),
+        evaluations={epoch: _json(file) or {} for epoch, file in metrics_of_epochs(folder).items()},
+        evaluated=_json(folder / EVALUATED / METRICS_FILE),
         versions=_json(folder / "versions.json") or {},
     )
 

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from adatad_ds.data.annotations import Video, load_annotations
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.detections_file import DETECTIONS_FILE, read_results
+from adatad_ds.evaluation.detections_file import DETECTIONS_FILE
 from adatad_ds.evaluation.diagnosis.diagnosis import MIN_PRECISION, Diagnosis
-from adatad_ds.evaluation.diagnosis.inputs import diagnose_files, named_as
+from adatad_ds.evaluation.diagnosis.inputs import Source, diagnose_files
+from adatad_ds.evaluation.metrics_files import EVALUATED, HEADLINES, epoch_folder
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.evaluation.run_report import page
 from adatad_ds.evaluation.run_report.charts import line_chart
-from adatad_ds.evaluation.run_report.facts import HEADLINES, Run, read_run
+from adatad_ds.evaluation.run_report.facts import Run, read_run
 from adatad_ds.evaluation.run_report.videos import (
     Moment,
     Score,
@@ -52,18 +51,6 @@ class Wanted:
     copy: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """An evaluation that could be analysed: its videos by name, in the diagnosis' order."""
-
-    diagnosis: Diagnosis
-    videos: Mapping[str, Video]
-    results: Mapping[str, Sequence[Mapping[str, Any]]]
-    shown: ShownFrom
-    source: Path
-    notes: Sequence[str]
-
-
 def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None]) -> Path:
     """Write the report of a run's folder.
 
@@ -74,13 +61,15 @@ def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None])
         DataError: it is no run's folder, or its files are damaged.
     """
     run = read_run(folder)
-    judged, problem = _judge(run, wanted)
     parts = [*_head(run), *_curves(run)]
-    if judged is not None:
-        parts += _errors(judged) + _videos(judged, run, wanted, report)
-    elif problem:
-        report(f"without errors and videos: {problem}")
-        parts += [page.heading("Errors and videos"), page.paragraph(problem)]
+    if not run.settings.get("recognition.train_list"):
+        try:
+            diagnosis, source = _diagnosed(run, wanted)
+        except DataError as error:
+            report(f"without errors and videos: {error}")
+            parts += [page.heading("Errors and videos"), page.paragraph(str(error))]
+        else:
+            parts += _errors(diagnosis, source.notes) + _videos(diagnosis, source, run, wanted, report)
     parts += _costs(run) + _settings(run)
     wanted.folder.mkdir(parents=True, exist_ok=True)
     path = wanted.folder / REPORT_FILE
@@ -89,47 +78,32 @@ def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None])
     return path
 
 
-def _judge(run: Run, wanted: Wanted) -> tuple[Judged | None, str]:
-    """The run's final evaluation, or else its best in training, analysed; or why that cannot be."""
-    if run.settings.get("recognition.train_list"):
-        return None, ""
+def _diagnosed(run: Run, wanted: Wanted) -> tuple[Diagnosis, Source]:
+    """The analysis of the run's final evaluation, or else of its best in training.
+
+    Raises:
+        DataError: there is none, or its files cannot be used.
+    """
     best = run.best_epoch()
-    places = [run.folder / "evaluate"]
-    places += [] if best is None else [run.folder / "evaluations" / f"epoch_{best:04d}"]
-    source = next((place / DETECTIONS_FILE for place in places if (place / DETECTIONS_FILE).is_file()), None)
-    if source is None:
-        return None, f"there are no detections yet: adatad-ds evaluate {run.folder}"
+    places = [run.folder / EVALUATED]
+    places += [] if best is None else [epoch_folder(run.folder, best)]
+    detections = next((place / DETECTIONS_FILE for place in places if (place / DETECTIONS_FILE).is_file()), None)
+    if detections is None:
+        raise DataError(f"there are no detections yet: adatad-ds evaluate {run.folder}")
     annotations = wanted.annotations or Path(str(run.settings.get("data.annotations", "")))
-    subset, exclude = str(run.settings.get("data.test_subset", "")), run.settings.get("data.exclude") or ()
-    exclude_file = str(run.settings.get("data.exclude_file") or "")
     if not annotations.is_file():
-        return None, f"{annotations}, the annotations of the training, is not there from here: add --annotations FILE"
-    try:
-        diagnosis, found = diagnose_files(
-            source,
-            annotations,
-            subset=subset,
-            tiou=TIOU,
-            average_tiou=None,
-            min_precision=MIN_PRECISION,
-            exclude=exclude,
-            exclude_file=exclude_file,
+        raise DataError(
+            f"{annotations}, the annotations of the training, is not there from here: add --annotations FILE"
         )
-        loaded, _ = load_annotations(
-            annotations, subset=subset, exclude=exclude, exclude_file=exclude_file, as_published=True
-        )
-    except DataError as error:
-        return None, str(error)
-    return (
-        Judged(
-            diagnosis=diagnosis,
-            videos={video.name: video for video in loaded.videos},
-            results=named_as(loaded.videos, read_results(source), where=source),
-            shown=ShownFrom.choose(None, diagnosis.metrics.operating_point),
-            source=source,
-            notes=found.notes,
-        ),
-        "",
+    return diagnose_files(
+        detections,
+        annotations,
+        subset=str(run.settings.get("data.test_subset", "")),
+        tiou=TIOU,
+        average_tiou=None,
+        min_precision=MIN_PRECISION,
+        exclude=run.settings.get("data.exclude") or (),
+        exclude_file=str(run.settings.get("data.exclude_file") or ""),
     )
 
 
@@ -186,8 +160,7 @@ def _logged(run: Run, start: str) -> list[str]:
     return list(dict.fromkeys(key for line in run.log for key in line if key.startswith(start)))
 
 
-def _errors(judged: Judged) -> list[str]:
-    diagnosis = judged.diagnosis
+def _errors(diagnosis: Diagnosis, notes: Sequence[str]) -> list[str]:
     rows = [
         [escape(gain.name), f"{gain.detections:,}", f"{100 * float(gain.fixed.mean()):+.2f}"]
         for gain in sorted(diagnosis.gains, key=lambda gain: -float(gain.fixed.mean()))
@@ -205,27 +178,27 @@ def _errors(judged: Judged) -> list[str]:
             f"Average mAP would rise by so many points if all errors of a kind were fixed (at tIoU {TIOU:g}; what the "
             "kinds are: docs/guides/errors.md; more: adatad-ds diagnose)."
         ),
-        page.bullets(judged.notes),
+        page.bullets(notes),
         page.table(["kind", "count", "mAP gained"], rows),
         page.heading("Classes", 3),
         page.table(["class", "segments", "average AP %", "missed"], classes),
     ]
 
 
-def _videos(judged: Judged, run: Run, wanted: Wanted, report: Callable[[str], None]) -> list[str]:
-    members = list(judged.videos.values())
-    scores = score_videos(judged.diagnosis, members, least=judged.shown.score)
+def _videos(diagnosis: Diagnosis, source: Source, run: Run, wanted: Wanted, report: Callable[[str], None]) -> list[str]:
+    members, shown = source.videos, ShownFrom.choose(None, diagnosis.metrics.operating_point)
+    scores = score_videos(diagnosis, members, least=shown.score)
     surest = scores[: min(wanted.best, -(-len(scores) // 2))]
     worst = scores[len(surest) :][::-1][: wanted.best]
-    mistakes = surest_mistakes(judged.diagnosis, members, most=MOST_MOMENTS)
-    misses = longest_misses(judged.diagnosis, members, most=MOST_MOMENTS)
+    mistakes = surest_mistakes(diagnosis, members, most=MOST_MOMENTS)
+    misses = longest_misses(diagnosis, members, most=MOST_MOMENTS)
     addresses, notes = write_players(
         wanted.folder,
         [*(score.name for score in (*surest, *worst)), *(moment.video for moment in (*mistakes, *misses))],
-        videos=judged.videos,
-        results=judged.results,
+        videos={video.name: video for video in members},
+        results=source.results,
         files=wanted.videos or Path(str(run.settings.get("data.videos", ""))),
-        shown=judged.shown,
+        shown=shown,
         copy=wanted.copy,
         back=REPORT_FILE,
     )
@@ -234,7 +207,7 @@ def _videos(judged: Judged, run: Run, wanted: Wanted, report: Callable[[str], No
     return [
         page.heading("Videos"),
         page.paragraph(
-            f"Detections of score {judged.shown.score:.2g} or more ({judged.shown.reason}), right at tIoU {TIOU:g}. "
+            f"Detections of score {shown.score:.2g} or more ({shown.reason}), right at tIoU {TIOU:g}. "
             "The players show detections and what is annotated."
         ),
         page.bullets([f"without a player: {note}" for note in notes]),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from adatad_ds.data.video_files import present_videos
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.plots.figures import Look, class_looks
 from adatad_ds.evaluation.video.overlay import write_annotated
-from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page
+from adatad_ds.evaluation.video.page import plays_in_browsers, video_address, write_page, write_template
 
 OVERVIEW_FILE = "index.html"
 LONGEST_STEM = 200  # characters of a page's name, which file systems limit
@@ -83,12 +81,6 @@ def write_annotation_pages(
     for name, problem in problems.items():
         report(f"cannot be shown: {name}: {problem}")
     return len(problems)
-
-
-def write_template(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Write a page of this folder with its data."""
-    text = (files("adatad_ds.evaluation.video") / template).read_text(encoding="utf-8")
-    path.write_text(text.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")), encoding="utf-8")
 
 
 def page_names(names: Sequence[str]) -> dict[str, str]:

@@ -99,6 +99,11 @@ def write_page(
         ],
         "detections": by_time([*detections, *annotated]),
     }
-    template = (files("adatad_ds.evaluation.video") / "page.html").read_text(encoding="utf-8")
-    text = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script
-    path.write_text(template.replace("@DATA@", text), encoding="utf-8")
+    write_template(path, "page.html", content)
+
+
+def write_template(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Write a page of this folder with its data."""
+    text = (files("adatad_ds.evaluation.video") / template).read_text(encoding="utf-8")
+    data = json.dumps(content).replace("<", "\\u003c")  # a label must not end the script
+    path.write_text(text.replace("@DATA@", data), encoding="utf-8")

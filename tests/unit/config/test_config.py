@@ -13,6 +13,7 @@ from adatad_ds.config.schema import Config, RecognitionConfig
 from adatad_ds.distributed.ds_config import split_batch
 from adatad_ds.errors import ConfigError
 from adatad_ds.recipes.catalog import all_recipes, find_recipe, recipe_table
+from adatad_ds.system.json_text import write_json
 from adatad_ds.system.launch import complete_environment, launched_ranks
 
 
@@ -45,7 +46,7 @@ def test_lists_of_words_need_no_quotes():
 def test_a_budget_is_a_number_or_auto(text, value, tmp_path):
     config = override(Config(), [f"backbone.activation_memory_gb={text}"])
     assert config.backbone.activation_memory_gb == value
-    config.save(tmp_path / "config.json")
+    write_json(tmp_path / "config.json", config.to_dict())
     assert load(tmp_path / "config.json") == config
 
 
@@ -65,7 +66,7 @@ def test_a_budget_is_refused_where_it_says_nothing(changes, said):
 def test_round_trip_through_a_file(tmp_path):
     for recipe in all_recipes().values():
         path = tmp_path / "config.json"
-        recipe.config.save(path)
+        write_json(path, recipe.config.to_dict())
         assert load(path) == recipe.config
 
 
