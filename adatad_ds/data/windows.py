@@ -121,7 +121,8 @@ def sliding_windows(source: WindowSource) -> list[VideoWindow]:
     steps = -(-source.timing.num_frames // (config.frame_stride * config.frames_per_feature))
     hop = window_hop(config)
     last = max(0, steps - config.window_size)
-    # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
+    # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end;
+    # where windows just fill the video, it takes the last one twice.
     starts = [step * config.frames_per_feature for step in (*range(0, last, hop), last)]
     return [window_at(source, start_slot=start) for start in starts]
 
