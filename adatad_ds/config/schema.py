@@ -50,6 +50,8 @@ class DataConfig:
     offset_frames: numbers.Frames = 0  # added to each window's start when grid positions become seconds
     offset_steps: numbers.NonNegativeFloat = 0.0  # features with sampling=resize: likewise, in feature steps
     trunc_thresh: numbers.Fraction = 0.75  # keep a segment if at least this share of it lies in the window
+    # training actions may reach so far beyond their window's ends, in feature steps (ActionFormer: the offset)
+    margin_steps: numbers.NonNegativeFloat = 0.0
     min_action_share: numbers.ActionShare = 0.0  # drop training actions of at most this share of their video
     # range of the random length that videos shorter than the window are cropped to
     crop_ratio: tuple[numbers.VideoShare, numbers.VideoShare] | None = (0.9, 1.0)

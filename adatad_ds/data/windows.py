@@ -90,20 +90,24 @@ def random_trunc_window(source: WindowSource, *, rng: np.random.Generator) -> Vi
     """A random window that holds an action if one can be found, as the published training draws it.
 
     Videos shorter than a window are cropped to a random share (`crop_ratio`) and padded. Actions count when at least
-    `trunc_thresh` of them lies inside, and are clipped to the window. Without any, the window has no positives.
+    `trunc_thresh` of them lies inside, and are clipped to the window, or so far beyond its ends as `margin_steps` says;
+    in a window of the whole video, as `offset_frames` says, too: none of it is cut off. Without any, the window has no
+    positives.
     """
     config, slots = source.config, source.num_slots
     length = min(slots, config.window_frames)
     if slots <= config.window_frames and config.crop_ratio is not None:
         shortest, longest = sorted(min(max(round(ratio * slots), 1), slots) for ratio in config.crop_ratio)
         length = int(rng.integers(shortest, longest, endpoint=True))
+    offset = config.offset_frames / config.frame_stride if length == slots else 0.0
+    margin = max(offset, config.margin_steps * config.frames_per_feature)  # slots
     starts = rng.integers(0, slots - length, size=TRIES, endpoint=True)
     segments_slot, _ = _actions(source, _grid(source, start_slot=0))
     segments_slot *= config.frames_per_feature
-    share = _inside(segments_slot, starts[:, None], starts[:, None] + length)  # (tries, G)
+    share = _inside(segments_slot, starts[:, None] - margin, starts[:, None] + length + margin)  # (tries, G)
     with_action = np.flatnonzero((share >= config.trunc_thresh).any(axis=1))
     start = int(starts[with_action[0] if len(with_action) else -1])
-    return _cut(source, start_slot=start, length=length)
+    return _cut(source, start_slot=start, length=length, margin=margin)
 
 
 def windows_for_testing(source: WindowSource) -> list[VideoWindow]:
@@ -117,7 +121,8 @@ def sliding_windows(source: WindowSource) -> list[VideoWindow]:
     steps = -(-source.timing.num_frames // (config.frame_stride * config.frames_per_feature))
     hop = window_hop(config)
     last = max(0, steps - config.window_size)
-    # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end.
+    # differs: the reference takes range(steps // hop) starts, which for some lengths stops short of the video's end;
+    # where windows just fill the video, it takes the last one twice.
     starts = [step * config.frames_per_feature for step in (*range(0, last, hop), last)]
     return [window_at(source, start_slot=start) for start in starts]
 
@@ -239,14 +244,17 @@ def frames_shown(
     return frame_indices
 
 
-def _cut(source: WindowSource, *, start_slot: int, length: int) -> VideoWindow:
-    """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside."""
+def _cut(source: WindowSource, *, start_slot: int, length: int, margin: float = 0.0) -> VideoWindow:
+    """The window of `length` slots from `start_slot` on, padded to F, with the actions that mostly lie inside.
+
+    Actions may reach `margin` slots beyond its ends.
+    """
     config, timing = source.config, source.timing
     slots = np.minimum(start_slot + np.arange(config.window_frames), start_slot + length - 1)
     grid = _grid(source, start_slot=start_slot)
     segments_grid, labels = _actions(source, grid)
-    end_grid = length / config.frames_per_feature
-    kept = _inside(segments_grid, 0, end_grid) >= config.trunc_thresh
+    first_grid, end_grid = -margin / config.frames_per_feature, (length + margin) / config.frames_per_feature
+    kept = _inside(segments_grid, first_grid, end_grid) >= config.trunc_thresh
     frame_indices = np.minimum(slots * config.frame_stride, timing.num_frames - 1).astype(np.int64)
     return VideoWindow(
         video_index=source.video_index,
@@ -255,7 +263,7 @@ def _cut(source: WindowSource, *, start_slot: int, length: int) -> VideoWindow:
         # differs: a last step that is only partly real counts (the reference rounds down): its frames would be lost.
         valid_steps=-(-length // config.frames_per_feature),
         grid=grid,
-        segments_grid=np.clip(segments_grid[kept], 0, end_grid).astype(np.float32),
+        segments_grid=np.clip(segments_grid[kept], first_grid, end_grid).astype(np.float32),
         labels=labels[kept],
     )
 
@@ -280,7 +288,7 @@ def _actions(source: WindowSource, grid: TimeGrid) -> tuple[NDArray[np.float64],
 
 
 def _inside(
-    segments: NDArray[np.float64], start: int | NDArray[np.int64], end: float | NDArray[np.int64]
+    segments: NDArray[np.float64], start: float | NDArray[np.floating], end: float | NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Share of each segment (G, 2) that lies in [start, end]; broadcasts over (..., 1) bounds."""
     overlap = np.minimum(segments[:, 1], end) - np.maximum(segments[:, 0], start)

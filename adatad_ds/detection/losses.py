@@ -134,6 +134,9 @@ def _valid_focal_loss(class_logits: Tensor, valid: Tensor, targets: Targets, lab
 class LossNormalizer:
     """Running mean of the number of positives per global batch, which divides the losses (ActionFormer, section 3.4).
 
+    # differs: AdaTAD's authors keep one mean on each of 2 or 4 GPUs, of its own windows, and average the quotients. In
+    # some 30 steps, when the initial value is forgotten, that is the same scale.
+
     Args:
         initial: value before the first step.
         momentum: weight of the old value in each update.

@@ -185,7 +185,10 @@ def _first(kept: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, limit: i
 
 
 def vote(kept: np.ndarray, segments: np.ndarray, scores: np.ndarray, thresh: float) -> np.ndarray:
-    """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2)."""
+    """Mean of the segments that overlap each kept one by at least `thresh`, weighted by original score, (M, 2).
+
+    # differs: ActionFormer's code multiplies the weights by these overlaps, OpenTAD's and TriDet's does not.
+    """
     voted = kept.copy()
     rows = max(1, _VOTES // max(1, len(segments)))
     start, end = segments.T

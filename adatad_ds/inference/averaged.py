@@ -36,6 +36,7 @@ OF_TRAINING = (
     "augment_on_device",
     "short_side_before_crop",
     "crop_ratio",
+    "margin_steps",
     "min_action_share",
     "trunc_thresh",
 )

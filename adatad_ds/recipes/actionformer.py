@@ -80,6 +80,7 @@ def _thumos() -> Config:
             window_size=2304,
             feature_stride_frames=4,
             offset_frames=8,
+            margin_steps=2.0,
             trunc_thresh=0.5,
             test_whole_videos=True,
             augment=(),
@@ -106,6 +107,7 @@ def _activitynet(features: str, *, channels: int, fps: float) -> Config:
             fixed_fps=fps,
             offset_frames=0,
             offset_steps=0.5,
+            margin_steps=0.5,
             test_whole_videos=False,
             class_agnostic=True,
         ),
@@ -134,9 +136,10 @@ def _activitynet(features: str, *, channels: int, fps: float) -> Config:
 
 def _epic(task: str, *, label_smoothing: float) -> Config:
     config = _on(_thumos(), f"epic_{task}", ("slowfast",), channels=2304, features="epic")
+    sampled = {"feature_stride_frames": 16, "fixed_fps": 30.0, "offset_frames": 16, "margin_steps": 1.0}
     return replace(
         config,
-        data=replace(config.data, feature_stride_frames=16, fixed_fps=30.0, offset_frames=16, trunc_thresh=0.3),
+        data=replace(config.data, **sampled, trunc_thresh=0.3),
         head=replace(
             config.head,
             attn_window=9,
@@ -162,6 +165,7 @@ def _ego4d(features: str) -> Config:
             feature_stride_frames=16,
             fixed_fps=30.0,
             offset_frames=frames // 2,
+            margin_steps=frames / 32,
             trunc_thresh=0.3,
         ),
         head=replace(

@@ -40,6 +40,7 @@ def tridet_recipes() -> Iterator[tuple[str, Recipe]]:
 def _thumos(actionformer: Config) -> Config:
     return replace(
         actionformer,
+        data=replace(actionformer.data, margin_steps=0.0),
         head=replace(
             actionformer.head,
             name="tridet",
@@ -72,6 +73,7 @@ def _activitynet(actionformer: Config, thumos: Config) -> Config:
             window_size=768,
             offset_frames=8,
             offset_steps=0.0,
+            margin_steps=0.0,
             test_whole_videos=True,
         ),
         head=replace(
@@ -152,6 +154,7 @@ def _epic(actionformer: Config, thumos: Config, task: str) -> Config:
     noun = task == "noun"
     return replace(
         actionformer,
+        data=replace(actionformer.data, margin_steps=0.0),
         head=replace(
             thumos.head,
             regression_range=doubling(6, overlap=True),

@@ -181,7 +181,8 @@ def _finish(
     """One video's candidates to its detections."""
     test = config.test
     candidates = found.candidates
-    if config.data.sampling == "random_trunc":  # as published: of whole videos, overlaps are judged before clipping
+    if config.data.sampling == "random_trunc" and not config.data.test_whole_videos:
+        # As published: windows' detections are clipped at once, those of whole videos after overlaps were judged.
         candidates = clip_to_video(candidates, duration_sec=found.duration_sec)
     # differs: the published code has by now rounded sliding windows' segments to 0.01 s and scores to 0.0001, as it
     # keeps each window's detections for JSON; here they are rounded once, when they are written.

@@ -154,6 +154,59 @@ def test_an_action_of_which_just_enough_fits_is_found():
     assert sum(labels.tolist() == [1] for labels in found) > 7  # a blind draw would meet it once in sixty
 
 
+class Drawn:
+    """Draws a given length, and always the same start."""
+
+    def __init__(self, *, length: int, start: int) -> None:
+        self.length, self.start = length, start
+
+    def integers(self, low: int, high: int, *, endpoint: bool, size: int | None = None) -> object:
+        return self.length if size is None else np.full(size, self.start)
+
+
+LONG = ((3.0, 5.0), (6.2, 6.8), (9.0, 11.0))  # s, of a video of 40 steps
+SHORT = ((0.0, 1.0), (1.2, 2.0), (4.0, 4.8))  # of one of 12
+
+
+@pytest.mark.parametrize(
+    ("margin_steps", "steps", "length", "start", "times", "segments"),
+    [
+        # what truncate_feats of ActionFormer makes of them with an offset of 2 steps
+        (2.0, 40, 16, 8, LONG, [[-2, 2.5], [5.5, 7], [12.5, 17.5]]),
+        (2.0, 12, 11, 0, SHORT, [[-2, 0.5], [1, 3], [8, 10]]),
+        (2.0, 12, 11, 1, SHORT, [[-2, -0.5], [0, 2], [7, 9]]),
+        (2.0, 12, 12, 0, SHORT, [[-2, 0.5], [1, 3], [8, 10]]),
+        # and TriDet's, which knows no offset, but leaves a whole video as it is
+        (0.0, 40, 16, 8, LONG, [[5.5, 7], [12.5, 16]]),
+        (0.0, 12, 11, 0, SHORT, [[1, 3], [8, 10]]),
+        (0.0, 12, 11, 1, SHORT, [[0, 2], [7, 9]]),
+        (0.0, 12, 12, 0, SHORT, [[-2, 0.5], [1, 3], [8, 10]]),
+    ],
+)
+def test_actions_reach_beyond_the_ends_of_a_window(margin_steps, steps, length, start, times, segments):
+    """10 frames a second, 4 a step, of which the first lies at frame 8."""
+    cfg = config(margin_steps=margin_steps, offset_frames=8, trunc_thresh=0.6, crop_ratio=(0.9, 1.0))
+    film = video(*((begin, end, "run") for begin, end in times), duration_sec=steps * 0.4)
+    source = cut_from(film, cfg, num_frames=steps * 4, fps=10.0)
+    rng = Drawn(length=length, start=start)
+    window = random_trunc_window(source, rng=rng)  # pyright: ignore[reportArgumentType]
+    assert window.frame_indices[0] == 4 * start
+    np.testing.assert_allclose(window.segments_grid, segments, atol=1e-5)
+
+
+def test_a_margin_counts_in_steps_of_several_frames():
+    cfg = config(margin_steps=1.0, frames_per_feature=2, trunc_thresh=1.0)
+    film = video((0.0, 2.0, "run"), duration_sec=40.0)
+    found = {
+        start: random_trunc_window(
+            cut_from(film, cfg, num_frames=400, fps=10.0),
+            rng=Drawn(length=32, start=start),  # pyright: ignore[reportArgumentType]
+        ).segments_grid.tolist()
+        for start in (1, 2, 3)
+    }
+    assert found == {1: [[-0.5, 4.5]], 2: [[-1.0, 4.0]], 3: []}
+
+
 @pytest.mark.parametrize("actions", [(), ((0.0, 40.0, "run"),)], ids=["none", "too long for any window"])
 def test_windows_without_positives(actions):
     window = draw(video(*actions), config(), num_frames=400, fps=10.0)

@@ -48,6 +48,8 @@ def said_by(config: Config) -> dict[str, Any]:
     assert data.test_whole_videos or resized
     assert data.class_agnostic == bool(test.external_scores) == (not test.per_class) == resized
     stride = data.feature_stride_frames
+    assert stride is not None
+    assert data.margin_steps == (data.offset_steps if resized else data.offset_frames / stride)
     return in_actionformers_keys(config) | {
         "dataset.default_fps": data.fixed_fps,
         "dataset.feat_stride": stride,

@@ -61,7 +61,7 @@ def said_by(config: Config, dataset: str) -> dict[str, Any]:
     assert train.precision == "fp32"
     assert (test.topk_per_level, test.min_duration_steps) == (False, 0)
     assert agnostic == bool(test.external_scores)
-    assert data.offset_steps == 0
+    assert (data.offset_steps, data.margin_steps) == (0, 0)
     channels = config.backbone.feature_channels
     assert isinstance(channels, int)
     said = in_opentads_keys(config, in_channels=channels, num_classes=1 if agnostic else CLASSES[dataset])

@@ -45,7 +45,7 @@ def said_by(name: str, config: Config) -> dict[str, Any]:
     assert (train.ema_decay, train.ema_warmup, train.cosine, train.precision) == (0.999, False, "step", "fp32")
     assert train.stop_epoch == train.eval_from_epoch == EPOCHS.get(name, train.schedule_epochs)
     assert data.test_whole_videos
-    assert (data.sampling, data.offset_steps) == ("random_trunc", 0.0)
+    assert (data.sampling, data.offset_steps, data.margin_steps) == ("random_trunc", 0.0, 0.0)
     assert data.class_agnostic == bool(test.external_scores) == (not test.per_class)
     times = 2 if name == "hacs_i3d" else 1  # frames of half their length
     fps, stride = data.fixed_fps, data.feature_stride_frames

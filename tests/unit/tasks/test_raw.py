@@ -75,12 +75,16 @@ def test_what_was_written_is_read(raw, count, tmp_path):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("sampling", "overlap"), [("random_trunc", 1.0), ("resize", 10 / 50)])
-def test_sliding_windows_are_clipped_before_suppression(sampling, overlap):
+@pytest.mark.parametrize(
+    ("data", "overlap"),
+    [({"test_whole_videos": False}, 1.0), ({"test_whole_videos": True}, 10 / 50), ({"sampling": "resize"}, 10 / 50)],
+    ids=str,
+)
+def test_sliding_windows_are_clipped_before_suppression(data, overlap):
     """Two candidates that are alike inside the video only: one action to sliding windows, two to whole videos."""
     segments = torch.tensor([[40.0, 50.0], [40.0, 90.0]])
     found = Candidates(segments_sec=segments, scores=torch.tensor([0.9, 0.8]), labels=torch.zeros(2, dtype=torch.int64))
-    config = from_dict({"data": {"sampling": sampling}, "test": {"suppression": "gaussian", "sigma": 0.7}})
+    config = from_dict({"data": data, "test": {"suppression": "gaussian", "sigma": 0.7}})
     candidates = {"v": VideoCandidates(found, duration_sec=50.0)}
     kept = finish(candidates, videos=["v"], classes=["run"], config=config, world=WORLD)["v"]
     assert [record["segment"] for record in kept] == [[40.0, 50.0], [40.0, 50.0]]
