@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
+from adatad_ds.config.loading import check_once
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.errors import ConfigError
@@ -60,12 +61,13 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
         from adatad_ds.evaluation.candidates_file import read_candidates
         from adatad_ds.evaluation.ensemble import describe_fusion, fuse_candidates
         from adatad_ds.inference.evaluation import evaluate, evaluate_again, evaluate_recognition
-        from adatad_ds.inference.trained_model import find_trained
+        from adatad_ds.inference.trained_model import check_recipe, find_trained
         from adatad_ds.runs.checkpoint import find_checkpoint
 
     paths: list[Path] = arguments.paths
     path, *others = paths
     _check_paths(paths, output=arguments.output, weights=arguments.weights)
+    _check_options(arguments)
     overrides = world.attempt(lambda: [*arguments.set, *class_assignments(arguments.classes)])
     for key, value in (("annotations", arguments.annotations), ("test_subset", arguments.subset)):
         overrides += [] if value is None else [f"data.{key}={value!r}"]
@@ -99,6 +101,7 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
             for each in found
         ]
     )
+    check_recipe(arguments.recipe, [trained, *more])
     world.allow(hang_timeout_sec=trained.config.train.hang_timeout_sec)
     output = arguments.output or trained.folder / "evaluate"
     if trained.config.recognition:
@@ -135,6 +138,20 @@ def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequenc
         )
     if wrong := [weight for weight in weights if not 0 < weight < math.inf]:  # NaN is in no range
         raise ConfigError(f"--weights takes positive numbers, not {wrong[0]:g}; leave out a file that is not to count")
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for options that would change nothing, and for two that say the same."""
+    path: Path = arguments.paths[0]
+    of_model = {"--no-ema": arguments.no_ema, "--save-candidates": arguments.save_candidates}
+    if path.suffix == ".json" and (given := [option for option, value in of_model.items() if value]):
+        raise ConfigError(f"{given[0]} is for models; {path} holds finished detections")
+    of_model["--recipe"] = arguments.recipe is not None
+    if path.suffix == ".npz" and (given := [option for option, value in of_model.items() if value]):
+        raise ConfigError(f"{given[0]} is for models; {path} holds candidates, and the settings of their model")
+    for option, key in (("classes", "classes"), ("annotations", "annotations"), ("subset", "test_subset")):
+        if getattr(arguments, option) is not None:
+            check_once(arguments.set, option=f"--{option}", key=f"data.{key}")
 
 
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from adatad_ds.distributed.process import run_process
 from adatad_ds.errors import ConfigError, UserError
 from adatad_ds.recipes.class_order import describe_logits
 from adatad_ds.system.collection import collection_paused
-from adatad_ds.system.options import between
+from adatad_ds.system.options import between, check_unused
 from adatad_ds.system.utf8 import use_utf8
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Detection", "VideoDetector", "load_detector", "main"]
 
 EMBEDDED_MB = 20.0
+ONLY_LIVE = ("reach_sec", "max_delay_sec", "idle_sec", "reconnect_sec", "input_format", "input_option")
 
 
 def __getattr__(name: str) -> Any:
@@ -49,7 +50,8 @@ def __getattr__(name: str) -> Any:
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command; errors print one line per file; returns the exit code."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
     with collection_paused():
         import torch  # seconds, as what follows
 
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         from adatad_ds.inference.video_detector import load_detector
 
     try:
+        check_options(arguments, parser)
         source = live_source(arguments) if arguments.live else None
         videos, absent = (
             ({}, []) if source else find_files(arguments.videos, reserved=Path(RESULTS_FILE).stem, ending=ANNOTATED)
@@ -214,6 +217,20 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="an FFmpeg option for the stream, e.g. rtsp_transport=tcp, framerate=30",
     )
+
+
+def check_options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Check that no option is for another way to predict.
+
+    Raises:
+        ConfigError: one is.
+    """
+    if not arguments.live:
+        check_unused(arguments, parser, ONLY_LIVE, why="it is for --live")
+    if arguments.live or not arguments.html:
+        check_unused(arguments, parser, ("embed_mb",), why="it is for the pages of --html, without --live")
+    if arguments.live and not arguments.html:
+        check_unused(arguments, parser, ("output",), why="--live writes no file without --html")
 
 
 def live_source(arguments: argparse.Namespace) -> LiveSource:

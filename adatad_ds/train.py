@@ -94,6 +94,8 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
 
 def recipe_config(arguments: argparse.Namespace) -> Config:
     """The recipe's config with the command line's changes."""
+    if arguments.classes is not None:
+        loading.check_once(arguments.set, option="--classes", key="data.classes")
     return loading.override(
         find_recipe(arguments.recipe).config, [*arguments.set, *class_assignments(arguments.classes)]
     )
@@ -153,10 +155,11 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=("wandb", "mlflow"),
         help="also log to Weights & Biases or MLflow; in the run's folder, unless the environment names a server",
     )
-    parser.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    parser.add_argument("--diff", metavar="RECIPE", help="print the differences from another recipe and exit")
-    parser.add_argument(
+    inform = parser.add_mutually_exclusive_group()
+    inform.add_argument("--list-recipes", action="store_true", help="print all recipes and exit")
+    inform.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    inform.add_argument("--diff", metavar="RECIPE", help="print the differences from another recipe and exit")
+    inform.add_argument(
         "--dry-run",
         action="store_true",
         help="print parameters, memory (given a ds_config) and whether the weights fit, and exit",

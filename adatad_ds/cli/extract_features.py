@@ -77,6 +77,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """Extract."""
     arguments = make_parser(prog).parse_args(argv)
     share, shares = _share(arguments.share)
+    if arguments.no_ema and arguments.checkpoint is None:
+        raise ConfigError("--no-ema goes with --checkpoint; a recipe's frozen backbone has no running average")
     from tqdm import tqdm
 
     from adatad_ds.data.video_files import find_files

@@ -17,7 +17,7 @@ from pathlib import Path
 from adatad_ds.cli.commands import command_parser
 from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS
-from adatad_ds.system.options import at_least, between
+from adatad_ds.system.options import at_least, between, check_unused
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -48,7 +48,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Print a plan, or the grid."""
-    arguments = make_parser(prog).parse_args(argv)
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    if arguments.grid:
+        check_unused(arguments, parser, ("gpus", "temporal", "gpu", "core_frames_per_sec"), why="--grid is of many")
     from adatad_ds.config.loading import override
     from adatad_ds.distributed.ds_config import read_ds_config
     from adatad_ds.planning.layouts import (

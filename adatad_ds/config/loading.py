@@ -76,6 +76,16 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     return from_dict(tree)
 
 
+def check_once(assignments: Sequence[str], *, option: str, key: str) -> None:
+    """Check that `--set` does not also change a key that an option stands for.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if any(assignment.partition("=")[0].strip() == key for assignment in assignments):
+        raise ConfigError(f"{option} and --set {key} are two ways to say the same: give one of them")
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)

@@ -121,6 +121,8 @@ def _features(config: Config) -> Iterator[str]:
         )
     if config.parallel.temporal != 1:
         yield "parallel.temporal splits a backbone's frames over ranks; features need no more than one"
+    if config.backbone.cache_features:
+        yield "backbone.cache_features keeps what a backbone computes; with backbone.name=features, none runs"
 
 
 def _backbone(config: Config) -> Iterator[str]:

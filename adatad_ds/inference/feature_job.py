@@ -21,7 +21,7 @@ from adatad_ds.data.window_stream import lone_video
 from adatad_ds.data.windows import find_timing
 from adatad_ds.errors import CheckpointError, ConfigError, DataError
 from adatad_ds.inference.feature_extraction import FeatureExtractor, backbone_hash
-from adatad_ds.inference.trained_model import find_trained, load_model
+from adatad_ds.inference.trained_model import check_recipe, find_trained, load_model
 from adatad_ds.models.backbones.kinds import Backbone
 from adatad_ds.models.detector import CLASS_LOGITS
 from adatad_ds.models.factory import build_backbone
@@ -83,6 +83,7 @@ def open_source(
     """
     if checkpoint is not None:
         trained = find_trained(checkpoint, recipe=recipe, overrides=overrides, averaged=averaged)
+        check_recipe(recipe, [trained])
         classes = len(trained.classes)
         if not classes and trained.trainable is None:
             classes = open_backbone_weights(trained.config.backbone).trained[CLASS_LOGITS].shape[0]

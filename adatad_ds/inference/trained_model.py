@@ -94,7 +94,8 @@ def find_trained(
         averaged: use the running average of the weights (EMA) where there is one, not the last weights.
 
     Raises:
-        ConfigError: nothing is there, `recipe` is missing, or `raw` asks for weights that an export does not hold.
+        ConfigError: nothing is there, `recipe` is missing, or `averaged` does not fit an export, or a model has
+            classes of its own and `overrides` names others.
         CheckpointError: an incomplete checkpoint, an unreadable file, or a transformer alone.
     """
     if path.is_dir():
@@ -112,6 +113,8 @@ def find_trained(
         )
     found = find_recipe(recipe)
     config = loading.override(found.config, overrides)
+    if config.backbone.weights not in (found.config.backbone.weights, str(path)):
+        raise ConfigError(f"backbone.weights={config.backbone.weights}: the backbone of {path} is in that file itself")
     config = replace(config, backbone=replace(config.backbone, weights=str(path)))
     if not open_backbone_weights(config.backbone).trained:
         raise CheckpointError(f"{path} holds a transformer alone, without a trained model")
@@ -126,6 +129,19 @@ def find_trained(
         averaged=averaged,
         class_order=found.class_order,
     )
+
+
+def check_recipe(recipe: str | None, found: Sequence[Trained]) -> None:
+    """Check that a recipe, if one is given, is that of a published checkpoint.
+
+    Raises:
+        ConfigError: all models say themselves how they were trained.
+    """
+    if recipe is not None and all(trained.trainable is not None for trained in found):
+        raise ConfigError(
+            f"--recipe {recipe}: {', '.join(trained.name for trained in found)} has its own settings; leave --recipe "
+            "out, and change them with --set"
+        )
 
 
 def load_model(trained: Trained, *, num_classes: int) -> Model:
@@ -252,7 +268,7 @@ def _from_checkpoint(checkpoint: Path, overrides: Sequence[str], *, averaged: bo
         name=f"{run.path.name}, {checkpoint.name}",
         source=checkpoint,
         folder=run.path,
-        config=loading.override(config, overrides),
+        config=_changed(config, overrides, classes=classes, name=str(run.path)),
         classes=classes,
         trainable=trainable[kind],
         frozen_fingerprint=state["frozen_fingerprint"],
@@ -267,12 +283,13 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
     holds_average = description["weights"] == AVERAGE
     if holds_average and not averaged:
         raise ConfigError(f"{path} holds only the running average; export the run again with --no-ema")
+    config, classes = loading.from_dict(description["config"]), tuple(description["classes"])
     return Trained(
         name=path.name,
         source=path,
         folder=path.parent,
-        config=loading.override(loading.from_dict(description["config"]), overrides),
-        classes=tuple(description["classes"]),
+        config=_changed(config, overrides, classes=classes, name=str(path)),
+        classes=classes,
         trainable=open_tensors(path),
         frozen_fingerprint=description["frozen_fingerprint"],
         averaged=holds_average,
@@ -281,6 +298,16 @@ def _from_export(path: Path, description: Mapping[str, Any], overrides: Sequence
         metrics=description.get("metrics"),
         merged=tuple(description.get("merged", ())),
     )
+
+
+def _changed(config: Config, overrides: Sequence[str], *, classes: tuple[str, ...], name: str) -> Config:
+    changed = loading.override(config, overrides)
+    if classes and changed.data.classes not in (config.data.classes, classes):
+        raise ConfigError(
+            f"{name} has classes of its own, {len(classes)} in the order of its logits: leave out --classes and "
+            "data.classes, which name those of a published checkpoint"
+        )
+    return changed
 
 
 def read_description(path: Path) -> Mapping[str, Any]:

@@ -140,6 +140,7 @@ def load_detector(
         CheckpointError: incomplete, unreadable or unsuitable weights, of the detector or its backbone.
     """
     found = trained_model.find_trained(Path(path), recipe=recipe, overrides=overrides, averaged=averaged)
+    trained_model.check_recipe(recipe, [found])
     if found.config.recognition:
         raise ConfigError(f"{found.name} is a recognition model, which finds no actions in untrimmed videos")
     if found.config.backbone.is_features:

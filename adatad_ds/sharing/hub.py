@@ -33,14 +33,15 @@ def upload(files: Mapping[str, Path | bytes], name: str, *, private: bool, repla
     Args:
         files: their paths here, or their contents, by their names there.
         name: `USER/NAME`.
-        private: not public; False: as the hub or the organisation decides. Of an existing one, nothing changes.
+        private: not public; False: as the hub or the organisation decides. An existing one must be so already.
         replace: it may exist; its history keeps what is replaced.
 
     Returns:
         Its address.
 
     Raises:
-        ConfigError: it exists, there is no token or not a right one, or the hub cannot be reached.
+        ConfigError: it exists, or is public against `private`; there is no token or not a right one; or the hub
+            cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
@@ -51,6 +52,11 @@ def upload(files: Mapping[str, Path | bytes], name: str, *, private: bool, repla
         )
     hub = HfApi()
     address = _explained(name, lambda: hub.create_repo(name, private=private or None, exist_ok=replace))
+    if private and replace and not _explained(name, lambda: hub.model_info(name)).private:
+        raise ConfigError(
+            f"{PREFIX}{name} is public, so nothing was sent; make it private in its settings on the hub, or leave "
+            "--private out"
+        )
     operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()]
     try:
         _explained(name, lambda: hub.create_commit(name, operations, commit_message="Trained with adatad_ds"))

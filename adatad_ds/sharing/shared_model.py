@@ -58,6 +58,8 @@ def push(
     }
     if name is not None:
         return upload(files, name, private=private, replace=again)
+    if private:
+        raise ConfigError(f"--private is for a repository on the hub, and {place} is a folder; leave it out")
     _write(files, Path(place), again=again, advice="choose another, or replace its files with --replace")
     return place
 

@@ -1,10 +1,12 @@
-"""Numbers of the command line, for argparse's `type`: what an option cannot have is the user's error."""
+"""Numbers of the command line, for argparse's `type`, and options that would change nothing: the user's errors."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from adatad_ds.errors import ConfigError
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -31,3 +33,16 @@ def between(least: float, most: float = math.inf) -> Callable[[str], float]:
 
     number.__name__ = "number"
     return number
+
+
+def check_unused(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, names: Sequence[str], *, why: str
+) -> None:
+    """Check that options which would change nothing have their defaults.
+
+    Raises:
+        ConfigError: one has not.
+    """
+    for name in names:
+        if getattr(arguments, name) != parser.get_default(name):
+            raise ConfigError(f"--{name.replace('_', '-')} would change nothing: {why}; leave it out")

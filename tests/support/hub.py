@@ -98,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> None:
         self._body()
         path = self.path.split("?")[0]
-        if (name := self._between(path, "/api/models/", "/revision/main")) and self._may_read(name):
+        about = path.removeprefix("/api/models/").removesuffix("/revision/main")
+        if path.startswith("/api/models/") and self._may_read(name := about):
             siblings = [{"rfilename": file} for file in self.hub.repositories[name]]
             self._json({"id": name, "sha": self._sha(name), "siblings": siblings, "private": name in self.hub.private})
         elif "/tree/" in path and self._may_read(name := path.removeprefix("/api/models/").partition("/tree/")[0]):

@@ -64,3 +64,15 @@ def test_what_the_hub_has_is_not_downloaded(capsys, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert dry_run("backbone.weights=nobody/nothing-of-that-name") == 0
     assert "nobody/nothing-of-that-name is not in the hub's cache yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tuning"),
+    [("quickstart", "tia"), ("quickstart", "plain"), ("quickstart", "ladder"), ("quickstart_aim", "aim")],
+)
+def test_adapters_without_a_hidden_channel(recipe, tuning, capsys):
+    changes = [f"backbone.tuning={tuning}", "backbone.weights=null", "backbone.adapter_ratio=0.001"]
+    assert main(["--recipe", recipe, "--dry-run", *(word for each in changes for word in ("--set", each))]) == 2
+    error = capsys.readouterr().err
+    assert "backbone.adapter_ratio=0.001 leaves adapters of a backbone of width" in error
+    assert "Traceback" not in error

@@ -103,7 +103,8 @@ class Run:
             return ""
         ranks = str((self.versions.get("environment") or {}).get("WORLD_SIZE", "1"))
         head = ["deepspeed", "--num_gpus", ranks, "adatad_ds/train.py"] if ranks != "1" else ["adatad-ds", "train"]
-        return " ".join(head + [shlex.quote(word) for word in words[1:]]).replace(" --set ", " \\\n    --set ")
+        options = words[2:] if words[1:2] == ["train"] else words[1:]  # of `adatad-ds train`
+        return " ".join(head + [shlex.quote(word) for word in options]).replace(" --set ", " \\\n    --set ")
 
     def _words(self) -> list[str]:
         return [str(word) for word in self.versions.get("command") or []]

@@ -24,6 +24,7 @@ from adatad_ds.models.backbones.image_blocks import ImageBlock
 from adatad_ds.models.backbones.image_vit import ImageTransformer
 from adatad_ds.models.execution.window_share import TimeShard, WholeWindow
 from adatad_ds.models.sample_noise import SampleNoise
+from adatad_ds.models.tuning.adapters import hidden_width
 
 TUNINGS = ("frozen", "aim", "full")
 ALL_ADAPTERS: tuple[AIMAdapter, ...] = get_args(AIMAdapter)
@@ -41,7 +42,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, *, width: int, ratio: float, skip: bool) -> None:
         super().__init__()
-        hidden = int(width * ratio)
+        hidden = hidden_width(width, ratio)
         self.skip = skip
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)

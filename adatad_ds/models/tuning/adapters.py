@@ -14,6 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from adatad_ds.errors import ConfigError
+
+
+def hidden_width(width: int, ratio: float) -> int:
+    """Hidden channels of a bottleneck on `width` channels, rounded down.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    hidden = int(width * ratio)
+    if not hidden:
+        raise ConfigError(
+            f"backbone.adapter_ratio={ratio:g} leaves adapters of a backbone of width {width} no hidden channel; it "
+            f"must be at least {1 / width:g}"
+        )
+    return hidden
+
 
 class TIA(nn.Module):
     """Temporal-informative adapter: a bottleneck with a temporal convolution across the WHOLE window.
@@ -25,14 +42,14 @@ class TIA(nn.Module):
 
     Args:
         width: channels C of the tokens.
-        ratio: hidden channels = int(width * ratio).
+        ratio: hidden channels relative to C (`hidden_width`).
         kernel: taps of the temporal convolution, odd.
         dilation: tubelets between two taps.
     """
 
     def __init__(self, *, width: int, ratio: float, kernel: int, dilation: int) -> None:
         super().__init__()
-        hidden = int(width * ratio)
+        hidden = hidden_width(width, ratio)
         self.down_proj = nn.Linear(width, hidden)
         self.dwconv = DepthwiseTimeConv(width=hidden, kernel=kernel, dilation=dilation)
         self.conv = nn.Linear(hidden, hidden)
@@ -70,7 +87,7 @@ class PlainAdapter(nn.Module):
 
     def __init__(self, *, width: int, ratio: float) -> None:
         super().__init__()
-        hidden = int(width * ratio)
+        hidden = hidden_width(width, ratio)
         self.down_proj = nn.Linear(width, hidden)
         self.up_proj = nn.Linear(hidden, width)
         self.gamma = nn.Parameter(torch.ones(1))

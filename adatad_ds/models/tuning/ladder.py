@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatad_ds.models.execution.segments import pool
-from adatad_ds.models.tuning.adapters import DepthwiseTimeConv, init_bottleneck
+from adatad_ds.models.tuning.adapters import DepthwiseTimeConv, hidden_width, init_bottleneck
 
 KERNEL = 3
 
@@ -32,13 +32,13 @@ class LongRange(nn.Module):
 
     Args:
         width: channels C.
-        ratio: hidden channels = int(width * ratio).
+        ratio: hidden channels relative to C (`hidden_width`).
         dilations: tubelets between the three taps of each convolution.
     """
 
     def __init__(self, *, width: int, ratio: float, dilations: Sequence[int]) -> None:
         super().__init__()
-        hidden = int(width * ratio)
+        hidden = hidden_width(width, ratio)
         self.down_proj = nn.Linear(width, hidden)
         self.convs = nn.ModuleList(
             DepthwiseTimeConv(width=hidden, kernel=KERNEL, dilation=dilation) for dilation in dilations

@@ -281,6 +281,7 @@ def test_a_shell_of_salloc_is_one_rank():
         ("activitynet_videomae_s", [], r"use --set data\.augment=\[\] --set data\.short_side_before_crop=160"),
         ("activitynet_videomae_s_frozen", ["parallel.temporal=2"], "none are left"),
         ("kinetics400_clip_b16_8", [], "of a detector"),
+        ("quickstart_features", [], r"with backbone\.name=features, none runs"),
     ],
 )
 def test_features_that_cannot_be_cached(recipe, changes, said):

@@ -259,6 +259,8 @@ def test_a_run_without_times_or_ranks(tmp_path: Path):
     one = replace(run, versions={"command": ["train.py", "--recipe=a", "--set=x.y=1 2"], "environment": {}})
     assert (one.recipe(), one.changed_settings()) == ("a", [("x.y", "1 2")])
     assert one.command() == "adatad-ds train --recipe=a '--set=x.y=1 2'"
+    installed = replace(run, versions={"command": ["/usr/bin/adatad-ds", "train", "--recipe", "a"]})
+    assert installed.command() == "adatad-ds train --recipe a"
 
 
 def test_axes():

@@ -231,6 +231,13 @@ def test_what_the_hub_refuses_is_one_line(
     assert "right to write to other's models" in said(["push", export, "hub:other/actions"], capsys)
     assert "hub:nobody is no name on the Hugging Face hub" in said(["push", export, "hub:nobody"], capsys)
     done("push", export, f"hub:{NAME}_private", "--private")
+    done("push", export, f"hub:{NAME}_private", "--private", "--replace")
+    commits = [request for request in hub.requests if "/commit/" in request]
+    public = said(["push", export, f"hub:{NAME}", "--private", "--replace"], capsys)
+    assert f"hub:{NAME} is public, so nothing was sent" in public
+    assert [request for request in hub.requests if "/commit/" in request] == commits
+    assert "is a folder; leave it out" in said(["push", export, "shared", "--private"], capsys)
+    assert not Path("shared").exists()
     done("pull", f"hub:{NAME}_private", "--out", "private")
     done("push", export, f"hub:{NAME}_hidden", "--private")  # not in the cache
     before = len(hub.requests)
