@@ -1,4 +1,4 @@
-"""Print the evaluated mAP of several runs side by side; with --page, write a page that also has curves and settings.
+"""Print the mAP or accuracy of several runs side by side; with --page, write a page that also has curves and settings.
 
 adatad-ds compare runs/A runs/B --page compared.html
 """
@@ -24,7 +24,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
-    """Print one line a run: average mAP, then mAP at each tIoU, in %."""
+    """Print one line a run: average mAP, then mAP at each tIoU, or the accuracies, in %."""
     arguments = make_parser(prog).parse_args(argv)
     if arguments.page is not None:
         from adatad_ds.evaluation.run_report.comparison_page import write_comparison

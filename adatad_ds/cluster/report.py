@@ -13,7 +13,7 @@ from typing import Any
 from adatad_ds.cluster.grid import Grid
 from adatad_ds.cluster.site import Site
 from adatad_ds.config.schema import Config
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.plots.attempt import try_to_draw
 from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.factory import build_model
@@ -170,7 +170,7 @@ def _parameters(run: Path, config: Config) -> tuple[int, int]:
     """All, and those that learn; of the run's classes where it has begun, else of the recipe's."""
     try:
         classes = RunFolder(run).read()[1]
-    except ConfigError:
+    except (CheckpointError, ConfigError):  # it has not begun
         classes = config.data.classes
     with shapes_only():
         model = build_model(config, num_classes=max(1, len(classes)))

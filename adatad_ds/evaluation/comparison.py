@@ -1,4 +1,4 @@
-"""Runs side by side: their mAP."""
+"""Runs side by side: their mAP, or their accuracy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pathlib import Path
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.metrics_files import EVALUATED, METRICS_FILE, metrics_of_epochs
 
+AT_TIOU = "mAP@"
+COLUMNS = {"average_mAP": "average", "top1": "top-1", "top5": "top-5", "mean_class_top1": "mean of classes"}
+
 
 def compare_runs(runs: Sequence[Path]) -> str:
-    """A table with one line a run: average mAP, then mAP at each tIoU of the first run, in %.
+    """A table with one line a run: average mAP, then mAP at each tIoU, of recognition the accuracies, in %.
 
     Args:
         runs: folders of runs. Of those that `adatad-ds evaluate` has not seen, the best evaluation in training counts.
@@ -19,18 +22,31 @@ def compare_runs(runs: Sequence[Path]) -> str:
     Raises:
         DataError: some were never evaluated.
     """
-    found = {run: _metrics(run) for run in runs}
-    missing = [str(run) for run, metrics in found.items() if not metrics]
+    found = [_metrics(run) for run in runs]
+    missing = [str(run) for run, metrics in zip(runs, found, strict=True) if not metrics]
     if missing:
         raise DataError(f"not evaluated yet: {', '.join(missing)}; run adatad_ds/evaluate.py first")
-    metrics = {run.name: values for run, values in found.items()}
-    names = [name for name in next(iter(metrics.values())) if name.startswith("mAP@")]
-    width = max(map(len, metrics))
-    lines = [f"{'mAP %':{width}}  average  " + "  ".join(f"{name.removeprefix('mAP@'):>6}" for name in names)]
-    for run, values in metrics.items():
-        row = "  ".join(f"{100 * values[name]:6.2f}" for name in names)
-        lines.append(f"{run:{width}}  {100 * values['average_mAP']:7.2f}  {row}")
+    keys = [key for key in dict.fromkeys(key for metrics in found for key in metrics) if _title(key)]
+    widths = [max(6, len(_title(key))) for key in keys]
+    title = "mAP %" if all("average_mAP" in metrics for metrics in found) else "%"
+    names = distinct_names(runs)
+    first = max(len(title), *map(len, names))
+    lines = ["  ".join([title.ljust(first), *(_title(key).rjust(w) for key, w in zip(keys, widths, strict=True))])]
+    for name, metrics in zip(names, found, strict=True):
+        cells = [f"{100 * metrics[key]:.2f}" if key in metrics else "-" for key in keys]
+        lines.append("  ".join([name.ljust(first), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))]))
     return "\n".join(lines)
+
+
+def distinct_names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where those are not distinct."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def _title(key: str) -> str:
+    """What a metric is called above its column; "": it has none."""
+    return COLUMNS.get(key, key.removeprefix(AT_TIOU) if key.startswith(AT_TIOU) else "")
 
 
 def _metrics(run: Path) -> dict[str, float]:
@@ -38,4 +54,4 @@ def _metrics(run: Path) -> dict[str, float]:
     last = run / EVALUATED / METRICS_FILE
     files = [last] if last.is_file() else metrics_of_epochs(run).values()
     found = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    return max(found, key=lambda metrics: metrics["average_mAP"], default={})
+    return max(found, key=lambda metrics: metrics.get("average_mAP", metrics.get("top1", 0.0)), default={})

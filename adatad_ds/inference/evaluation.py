@@ -41,7 +41,10 @@ from adatad_ds.weights.loading import in_published_order
 
 PICTURE_FILE = "detections.png"
 CANDIDATES_FILE = "raw.npz"
-ALREADY_APPLIED = ("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk")  # applied before the file was written
+ALREADY_APPLIED = (  # before the file of candidates was written
+    *("test.batch", "test.pre_nms_thresh", "test.pre_nms_topk"),
+    *("test.topk_per_level", "test.min_duration_steps"),
+)
 PICTURE_VIDEOS = 6
 
 

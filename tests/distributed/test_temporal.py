@@ -36,7 +36,7 @@ CASES = {  # 4 clips a window, or 3, which 2 ranks share unevenly
         2,
         {"data__window_size": 24, "backbone__activation_checkpointing": True, "head__name": "tridet", **LEAST},
     ),
-    "P=4, bare": (4, 4, {}),
+    "P=4, bare, adapters reach over a rank's whole share": (4, 4, {"backbone__adapter_dilation": 4}),
     "P=2 x 2 data ranks, side": (4, 2, {"backbone__tuning": "side", "backbone__drop_path": 0.0}),
 }
 STAGES = ["zero3_offload", "zero2", "zero3", "zero1"]

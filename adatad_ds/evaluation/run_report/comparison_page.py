@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from adatad_ds.errors import DataError
+from adatad_ds.evaluation.comparison import distinct_names
 from adatad_ds.evaluation.metrics_files import EVALUATED, PER_CLASS_FILE
 from adatad_ds.evaluation.run_report import page
 from adatad_ds.evaluation.run_report.charts import line_chart
@@ -38,7 +39,7 @@ def write_comparison(path: Path, folders: Sequence[Path], *, report: Callable[[s
     if len(folders) < 2:
         raise DataError("--page compares two runs or more: name another one")
     runs = [read_run(folder) for folder in folders]
-    names = _names(runs)
+    names = distinct_names(folders)
     path.parent.mkdir(parents=True, exist_ok=True)
     page.write_html(
         path,
@@ -54,12 +55,6 @@ def write_comparison(path: Path, folders: Sequence[Path], *, report: Callable[[s
         ],
     )
     report(f"to be looked at in a browser: {path}")
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, or their paths where those are not distinct."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
 def _final(run: Run) -> tuple[str, dict[str, float]]:

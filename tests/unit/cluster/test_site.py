@@ -47,6 +47,15 @@ def test_a_time_limit_leaves_time_before_the_warning(settings):
     assert read_site([]).options == ("--time=5", "--signal=B:USR1@120")
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [("2 4", "RANKS_PER_NODE=2 4 must be one number"), ("two", "must be whole numbers")]
+)
+def test_what_is_no_number(value, said, settings):
+    settings(RANKS_PER_NODE=value)
+    with pytest.raises(ConfigError, match=said):
+        read_site([])
+
+
 def test_several_partitions(settings, tmp_path, monkeypatch):
     """sbatch takes the one that starts first; the job asks for the GPUs of the fullest nodes."""
     executable(tmp_path, "sinfo", "all*|8|(null)\ngpu|64|gpu:h100:8\nold|64|gpu:v100:4")

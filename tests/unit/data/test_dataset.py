@@ -176,6 +176,7 @@ def test_unreadable_test_video_has_no_valid_step(config: DataConfig, tmp_path: P
     assert len(data) == 9
     sample = data[0, 8]
     assert (sample.video, sample.valid.any().item(), sample.padding) == ("e", False, False)
+    assert (sample.segments_grid.shape, sample.labels.shape) == ((0, 2), (0,))
     assert "e.mp4: " in sample.error
     assert data[0, 0].error is None
 
@@ -458,6 +459,18 @@ def test_uneven_frames_are_read_by_their_times(config: DataConfig, tmp_path: Pat
     nearest = np.abs((seconds - half_frame)[:, None] - np.array(times)).argmin(axis=1)
     valid = sample.valid.numpy()
     assert numbers[valid].tolist() == (nearest & 31)[valid].tolist()
+
+
+def test_videos_are_shortened_but_not_lengthened(config: DataConfig):
+    """As where an ensemble's other model reads features, of which a video may have fewer or more."""
+    data = WindowDataset.for_testing(config)  # of c and e, with 65 and 15 steps
+    before = [(video, grid, int(data[0, index].valid.sum())) for index, (video, grid) in enumerate(data.test_grids())]
+    data.shorten([80, 20])
+    assert before == [(v, grid, int(data[0, index].valid.sum())) for index, (v, grid) in enumerate(data.test_grids())]
+    data.shorten([17, 14])
+    ends = [(video, grid, int(data[0, index].valid.sum())) for index, (video, grid) in enumerate(data.test_grids())]
+    assert [video for video, _, _ in ends] == ["c", "c", "e"]
+    assert [grid.to_sec(float(valid)) for _, grid, valid in ends if grid] == pytest.approx([3.2, 3.4, 2.8])
 
 
 def test_class_agnostic(config: DataConfig):

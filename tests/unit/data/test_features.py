@@ -390,6 +390,28 @@ def test_too_few_features_leave_no_file(tmp_path):
     assert not folder.file("a").exists()
 
 
+def test_what_an_earlier_extraction_left_is_taken_if_it_is_whole(tmp_path):
+    folder = FeatureFolder(tmp_path, settings=settings_of(), share=0, shares=1)
+    assert not folder.is_done("a", features=LENGTHS["a"])
+    with folder.writing("a", features=LENGTHS["a"]) as write:
+        for part in np.array_split(features_of("a"), 3):
+            write(part)
+    assert folder.is_done("a", features=LENGTHS["a"])
+    np.testing.assert_array_equal(np.load(folder.file("a")), features_of("a"))
+    assert not folder.is_done("a", features=LENGTHS["a"] + 1)
+    np.save(folder.file("a"), features_of("a").astype(np.float16))
+    assert not folder.is_done("a", features=LENGTHS["a"])
+    folder.file("a").write_bytes(b"")
+    assert not folder.is_done("a", features=LENGTHS["a"])
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"format": "another"}', '{"settings": {}}', "no JSON"])
+def test_a_description_of_another_kind(content, annotations, folder):
+    (folder / "features.json").write_text(content)
+    with pytest.raises(DataError, match=r"features\.json(:| is not of the format)"):
+        config_of(annotations, folder)
+
+
 def test_what_a_folder_says_of_itself_counts(annotations, folder):
     """Rate and start of each video; settings that contradict it, and an extraction that is not complete."""
     own = FeatureFolder(folder, settings=settings_of(offset_frames=8), share=0, shares=1)

@@ -182,6 +182,25 @@ def test_a_change_of_size_is_told_and_pictures_go_on(tmp_path: Path):
     assert ended.num_frames == 80
 
 
+def test_a_stream_that_is_left_ends_its_thread(folder: Path):
+    """Also while it waits for room: nobody takes the pictures any more."""
+
+    def reading() -> bool:
+        return any(thread.name == "live video" for thread in threading.enumerate())
+
+    closed, config = Event(), replace(BASE, window_size=2, feature_stride_frames=1)
+    events = live_events(LiveSource(address=str(folder / "even.ts"), idle_sec=0), config, closed=closed)
+    assert isinstance(next(events), Began)
+    time.sleep(0.3)  # until there is no more room
+    assert reading()
+    events.close()
+    closed.set()
+    deadline = time.monotonic() + 20
+    while reading() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not reading()
+
+
 def test_few_pictures_are_held():
     alive, most = 0, 0
 

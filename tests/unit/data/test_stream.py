@@ -21,7 +21,8 @@ from adatad_ds.data.decoding import frames
 from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.video_files import find_files, length_sec
 from adatad_ds.data.window_dataset import WindowDataset
-from adatad_ds.data.window_stream import gather_rows, lone_video, stream_batches, windows_of_file
+from adatad_ds.data.window_stream import ahead, gather_rows, lone_video, stream_batches, windows_of_file
+from adatad_ds.data.windows import file_frames
 from adatad_ds.errors import DataError
 from tests.support.videos import cut, frame_numbers, scramble_packet, write_video
 
@@ -144,6 +145,20 @@ def test_a_stream_that_is_left_ends_its_thread(folder: Path):
     assert threading.active_count() == threads
 
 
+def test_what_is_read_ahead_is_abandoned_with_the_stream():
+    """Else closing it would wait for a whole window to be decoded."""
+    closed, abandoned = threading.Event(), []
+
+    def items():
+        yield 1
+        abandoned.append(closed.wait(10))
+
+    stream = ahead(items(), closed)
+    assert next(stream) == 1
+    stream.close()
+    assert abandoned == [True]
+
+
 def test_an_uneven_file_lasts_as_long_as_its_frames_say(folder: Path):
     info = probe(folder / "uneven.mkv")
     assert not info.even
@@ -152,6 +167,15 @@ def test_an_uneven_file_lasts_as_long_as_its_frames_say(folder: Path):
     windows = windows_of_file(video, folder / "uneven.mkv", BASE)
     last = windows[-1].grid.to_sec(float(windows[-1].valid_steps))
     assert UNEVEN[-1] - UNEVEN[0] <= last <= info.duration_sec + 0.5
+
+
+def test_windows_go_on_after_a_gap(tmp_path: Path):
+    """Frames are counted by time there: 8 s of them, with 5 s without any, are 13 s."""
+    path = tmp_path / "gap.mkv"
+    write_video(path, frames=80, times=[0.1 * (i if i < 40 else i + 50) for i in range(80)], b_frames=0)
+    last = windows_of_file(lone_video(path, name="mine"), path, BASE)[-1]
+    assert last.grid.to_sec(16.0) == pytest.approx(13.0)
+    assert file_frames(last, path, BASE).tolist() == [48, *range(50, 80, 2)]  # 9.8 to 12.8 s
 
 
 def test_a_cut_file_is_incomplete(folder: Path, tmp_path: Path):

@@ -6,10 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
+from adatad_ds.detection.decoding import Candidates
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.detections_file import read_results, write_results
+from adatad_ds.evaluation.detections_file import read_results, to_records, write_results
 from adatad_ds.evaluation.metrics import evaluate_detections
 from adatad_ds.evaluation.plots.timelines import MOST_LANES, TimelineVideo, draw_timeline
 from adatad_ds.evaluation.tables import write_table
@@ -149,6 +151,18 @@ def test_large_result_files_are_evaluated_in_seconds():
     began = time.perf_counter()
     evaluate_detections(results, truth, tiou=(0.3, 0.4, 0.5, 0.6, 0.7))
     assert time.perf_counter() - began < 30  # a guard against minutes; tools/bench/detection.py measures
+
+
+def test_records_are_in_hundredths_of_a_second():
+    found = Candidates(
+        segments_sec=torch.tensor([[0.126, 9.994], [1.0, 2.5]]),
+        scores=torch.tensor([0.98766, 0.5]),
+        labels=torch.tensor([1, 0]),
+    )
+    assert to_records(found, ("run", "jump")) == [
+        {"segment": [0.13, 9.99], "label": "jump", "score": 0.9877},
+        {"segment": [1.0, 2.5], "label": "run", "score": 0.5},
+    ]
 
 
 def test_result_files(tmp_path):

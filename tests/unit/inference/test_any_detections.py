@@ -63,6 +63,15 @@ def test_their_metrics(tmp_path, annotations, capsys):
     assert (tmp_path / "evaluate/detections.png").exists()
 
 
+def test_actions_beyond_the_end_of_their_video_count_as_published(tmp_path, annotations):
+    """As in every evaluation: THUMOS14 has some."""
+    annotations.write_text(annotations.read_text().replace('"duration": 10.0', '"duration": 8.0'))
+    theirs = {"one": [record(0, 4, 0.9), record(5, 9, 0.9, "b")], "two": [record(1, 3, 0.9)]}
+    command = [detections(tmp_path, theirs), "--annotations", annotations, "--subset", "test"]
+    evaluate(*command, "--set", "test.tiou=[0.99]")
+    assert json.loads((tmp_path / "evaluate/metrics.json").read_text())["average_mAP"] == 1
+
+
 def test_detections_of_any_action(tmp_path, annotations, capsys):
     alike = {name: [found | {"label": "action"} for found in records] for name, records in RESULTS.items()}
     evaluate(detections(tmp_path, alike), "--annotations", annotations, "--subset", "test")

@@ -124,7 +124,13 @@ def test_videos_without_annotations_are_detected_in(raw, tmp_path, capsys):
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("assignment", ["test.pre_nms_topk=9", "data.window_size=64", "train.seed=1"])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        *("test.batch=2", "test.pre_nms_thresh=0.1", "test.pre_nms_topk=9"),
+        *("test.topk_per_level=true", "test.min_duration_steps=2", "data.window_size=64", "train.seed=1"),
+    ],
+)
 def test_what_needs_the_detector_cannot_be_changed(raw, assignment, tmp_path):
     with pytest.raises(ConfigError, match="as the candidates are already computed"):
         evaluate_again(raw, overrides=[assignment], output=tmp_path, world=WORLD)
