@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from adatad_ds.data.decoding.frames import upright
-from adatad_ds.data.decoding.video import clock_zero_sec, decoded_frames, opened, packets_of, probe
+from adatad_ds.data.decoding.video import clock_zero_sec, decoded_frames, jumps_back, opened, packets_of, probe
 from adatad_ds.evaluation.plots.figures import class_looks
 from adatad_ds.evaluation.plots.fonts import file_for
 
@@ -78,6 +78,8 @@ def write_annotated(
             for frame in decoded_frames(stream, packet):
                 counted = 0 if latest is None else latest + interval
                 time = counted if frame.pts is None else frame.pts - zero
+                if latest is not None and jumps_back(time, latest, tick_sec=float(time_base)):
+                    zero, time = zero - (counted - time), counted
                 if latest is not None and time <= latest:  # encoders need increasing times
                     continue
                 latest = time
@@ -208,7 +210,7 @@ class Sound:
                     self._out.mux(self._encoder.encode(resampled))
 
     def _place(self, frame: Any) -> None:
-        """Count a frame's time in samples, since the encoder cuts anew and ticks may be a packet long; never go back."""
+        """Count a frame's time in samples, as the encoder cuts anew and ticks may be a packet long; never go back."""
         told = None if frame.pts is None else round((frame.pts * frame.time_base - self._zero_sec) * frame.sample_rate)
         begin = max((time for time in (told, self._next_sample) if time is not None), default=0)
         frame.pts, frame.time_base = begin, Fraction(1, frame.sample_rate)
