@@ -29,6 +29,7 @@ class Damage:
         missing_sec: by how much its pictures end before the end in its header.
         gaps_sec: start and end of each interval without a picture.
         rate_assumed: no header gives a frame rate.
+        jumps: how often its clock begins anew, so that frames are counted.
         lost: indices of frames that were read but not decoded completely, or that depend on such frames.
     """
 
@@ -39,10 +40,11 @@ class Damage:
     missing_sec: float = 0.0
     gaps_sec: tuple[tuple[float, float], ...] = ()
     rate_assumed: bool = False
+    jumps: int = 0
     lost: frozenset[int] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.missing_sec or self.gaps_sec or self.rate_assumed or self.lost)
+        return bool(self.missing_sec or self.gaps_sec or self.rate_assumed or self.jumps or self.lost)
 
     def __str__(self) -> str:
         return f"{self.path}: {'; '.join(self.phrases())}"
@@ -71,6 +73,12 @@ class Damage:
             )
         if self.rate_assumed:
             said.append(f"its headers give no frame rate: all times assume {self.fps:g} per second")
+        if self.jumps:
+            times = "once" if self.jumps == 1 else f"{self.jumps} times"
+            said.append(
+                f"its clock jumps back {times}, as in recordings that were joined byte by byte: frames are counted at "
+                f"{self.fps:g} per second, and players may show other times; write it anew (ffmpeg -f concat)"
+            )
         return said
 
 

@@ -92,6 +92,7 @@ def index_to_json(index: Index) -> dict[str, Any]:
         "missing_sec": damage.missing_sec,
         "gaps_sec": [list(gap) for gap in damage.gaps_sec],
         "rate_assumed": damage.rate_assumed,
+        "jumps": damage.jumps,
     }
     return {
         **info,
@@ -119,6 +120,7 @@ def index_from_json(tree: Mapping[str, Any], *, path: str) -> Index:
         missing_sec=tree["damage"]["missing_sec"],
         gaps_sec=tuple((begin, end) for begin, end in tree["damage"]["gaps_sec"]),
         rate_assumed=tree["damage"]["rate_assumed"],
+        jumps=tree["damage"].get("jumps", 0),  # absent from older manifests of prepared videos
     )
     times = None if tree["times"] is None else _unpacked(tree["times"])
     if times is not None and len(times) != facts["num_frames"]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-VERSION = 2  # of what entries hold, too: another version is another file
+VERSION = 3  # of what entries hold, too: another version is another file
 FRAME = struct.Struct("<II")  # bytes of the entry, and their checksum (CRC-32)
 KEY = struct.Struct("<HQq")  # bytes of the name, size of the video file, its modification time in ns
 POLL_SEC = 0.1  # while waiting for another process that indexes

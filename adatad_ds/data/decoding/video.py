@@ -32,6 +32,7 @@ from adatad_ds.system.user_cache import user_cache
 ASSUMED_FPS = 25.0  # if no header gives a rate
 # Codecs whose frames libraries find by themselves, if nothing reaches across keyframes
 CODED_IN_ORDER = ("h264", "hevc", "vp8", "vp9")
+JUMP_SEC = 0.25  # by which a stream's clock goes back only where another recording begins
 LATE_INTERVALS = 1.5  # a first frame shown later than this starts late; decoder delay is one frame
 
 MARK = "prepared by adatad-ds"  # a prepared file's comment about itself
@@ -163,6 +164,7 @@ def demuxed(path: Path) -> Index:
     times: list[int | None] = []
     keys: list[int | None] = []
     first, hidden, timed, end_sec = None, 0, False, {}  # end_sec: when each stream ends, on the file's own clock
+    jumps, previous = 0, None  # of the packets' decoding times
     with opened(path, num_threads=1) as (container, stream):
         units, lone_keys = Units.of(stream), True
         for packet in packets_of(container, container.streams.get()):
@@ -172,6 +174,9 @@ def demuxed(path: Path) -> Index:
             if packet.stream is not stream:
                 continue
             timed = timed or packet.dts is not None
+            if packet.dts is not None:
+                jumps += previous is not None and jumps_back(packet.dts, previous, tick_sec=float(packet.time_base))
+                previous = packet.dts
             hidden += packet.is_discard
             begins = units is None or not units.fields or units.begins_frame(bytes(packet))
             if begins and not packet.is_discard:
@@ -186,7 +191,7 @@ def demuxed(path: Path) -> Index:
             raise VideoError(f"{path}: none of its {len(times)} packets can be decoded")
         known = sorted(time for time in times if time is not None)
         usable = len(known) == len(times) and _has_true_times(container, stream)
-        usable = usable and (len(known) == 1 or known[0] < known[-1])
+        usable = usable and (len(known) == 1 or known[0] < known[-1]) and not jumps
         seconds = (np.array(known) - known[0]) * float(stream.time_base) if usable else None  # from the first frame on
         headers_fps = told_fps(stream, seconds, timed=timed)
         fps = headers_fps or ASSUMED_FPS
@@ -219,6 +224,7 @@ def demuxed(path: Path) -> Index:
             missing_sec=lost_sec,
             gaps_sec=holes,
             rate_assumed=headers_fps is None,
+            jumps=jumps,
         ),
     )
     known_times = np.array(known, dtype=np.int64) if usable else None
@@ -247,6 +253,11 @@ def _has_true_times(container: Any, stream: Any) -> bool:
     context = stream.codec_context
     reordered = bool(context.has_b_frames) and context.name in ("h264", "hevc")
     return bool(stream.time_base) and not (container.format.name == "avi" and reordered)
+
+
+def jumps_back(time: int, previous: int, *, tick_sec: float) -> bool:
+    """Whether a stream's clock begins anew between two times in ticks, as where files were joined as bytes."""
+    return (previous - time) * tick_sec > JUMP_SEC
 
 
 def told_fps(stream: Any, seconds: NDArray[np.float64] | None, *, timed: bool) -> float | None:

@@ -46,7 +46,7 @@ def write_annotation_pages(
     paths = present_videos(videos, [video.name for video in members], setting="--videos")
     folder.mkdir(parents=True, exist_ok=True)
     pages = page_names([video.name for video in members])
-    problems = _problems(members, paths)
+    played, problems = _playable(members, paths, folder)
     shown = [video for video in members if video.name not in problems]
     counts = Counter(action.label for video in members for action in video.actions)
     looks = class_looks([label for label, _ in counts.most_common()])
@@ -54,7 +54,8 @@ def write_annotation_pages(
         around = {"previous": number - 1, "next": number + 1}
         links = [("all videos", OVERVIEW_FILE)]
         links += [(text, pages[shown[at].name]) for text, at in around.items() if 0 <= at < len(shown)]
-        _write_video(folder, pages[video.name], video, paths[video.name], links, looks)
+        about = f"annotated for {video.subset}; {paths[video.name]}"
+        _write_video(folder, pages[video.name], video, played[video.name], about, links, looks)
     overview = {
         "name": f"Annotations of {annotations}",
         "about": f"{len(members)} videos of {videos}, {sum(len(video.actions) for video in members)} segments, as "
@@ -115,7 +116,11 @@ def played_file(path: Path, folder: Path, records: Sequence[Mapping[str, Any]], 
         return path
     copy = folder / COPIES / f"{path.name}.mp4"
     copy.parent.mkdir(parents=True, exist_ok=True)
-    write_annotated(path, copy, detections=records, scored=scored)
+    try:
+        write_annotated(path, copy, detections=records, scored=scored)
+    except VideoError:
+        copy.unlink(missing_ok=True)  # what has been written of it
+        raise
     return copy
 
 
@@ -133,38 +138,39 @@ def _read(annotations: Path, exclude_file: str) -> tuple[list[Video], list[str]]
     return members, notes
 
 
-def _problems(members: Sequence[Video], paths: Mapping[str, Path]) -> dict[str, str]:
-    """Why videos cannot be shown, by name."""
-    problems = {}
+def _playable(
+    members: Sequence[Video], paths: Mapping[str, Path], folder: Path
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """What browsers play of each video, copied if need be, and why others cannot be shown; both by name."""
+    played, problems = {}, {}
     for video in members:
+        if video.name not in paths:
+            problems[video.name] = "its file is missing"
+            continue
         try:
-            if video.name in paths:
-                plays_in_browsers(paths[video.name])
-            else:
-                problems[video.name] = "its file is missing"
+            played[video.name] = played_file(paths[video.name], folder, segment_records(video), scored=False)
         except VideoError as error:
             problems[video.name] = str(error)
-    return problems
+    return played, problems
 
 
 def _write_video(
     folder: Path,
     page: str,
     video: Video,
-    path: Path,
+    played: Path,
+    about: str,
     links: Sequence[tuple[str, str]],
     looks: Mapping[str, Look],
 ) -> None:
-    records = segment_records(video)
-    played = played_file(path, folder, records, scored=False)
     write_page(
         folder / page,
         name=video.name,
         video=video_address(played, folder=folder, most_bytes=0),
         duration_sec=video.duration_sec,
-        detections=records,
+        detections=segment_records(video),
         shown=None,
-        about=f"annotated for {video.subset}; {path}",
+        about=about,
         links=links,
         looks=looks,
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from adatad_ds.data.decoding.frames import upright
-from adatad_ds.data.decoding.video import clock_zero_sec, decoded_frames, opened, packets_of, probe
+from adatad_ds.data.decoding.video import clock_zero_sec, decoded_frames, jumps_back, opened, packets_of, probe
 from adatad_ds.evaluation.plots.figures import class_looks
 from adatad_ds.evaluation.plots.fonts import file_for
 
@@ -78,6 +78,8 @@ def write_annotated(
             for frame in decoded_frames(stream, packet):
                 counted = 0 if latest is None else latest + interval
                 time = counted if frame.pts is None else frame.pts - zero
+                if latest is not None and jumps_back(time, latest, tick_sec=float(time_base)):
+                    zero, time = zero - (counted - time), counted
                 if latest is not None and time <= latest:  # encoders need increasing times
                     continue
                 latest = time
@@ -185,6 +187,7 @@ class Sound:
         self._zero_sec = zero_sec
         self.streams = list(container.streams.audio[:1])
         self._out, self._stream, self._encoder, self._resampler = out, None, None, None
+        self._next_sample: int | None = None  # after what has been encoded
         if self.streams and self.streams[0].codec_context.name in _COPIED_SOUND:
             self._stream = out.add_stream_from_template(self.streams[0])
         elif self.streams:
@@ -202,10 +205,16 @@ class Sound:
             self._out.mux(packet)
         elif self._resampler is not None and self._encoder is not None:
             for frame in decoded_frames(self.streams[0], packet):
-                if frame.pts is not None:
-                    frame.pts -= round(self._zero_sec / frame.time_base)
+                self._place(frame)
                 for resampled in self._resampler.resample(frame):
                     self._out.mux(self._encoder.encode(resampled))
+
+    def _place(self, frame: Any) -> None:
+        """Count a frame's time in samples, as the encoder cuts anew and ticks may be a packet long; never go back."""
+        told = None if frame.pts is None else round((frame.pts * frame.time_base - self._zero_sec) * frame.sample_rate)
+        begin = max((time for time in (told, self._next_sample) if time is not None), default=0)
+        frame.pts, frame.time_base = begin, Fraction(1, frame.sample_rate)
+        self._next_sample = begin + frame.samples
 
     def finish(self) -> None:
         """Flush the encoder."""

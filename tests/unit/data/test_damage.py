@@ -24,6 +24,7 @@ from adatad_ds.distributed.mesh import Mesh
 from adatad_ds.distributed.world import World
 from adatad_ds.evaluation.candidates_file import SavedCandidates, read_candidates, write_candidates
 from adatad_ds.evaluation.detections_file import read_results, write_results
+from adatad_ds.evaluation.video.overlay import write_annotated
 from adatad_ds.models.detector import detector_points
 from adatad_ds.models.heads.actionformer import PointPredictions
 from adatad_ds.tasks.detection_pipeline import damaged_videos, find_candidates
@@ -83,6 +84,29 @@ def test_an_end_before_the_headers(folder: Path, name: str):
 
 def test_sound_that_goes_on_is_no_early_end(tmp_path: Path):
     assert not probe(write_late(tmp_path / "late.mkv", frames=40, late_sec=3.0)).damage
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".ts", "libx264"), (".mpg", "mpeg2video")])
+def test_recordings_joined_byte_by_byte(tmp_path: Path, suffix: str, codec: str):
+    """Their times begin anew, and would mix the pictures of both: frames are counted, and it is said."""
+    parts = [write_video(tmp_path / f"{count}{suffix}", frames=count, fps=25, codec=codec) for count in (50, 90)]
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    order = [*range(50), *range(90)]
+    info = probe(joined)
+    assert (info.num_frames, info.fps, info.duration_sec) == (140, 25, pytest.approx(5.6))
+    assert "its clock jumps back once" in str(info.damage)
+    assert probe(joined) == info  # from the index on disk, too
+    frames = read_frames(joined, np.arange(140), short_side=96, scaling="bilinear", backend="auto")
+    assert frame_numbers(frames).tolist() == order
+    some = np.arange(30, 140, 5)
+    frames = read_frames(joined, some, short_side=96, scaling="bilinear", backend="auto")
+    assert frame_numbers(frames).tolist() == [order[at] for at in some]
+    assert not probe(parts[0]).damage
+    copy = tmp_path / "copy.mp4"
+    write_annotated(joined, copy, detections=[])
+    assert probe(copy).num_frames == 140
+    assert probe(copy).duration_sec == pytest.approx(5.6, abs=0.1)
 
 
 @pytest.mark.parametrize("name", ["zeros.mkv", "lost.ts"])

@@ -32,11 +32,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         write_video(folder / "videos" / name, frames=40, width=48, height=32)
     write_video(folder / "videos/old.avi", frames=20, codec="mpeg4", width=48, height=32)
     (folder / "videos/broken.mp4").write_bytes(b"no video")
+    write_video(folder / "videos/wide.mkv", frames=2, codec="ffv1", width=17000, height=16)  # H.264 ends at 16384
     database = {
         "a <b>$x$ ä": entry("training", (0.5, 1.5, "</script>jump"), (1.0, 2.0, "run"), (3.0, 9.0, "run")),
         "none": entry("validation"),
         "old": entry("validation", (0.5, 1.0, "run")),
         "broken": entry("validation"),
+        "wide": entry("validation"),
         "gone": entry("training", (0.5, 1.0, "run")),
     }
     (folder / "annotations.json").write_text(json.dumps({"database": database}), encoding="utf-8")
@@ -44,7 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     count = write_annotation_pages(
         folder / "out", annotations=folder / "annotations.json", videos=folder / "videos", report=said.append
     )
-    assert count == 2
+    assert count == 3
     return folder, said
 
 
@@ -53,9 +55,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_the_overview(pages):
     folder, said = pages
     dom = loaded(folder / "out/index.html")
-    assert "5 videos of " in dom
+    assert "6 videos of " in dom
     assert ", 5 segments, as training reads them" in dom
-    assert ">5 of 5 videos<" in dom
+    assert ">6 of 6 videos<" in dom
     assert "1 annotation clipped: end beyond the video's duration" in dom
     assert "gone: its file is missing" in dom
     assert re.search(r"broken: \S*broken.mp4: ", dom)
@@ -68,7 +70,7 @@ def test_the_overview(pages):
     assert "<b>$x$" not in dom[dom.index("<body>") : dom.index('<script type="application/json"')]
     assert len(re.findall('href="gone', dom)) == 0
     assert said[0].startswith("to be looked at in a browser: ")
-    assert [line.split(": ")[1] for line in said[1:]] == ["gone", "broken"]
+    assert [line.split(": ")[1] for line in said[1:]] == ["gone", "broken", "wide"]
 
 
 @pytest.mark.slow
@@ -98,6 +100,13 @@ def test_what_browsers_do_not_play_is_copied(pages):
     folder, _ = pages
     assert 'src="copies/old.avi.mp4"' in loaded(folder / "out/old.html")
     assert probe(folder / "out/copies/old.avi.mp4").num_frames == 20
+
+
+def test_what_cannot_be_copied_is_named(pages):
+    folder, said = pages
+    assert any(line.startswith(f"cannot be shown: wide: {folder / 'videos/wide.mkv'}: ") for line in said)
+    assert not (folder / "out/wide.html").exists()
+    assert [path.name for path in (folder / "out/copies").iterdir()] == ["old.avi.mp4"]
 
 
 def test_names_of_pages_differ():
