@@ -112,13 +112,18 @@ def iou_weighted_losses(
         power: exponent of the IoU.
     """
     window, point, label = pairs
-    away = torch.tensor([-1.0, 1.0], device=distances.device)
-    predicted, target = distances * away, targets.distances[window, point] * away
+    predicted, target = _around_zero(distances), _around_zero(targets.distances[window, point])
     # The derivative of a small power is infinite at 0.
     weights = paired_iou(predicted, target).clamp(min=_EPS) ** power
     focal = _valid_focal_loss(class_logits, valid, targets, label_smoothing)
     classification = focal.sum() + (focal[window, point, label] * (weights - 1)).sum()
     return classification, diou_loss(predicted, target).sum()
+
+
+def _around_zero(distances: Tensor) -> Tensor:
+    """Segments (N, 2) of distances (N, 2) to start and end, from points at 0."""
+    to_start, to_end = distances.unbind(-1)
+    return torch.stack([-to_start, to_end], dim=-1)
 
 
 def _valid_focal_loss(class_logits: Tensor, valid: Tensor, targets: Targets, label_smoothing: float) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class Targets:
     classes: Tensor
     distances: Tensor
     positive: Tensor
+
+    @cached_property
+    def pairs(self) -> tuple[Tensor, ...]:
+        """Window, point and class of each class of a positive, (N,) each; how many, the host waits for a GPU to say."""
+        return (self.classes * self.positive[..., None]).nonzero(as_tuple=True)
 
 
 def make_points(

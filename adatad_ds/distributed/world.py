@@ -100,7 +100,8 @@ class World:
 
     def sum(self, *values: float | torch.Tensor) -> list[float]:
         """The sum of each number over all ranks, in float64 on every rank."""
-        tensor = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        numbers = (torch.as_tensor(value, dtype=torch.float64) for value in values)
+        tensor = torch.stack([number.to(self.device, non_blocking=True) for number in numbers])
         self.add_up(tensor)
         return tensor.tolist()
 

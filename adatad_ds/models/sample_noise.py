@@ -39,4 +39,6 @@ class SampleNoise:
         return torch.stack([draw(shape, generator=generator) for generator in self._generators])
 
     def _moved(self, numbers: Tensor) -> Tensor:
+        if self._device.type == "cuda":  # from other memory, it is copied when all that was queued before is done
+            numbers = numbers.pin_memory()
         return numbers.to(self._device, non_blocking=True)

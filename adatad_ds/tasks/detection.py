@@ -118,12 +118,15 @@ class DetectionTask:
         mesh, device = self._mesh, self._mesh.world.device
         batches = [batch.blank_unreadable(mesh.errors_over_time(batch.errors)) for batch in micro_batches]
         targets = [self._targets(batch) for batch in batches]
+        if self._config.head.name == "tridet":  # asks for them in its losses, where the device has a forward pass to do
+            _ = [target.pairs for target in targets]
         positives = torch.stack([target.positive.sum() for target in targets]).sum()
         normalizer = self.normalizer.update(mesh.sum_over_windows(positives)[0])
         sums = torch.zeros(len(self.loss_names), device=device)
         for batch, wanted in zip(batches, targets, strict=True):
             with record_function("forward"):
-                predictions = engine(frames_on(device, batch.frames, batch.steps), batch.valid.to(device), batch.seeds)
+                frames, valid = frames_on(device, batch.frames, batch.steps), batch.valid.to(device, non_blocking=True)
+                predictions = engine(frames, valid, batch.seeds)
                 shares = self._losses(predictions, wanted) / normalizer
             with record_function("backward"):
                 # Cancel the engine's averaging over ranks and micro batches, so that shares add up. Ranks of a temporal
@@ -139,9 +142,9 @@ class DetectionTask:
         device, head = self._mesh.world.device, self._config.head
         return assign_targets(
             points=self._points,
-            valid=valid_points(batch.valid.to(device), self._config),
-            segments=[segments.to(device) for segments in batch.segments],
-            labels=[labels.to(device) for labels in batch.labels],
+            valid=valid_points(batch.valid.to(device, non_blocking=True), self._config),
+            segments=[segments.to(device, non_blocking=True) for segments in batch.segments],
+            labels=[labels.to(device, non_blocking=True) for labels in batch.labels],
             num_classes=len(self.classes),
             center_radius=head.center_radius,
             filter_similar_gt=head.filter_similar_gt,

@@ -92,8 +92,8 @@ class RecognitionTask:
         for batch in batches:
             with record_function("forward"):
                 frames, targets = self._mixed(batch)
-                logits = engine(frames.to(world.device, non_blocking=True), batch.seeds)[:, 0]
-                share = F.cross_entropy(logits, targets.to(world.device), reduction="sum")[None] / labelled
+                logits = engine(frames, batch.seeds)[:, 0]
+                share = F.cross_entropy(logits, targets, reduction="sum")[None] / labelled
             with record_function("backward"):
                 # Cancel the engine's averaging over ranks and micro batches, so that shares add up.
                 engine.backward(share.sum() * (world.size * engine.accumulation))
@@ -103,19 +103,17 @@ class RecognitionTask:
         return batches, sums
 
     def _mixed(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
-        """A micro batch's frames and smoothed targets (B, K), blended by mixup or CutMix; zeros without a label.
+        """A micro batch's frames and smoothed targets (B, K) on the device, blended by mixup or CutMix; zeros without a
+        label.
 
         # differs: mixup and CutMix blend the samples of one rank's micro batch, so that with them results depend on
         # how the global batch is split.
         """
         settings, classes = self._settings, len(self.classes)
-        # mixed where they are, which is on the device if that has to augment them first
-        frames, labels = batch.frames, batch.labels
-        if any(batch.steps):
-            frames, labels = frames_on(self._world.device, frames, batch.steps), labels.to(self._world.device)
+        device = self._world.device
         frames, soft = mix(
-            frames,
-            labels,
+            frames_on(device, batch.frames, batch.steps),
+            batch.labels.to(device, non_blocking=True),
             classes=classes,
             mixup_alpha=settings.mixup_alpha,
             cutmix_alpha=settings.cutmix_alpha,

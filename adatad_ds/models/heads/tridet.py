@@ -52,13 +52,12 @@ class TridentPredictions(NamedTuple):
 
     def losses(self, *, points: Tensor, targets: Targets, settings: HeadConfig) -> tuple[Tensor, Tensor]:
         """Focal loss, weighted by each positive's IoU, and DIoU loss of every class of a point; see `Predictions`."""
-        pairs = (targets.classes * targets.positive[..., None]).nonzero(as_tuple=True)
         return iou_weighted_losses(
             class_logits=self.class_logits,
             valid=self.valid,
             targets=targets,
-            pairs=pairs,
-            distances=self.distances_of(*pairs),
+            pairs=targets.pairs,
+            distances=self.distances_of(*targets.pairs),
             label_smoothing=settings.label_smoothing,
             power=settings.iou_weight_power,
         )
