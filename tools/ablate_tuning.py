@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from adatad_ds.distributed.ds_config import read_ds_config
 from adatad_ds.evaluation.plots.figures import PALETTE, PlainFigure, plain_axis
+from adatad_ds.evaluation.run_report.facts import LOG_FILE
 from adatad_ds.planning.memory import make_plan
 from adatad_ds.runs.folder import RunFolder
 from adatad_ds.system.utf8 import use_utf8
-from adatad_ds.training.monitor import LOG_FILE
 from tools.ablation import Took, generate, make_parser, markdown, train, trainable_parameters
 
 VIDEOS = "data/quickstart"

@@ -130,7 +130,7 @@ def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:
     frames, stride = arguments.clip_frames, arguments.stride or config.data.feature_stride_frames
     if stride is None:
         raise ConfigError("--clip-frames needs --stride: this recipe has none")
-    if frames < 1 or frames % config.clip_frames:
+    if frames % config.clip_frames:
         raise ConfigError(
             f"--clip-frames {frames} is no multiple of {config.clip_frames}, the frames that {config.backbone.name} "
             "takes at once"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adatad_ds.cli.commands import command_parser
-from adatad_ds.errors import ConfigError
 from adatad_ds.system.options import at_least
 
 
@@ -39,8 +38,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Write the report."""
     arguments = make_parser(prog).parse_args(argv)
-    if arguments.show < 0:
-        raise ConfigError(f"--show {arguments.show}: expected 0 videos or more")
     from adatad_ds.evaluation.run_report.report import FOLDER, Wanted, write_report
 
     wanted = Wanted(

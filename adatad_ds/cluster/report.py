@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from adatad_ds.cluster.grid import Grid
 from adatad_ds.cluster.site import Site
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import CheckpointError, ConfigError
 from adatad_ds.evaluation.plots.attempt import try_to_draw
+from adatad_ds.evaluation.run_report.facts import LOG_FILE, MEMORY, read_log
 from adatad_ds.evaluation.tables import write_table
 from adatad_ds.models.factory import build_model
 from adatad_ds.models.shapes import shapes_only
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.planning.memory import step_flop
 from adatad_ds.runs.folder import INTERRUPTED_FILE, RunFolder
-from adatad_ds.training.monitor import LOG_FILE
 
 WATCH_SEC = 30
 SILENT_SEC = 900  # where Slurm cannot be asked: a log older than this belongs to no running job
 WORDS = ("cell", "state", "steps", "frames", "px", "ranks")
-MEMORY = ("memory/peak_gb", "memory/peak_resident_gb")  # of a GPU's allocator; of a process on a CPU
 NUMBERS = {  # column: of a row, in what units, digits
     "params M": ("parameters", 1e-6, 1),
     "tunable M": ("tunable", 1e-6, 2),
@@ -96,7 +93,7 @@ def _row(grid: Grid, index: int, states: dict[int, str] | None) -> Row:
     cell, site = grid.cells[index], grid.site
     run = grid.folder / cell.name
     config, ranks = cell.config(), cell.nodes * site.ranks_per_node
-    steps = _log(run)
+    steps = [line for line in read_log(run / LOG_FILE) if "time/step_sec" in line]
     seconds = median([line["time/step_sec"] for line in steps[1:] or steps]) if steps else None
     evaluations = RunFolder(run).evaluations()
     total, tunable = _parameters(run, config)
@@ -152,18 +149,6 @@ def _state(grid: Grid, index: int, finished: bool, states: dict[int, str] | None
         return "pending"
     silent = time.time() - (run / LOG_FILE).stat().st_mtime
     return "running" if silent < SILENT_SEC else f"silent for {silent / 60:.0f} min"
-
-
-def _log(run: Path) -> list[dict[str, Any]]:
-    """The logged steps."""
-    lines = []
-    if (run / LOG_FILE).exists():
-        for text in (run / LOG_FILE).read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue  # being written
-    return [line for line in lines if "time/step_sec" in line]
 
 
 def _parameters(run: Path, config: Config) -> tuple[int, int]:

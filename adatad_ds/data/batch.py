@@ -15,6 +15,7 @@ from torch import Tensor
 from adatad_ds.data.augmentation.operations import Step
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.video_dataset import LoadingSeconds, VideoSample, together
+from adatad_ds.data.windows import VideoWindow
 from adatad_ds.detection.timegrid import TimeGrid
 
 
@@ -33,6 +34,22 @@ class Sample(VideoSample):
     segments_grid: Tensor
     labels: Tensor
     grid: TimeGrid
+
+
+def window_sample(
+    window: VideoWindow, frames: Tensor, *, steps: int, video: str, damage: Damage | None, sample_id: int = -1
+) -> Sample:
+    """A window of T = `steps` feature steps and its frames as a sample."""
+    return Sample(
+        frames=frames,
+        valid=torch.arange(steps) < window.valid_steps,
+        segments_grid=torch.from_numpy(window.segments_grid),
+        labels=torch.from_numpy(window.labels),
+        grid=window.grid,
+        video=video,
+        sample_id=sample_id,
+        damage=damage,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -92,7 +92,7 @@ class TrainBatches:
         """Global batches per epoch; remaining samples are dropped."""
         return self.num_samples // self.global_batch
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[list[SampleKey]]:
+    def batches(self, epoch: int, start_step: int) -> Iterator[list[SampleKey]]:
         """This rank's micro batches of an epoch, from `start_step` on, as keys of the dataset."""
         order = self._order(epoch)
         share = self.global_batch // self.data_ranks

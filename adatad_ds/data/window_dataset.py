@@ -17,7 +17,7 @@ from torch import Tensor
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import ANY_ACTION, AnnotationSet, Video, load_annotations
 from adatad_ds.data.augmentation.transforms import augment, center_crop, crop_and_draw
-from adatad_ds.data.batch import Sample, collate
+from adatad_ds.data.batch import Sample, collate, window_sample
 from adatad_ds.data.decoding.damage import Damage
 from adatad_ds.data.decoding.frames import VideoFrames
 from adatad_ds.data.decoding.libraries import check_reader
@@ -187,15 +187,8 @@ class WindowDataset(VideoDataset[Video, Sample]):
         return resize_window(self._source(sample_id)) if self._windows is None else self._windows[sample_id]
 
     def _sample(self, window: VideoWindow, frames: Tensor, damage: Damage) -> Sample:
-        return Sample(
-            frames=frames,
-            valid=torch.arange(self._config.window_size) < window.valid_steps,
-            segments_grid=torch.from_numpy(window.segments_grid),
-            labels=torch.from_numpy(window.labels),
-            grid=window.grid,
-            video=self.videos[window.video_index].name,
-            damage=damage,
-        )
+        name = self.videos[window.video_index].name
+        return window_sample(window, frames, steps=self._config.window_size, video=name, damage=damage)
 
     def _blank(self, index: int | None) -> Sample:
         """Black frames, no valid step, no action."""

@@ -23,8 +23,7 @@ from torch import Tensor
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Video
 from adatad_ds.data.augmentation.transforms import center_crop
-from adatad_ds.data.batch import Batch, Sample, collate
-from adatad_ds.data.decoding.damage import Damage
+from adatad_ds.data.batch import Batch, collate, window_sample
 from adatad_ds.data.decoding.frames import stream_frames
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.data.windows import VideoWindow, WindowSource, file_frames, find_timing, windows_for_testing
@@ -73,27 +72,17 @@ def stream_batches(
     damage = probe(path).damage
     pictures_of = stream_rows(path, rows, config=config, closed=closed, lost=lost)
     samples = (
-        window_sample(window, pictures, config, video=video.name, number=index, damage=damage.with_lost(lost))
+        window_sample(
+            window,
+            pictures,
+            steps=config.window_size,
+            video=video.name,
+            damage=damage.with_lost(lost),  # as far as the file has been read
+            sample_id=index,
+        )
         for index, (window, pictures) in enumerate(zip(windows, pictures_of, strict=True))
     )
     return ahead(map(collate, grouped(samples, batch)), closed)
-
-
-def window_sample(
-    window: VideoWindow, pictures: Tensor, config: DataConfig, *, video: str, number: int, damage: Damage | None
-) -> Sample:
-    """A test window and its pictures (F, S, S, 3) as a sample; `damage`: of the file, as far as it has been read."""
-    return Sample(
-        frames=pictures,
-        valid=torch.arange(config.window_size) < window.valid_steps,
-        segments_grid=torch.from_numpy(window.segments_grid),
-        labels=torch.from_numpy(window.labels),
-        grid=window.grid,
-        video=video,
-        sample_id=number,
-        seed=0,
-        damage=damage,
-    )
 
 
 def stream_rows(

@@ -68,6 +68,11 @@ def start_worker(worker: int) -> None:
     keep_freed_memory()
     server: Any = forkserver._forkserver  # pyright: ignore[reportAttributeAccessIssue]
     os.close(server._forkserver_alive_fd)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """On Linux, have the system end this process with the one that started it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

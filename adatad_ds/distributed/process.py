@@ -35,7 +35,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
     end_process(code)
 
 
-def report_error(error: Exception, world: World | None = None) -> int:
+def report_error(error: Exception, world: World | None) -> int:
     """Print the error that ends this program, once for all ranks that share it; return the exit code.
 
     An error that one line does not explain is printed with its traceback, by the rank that raised it.

@@ -161,7 +161,7 @@ def write_predictions(
     truth: Mapping[str, int],
     *,
     classes: Sequence[str],
-    damaged: Mapping[str, str] | None = None,
+    damaged: Mapping[str, str],
 ) -> None:
     """Write each test video's true class and its five most probable classes (none for an unreadable video).
 

@@ -154,7 +154,7 @@ def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
     tqdm.write(f"{where}: {use}")
 
 
-def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool = False) -> None:
+def evaluate_recognition(trained: Trained, *, output: Path, world: World, per_class: bool) -> None:
     """Recognise all test videos, then print and save predictions and accuracies.
 
     Args:

@@ -152,9 +152,7 @@ class MaskedConv(nn.Module):
         actionformer_norms: as in ActionFormer's own code: not masked at the end, so that padding holds the norm's bias.
     """
 
-    def __init__(
-        self, *, in_channels: int, out_channels: int, kernel: int = 3, actionformer_norms: bool = False
-    ) -> None:
+    def __init__(self, *, in_channels: int, out_channels: int, kernel: int = 3, actionformer_norms: bool) -> None:
         super().__init__()
         self.actionformer_norms = actionformer_norms
         self.conv = nn.Conv1d(in_channels, out_channels, kernel_size=kernel, padding=kernel // 2, bias=False)

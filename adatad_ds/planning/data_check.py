@@ -119,7 +119,7 @@ def check_data(
         annotations,
         videos,
         out=out,
-        workers=cores() if workers is None else max(1, workers),
+        workers=workers or cores(),
         train_subset=train_subset,
         test_subset=test_subset,
         exclude_file=exclude_file,

@@ -237,9 +237,7 @@ def planned_gpu(named: str | None) -> str:
         raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
 
 
-def plan_report(
-    planner: Planner, layout: Layout, gpu: GPU, *, name: str, core_frames_per_sec: float | None = None
-) -> str:
+def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str, core_frames_per_sec: float | None) -> str:
     """One layout, what fits, and what to change.
 
     Args:
@@ -297,13 +295,7 @@ def _report_on_features(config: Config, plan: Plan, *, gpus: int, gpu: GPU, name
 
 
 def frames_line(config: Config, *, gpus: int, step_sec: float, core_frames_per_sec: float | None) -> str:
-    """How many frames a second a GPU takes in steps of so many seconds, and how many cores give them.
-
-    Raises:
-        ConfigError: a core that gives none.
-    """
-    if core_frames_per_sec is not None and not core_frames_per_sec > 0:
-        raise ConfigError(f"--core-frames-per-sec={core_frames_per_sec:g} must be positive")
+    """How many frames a second a GPU takes in steps of so many seconds, and how many cores give them."""
     needed = config.train.global_batch * config.sample_frames / (step_sec * gpus)
     line = f"frames at that speed: {needed:.0f} a second for each GPU"
     if core_frames_per_sec is None:

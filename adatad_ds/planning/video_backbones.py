@@ -42,6 +42,7 @@ class VideoCost:
         self._frames = self._spec.tubelet_frames
         self._positions = self._spec.positions(config.data.resolution)
         self._clip_tokens = config.clip_frames // self._frames * self._positions
+        self._cached_by = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant to a span
 
     def tensor_bytes(self, frames: int) -> int:
         """Bytes of a stored tensor, with the tokens of `frames` frames."""
@@ -131,9 +132,8 @@ class VideoCost:
     def _cut(self, chunk: int, *, windows: int, clips: int) -> Segments:
         config, kinds = self._config, self._segments()
         spans = -(-clips // max(1, chunk // windows)) if chunk else 1
-        backbone = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant: found in cache
         first, by_kind = span_bytes(
-            backbone,
+            self._cached_by,
             config.train.precision,
             config.data.resolution,
             windows,
@@ -162,8 +162,7 @@ class VideoCost:
         if config.backbone.tuning != "ladder":
             return LadderBytes()
         tubelets = config.sample_frames // self._frames
-        backbone = replace(config.backbone, clips_per_chunk=0, activation_memory_gb=None)  # irrelevant: found in cache
-        return ladder_bytes(backbone, config.train.precision, windows, tubelets)
+        return ladder_bytes(self._cached_by, config.train.precision, windows, tubelets)
 
     def _ladder_flop(self) -> float:
         """FLOPs of both passes of a sample's long-range adapters, whose inputs need no gradient."""

@@ -60,7 +60,7 @@ def build_initial_model(
     task: Task,
     runtime: Runtime,
     world: World,
-    cached: dict[str, str] | None = None,
+    cached: dict[str, str] | None,
 ) -> InitialModel:
     """Build the model and load its pretrained weights. A collective.
 

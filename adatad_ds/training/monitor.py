@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from adatad_ds.evaluation.plots.attempt import try_to_draw
+from adatad_ds.evaluation.run_report.facts import LOG_FILE
 from adatad_ds.runs.mirrors import Mirrors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMOOTHED_STEPS = 20  # averaging window of the progress bar's loss
-LOG_FILE = "log.jsonl"
 
 
 class Monitor:

@@ -31,7 +31,6 @@ from adatad_ds.data.windows import (
     random_trunc_window,
     whole_window,
 )
-from adatad_ds.detection.timegrid import TimeGrid
 
 SCANNING_THREADS = 8
 
@@ -146,15 +145,7 @@ class FeatureDataset(WindowDataset):
 
     def _blank(self, index: int | None) -> Sample:
         """Zeros, no valid step, no action."""
-        steps = self._config.window_size
-        return Sample(
-            frames=torch.zeros((steps, self._channels)),
-            valid=torch.zeros(steps, dtype=torch.bool),
-            segments_grid=torch.zeros((0, 2)),
-            labels=torch.zeros(0, dtype=torch.int64),
-            grid=TimeGrid(origin_sec=0.0, step_sec=1.0, duration_sec=0.0),
-            video="" if index is None else self.videos[index].name,
-        )
+        return replace(super()._blank(index), frames=torch.zeros((self._config.window_size, self._channels)))
 
     def _timing(self, index: int) -> Timing:
         found = self._found[self.videos[index].name]

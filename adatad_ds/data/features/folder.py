@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adatad_ds.data.windows import Timing
 from adatad_ds.errors import ConfigError, DataError, summarize_list
 from adatad_ds.system.atomic import TEMPORARY, flush, replacing
 from adatad_ds.system.json_text import read_json
@@ -76,11 +75,6 @@ class VideoFeatures:
     start_sec: float
     duration_sec: float
 
-    @property
-    def timing(self) -> Timing:
-        """Of the video's frames."""
-        return Timing(num_frames=self.num_frames, fps=self.fps, start_sec=self.start_sec)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -120,8 +114,8 @@ class FeatureFolder:
             self._write(Description(settings=settings, videos=None, failed={}))
 
     def file(self, name: str) -> Path:
-        """Where a video's features belong."""
-        return feature_file(self._path, name)
+        """Where a video's features belong; a name with folders in it gets those."""
+        return self._path / f"{name}.npy"
 
     def is_done(self, name: str, *, features: int) -> bool:
         """Whether a video's features are there; written by an interrupted process, too, since files are atomic."""
@@ -196,11 +190,6 @@ class FeatureFolder:
                 f"{self._path} holds other features: {summarize_list(different)}. Give another --out, or the old "
                 "settings to continue"
             )
-
-
-def feature_file(folder: Path, name: str) -> Path:
-    """Where a video's features belong; a name with folders in it gets those."""
-    return folder / f"{name}.npy"
 
 
 def read_description(folder: Path) -> Description:

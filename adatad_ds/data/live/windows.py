@@ -15,9 +15,8 @@ from torch import Tensor
 
 from adatad_ds.config.schema import DataConfig
 from adatad_ds.data.annotations import Video
-from adatad_ds.data.batch import Batch, collate
+from adatad_ds.data.batch import Batch, collate, window_sample
 from adatad_ds.data.live.pictures import Began, Ended, LiveEvent, Picture, StreamEvent
-from adatad_ds.data.window_stream import window_sample
 from adatad_ds.data.windows import Timing, WindowSource, window_at, window_hop
 
 
@@ -107,7 +106,9 @@ class _Windows:
         )
         window = window_at(source, start_slot=start)
         self._done = start
-        sample = window_sample(window, torch.stack(pictures), config, video=self._name, number=0, damage=None)
+        sample = window_sample(
+            window, torch.stack(pictures), steps=config.window_size, video=self._name, damage=None, sample_id=0
+        )
         shown_sec = (start + config.window_frames) * config.frame_stride / began.fps
         return LiveWindow(
             batch=collate([sample]),

@@ -40,7 +40,6 @@ FAST_TO_DECODE = {"preset": "superfast", "tune": "fastdecode", "x264-params": "a
 GROUP = 12  # frames from one keyframe of H.264 to the next
 TICK = Fraction(1, 90_000)  # sec
 BT601, TV_RANGE = 6, 1  # FFmpeg's numbers of what is assumed of files that say nothing
-HASHED_BYTES = 2**20
 
 
 def prepare_file(source: Path, target: Path, *, frames: NDArray[np.int64], short_side: int, header: Header) -> Entry:
@@ -99,11 +98,8 @@ def _first_close_enough(encode: Callable[..., set[int]], header: Header) -> set[
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file in hex digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(HASHED_BYTES):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ticks(index: Index, number: int) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,11 +20,11 @@ from adatad_ds.data.decoding.video import VideoError, index_of
 from adatad_ds.data.preparation.encoding import QUALITIES, QUALITY, SUFFIXES, file_sha256, prepare_file
 from adatad_ds.data.preparation.manifest_file import add_entry, begin_manifest, must_be_originals, preparing
 from adatad_ds.data.preparation.needs import Use, Wanted
+from adatad_ds.data.worker_process import end_with_parent
 from adatad_ds.errors import ConfigError, DataError, WriteError, summarize_list
 
 UNREADABLE_FILE = "unreadable.txt"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +230,7 @@ def _results(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Result
 
 def _in_processes(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Result | None]]:
     """Results as they end; None for those whose process died."""
-    pool = ProcessPoolExecutor(workers, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, initializer=_begin)
     try:
         futures: Mapping[Future[tuple[Entry, bool]], Job] = {pool.submit(run_job, job): job for job in jobs}
         for future in as_completed(futures):
@@ -247,14 +245,13 @@ def _in_processes(jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, R
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def _begin() -> None:
     """Set up a process: the terminal's Ctrl-C is for the command, and nothing goes on when that is killed."""
     import torch  # here, as it takes seconds, and the command's help needs none
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
 
 
 def _write_error(error: OSError, *, out: Path, done: Outcome, jobs: int, total: int) -> WriteError:

@@ -46,15 +46,15 @@ class Choices:
         seed: another seed, another choice of them.
     """
 
-    tiers: Sequence[str] = ()
-    annotators: Sequence[str] = ()
-    in_frames: bool = False
-    frame_rate: str = ""
-    attribute: str = ""
-    labelled_only: bool = False
-    validation: Path | None = None
-    share: float = 0.2
-    seed: int = 0
+    tiers: Sequence[str]
+    annotators: Sequence[str]
+    in_frames: bool
+    frame_rate: str
+    attribute: str
+    labelled_only: bool
+    validation: Path | None
+    share: float
+    seed: int
 
 
 READERS: Mapping[str, tuple[str, str, Callable[[Sequence[Path], Choices], Export]]] = {  # title, name of its tiers

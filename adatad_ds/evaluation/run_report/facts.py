@@ -13,6 +13,7 @@ from typing import Any
 from adatad_ds.errors import DataError
 from adatad_ds.evaluation.metrics_files import EVALUATED, HEADLINES, METRICS_FILE, metrics_of_epochs
 
+LOG_FILE = "log.jsonl"
 MEMORY = ("memory/peak_gb", "memory/peak_resident_gb")  # of a GPU's allocator; of a process on a CPU
 Points = list[tuple[float, float]]
 
@@ -122,7 +123,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         settings={f"{section}.{key}": value for section, part in config.items() for key, value in _items(part)},
-        log=_log(folder / "log.jsonl"),
+        log=read_log(folder / LOG_FILE),
         evaluations={epoch: _json(file) or {} for epoch, file in metrics_of_epochs(folder).items()},
         evaluated=_json(folder / EVALUATED / METRICS_FILE),
         versions=_json(folder / "versions.json") or {},
@@ -150,8 +151,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return tree
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, without one that a crash has cut."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, without one that is being written, or that a crash has cut; none if it is not there."""
     lines: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_text(encoding="utf-8").splitlines():

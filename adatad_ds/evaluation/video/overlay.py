@@ -109,7 +109,7 @@ class Overlay:
         width: int,
         height: int,
         duration_sec: float,
-        scored: bool = True,
+        scored: bool,
     ) -> None:
         self._scored = scored
         self._detections = sorted(detections, key=lambda record: -record["score"])

@@ -47,7 +47,7 @@ class AdaptedBackbone(nn.Module):
         vit: the transformer; its parameters are frozen here unless `tuning` is `full`.
         adapters: block index to adapter.
         long_adapters: block index to long-range adapter, in the same blocks; for `ladder` alone.
-        inside: what is trained inside blocks; applied to the transformer's here.
+        inside: what is trained inside blocks, applied to the transformer's here; None: nothing.
         tuning: one of those above.
         feature_steps: T, to which the T' pooled tubelets are interpolated.
         drop_path: stochastic depth rate of the last block, decreasing linearly to 0 at the first.
@@ -65,8 +65,8 @@ class AdaptedBackbone(nn.Module):
         *,
         vit: VideoTransformer,
         adapters: dict[int, nn.Module],
-        long_adapters: dict[int, nn.Module] | None = None,
-        inside: InsideTuning | None = None,
+        long_adapters: dict[int, nn.Module],
+        inside: InsideTuning | None,
         tuning: Tuning,
         feature_steps: int,
         drop_path: float,
@@ -80,7 +80,7 @@ class AdaptedBackbone(nn.Module):
         super().__init__()
         self.vit = vit.requires_grad_(tuning == "full")
         self.adapters = _by_block(adapters)
-        self.long_adapters = _by_block(long_adapters or {})
+        self.long_adapters = _by_block(long_adapters)
         self.adapted_blocks = sorted(adapters)
         self.stored_outputs = stored_outputs(adapters=self.adapted_blocks, inside=inside.blocks if inside else ())
         if inside is not None:

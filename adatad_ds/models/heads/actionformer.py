@@ -70,7 +70,7 @@ class ActionFormerHead(nn.Module):
         levels: int,
         num_convs: int,
         cls_prior: float,
-        actionformer_norms: bool = False,
+        actionformer_norms: bool,
     ) -> None:
         super().__init__()
         self.reach = kernel // 2

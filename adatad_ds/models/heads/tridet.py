@@ -91,7 +91,7 @@ class TriDetHead(nn.Module):
         num_convs: int,
         num_bins: int,
         cls_prior: float,
-        actionformer_norms: bool = False,
+        actionformer_norms: bool,
     ) -> None:
         super().__init__()
         self.num_bins = num_bins

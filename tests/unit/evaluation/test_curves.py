@@ -23,7 +23,8 @@ from adatad_ds.evaluation.plots.curves import (
 )
 from adatad_ds.evaluation.plots.figures import OTHER_COLOR, PALETTE
 from adatad_ds.evaluation.plots.timelines import TimelineVideo, timeline_figure, timeline_videos
-from adatad_ds.training.monitor import LOG_FILE, Monitor
+from adatad_ds.evaluation.run_report.facts import LOG_FILE
+from adatad_ds.training.monitor import Monitor
 from tests.support.detections import cases, record
 
 

@@ -71,7 +71,7 @@ def backbone(
     made = AdaptedBackbone(
         vit=VisionTransformer(spec=SPEC, resolution=32),
         adapters={block: adapter() for block in blocks} if tuning in ("tia", "side", "ladder", "tia+lora") else {},
-        long_adapters={block: far() for block in blocks} if tuning == "ladder" else None,
+        long_adapters={block: far() for block in blocks} if tuning == "ladder" else {},
         inside=InsideTuning(way=ways[tuning], blocks=blocks, lora=lora) if tuning in ways else None,
         tuning=tuning,
         feature_steps=32,

@@ -201,6 +201,7 @@ def test_levels_see_nothing_of_one_another_however_wide_the_convolutions(wide):
             "num_convs": 1,
             "num_bins": 1,
             "cls_prior": 0.1,
+            "actionformer_norms": False,
         },
         **sizes,
     )

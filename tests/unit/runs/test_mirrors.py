@@ -10,8 +10,9 @@ import pytest
 
 from adatad_ds.config.schema import Config
 from adatad_ds.errors import ConfigError
+from adatad_ds.evaluation.run_report.facts import LOG_FILE
 from adatad_ds.runs.mirrors import MIRRORS, Mirrors, check_mirrors, open_mirrors
-from adatad_ds.training.monitor import LOG_FILE, Monitor
+from adatad_ds.training.monitor import Monitor
 
 
 class Kept:
