@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import subprocess
 import time
@@ -15,7 +17,8 @@ SETTINGS = {
     "ranks": 1,
     "ds_config": "zero2",
     "train__stop_epoch": 3,
-    "train__schedule_epochs": 3,
+    "train__warmup_epochs": 2,
+    "train__schedule_epochs": 4,
     "train__checkpoint_every_steps": 1,
     "train__eval_from_epoch": 100,
 }
@@ -31,6 +34,16 @@ def whole(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     finish(train_command(data=small_videos, run=run, **SETTINGS))
     return run
+
+
+@pytest.mark.slow
+def test_learning_rates_are_those_of_epochs(whole):
+    """Of 2 steps: 4 steps of warm-up, then the first 2 of a cosine over 4."""
+    train = json.loads((whole / "config.json").read_text())["train"]
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    for name in ("adapter", "head"):
+        rates = [line[f"lr/{name}"] / train[f"lr_{name}"] for line in lines if f"lr/{name}" in line]
+        assert rates == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.5 + math.sqrt(0.125)])
 
 
 @pytest.mark.slow
