@@ -19,11 +19,12 @@ import torch
 
 from adatad_ds.cli.commands import main
 from adatad_ds.config.schema import DataConfig
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.prepared import MANIFEST, VERSION, Manifest, from_runs, to_runs
 from adatad_ds.data.decoding.video import VideoError, index_of, probe
 from adatad_ds.data.inspection.scan import scan
-from adatad_ds.data.preparation.needs import wanted_windows
+from adatad_ds.data.preparation.needs import WindowUse, wanted_windows
 from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
@@ -123,6 +124,15 @@ def test_windows_are_the_same(originals, tmp_path, changes):
         for name in ("valid", "segments_grid", "labels"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         assert psnr(ours.frames.numpy(), theirs.frames.numpy()) > 30  # the numbers' edges are sharp
+
+
+def test_frames_beyond_the_annotation_are_prepared_for_prediction(originals):
+    """Of its 70 frames the annotation knows 25; the others are those of the file by itself, and its last."""
+    path, config = originals / "even.mp4", settings(originals)
+    fps = probe(path).fps
+    use = WindowUse(video=Video("even", "", 25 / fps, 25, None, ()), config=config, training=False)
+    assert use.frames(path).tolist() == list(range(0, 25, 4))
+    assert use.to_prepare(path).tolist() == [*range(0, 70, 4), 69]
 
 
 def test_indices_are_the_same(originals, prepared):
