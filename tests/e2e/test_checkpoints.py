@@ -120,9 +120,10 @@ def test_an_error_of_one_rank_in_an_evaluation_ends_all(ds_config, small_videos,
 
 
 @pytest.mark.slow
-def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(small_videos, tmp_path):
+def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(whole, small_videos, tmp_path):
     run, settings = tmp_path / "run", SETTINGS | {"train__eval_from_epoch": 2, "train__eval_every": 1}
     finish(train_command(data=small_videos, run=run, **settings))
+    assert losses(run) == losses(whole)  # which was evaluated at its end alone: training goes on as if nothing had been
     shutil.rmtree(run / "checkpoints")
     marked = [run / "evaluations" / f"epoch_{epoch:04d}" / "mark" for epoch in (2, 3)]
     for mark in marked:
