@@ -17,6 +17,7 @@ LEARNING = {
     "backbone__drop_path": 0.3,
     "recognition__dropout": 0.3,
     "recognition__label_smoothing": 0.1,
+    "train__cosine": "epoch",
     "train__eval_from_epoch": 1,
 }
 
@@ -28,6 +29,9 @@ def alone(small_clips, tmp_path_factory):
     command = recognition_command(clips=small_clips, run=run, ranks=1, ds_config="zero1", **LEARNING)
     finish(command)
     assert len(losses(run)) == 4
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rates = [line["lr/head"] for line in logged if "lr/head" in line]
+    assert rates == pytest.approx([rate * rates[0] for rate in (1, 1, 0.5, 0.5)])  # epochs of 2 steps
     return run
 
 

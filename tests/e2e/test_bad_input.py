@@ -143,10 +143,12 @@ def test_bad_videos_and_annotations_are_counted_and_trained_around(small_videos,
         "train__eval_from_epoch": 100,
     }
     output = finish(train_command(data=data, run=run, **short))
-    assert unreadable in output
+    assert output.count(f"replaced by other samples: {data}/videos/{unreadable}.mp4") == 1
     for words in ("end <= start", "duplicate", "clipped"):
         assert words in output, output[-3000:]
     assert len(losses(run)) > 0
+    output = finish(train_command(data=data, run=run, resume=True, **(short | {"train__stop_epoch": 2})))
+    assert "replaced by other samples" not in output  # counted and told before
 
     limited = train_command(data=data, run=tmp_path / "limited", **short, data__max_failed_videos=0)
     fails(limited, "data.max_failed_videos=0")

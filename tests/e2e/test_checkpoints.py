@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import subprocess
 import time
@@ -15,7 +17,8 @@ SETTINGS = {
     "ranks": 1,
     "ds_config": "zero2",
     "train__stop_epoch": 3,
-    "train__schedule_epochs": 3,
+    "train__warmup_epochs": 2,
+    "train__schedule_epochs": 4,
     "train__checkpoint_every_steps": 1,
     "train__eval_from_epoch": 100,
 }
@@ -31,6 +34,16 @@ def whole(small_videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     finish(train_command(data=small_videos, run=run, **SETTINGS))
     return run
+
+
+@pytest.mark.slow
+def test_learning_rates_are_those_of_epochs(whole):
+    """Of 2 steps: 4 steps of warm-up, then the first 2 of a cosine over 4."""
+    train = json.loads((whole / "config.json").read_text())["train"]
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    for name in ("adapter", "head"):
+        rates = [line[f"lr/{name}"] / train[f"lr_{name}"] for line in lines if f"lr/{name}" in line]
+        assert rates == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.5 + math.sqrt(0.125)])
 
 
 @pytest.mark.slow
@@ -107,9 +120,10 @@ def test_an_error_of_one_rank_in_an_evaluation_ends_all(ds_config, small_videos,
 
 
 @pytest.mark.slow
-def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(small_videos, tmp_path):
+def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(whole, small_videos, tmp_path):
     run, settings = tmp_path / "run", SETTINGS | {"train__eval_from_epoch": 2, "train__eval_every": 1}
     finish(train_command(data=small_videos, run=run, **settings))
+    assert losses(run) == losses(whole)  # which was evaluated at its end alone: training goes on as if nothing had been
     shutil.rmtree(run / "checkpoints")
     marked = [run / "evaluations" / f"epoch_{epoch:04d}" / "mark" for epoch in (2, 3)]
     for mark in marked:

@@ -74,18 +74,12 @@ def test_a_folder_belongs_to_one_run_and_one_training(small_videos, tmp_path):
 def test_steps_that_train_nothing_end_the_run(small_videos, tmp_path):
     """Losses are finite, but so large that gradients are not."""
     run = tmp_path / "run"
-    said = refusal(
-        train_command(
-            data=small_videos,
-            run=run,
-            **SETTINGS,
-            train__stop_epoch=4,
-            head__reg_loss_weight=1e37,
-            train__max_skipped_steps=3,
-        )
-    )
+    settings = SETTINGS | {"train__stop_epoch": 4, "head__reg_loss_weight": 1e37, "train__max_skipped_steps": 3}
+    said = refusal(train_command(data=small_videos, run=run, **settings))
     assert "3 steps in a row were skipped, up to step 2: gradients have no finite norm (" in said
     assert "backbone.adapters.4.up_proj.weight" in said
     assert all(loss < float("inf") for loss in losses(run).values())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["train/skipped_steps"] for line in lines if "train/skipped_steps" in line] == [1, 2]
+    said = refusal(train_command(data=small_videos, run=run, resume=True, **settings))
+    assert "3 steps in a row were skipped, up to step 2: " in said  # with the two before

@@ -18,17 +18,21 @@ import pytest
 import torch
 
 from adatad_ds.cli.commands import main
+from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
+from adatad_ds.data.annotations import Video
 from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.prepared import MANIFEST, VERSION, Manifest, from_runs, to_runs
 from adatad_ds.data.decoding.video import VideoError, index_of, probe
 from adatad_ds.data.inspection.scan import scan
-from adatad_ds.data.preparation.needs import wanted_windows
+from adatad_ds.data.preparation.needs import WindowUse, wanted, wanted_windows
 from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
 from adatad_ds.data.windows import WindowSource, file_frames, find_timing, sliding_windows
 from adatad_ds.errors import ConfigError, DataError, WriteError
+from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.tasks.recognition import open_clips
 from tests.support.videos import cut, write_textured, write_video
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,6 +127,15 @@ def test_windows_are_the_same(originals, tmp_path, changes):
         for name in ("valid", "segments_grid", "labels"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
         assert psnr(ours.frames.numpy(), theirs.frames.numpy()) > 30  # the numbers' edges are sharp
+
+
+def test_frames_beyond_the_annotation_are_prepared_for_prediction(originals):
+    """Of its 70 frames the annotation knows 25; the others are those of the file by itself, and its last."""
+    path, config = originals / "even.mp4", settings(originals)
+    fps = probe(path).fps
+    use = WindowUse(video=Video("even", "", 25 / fps, 25, None, ()), config=config, training=False)
+    assert use.frames(path).tolist() == list(range(0, 25, 4))
+    assert use.to_prepare(path).tolist() == [*range(0, 70, 4), 69]
 
 
 def test_indices_are_the_same(originals, prepared):
@@ -273,6 +286,36 @@ def test_lossless_is_the_same(originals, tmp_path):
     prepare(config, tmp_path, codec="lossless")
     for ours, theirs in zip(all_samples(at(config, tmp_path)), all_samples(config), strict=True):
         assert torch.equal(ours.frames, theirs.frames)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listed", [False, True])
+def test_clips_are_the_same(listed, tmp_path):
+    """Of recognition, from folders of classes or lists; and the settings that are told give the prepared ones."""
+    root, out, said = tmp_path / "clips", tmp_path / "prepared", []
+    for name in ("train/hop/a", "train/run/b", "test/hop/c", "test/run/d"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(root / f"{name}.mp4", frames=20, width=88, height=64)
+    lists = {}
+    for part in ("train", "test"):
+        files = [path.relative_to(root) for path in sorted((root / part).rglob("*.mp4"))]
+        (tmp_path / part).write_text("".join(f"{file} {file.parent.name}\n" for file in files))
+        lists[f"recognition.{part}_list"] = tmp_path / part if listed else root / part
+    changes = {"data.workers": 0, "data.short_side_before_crop": 80, "data.resolution": 64} | lists
+    changes |= {"data.videos": root} if listed else {}
+    config = override(find_recipe("quickstart_aim").config, [f"{key}={value}" for key, value in changes.items()])
+    options = {"codec": "lossless", "quality": None, "workers": 1, "report": said.append}
+    assert prepare_videos([wanted(config)], out=out, **options) == 0
+    told = said[-1].removeprefix("to use them: --set ").split(" --set ")
+    assert len(told) == (1 if listed else 2)
+    prepared = override(config, told)
+    for training in (True, False):
+        before, after = (open_clips(each, training=training) for each in (config, prepared))
+        assert len(before) == len(after) > 0
+        for index in range(len(before)):
+            assert (before[1, index].error, after[1, index].error) == (None, None)
+            assert torch.equal(before[1, index].frames, after[1, index].frames)
+        assert all(out in video.path.parents for video in after.videos)
 
 
 def test_prediction_reads_them(originals, prepared):

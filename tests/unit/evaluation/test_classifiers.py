@@ -115,6 +115,8 @@ def test_classes_in_another_form_of_unicode_are_the_annotated_ones(path):
         ({"results": SCORES | {"one": [-1, 0, 1]}, "class": CLASSES}, "plain", "different in v_one$"),
         ({"results": SCORES | {"one": ["x", 0, 1]}, "class": CLASSES}, "cuhk", "different in v_one$"),
         (PLAIN, "tcanet", "one list of 3 numbers per video; different in v_one; v_two"),
+        ({"results": {"one": [[1, 2, 3]] * 2, "two": [[1, 2, 3]]}, "class": CLASSES}, "tcanet", "different in v_one$"),
+        ({"results": {"one": [1], "two": [[1, 2, 3]]}, "class": CLASSES}, "tcanet", "different in v_one$"),
     ],
 )
 def test_faults_of_files(path, content, layout, message):

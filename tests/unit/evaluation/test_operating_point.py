@@ -63,6 +63,7 @@ def test_what_is_shown_and_why():
         "1 of score 0.125 or more (the best F1 in its evaluation, 50 %)"
     )
     assert ShownFrom.choose(0.15, POINT).summary(records) == "1 of score 0.15 or more (as requested)"
+    assert ShownFrom.choose(0.1, POINT).summary(records) == "2 of score 0.1 or more (as requested)"
     unknown = ShownFrom.choose(None, None)
     assert unknown.score == SHOWN_SCORE
     assert unknown.summary(records).endswith("; the best has 0.2")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from adatad_ds.errors import DataError
-from adatad_ds.evaluation.accuracy import recognition_accuracy, view_average
+from adatad_ds.evaluation.accuracy import recognition_accuracy, view_average, write_predictions
 
 CLASSES = ("a", "b", "c", "d", "e", "f", "g")
 
@@ -52,8 +53,37 @@ def test_by_hand():
         "class": "a", "videos": 2, "top1": 0.5, "top5": 1.0, "unanswered": 0, "confused_with": "b",
     }  # fmt: skip
     assert [row["class"] for row in rows] == ["a", "b", "c"]
+    assert found.table().splitlines() == [
+        "top-1                     20.00 %",
+        "top-5                     60.00 %",
+        "mean of classes, top-1    16.67 %",
+        "5 videos of 7 classes, 1 of them unreadable and counted as wrong",
+    ]
+    assert [line.split() for line in found.per_class_table().splitlines()[1:]] == [
+        ["a", "2", "50.00", "100.00", "b"],
+        ["b", "1", "0.00", "0.00", "a"],
+        ["c", "2", "0.00", "50.00", "a"],
+    ]
     perfect = recognition_accuracy({"v": one_hot(4)}, {"v": 4}, classes=CLASSES)
     assert perfect.per_class()[0]["confused_with"] == ""
+
+
+def test_predictions_as_written(tmp_path):
+    """The five most probable classes of each video, by the mean of its views; none of one that cannot be read."""
+    truth, sure = {"v": 6, "unread": 0}, np.log([[1.0, 2, 3, 4, 5, 6, 7]])
+    write_predictions(tmp_path / "p.json", {"v": sure}, truth, classes=CLASSES, damaged={"v": "half of it"})
+    written = json.loads((tmp_path / "p.json").read_text())
+    assert written["damaged"] == {"v": "half of it"}
+    assert written["results"]["unread"] == {"label": "a", "predictions": []}
+    assert written["results"]["v"] == {
+        "label": "g",
+        "predictions": [
+            {"label": label, "score": score}
+            for label, score in (("g", 0.25), ("f", 0.2143), ("e", 0.1786), ("d", 0.1429), ("c", 0.1071))
+        ],
+    }
+    write_predictions(tmp_path / "p.json", {"v": sure}, truth, classes=CLASSES)
+    assert "damaged" not in json.loads((tmp_path / "p.json").read_text())
 
 
 def test_few_classes_and_ties():

@@ -83,6 +83,18 @@ def test_the_newest_whole_one_is_found_and_damage_is_told(tmp_path):
     assert store.latest() == tmp_path / "step_00000002"
 
 
+def test_a_checkpoint_is_what_its_state_says_in_whatever_order(tmp_path):
+    """As versions before or after may write it; the checksum is that of the contents."""
+    store = CheckpointStore(folder=tmp_path, keep=3)
+    save(store, 2)
+    path = tmp_path / "step_00000002" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(state.items()))))
+    assert store.latest() == path.parent
+    path.write_text(json.dumps(state | {"note": 3}))
+    assert store.latest() is None
+
+
 def test_the_newest_and_the_best_stay(tmp_path):
     store = CheckpointStore(folder=tmp_path, keep=2)
     (tmp_path / ".writing_00000001").mkdir()  # what a kill -9 leaves

@@ -120,6 +120,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
 def test_other_training_data_are_refused():
     videos = [("v1", 10.0, (0.0, 2.0, "a")), ("v2", 20.0, (1.0, 2.0, "b"))]
     found = data_fingerprint(videos, classes=("a", "b"))
+    assert found["hash"] == "ec4d1a63554e185b", "else runs of versions before could not go on"
     assert json.loads(json.dumps(found)) == found
     check_same_data(data_fingerprint(map(list, videos), classes=["a", "b"]), found)
     others = [

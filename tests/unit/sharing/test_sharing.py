@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,7 @@ from adatad_ds.inference.trained_model import Trained, find_trained, load_model
 from adatad_ds.predict import load_detector
 from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.sharing.model_card import model_card
+from adatad_ds.weights.files import open_tensors
 from adatad_ds.weights.loading import tensor_hash
 from tests.support.exports import CLASSES, make_export
 from tests.support.hub import OWNER, TOKEN, Hub, running_hub
@@ -105,6 +107,22 @@ def test_to_the_hub_and_back(hub: Hub, export: Path, tmp_path: Path):
     detector = loaded["detector"]
     assert isinstance(detector, type(load_detector(export)))
     assert detector.classes == CLASSES
+
+
+def test_a_backbone_of_the_hub_is_fetched_without_what_is_not_read(hub: Hub, tmp_path: Path):
+    """Safetensors where there are any, else PyTorch's file."""
+    save_file({"embed": torch.ones(2)}, tmp_path / "model.safetensors")
+    torch.save({"embed": torch.zeros(2), "bias": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    names = ("model.safetensors", "pytorch_model.bin")
+    both = {name: (tmp_path / name).read_bytes() for name in names}
+    more = {"config.json": b"{}", "training_args.bin": b"", "flax_model.msgpack": b""}
+    hub.repositories |= {"lab/new": both | more, "lab/old": {names[1]: both[names[1]]} | more}
+    assert set(open_tensors("lab/new")) == {"embed"}
+    assert set(open_tensors("lab/old")) == {"embed", "bias"}
+    fetched = [
+        request.rpartition("/")[2] for request in hub.requests if request.startswith("GET") and "/resolve/" in request
+    ]
+    assert sorted(fetched) == ["config.json", "config.json", "model.safetensors", "pytorch_model.bin"]
 
 
 def test_the_card_says_what_the_run_was(hub: Hub, export: Path):
