@@ -300,6 +300,7 @@ def _are_equal(one: Action, other: Action) -> bool:
 
 def _repaired(actions: Mapping[str, Action], duration_sec: float, notes: _Notes) -> tuple[Action, ...]:
     """Drop actions outside the video, clip those that extend beyond it, and drop duplicates."""
+    # differs: where its window shows a whole video, the reference trains on what lies beyond the end, too.
     kept: dict[Action, None] = {}
     for where, action in actions.items():
         if action.start_sec >= duration_sec:
