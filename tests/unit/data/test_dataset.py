@@ -268,7 +268,7 @@ def test_impossible_batches():
     ), "an epoch of one step"
     with pytest.raises(ConfigError, match=r"3 samples.*global_batch=4"):
         TrainBatches(num_samples=3, global_batch=4, data_rank=0, data_ranks=1, micro_batch=1, seed=0)
-    with pytest.raises(ConfigError, match=r"global_batch=4 is no multiple of 3 data ranks"):
+    with pytest.raises(ConfigError, match=r"global_batch=4 is not a multiple of 3 data ranks"):
         TrainBatches(num_samples=9, global_batch=4, data_rank=0, data_ranks=3, micro_batch=1, seed=0)
 
 

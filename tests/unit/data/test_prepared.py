@@ -421,7 +421,7 @@ def test_manifests(originals, own):
     manifest.write_text("".join(without))
     start(config, "even.mp4: not in prepared.jsonl beside it, so its frames are unknown")
     manifest.write_text("".join([lines[0].replace(f'"version": {VERSION}', '"version": 99'), *lines[1:]]))
-    start(config, "prepared.jsonl is of version 99, and this program reads version 1")
+    start(config, "prepared.jsonl has version 99, but this program reads version 1")
     manifest.write_text("".join([lines[0], "{}\n", *lines[1:]]))
     start(config, "prepared.jsonl, line 2: damaged")
     manifest.unlink()
