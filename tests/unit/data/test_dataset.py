@@ -191,7 +191,7 @@ def test_reencoded_video_is_refused(config: DataConfig, tmp_path: Path):
     (tmp_path / "annotations.json").write_text(json.dumps(tree))
     data = WindowDataset.for_training(changed(other, annotations=str(tmp_path / "annotations.json")), seed=0)
     error = data[0, 0].error
-    assert "45 frames at 5 a second" in error
+    assert "45 frames at 5 per second" in error
     assert "90 at 10" in error
     assert data[0, 2].error is None
 

@@ -408,7 +408,7 @@ def test_what_a_folder_says_of_itself_counts(annotations, folder):
     with pytest.raises(ConfigError, match=r"offset_frames = 0, but they were extracted with 8; use --set data\.offset"):
         config_of(annotations, folder)
     twice = annotate(annotations.parent, duration=1000.0)
-    with pytest.raises(DataError, match="another length"):
+    with pytest.raises(DataError, match="length differs from the annotation"):
         FeatureDataset.open_training(config_of(twice, folder, "data.offset_frames=8"))
     longer = annotate(annotations.parent, duration=40.0)
     config = config_of(longer, folder, "data.offset_frames=8", "data.exclude=['b', 'c']")

@@ -240,7 +240,7 @@ def test_qualities_that_are_none(originals, tmp_path):
     for codec, quality in (("h264", 60), ("mjpeg", 1)):
         with pytest.raises(ConfigError, match=f"--quality {quality}: with --codec {codec}, it is a number from"):
             prepare(settings(originals), tmp_path, codec=codec, quality=quality)
-    with pytest.raises(ConfigError, match="no meaning"):
+    with pytest.raises(ConfigError, match="cannot be used with --codec lossless"):
         prepare(settings(originals), tmp_path, codec="lossless", quality=9)
 
 
