@@ -106,9 +106,9 @@ def run(arguments: argparse.Namespace, *, world: World) -> None:
     output = arguments.output or trained.folder / "evaluate"
     if trained.config.recognition:
         if more:
-            raise ConfigError("several models are averaged in detection alone; these are recognition models")
+            raise ConfigError("only detection models can be averaged; these are recognition models")
         if arguments.save_candidates:
-            raise ConfigError("--save-candidates saves candidates of detection; this is a recognition model")
+            raise ConfigError("--save-candidates is for detection; this is a recognition model")
         evaluate_recognition(trained, output=output, world=world, per_class=arguments.per_class)
     else:
         evaluate(
@@ -127,8 +127,8 @@ def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequenc
         kinds = {path.suffix if path.suffix in (".npz", ".json") else "" for path in paths}
         if len(kinds) > 1 or ".json" in kinds:
             raise ConfigError(
-                "an ensemble is of raw.npz files alone (candidates, from --save-candidates, suppressed together) or of "
-                "models alone (averaged at each point)"
+                "an ensemble consists only of raw.npz files (candidates from --save-candidates, suppressed together) "
+                "or only of models (averaged at each point)"
             )
         if output is None:
             raise ConfigError("an ensemble needs --output FOLDER for its results")
@@ -137,7 +137,7 @@ def _check_paths(paths: Sequence[Path], *, output: Path | None, weights: Sequenc
             f"--weights takes a positive number for each of several raw.npz; got {len(weights)} for {len(paths)}"
         )
     if wrong := [weight for weight in weights if not 0 < weight < math.inf]:  # NaN is in no range
-        raise ConfigError(f"--weights takes positive numbers, not {wrong[0]:g}; leave out a file that is not to count")
+        raise ConfigError(f"--weights takes positive numbers, not {wrong[0]:g}; leave out a file that should not count")
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

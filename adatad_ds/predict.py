@@ -242,9 +242,9 @@ def live_source(arguments: argparse.Namespace) -> LiveSource:
     from adatad_ds.data.live.source import LiveSource
 
     if len(arguments.videos) != 1:
-        raise ConfigError(f"--live takes one stream, not {len(arguments.videos)}; start a process for each")
+        raise ConfigError(f"--live accepts one stream, not {len(arguments.videos)}; start one process for each")
     if arguments.annotated:
-        raise ConfigError("--annotated writes a copy of a whole video, and a live one has no end; leave it out")
+        raise ConfigError("--annotated copies a whole video, but a live one has no end; leave it out")
     if wrong := [option for option in arguments.input_option if "=" not in option]:
         raise ConfigError(f"--input-option {wrong[0]}: expected NAME=VALUE")
     return LiveSource(

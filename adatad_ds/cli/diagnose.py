@@ -75,5 +75,5 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no tIoU: give a number above 0, up to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a tIoU: give a number above 0, up to 1")
     return value

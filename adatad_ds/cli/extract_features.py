@@ -120,11 +120,11 @@ def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:
 
     if arguments.clip_frames is None:
         if arguments.frame_stride != 1:
-            raise ConfigError("--frame-stride goes with --clip-frames; without, data.frames_per_feature sets it")
+            raise ConfigError("--frame-stride needs --clip-frames; without it, data.frames_per_feature applies")
         if arguments.stride is not None and config.data.sampling == "resize":
             raise ConfigError(
-                "this recipe resizes each video to the same number of features; --stride goes with --clip-frames, or "
-                "with --set data.sampling=random_trunc"
+                "this recipe resizes each video to the same number of features; --stride needs --clip-frames, or "
+                "--set data.sampling=random_trunc"
             )
         return None
     frames, stride = arguments.clip_frames, arguments.stride or config.data.feature_stride_frames
@@ -132,7 +132,7 @@ def _snippet(arguments: argparse.Namespace, config: Config) -> Snippet | None:
         raise ConfigError("--clip-frames needs --stride: this recipe has none")
     if frames % config.clip_frames:
         raise ConfigError(
-            f"--clip-frames {frames} is no multiple of {config.clip_frames}, the frames that {config.backbone.name} "
+            f"--clip-frames {frames} is not a multiple of {config.clip_frames}, the frames that {config.backbone.name} "
             "takes at once"
         )
     return Snippet(frames=frames, frame_stride=arguments.frame_stride, stride=stride)

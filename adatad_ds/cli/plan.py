@@ -74,7 +74,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     path = arguments.ds_config
     if arguments.grid:
         if config.backbone.reads_features:
-            raise ConfigError("--grid is of frames, and this recipe's steps read features")
+            raise ConfigError("--grid varies the number of frames, but this recipe reads features")
         planner = Planner(config, read_ds_config(path or POLICIES[-1]), num_classes=arguments.classes)
         for line in grid_lines(planner):
             print(line)
@@ -91,8 +91,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if layout.temporal != (arguments.temporal or config.parallel.temporal):
         print(
             f"--set parallel.temporal={layout.temporal}: with parallel.temporal={config.parallel.temporal} a global "
-            f"batch of {config.train.global_batch} cannot be spread over {arguments.gpus} GPUs; the training stays as "
-            "it is"
+            f"batch of {config.train.global_batch} cannot be spread over {arguments.gpus} GPUs; this does not "
+            "change the training"
         )
     known = arguments.core_frames_per_sec
     print(plan_report(planner, layout, gpu, name=name, core_frames_per_sec=known))

@@ -92,7 +92,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     name = arguments.dataset
     for option, tools in ONLY_OF.items():
         if getattr(arguments, option) not in (None, False) and name not in tools:
-            raise ConfigError(f"--{option.replace('_', '-')} does not go with {name}; it is for {', '.join(tools)}")
+            raise ConfigError(f"--{option.replace('_', '-')} cannot be used with {name}; it is for {', '.join(tools)}")
     if name in OWN:
         return _prepare_own(arguments)
     from adatad_ds.data.sources.preparation import prepare
@@ -113,9 +113,9 @@ def _prepare_own(arguments: argparse.Namespace) -> int:
     from adatad_ds.data.sources.own import Choices, prepare_own
 
     if arguments.videos is None:
-        raise ConfigError(f"{arguments.dataset} needs --videos FOLDER, which lengths and frames are taken from")
+        raise ConfigError(f"{arguments.dataset} needs --videos FOLDER, from which durations and frame times are read")
     if arguments.validation is not None and arguments.validation_share is not None:
-        raise ConfigError("--validation and --validation-share are two ways to choose: give one")
+        raise ConfigError("--validation and --validation-share are alternatives: give only one")
     share = 0.2 if arguments.validation_share is None else arguments.validation_share
     if not 0 < share < 1:
         raise ConfigError(f"--validation-share {share:g}: expected a share above 0 and below 1, such as 0.2")

@@ -105,7 +105,7 @@ class Grid:
         """One that was submitted.
 
         Raises:
-            ConfigError: this is no grid's folder.
+            ConfigError: this is not a grid's folder.
         """
         try:
             content = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ class Grid:
             tuples = ("assignments", "extra")
             cells = [Cell(**{**cell, **{name: tuple(cell[name]) for name in tuples}}) for cell in content["cells"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder} is no grid's folder: {error}") from error
+            raise ConfigError(f"{folder} is not a grid's folder: {error}") from error
         return cls(folder, site, tuple(cells))
 
     def submitted(self, index: int, job: str) -> None:

@@ -66,7 +66,7 @@ def watch(grid: Path, *, again: bool, report: Callable[[str], None]) -> None:
         report: is given each table.
 
     Raises:
-        ConfigError: this is no grid's folder.
+        ConfigError: this is not a grid's folder.
     """
     while True:
         rows = read_rows(grid)
@@ -82,7 +82,7 @@ def read_rows(grid: Path) -> list[Row]:
     """One row a cell.
 
     Raises:
-        ConfigError: this is no grid's folder.
+        ConfigError: this is not a grid's folder.
     """
     found = Grid.read(grid)
     states = found.slurm_states()

@@ -141,7 +141,7 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
             asked = [sys.executable, "adatad_ds/train.py", *words, "--print-config"]
             done = subprocess.run(asked, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise ConfigError(f"train.py does not take that: {done.stderr.strip().splitlines()[-1]}")
+                raise ConfigError(f"train.py rejects these options: {done.stderr.strip().splitlines()[-1]}")
         if ranks % config.parallel.temporal:
             raise ConfigError(
                 f"{cell.name}: parallel.temporal={config.parallel.temporal} does not divide {ranks} ranks"
@@ -160,7 +160,7 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
         weights = config.backbone.weights
         if weights is not None and re.search(r"^[./]|\.(pth|pt|safetensors)$", weights) and not Path(weights).exists():
             raise ConfigError(
-                f"{cell.name}: backbone.weights={weights} is not there (docs/guides/weights.md); set it in SET"
+                f"{cell.name}: backbone.weights={weights} does not exist (docs/guides/weights.md); set it in SET"
             )
 
 
@@ -189,7 +189,7 @@ def submit_new(grid: Grid, *, rename: str, dry_run: bool, report: Callable[[str]
     """
     if (grid.folder / "cells.json").exists():
         raise ConfigError(
-            f"{grid.folder} is there already; slurm/again.sh submits cells of it, {rename}NAME makes another"
+            f"{grid.folder} already exists; slurm/again.sh resubmits its cells, {rename}NAME makes another grid"
         )
     submit(grid, chosen=range(len(grid.cells)), dry_run=dry_run, report=report)
 

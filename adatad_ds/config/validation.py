@@ -36,7 +36,7 @@ def _windows(config: Config) -> Iterator[str]:
     data, clip = config.data, config.clip_frames
     if data.window_frames % clip:
         yield (
-            f"data.window_size * data.frames_per_feature = {data.window_frames} frames is no multiple of {clip}, "
+            f"data.window_size * data.frames_per_feature = {data.window_frames} frames is not a multiple of {clip}, "
             "the frames of a clip"
         )
     if data.crop_ratio is not None:
@@ -49,7 +49,7 @@ def _windows(config: Config) -> Iterator[str]:
             yield "data.feature_stride_frames must be given with data.sampling=random_trunc"
         elif stride % data.frames_per_feature:
             yield (
-                f"data.feature_stride_frames = {stride} is no multiple of frames_per_feature = "
+                f"data.feature_stride_frames = {stride} is not a multiple of frames_per_feature = "
                 f"{data.frames_per_feature}"
             )
 
@@ -60,7 +60,7 @@ def _head(config: Config) -> Iterator[str]:
         yield "head.source_widths is for several data.features"
     if steps % coarsest:
         yield (
-            f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is no multiple of {coarsest}, the "
+            f"{'head.max_len' if head.max_len else 'data.window_size'} = {steps} is not a multiple of {coarsest}, the "
             f"stride of the last pyramid level (head.arch[2] = {head.arch[2]} halvings); head.max_len can pad windows"
         )
     if steps < config.data.window_size:
@@ -77,9 +77,9 @@ def _head(config: Config) -> Iterator[str]:
     if len(head.attn_windows) != head.levels:
         yield f"head.attn_window has {len(head.attn_windows)} windows for {head.levels} levels (head.arch[2] + 1)"
     if head.name == "actionformer" and head.width % head.heads:
-        yield f"head.width = {head.width} is no multiple of head.heads = {head.heads}"
+        yield f"head.width = {head.width} is not a multiple of head.heads = {head.heads}"
     if head.name == "tridet" and head.width % SGP_GROUPS:
-        yield f"head.width = {head.width} is no multiple of {SGP_GROUPS}, the groups of head.name=tridet's norms"
+        yield f"head.width = {head.width} is not a multiple of {SGP_GROUPS}, the groups of head.name=tridet's norms"
     for key in ("tower_kernel", "boundary_kernel", "sgp_window"):
         if getattr(head, key) % 2 == 0:
             yield f"head.{key} = {getattr(head, key)} must be odd, centred on its step"
@@ -98,7 +98,7 @@ def _recognition(config: Config) -> Iterator[str]:
     if settings.frames % config.clip_frames:
         whose = " (backbone.clip_frames)" if config.backbone.takes_clip_frames else " of a video transformer"
         yield (
-            f"recognition.frames = {settings.frames} is no multiple of {config.clip_frames}, the frames of a clip"
+            f"recognition.frames = {settings.frames} is not a multiple of {config.clip_frames}, the frames of a clip"
             f"{whose}"
         )
     if config.parallel.temporal != 1:
@@ -132,7 +132,7 @@ def _backbone(config: Config) -> Iterator[str]:
     sides = _patch_sides(backbone.name)
     if all(resolution % side for side in sides):
         yield (
-            f"data.resolution = {resolution} is no multiple of {' or '.join(map(str, sides))} pixels, the side of "
+            f"data.resolution = {resolution} is not a multiple of {' or '.join(map(str, sides))} pixels, the side of "
             f"{backbone.name}'s patches"
         )
     if backbone.aim_adapters is not None and len(set(backbone.aim_adapters)) != len(backbone.aim_adapters):

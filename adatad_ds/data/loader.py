@@ -78,7 +78,7 @@ class TrainBatches:
     def __post_init__(self) -> None:
         if self.global_batch % (self.data_ranks * self.micro_batch):
             raise ConfigError(
-                f"train.global_batch={self.global_batch} is no multiple of {self.data_ranks} data ranks x "
+                f"train.global_batch={self.global_batch} is not a multiple of {self.data_ranks} data ranks x "
                 f"train.micro_batch={self.micro_batch}; change one of the three"
             )
         if self.num_samples < self.global_batch:

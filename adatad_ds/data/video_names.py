@@ -63,7 +63,7 @@ def read_names(path: str | Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the list of videos {str(path)!r}: {error}") from error
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise DataError(f"{path} is no list of videos: it must have one name per line, or be a JSON list of names")
+        raise DataError(f"{path} is not a list of videos: it must have one name per line, or be a JSON list of names")
     return [name.strip() for name in names if name.strip()]
 
 

@@ -216,7 +216,7 @@ def _check_rate(video: Video, path: Path, info: VideoInfo) -> None:
         return
     if abs(info.fps / fps - 1) > TOLERANCE and abs(info.num_frames / num_frames - 1) > TOLERANCE:
         raise VideoError(
-            f"{path}: {info.num_frames} frames at {info.fps:.3g} a second, but its annotation implies "
+            f"{path}: {info.num_frames} frames at {info.fps:.3g} per second, but its annotation implies "
             f"{num_frames:.0f} at {fps:.3g}; if it was re-encoded, remove its frame count and fps from the "
             "annotation file"
         )

@@ -213,7 +213,7 @@ def split_batch(
     """
     if global_batch % data_ranks:
         fitting = [ranks for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
-        share = f"--set parallel.temporal={temporal}, which leaves the training as it is; or " if temporal else ""
+        share = f"--set parallel.temporal={temporal}, which leaves the training unchanged; or " if temporal else ""
         raise ConfigError(
             f"train.global_batch={global_batch} windows cannot be spread evenly over {data_ranks} ranks; use "
             f"{share}{', '.join(map(str, fitting))} ranks; or --set "

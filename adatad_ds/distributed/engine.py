@@ -118,7 +118,7 @@ class Engine:
         self._world = world
         self._check_precision(train.precision)
         if not groups:
-            raise ConfigError("nothing in this model learns")
+            raise ConfigError("no parameter of this model is trainable")
         partitions.cast_and_move_rest(model, dtype=train.dtype, device=world.device)
         for module in called_whole:
             utils.set_z3_leaf_module(module, True)

@@ -220,7 +220,7 @@ class World:
         if self.max(differs)[0]:
             others = [str(rank) for rank, differs in enumerate(self.gather(differs)) if differs]
             raise ConfigError(
-                f"rank {', '.join(others)} sees other {what} than rank 0: are the files the same on all nodes, and "
+                f"rank {', '.join(others)} sees different {what} from rank 0: are the files the same on all nodes, and "
                 "is none being written?"
             )
 

@@ -62,7 +62,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"cannot read the detections {path}: {error}") from error
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
-        raise DataError(f'{path} is no detection file: it must hold {{"results": {{video: [...]}}}}')
+        raise DataError(f'{path} is not a detection file: it must hold {{"results": {{video: [...]}}}}')
     listed = {video: records if isinstance(records, list) else [records] for video, records in results.items()}
     faults = [
         f"{video} #{number}: {fault}"
@@ -72,7 +72,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
     ]
     if faults:
         more = f", and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
-        raise DataError(f"{path} holds records that are no detections: {'; '.join(faults[:_MOST_LISTED])}{more}")
+        raise DataError(f"{path} contains records that are not detections: {'; '.join(faults[:_MOST_LISTED])}{more}")
     return listed
 
 

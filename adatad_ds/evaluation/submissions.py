@@ -85,7 +85,7 @@ def epic_submission(
         raise DataError(f"supervision levels must be 0 to 5, not {', '.join(wrong)}")
     if differing := sorted(set(verbs) ^ set(nouns)):
         raise DataError(
-            f"the verb's and the noun's detections are of different videos; only one has {summarize_list(differing)}"
+            f"verb and noun detections are for different videos; only one file has {summarize_list(differing)}"
         )
     verb_of = _class_ids(verbs, verb_ids, kind="verb", most=VERBS)
     noun_of = _class_ids(nouns, noun_ids, kind="noun", most=NOUNS)
@@ -105,7 +105,9 @@ def ego4d_submission(detections: Results, retrievals: Results) -> dict[str, Any]
         DataError: they are of different clips.
     """
     if differing := sorted(set(detections) ^ set(retrievals)):
-        raise DataError(f"detections and retrievals are of different clips; only one has {summarize_list(differing)}")
+        raise DataError(
+            f"detections and retrievals are for different clips; only one file has {summarize_list(differing)}"
+        )
     return {
         "version": "1.0",
         "challenge": "ego4d_moment_queries",
@@ -184,7 +186,7 @@ def read_class_ids(path: Path) -> dict[str, int]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return {row["key"]: int(row["id"]) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no table of classes with the columns id and key: {error!r}") from error
+        raise DataError(f"{path} is not a table of classes with the columns id and key: {error!r}") from error
 
 
 def _class_ids(results: Results, ids: Mapping[str, int], *, kind: str, most: int) -> dict[str, int]:
@@ -199,7 +201,7 @@ def _class_ids(results: Results, ids: Mapping[str, int], *, kind: str, most: int
             unknown.append(label)
     if unknown:
         raise DataError(
-            f"{len(unknown)} labels of the {kind} detections are no class ids from 0 to {most - 1}: "
+            f"{len(unknown)} labels of the {kind} detections are not class ids from 0 to {most - 1}: "
             f"{summarize_list(unknown)}. "
             f"Give EPIC_100_{kind}_classes.csv with --{kind}-classes"
         )

@@ -109,7 +109,7 @@ def find_trained(
     if recipe is None:
         raise ConfigError(
             f"{path} does not say how it was trained; for a published model, add --recipe NAME (train.py --list-recipes"
-            " shows all). A transformer alone, without adapters and head, is no trained model"
+            " shows all). A transformer alone, without adapters and head, is not a trained model"
         )
     found = find_recipe(recipe)
     config = loading.override(found.config, overrides)

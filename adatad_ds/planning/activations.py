@@ -67,7 +67,7 @@ class Activations:
         again = "nothing is" if self.recomputed == 0 else f"{self.recomputed:.2f} forward passes are"
         return (
             f"activations: {self.stored} stored tensors ({self.on_device} on the device), graphs of {self.graphs} of "
-            f"{self.spans} spans, {self.clips_per_chunk or 'all'} clips a chunk, {self.peak_bytes / 1e9:.3f} GB "
+            f"{self.spans} chunks, {self.clips_per_chunk or 'all'} clips per chunk, {self.peak_bytes / 1e9:.3f} GB "
             f"planned; {again} recomputed"
         )
 
@@ -209,8 +209,8 @@ def within(
     needed = max(least.peak_bytes, least.kept_bytes + beside)
     advice = "" if host else ", and less with cpu_checkpointing: true in the DeepSpeed config"
     raise BudgetError(
-        f"backbone.activation_memory_gb: {max(0, budget) / 1e9:.3f} GB are too little; the least that can be done with "
-        f"is {needed / 1e9:.3f} GB, {least.clips_per_chunk} clips a chunk{advice}",
+        f"backbone.activation_memory_gb: {max(0, budget) / 1e9:.3f} GB are too little; the minimum is "
+        f"{needed / 1e9:.3f} GB, with {least.clips_per_chunk} clips per chunk{advice}",
         needed=needed,
     )
 

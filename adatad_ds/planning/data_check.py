@@ -114,7 +114,7 @@ def check_data(
     """
     recipe = find_recipe(recipe_name or DEFAULT_RECIPE)
     if recipe.config.recognition:
-        raise ConfigError(f"--recipe {recipe_name} is one of recognition, whose videos have no segments")
+        raise ConfigError(f"--recipe {recipe_name} is for recognition, whose videos have no segments")
     checked = _read(
         annotations,
         videos,

@@ -56,7 +56,7 @@ class CachePlan:
         """In words."""
         what = "a video" if self.resized else "a window's length of video"
         found = [
-            f"cache of features, filled before the first epoch: {self.device_bytes / 1e9:.3f} GB of a rank's device; "
+            f"cache of features, filled before the first epoch: {self.device_bytes / 1e9:.3f} GB on a rank's device; "
             f"{what}: {tera(self.window_flop)} TFLOP, {self.window_bytes / 1e6:.3g} MB of disk"
         ]
         if self.windows is not None and self.epoch_windows is not None:
@@ -80,7 +80,7 @@ class CachePlan:
         filling = self.windows * self.window_flop / flop_per_sec
         epoch = self.epoch_windows // global_batch * step_sec
         return [
-            f"time floor of the first epoch: {filling:.3g} s to fill the cache and {epoch:.3g} s; later: {epoch:.3g} s"
+            f"least time of the first epoch: {filling:.3g} s to fill the cache and {epoch:.3g} s; later: {epoch:.3g} s"
         ]
 
 

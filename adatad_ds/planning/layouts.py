@@ -69,9 +69,11 @@ def choose_policy(
 
 def policy_line(path: str) -> str:
     """One of POLICIES as an option that works in the working directory, and why it was chosen."""
-    here, reason = Path.cwd(), "fit each GPU, and are not gathered again for every span"
+    here, reason = Path.cwd(), "are partitioned over the GPUs"
+    if path == POLICIES[0]:
+        reason = "fit on each GPU, so they need not be gathered for every chunk"
     shown = Path(path).relative_to(here) if Path(path).is_relative_to(here) else path
-    return f"--deepspeed_config {shown}: frozen weights {reason if path == POLICIES[0] else 'are shared out over GPUs'}"
+    return f"--deepspeed_config {shown}: frozen weights {reason}"
 
 
 class Planner:
@@ -234,7 +236,7 @@ def planned_gpu(named: str | None) -> str:
     try:
         return named or gpu_here()
     except ConfigError as error:
-        raise ConfigError(f"{error}; say for which GPU with --gpu, one of {', '.join(GPUS)}") from error
+        raise ConfigError(f"{error}; choose a GPU with --gpu, one of {', '.join(GPUS)}") from error
 
 
 def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str, core_frames_per_sec: float | None) -> str:
@@ -261,7 +263,7 @@ def plan_report(planner: Planner, layout: Layout, gpu: GPU, *, name: str, core_f
         f"micro batch {config.train.micro_batch}",
         f"{layout}\n",
         plan.table(),
-        f"time floor of a step on {layout.gpus} x {name}: {floor:.2f} s",
+        f"least time of a step on {layout.gpus} x {name}: {floor:.2f} s",
         f"{frames_line(config, gpus=layout.gpus, step_sec=floor, core_frames_per_sec=core_frames_per_sec)}\n",
         f"{name}: {'fits' if fits(plan, gpu.memory_gb) else 'does NOT fit'}",
         f"most frames in this layout: {planner.most_frames(layout, gpu.memory_gb)}",
@@ -285,7 +287,7 @@ def _report_on_features(config: Config, plan: Plan, *, gpus: int, gpu: GPU, name
         f"{config.head.name} on features, {config.data.window_size} steps, {config.train.precision}, global batch "
         f"{config.train.global_batch}, {gpus} ranks\n",
         plan.table(),
-        f"time floor of a step on {gpus} x {name}: {floor:.2g} s; reading files and starting kernels take longer",
+        f"least time of a step on {gpus} x {name}: {floor:.2g} s; reading files and starting kernels take longer",
     ]
     if plan.cache:
         lines += plan.cache.epoch_lines(
@@ -297,10 +299,10 @@ def _report_on_features(config: Config, plan: Plan, *, gpus: int, gpu: GPU, name
 def frames_line(config: Config, *, gpus: int, step_sec: float, core_frames_per_sec: float | None) -> str:
     """How many frames a second a GPU takes in steps of so many seconds, and how many cores give them."""
     needed = config.train.global_batch * config.sample_frames / (step_sec * gpus)
-    line = f"frames at that speed: {needed:.0f} a second for each GPU"
+    line = f"frames at that speed: {needed:.0f} per second and GPU"
     if core_frames_per_sec is None:
-        return f"{line}; tools/bench/data.py measures what a core gives, for --core-frames-per-sec"
-    return f"{line}; {core_frames_per_sec:g} a core: {math.ceil(needed / core_frames_per_sec)} cores a GPU"
+        return f"{line}; tools/bench/data.py measures the rate of one core, for --core-frames-per-sec"
+    return f"{line}; at {core_frames_per_sec:g} per core: {math.ceil(needed / core_frames_per_sec)} cores per GPU"
 
 
 def grid_lines(planner: Planner) -> Iterator[str]:
@@ -324,7 +326,7 @@ def grid_lines(planner: Planner) -> Iterator[str]:
             )
     plan = planner.plan(Layout(1, 1, planner.chunk, True))
     floors = [f"{name} {floor_sec(plan, 1, gpu):.2f} s" for name, gpu in GPUS.items()]
-    yield f"\n(the floor of a step on one GPU: {', '.join(floors)})"
+    yield f"\n(least time of a step on one GPU: {', '.join(floors)})"
 
 
 def _mark(found: tuple[Layout, Plan] | None, *, chunk: int) -> str:

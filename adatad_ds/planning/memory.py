@@ -71,13 +71,13 @@ class Plan:
 
     def table(self) -> str:
         """All lines as text."""
-        rows = [f"{'GB of a rank':<45} {'device':>9} {'host':>9}"]
+        rows = [f"{'GB per rank':<45} {'device':>9} {'host':>9}"]
         for line in self.lines:
             name = f"({line.name})" if line.transient else line.name
             rows.append(f"{name:<45} {line.device / 1e9:>9.3f} {line.host / 1e9:>9.3f}")
         device, host = self.step_bytes / 1e9, self.host_bytes / 1e9
-        rows.append(f"{'peak, with the larger one in brackets':<45} {device:>9.3f} {host:>9.3f}")
-        rows.append(f"a step of all ranks: {tera(self.useful_flop)} TFLOP useful, {tera(self.executed_flop)} executed")
+        rows.append(f"{'peak, with the larger value in brackets':<45} {device:>9.3f} {host:>9.3f}")
+        rows.append(f"step, all ranks: {tera(self.useful_flop)} TFLOP useful, {tera(self.executed_flop)} executed")
         if self.activations.stored:
             rows.append(str(self.activations))
         if self.cache:

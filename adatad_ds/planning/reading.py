@@ -32,7 +32,7 @@ def reading_plan(config: Config) -> list[str]:
     longest = train.stop_epoch * train.repeats * span * saved / PREPARING
     return [
         f"reading: a sample decodes {span} file frames and uses {data.window_frames} of them; {COMMAND} leaves only "
-        f"those, which pays for videos of fewer than {longest:,.0f} frames (each is read "
+        f"those, which pays off for videos of fewer than {longest:,.0f} frames (each is read "
         f"{train.stop_epoch * train.repeats} times)"
     ]
 
@@ -58,9 +58,9 @@ def reading_advice(
     used = [min(1.0, data.window_frames / max(1.0, decoded_frames(frames, data, fps=fps))) for frames in train_frames]
     share = sum(used) / max(1, len(used))
     pays = (1 - share) * decoded > PREPARING * whole
-    verdict = "that pays" if pays else "that does not pay"
+    verdict = "this pays off" if pays else "this does not pay off"
     return [
-        f"  reading: this training decodes {decoded:,.0f} file frames, {decoded / max(1.0, whole):.1f} times all that "
-        f"there are; prepared once ({COMMAND}, about {PREPARING} times the work of decoding them all once), they hold "
-        f"{share:.0%} of the frames, at {data.short_side_before_crop} pixels: {verdict}"
+        f"  reading: this training decodes {decoded:,.0f} file frames, {decoded / max(1.0, whole):.1f} times as many "
+        f"as there are; preparing them once ({COMMAND}) takes about {PREPARING} times the work of decoding them all "
+        f"once, and keeps {share:.0%} of the frames, at {data.short_side_before_crop} pixels: {verdict}"
     ]

@@ -101,11 +101,11 @@ def cost(training: Training, data: UserData, *, device: torch.device, cores: int
     config, length = training.config, training.length
     windows, tested = length.global_batch, count_windows(data.test_frames, config.data)
     lines = [
-        f"  {length.epoch_steps} steps an epoch, {length.steps} in all; evaluations: {length.evaluations}, of {tested} "
-        "windows each",
+        f"  {length.epoch_steps} steps per epoch, {length.steps} in total; evaluations: {length.evaluations}, of "
+        f"{tested} windows each",
         f"  a step: {windows} windows of {config.data.window_frames} frames, {config.data.resolution} px, "
         f"{windows * step_flop(config) / 1e12:.3g} TFLOP ({windows * step_flop(config, executed=True) / 1e12:.3g} with "
-        "what is recomputed)",
+        "recomputation)",
     ]
     try:
         times = time_window(config, num_classes=data.classes, device=device)
@@ -118,8 +118,8 @@ def cost(training: Training, data: UserData, *, device: torch.device, cores: int
     total_sec = length.steps * step_sec + length.evaluations * evaluation_sec
     return [
         *lines,
-        f"  time on this machine ({name}), about: {step_sec:.3g} s a step, {_spoken(length.epoch_steps * step_sec)} an "
-        f"epoch, {_spoken(evaluation_sec)} an evaluation, {_spoken(total_sec)} in all",
+        f"  time on this machine ({name}), about: {step_sec:.3g} s per step, {_spoken(length.epoch_steps * step_sec)} "
+        f"per epoch, {_spoken(evaluation_sec)} per evaluation, {_spoken(total_sec)} in total",
     ]
 
 

@@ -58,7 +58,7 @@ class RunFolder:
         saved = store.all()
         if saved and not resume:
             raise ConfigError(
-                f"{self.path} already holds a run (up to {saved[-1].name}); go on with --resume auto, or choose "
+                f"{self.path} already holds a run (up to {saved[-1].name}); continue with --resume auto, or choose "
                 "another folder with --run-dir"
             )
         refused, _ = self.setting_changes(config)
@@ -119,13 +119,13 @@ class RunFolder:
         """The run's config and class names.
 
         Raises:
-            CheckpointError: this is no run's folder.
+            CheckpointError: this is not a run's folder.
             ConfigError: its config cannot be read, or is not valid.
         """
         try:
             classes = tuple(json.loads((self.path / CLASSES_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is no run's folder: {error}") from error
+            raise CheckpointError(f"{self.path} is not a run's folder: {error}") from error
         return loading.load(self.path / CONFIG_FILE), classes
 
     def add_evaluation(self, epoch: int, evaluation: Evaluation) -> None:

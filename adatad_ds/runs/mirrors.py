@@ -64,7 +64,7 @@ def open_mirrors(
         try:
             opened[name] = {"wandb": _WandB, "mlflow": _MLflow}[name](folder, config, resumed=resumed)
         except Exception as error:
-            raise ConfigError(f"--mirror {name} cannot begin: {in_words(error)}") from error
+            raise ConfigError(f"--mirror {name} cannot start: {in_words(error)}") from error
     return Mirrors(opened, report=report)
 
 
@@ -93,7 +93,7 @@ class Mirrors:
                 act(mirror)
             except Exception as error:  # whatever a library raises is no reason to end a training
                 del self._mirrors[name]
-                self._report(f"warning: --mirror {name} fails, and is left out from now on: {in_words(error)}")
+                self._report(f"warning: --mirror {name} failed, and is not used from now on: {in_words(error)}")
 
 
 class _WandB:

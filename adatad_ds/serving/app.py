@@ -95,7 +95,7 @@ class App:
             host, site = urlsplit(f"//{named or ''}"), urlsplit(origin or "")
             known = named is None or not self._hosts or host.hostname in self._hosts  # browsers always name one
         except ValueError:
-            raise BadRequest("the Host or Origin header is no address") from None
+            raise BadRequest("the Host or Origin header is not an address") from None
         if not known:
             raise Forbidden("the Host header names another server")
         if origin is not None and site.netloc != host.netloc:
@@ -117,7 +117,7 @@ class App:
         try:
             self._jobs.reserve()
         except QueueFullError:
-            raise TooManyRequests(f"{self._jobs.limits.max_queued} jobs wait already", retry_after=30) from None
+            raise TooManyRequests(f"{self._jobs.limits.max_queued} jobs are already waiting", retry_after=30) from None
         try:
             if request.mimetype == "application/json":
                 name, path, uploaded = *self._named(request), False

@@ -23,7 +23,7 @@ def name_on_hub(place: str) -> str | None:
         return None
     name = place.removeprefix(PREFIX)
     if not is_hub_name(name):
-        raise ConfigError(f"{place} is no name on the Hugging Face hub, which are of the form {PREFIX}USER/NAME")
+        raise ConfigError(f"{place} is not a name on the Hugging Face hub; these have the form {PREFIX}USER/NAME")
     return name
 
 
@@ -48,7 +48,7 @@ def upload(files: Mapping[str, Path | bytes], name: str, *, private: bool, repla
     if get_token() is None:
         raise ConfigError(
             f"{PREFIX}{name}: there is no token of the Hugging Face hub here; log in with `hf auth login`, or set "
-            "HF_TOKEN to a token that may write"
+            "HF_TOKEN to a token with write access"
         )
     hub = HfApi()
     address = _explained(name, lambda: hub.create_repo(name, private=private or None, exist_ok=replace))
@@ -61,7 +61,9 @@ def upload(files: Mapping[str, Path | bytes], name: str, *, private: bool, repla
     try:
         _explained(name, lambda: hub.create_commit(name, operations, commit_message="Trained with adatad_ds"))
     except ConfigError as error:
-        raise ConfigError(f"{error}. The repository is there, its files are not: push again with --replace") from error
+        raise ConfigError(
+            f"{error}. The repository was created, but without its files: push again with --replace"
+        ) from error
     return str(address)
 
 
@@ -94,7 +96,7 @@ def _explained(name: str, ask: Callable[[], _Done]) -> _Done:
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         known = {
-            401: "the hub knows no such repository, or wants another token (`hf auth login`, or HF_TOKEN)",
+            401: "there is no such repository on the hub, or it requires another token (`hf auth login`, or HF_TOKEN)",
             403: f"the token given may not do this; it needs the right to write to {name.partition('/')[0]}'s models",
             404: "the hub has no such repository; if it is private, log in with `hf auth login`",
             409: "this repository exists already; choose another name, or add a commit to it with --replace",

@@ -101,7 +101,7 @@ def open_shared(export: Path, *, place: str | None = None) -> tuple[Trained, Map
     description = read_description(beside) if beside.is_file() else {}
     if not export.is_file() or description.get("format") != EXPORT_FORMAT:
         raise ConfigError(
-            f"{place or export} is no export: that is a .safetensors file with a .json file of the same name, as "
+            f"{place or export} is not an export, which is a .safetensors file with a .json file of the same name, as "
             "`adatad-ds export RUN --out FILE` writes them"
             + (f", here {WEIGHTS_FILE} and {DESCRIPTION_FILE}" if place else "")
         )

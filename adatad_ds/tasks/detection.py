@@ -236,7 +236,7 @@ def _pictures(results: Results, metrics: Metrics, *, videos: Sequence[Video]) ->
         from adatad_ds.evaluation.plots.timelines import timeline_figure, timeline_videos
 
         surest = timeline_videos(results, videos=videos[:PICTURE_VIDEOS])
-        return timeline_figure(surest, title=f"{title}: the surest detections of the first test videos")
+        return timeline_figure(surest, title=f"{title}: the highest-scoring detections of the first test videos")
 
     def precision_recall(title: str) -> Figure:
         from adatad_ds.evaluation.plots.curves import precision_recall_figure

@@ -186,7 +186,7 @@ class Trainer:
         """Mark the run as interrupted: in a message to the user, and in a file for whoever started it. A collective."""
         self.finish_saving()
         self.world.on_main(self.run_folder.mark_interrupted)
-        self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto goes on from there")
+        self.monitor.say(f"asked to stop: saved after {self.progress.step} steps; --resume auto continues from there")
 
     def log(
         self, step: int, losses: Mapping[str, float], *, data_sec: float, began: float, loading: LoadingSeconds

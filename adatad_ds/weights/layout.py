@@ -92,7 +92,7 @@ def find_layout(
         if all(any(re.fullmatch(pattern, key) for key in tensors) for pattern in wanted):
             return layout
     raise CheckpointError(
-        f"{source} is of no known layout: no patch embedding of {kind} transformer among its {len(tensors)} "
+        f"{source} has no known layout: no patch embedding of {kind} transformer among its {len(tensors)} "
         f"tensors ({summarize_list(list(tensors), limit=5, separator=', ')}). Known: {', '.join(known)}"
     )
 

@@ -205,7 +205,7 @@ def _check_positions(vit: Tensors, *, layout: str, source: str) -> None:
         return
     if layout == VJEPA2:
         raise CheckpointError(
-            f"{source} holds a table of absolute positions (pos_embed): it is of V-JEPA, not of V-JEPA 2, whose "
+            f"{source} holds a table of absolute positions (pos_embed): it is from V-JEPA, not V-JEPA 2, whose "
             "positions are rotary and in no file; facebook/vjepa2-vitl-fpc64-256 on the Hugging Face hub is of V-JEPA 2"
         )
     positions = table.read().float().flatten(end_dim=-2)

@@ -56,7 +56,9 @@ def test_errors_cross_ranks_and_are_said_once(tmp_path):
     assert (code_0, code_1) == (0, 0), first + second
     of_json = "rank 1: JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
     alike = "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere'"
-    settings = "rank 1 sees other clocks than rank 0: are the files the same on all nodes, and is none being written?"
+    settings = (
+        "rank 1 sees different clocks from rank 0: are the files the same on all nodes, and is none being written?"
+    )
     assert first.splitlines()[:5] == [
         f"{of_json} <- NoneType",
         f"{alike} <- FileNotFoundError",

@@ -137,7 +137,7 @@ def test_bad_input(fault, small_clips, tmp_path):
         said = ["of another transformer", "patches of 8 px", "patches of 16 px"]
     elif fault == "frames":
         changes = {"backbone__clip_frames": 3}
-        said = ["recognition.frames = 4 is no multiple of 3"]
+        said = ["recognition.frames = 4 is not a multiple of 3"]
     else:
         changes = {"backbone__name": "vit_tiny_patch16_of_ours"}
         said = ["timm has no plain vision transformer named vit_tiny_patch16_of_ours"]

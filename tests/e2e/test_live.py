@@ -111,8 +111,8 @@ print(len(sizes), max(sizes[20:len(sizes) // 2]), max(sizes[len(sizes) // 2:]), 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a.ts", "b.ts"], "--live takes one stream, not 2"),
-        (["a.ts", "--annotated"], "--annotated writes a copy of a whole video"),
+        (["a.ts", "b.ts"], "--live accepts one stream, not 2"),
+        (["a.ts", "--annotated"], "--annotated copies a whole video"),
         (["a.ts", "--input-option", "tcp"], "--input-option tcp: expected NAME=VALUE"),
         (["none.ts"], "none.ts: No such file or directory"),
         (["none.ts", "--set", "data.sampling=resize", "--set", "data.feature_stride_frames=none"], "no end"),

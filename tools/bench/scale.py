@@ -144,7 +144,7 @@ def tiny_config(data: Path, changes: Sequence[str], *, ranks: int, steps: int) -
     batch = ranks // config.parallel.temporal
     if batch * steps % VIDEOS:
         raise ConfigError(
-            f"--steps {steps}: {batch} windows a step are no multiple of {VIDEOS} videos; use an even one"
+            f"--steps {steps}: {batch} windows a step are not a multiple of {VIDEOS} videos; use an even one"
         )
     return override(config, [f"train.global_batch={batch}", f"train.repeats={batch * steps // VIDEOS}"])
 

@@ -297,11 +297,11 @@ def _header(path: Path, line: bytes) -> Header:
         version = tree.pop("version")
         if version != VERSION:
             raise DataError(
-                f"{path} is of version {version}, and this program reads version {VERSION}: use the program that made "
+                f"{path} has version {version}, but this program reads version {VERSION}: use the program that made "
                 "it, or prepare the videos into another folder"
             )
         return Header(**tree)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no manifest of prepared videos; move it away, and {AGAIN}") from error
+        raise DataError(f"{path} is not a manifest of prepared videos; move it away, and {AGAIN}") from error

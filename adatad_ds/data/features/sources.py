@@ -187,9 +187,9 @@ class FeatureSources:
         ]
         if wrong:
             raise DataError(
-                f"data.features: {len(wrong)} of {len(arrays) * len(self._files)} arrays have other channels than "
-                f"backbone.feature_channels = {self.channels} says: {summarize_list(wrong, limit=5)}. Give the "
-                "features that the recipe is for; or null, for as many as these have"
+                f"data.features: {len(wrong)} of {len(arrays) * len(self._files)} arrays do not have "
+                f"backbone.feature_channels = {self.channels}: {summarize_list(wrong, limit=5)}. Give the features "
+                "that the recipe is for, or set it to null to take those of the files"
             )
         stride = self._data.feature_stride_frames
         if self._data.sampling == "resize" or stride is None:
@@ -209,11 +209,11 @@ class FeatureSources:
                 )
         if not odd:
             return []
-        told = f"{len(odd)} of {len(arrays)} videos have features of another length than annotated"
+        told = f"{len(odd)} of {len(arrays)} videos have features whose length differs from the annotation"
         if len(odd) > MOST_WRONG * len(arrays):
             raise DataError(
-                f"data.features: {told}, in the middle {median(ratios):.3g} times as many: is the frame rate or "
-                f"data.feature_stride_frames = {stride} another? {summarize_list(odd, limit=3)}"
+                f"data.features: {told}, with a median ratio of {median(ratios):.3g}: is the frame rate or "
+                f"data.feature_stride_frames = {stride} wrong? {summarize_list(odd, limit=3)}"
             )
         return [f"{told}: {summarize_list(odd, limit=3)}"]
 

@@ -126,7 +126,7 @@ def uneven_rate(scan: Scan) -> str | None:
         return None
     return (
         f"variable frame rate: {scan.shortest_sec:.3f} to {scan.longest_sec:.3f} s between frames, up to "
-        f"{scan.drift_sec:.2f} s off an even {scan.fps:.3g} a second"
+        f"{scan.drift_sec:.2f} s off a constant rate of {scan.fps:.3g} per second"
     )
 
 
@@ -136,7 +136,7 @@ def disagreements(video: Video, scan: Scan) -> list[str]:
     compared = [
         ("duration", video.duration_sec, scan.duration_sec, "s"),
         ("frame", video.num_frames, scan.packets, "frames"),
-        ("fps", video.fps, scan.fps, "frames a second"),
+        ("fps", video.fps, scan.fps, "frames per second"),
     ]
     for field, annotated, real, unit in compared:
         if annotated is not None and real and abs(annotated / real - 1) > TOLERANCE:
@@ -301,18 +301,20 @@ def _reasons(
     steps_of_short = np.quantile(lengths.frames, SHORTEST_QUANTILE) / stride
     advice = ""
     if steps_of_short < WISHES[-1][0]:
-        advice = "; few: their ends will be blurred" + ("; --max-frames allows longer windows" if stride > 1 else "")
+        advice = "; this is few, and boundaries will be blurred" + (
+            "; --max-frames allows longer windows" if stride > 1 else ""
+        )
     return (
-        f"data.window_size={size}: {size * step_sec:.1f} s (at {rate:.4g} frames a second), where 99 % of the segments "
-        f"are at most {long_sec:.1f} s; a multiple of {2 ** (levels - 1)}, the last pyramid level's stride, and of "
-        f"{CLIP_FRAMES}",
+        f"data.window_size={size}: {size * step_sec:.1f} s (at {rate:.4g} frames per second), where 99 % of the "
+        f"segments are at most {long_sec:.1f} s; a multiple of {2 ** (levels - 1)}, the last pyramid level's stride, "
+        f"and of {CLIP_FRAMES}",
         f"data.feature_stride_frames={stride}: a step is {step_sec:.3g} s, where 95 % of the segments have at least "
         f"{short_sec:.2f} s, {steps_of_short:.1f} steps{advice}",
         f"data.frames_per_feature={per_feature}: the backbone sees {size * per_feature} frames (whole clips of "
         f"{CLIP_FRAMES}), one every {step_sec / per_feature:.3g} s; memory and time grow with their number",
-        f"head.arch, third number={levels - 1}: {levels} pyramid levels; each halves the rate and takes segments "
+        f"head.arch, third number={levels - 1}: {levels} pyramid levels; each halves the rate and handles segments "
         "twice as long",
-        f"head.regression_range: half-lengths in steps, doubling from {FIRST_RANGE_STEPS} on; the last level takes "
+        f"head.regression_range: half-lengths in steps, doubling from {FIRST_RANGE_STEPS} on; the last level handles "
         f"segments above {2 * FIRST_RANGE_STEPS * 2 ** (levels - 2) * step_sec:.1f} s",
     )
 

@@ -117,11 +117,11 @@ def _reasons(length: TrainingLength, views_of_recipe: str, *, videos: int, test_
     views, decay = length.repeats * length.stop_epoch, length.ema_decay
     average = f"averages about the last {1 / (1 - decay):.0f} of {length.steps} steps" if decay else "off"
     return (
-        f"train.global_batch={length.global_batch}: the recipe's, if there are enough training videos",
+        f"train.global_batch={length.global_batch}: as in the recipe, if there are enough training videos",
         f"train.repeats={length.repeats}, train.stop_epoch={length.stop_epoch}: each of the {videos} training videos "
         f"is seen {views} times ({views_of_recipe}; fewer videos are seen more often)",
         f"train.schedule_epochs={length.schedule_epochs}, train.warmup_epochs={length.warmup_epochs}: the recipe's "
-        "shares of the epochs",
+        "fractions of the epochs",
         f"train.ema_decay={decay}: {average}",
         f"train.eval_from_epoch={length.eval_from_epoch}, train.eval_every={length.eval_every}: evaluations: "
         f"{length.evaluations}, of {test_windows} test windows each, in a quarter of the training time if possible",

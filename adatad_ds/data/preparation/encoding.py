@@ -66,7 +66,7 @@ def prepare_file(source: Path, target: Path, *, frames: NDArray[np.int64], short
     try:
         lost = _first_close_enough(encode, header)
     except av.FFmpegError as error:
-        raise VideoError(f"{source}: cannot be coded anew: {error.strerror}") from error
+        raise VideoError(f"{source}: cannot be re-encoded: {error.strerror}") from error
     return Entry(
         file=target.name,
         size=target.stat().st_size,

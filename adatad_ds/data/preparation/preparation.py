@@ -115,11 +115,11 @@ def _header(recipes: Sequence[Wanted], codec: Codec, quality: int | None) -> Hea
     scalings: set[Scaling] = {recipe.scaling for recipe in recipes}
     if len(scalings) > 1:
         raise ConfigError(
-            f"these recipes scale pictures differently (data.scaling={' and '.join(sorted(scalings))}): prepare the "
-            "videos for each in a folder of its own"
+            f"these recipes resize frames differently (data.scaling={' and '.join(sorted(scalings))}): prepare the "
+            "videos for each in a separate folder"
         )
     if quality is not None and codec == "lossless":
-        raise ConfigError("--quality has no meaning with --codec lossless; leave it out")
+        raise ConfigError("--quality cannot be used with --codec lossless; leave it out")
     if quality is not None and quality not in QUALITIES.get(codec, ()):
         first, last = QUALITIES[codec][0], QUALITIES[codec][-1]
         raise ConfigError(f"--quality {quality}: with --codec {codec}, it is a number from {first} to {last}")

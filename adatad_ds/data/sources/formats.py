@@ -152,7 +152,7 @@ def ego4d_mq(sources: Sequence[Path]) -> Annotations:
                 entries.append(entry)
             else:
                 unlabelled.append(entry.name)
-    what = {f"whose rate is not {EGO4D_RATES[0]} to {EGO4D_RATES[1]} frames a second": faulty}
+    what = {f"whose rate is not {EGO4D_RATES[0]} to {EGO4D_RATES[1]} frames per second": faulty}
     what["without a primary label"] = unlabelled
     notes = [
         f"left out: clips {why}: {len(names)} ({summarize_list(names, limit=3, separator=', ')})"

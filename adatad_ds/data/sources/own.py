@@ -115,11 +115,11 @@ def prepare_own(
         report(f"{len(missing)} videos cannot be used from {videos}, {left} segments with them:")
         report("\n".join(f"  {video}: {reason}" for video, reason in list(missing.items())[:LISTED]))
         if not exclude_missing:
-            report("Nothing was written. To go on without these videos, add --exclude-missing.")
+            report("Nothing was written. To continue without these videos, add --exclude-missing.")
             return 1
     actions = _actions([mark for mark in marks if mark.video not in missing], named, indices)
     if background := [name for name in indices if name not in actions]:
-        what = "left out" if choices.labelled_only else "kept as background, tested on but not trained on"
+        what = "left out" if choices.labelled_only else "kept as background, used for testing but not for training"
         report(f"videos without a segment, {what}: {len(background)} ({_listed(background)})")
     if not choices.labelled_only:
         actions = {name: actions.get(name, []) for name in indices}
@@ -259,7 +259,7 @@ def _subsets(
         known = VideoNames(actions)
         listed = {name: known.find(name) for name in read_names(choices.validation)}
         if unknown := [name for name, found in listed.items() if found is None]:
-            raise DataError(f"--validation: {choices.validation} names videos that are not there: {_listed(unknown)}")
+            raise DataError(f"--validation: {choices.validation} names videos that do not exist: {_listed(unknown)}")
         return {name: VALIDATION if name in listed.values() else TRAINING for name in actions}
     if told:
         subsets: dict[str, str] = {}

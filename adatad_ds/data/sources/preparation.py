@@ -89,7 +89,7 @@ def prepare(
             report(f"  and {len(missing) - LISTED_MISSING} more")
         if not exclude_missing:
             durations = "" if videos else " Durations come from the videos: name their folder with --videos."
-            report(f"Nothing was written.{durations} To go on without these videos, add --exclude-missing.")
+            report(f"Nothing was written.{durations} To continue without these videos, add --exclude-missing.")
             return 1
         entries = [entry for entry in entries if entry.name not in missing]
     write_annotations(entries, out, excluded=[*sorted(listed_names), *missing], report=report)

@@ -18,10 +18,10 @@ from adatad_ds.evaluation.run_report.facts import Run, read_run
 COSTS = {  # of `Run.costs`: what it is
     "steps": "steps",
     "epochs": "epochs",
-    "sec_per_step": "s a step",
-    "sec_per_epoch": "s an epoch",
-    "frames_per_sec": "frames a second",
-    "memory_gb": "peak GB of a rank",
+    "sec_per_step": "s per step",
+    "sec_per_epoch": "s per epoch",
+    "frames_per_sec": "frames per second",
+    "memory_gb": "peak GB per rank",
 }
 
 
@@ -54,7 +54,7 @@ def write_comparison(path: Path, folders: Sequence[Path], *, report: Callable[[s
             *_settings(runs, names),
         ],
     )
-    report(f"to be looked at in a browser: {path}")
+    report(f"open in a browser: {path}")
 
 
 def _final(run: Run) -> tuple[str, dict[str, float]]:

@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Run:
     """
     config = _json(folder / "config.json")
     if config is None:
-        raise DataError(f"{folder} is no run's folder: it holds no config.json; give one that adatad-ds train wrote")
+        raise DataError(f"{folder} is not a run's folder: it has no config.json; give one that adatad-ds train wrote")
     return Run(
         folder=folder,
         settings={f"{section}.{key}": value for section, part in config.items() for key, value in _items(part)},

@@ -58,7 +58,7 @@ def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None])
         The page.
 
     Raises:
-        DataError: it is no run's folder, or its files are damaged.
+        DataError: it is not a run's folder, or its files are damaged.
     """
     run = read_run(folder)
     parts = [*_head(run), *_curves(run)]
@@ -66,7 +66,7 @@ def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None])
         try:
             diagnosis, source = _diagnosed(run, wanted)
         except DataError as error:
-            report(f"without errors and videos: {error}")
+            report(f"without the sections on errors and videos: {error}")
             parts += [page.heading("Errors and videos"), page.paragraph(str(error))]
         else:
             parts += _errors(diagnosis, source.notes) + _videos(diagnosis, source, run, wanted, report)
@@ -74,7 +74,7 @@ def write_report(folder: Path, *, wanted: Wanted, report: Callable[[str], None])
     wanted.folder.mkdir(parents=True, exist_ok=True)
     path = wanted.folder / REPORT_FILE
     page.write_html(path, f"{run.name}: report", parts)
-    report(f"to be looked at in a browser: {path}")
+    report(f"open in a browser: {path}")
     return path
 
 
@@ -92,9 +92,7 @@ def _diagnosed(run: Run, wanted: Wanted) -> tuple[Diagnosis, Source]:
         raise DataError(f"there are no detections yet: adatad-ds evaluate {run.folder}")
     annotations = wanted.annotations or Path(str(run.settings.get("data.annotations", "")))
     if not annotations.is_file():
-        raise DataError(
-            f"{annotations}, the annotations of the training, is not there from here: add --annotations FILE"
-        )
+        raise DataError(f"{annotations}, the annotations of the training, does not exist here: add --annotations FILE")
     return diagnose_files(
         detections,
         annotations,
@@ -116,7 +114,7 @@ def _head(run: Run) -> list[str]:
         numbers.append((f"{page.percent(run.evaluations[best][name])} %", f"{words}, best in training (epoch {best})"))
     if "epochs" in costs:
         numbers.append((f"{costs['epochs']:.4g}", "epochs"))
-        numbers.append((page.duration(costs["sec_per_epoch"]), "an epoch"))
+        numbers.append((page.duration(costs["sec_per_epoch"]), "per epoch"))
     if "memory_gb" in costs:
         numbers.append((f"{costs['memory_gb']:.3g} GB", "peak memory of a rank"))
     rows = [(f"epoch {epoch}{' (best)' if epoch == best else ''}", run.evaluations[epoch]) for epoch in run.evaluations]
@@ -127,7 +125,7 @@ def _head(run: Run) -> list[str]:
         f"{run.folder.resolve()}; recipe {run.recipe() or 'unknown'}, backbone {run.settings.get('backbone.name')}"
     )
     if (run.folder / "interrupted").exists():
-        started += "; it was interrupted, and waits to be resumed"
+        started += "; it was interrupted, and can be resumed"
     return [
         page.heading(run.name, 1),
         page.paragraph(started, grey=True),
@@ -208,16 +206,16 @@ def _videos(diagnosis: Diagnosis, source: Source, run: Run, wanted: Wanted, repo
         page.heading("Videos"),
         page.paragraph(
             f"Detections of score {shown.score:.2g} or more ({shown.reason}), right at tIoU {TIOU:g}. "
-            "The players show detections and what is annotated."
+            "The players show detections and annotations."
         ),
         page.bullets([f"without a player: {note}" for note in notes]),
-        page.heading("The surest", 3),
+        page.heading("The best", 3),
         _score_table(surest, addresses),
         page.heading("The worst", 3) if worst else "",
         _score_table(worst, addresses),
-        page.heading("The surest mistakes", 3) if mistakes else "",
+        page.heading("The most confident mistakes", 3) if mistakes else "",
         _moment_table(mistakes, addresses),
-        page.heading("The longest segments that were not found", 3) if misses else "",
+        page.heading("The longest missed segments", 3) if misses else "",
         _moment_table(misses, addresses),
     ]
 
@@ -268,12 +266,12 @@ def _costs(run: Run) -> list[str]:
     ]
     if "sec_per_epoch" in costs:
         every = f"{page.duration(costs['sec_per_epoch'])} ({costs['steps_per_epoch']:.0f} steps)"
-        rows += [("an epoch", every), ("all steps", page.duration(costs["sec_per_step"] * costs["steps"]))]
-        rows.append(("an epoch, all ranks together", page.duration(costs["sec_per_epoch"] * int(ranks))))
+        rows += [("epoch", every), ("all steps", page.duration(costs["sec_per_step"] * costs["steps"]))]
+        rows.append(("epoch, all ranks together", page.duration(costs["sec_per_epoch"] * int(ranks))))
     if "waiting" in costs:
         rows.append(("of a step, waiting for data", f"{100 * costs['waiting']:.0f} %"))
     if "frames_per_sec" in costs:
-        rows.append(("frames a second, all ranks", f"{costs['frames_per_sec']:,.0f}"))
+        rows.append(("frames per second, all ranks", f"{costs['frames_per_sec']:,.0f}"))
     if "checkpoint_sec" in costs:
         rows.append(("a checkpoint", page.duration(costs["checkpoint_sec"])))
     if "memory_gb" in costs:

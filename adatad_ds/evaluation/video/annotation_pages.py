@@ -78,7 +78,7 @@ def write_annotation_pages(
         ],
     }
     write_template(folder / OVERVIEW_FILE, "videos.html", overview)
-    report(f"to be looked at in a browser: {folder / OVERVIEW_FILE}, {len(members)} videos")
+    report(f"open in a browser: {folder / OVERVIEW_FILE}, {len(members)} videos")
     for name, problem in problems.items():
         report(f"cannot be shown: {name}: {problem}")
     return len(problems)

@@ -204,7 +204,7 @@ class AIMTransformer(nn.Module):
             (B, C, T) float32, of the whole window.
 
         Raises:
-            ValueError: F is no multiple of t, T does not divide the window's frames, or frames have the wrong size.
+            ValueError: F is not a multiple of t, T does not divide the window's frames, or frames have the wrong size.
         """
         features = self._window.gather_time(self.frame_features(frames, noise).float().transpose(1, 2))
         if features.shape[2] % self.feature_steps:
@@ -215,7 +215,7 @@ class AIMTransformer(nn.Module):
         """Features of each frame on this rank: (B, F, C) in the weights' type; arguments as for `forward`."""
         videos, count = frames.shape[:2]
         if count == 0 or count % self.clip_frames:
-            raise ValueError(f"{count} frames are no multiple of the clips' {self.clip_frames}")
+            raise ValueError(f"{count} frames are not a multiple of the clips' {self.clip_frames}")
         clips = frames.reshape(-1, self.clip_frames, *frames.shape[2:])
         keep = self._drop_path_factors(noise, clips=count // self.clip_frames)
         most = videos * self._window.share(count // self.clip_frames).most

@@ -164,7 +164,7 @@ def build_image_transformer(
         depth: number of blocks; None: the model's.
 
     Raises:
-        ConfigError: timm has no plain vision transformer of that name, or the side is no multiple of its patch.
+        ConfigError: timm has no plain vision transformer of that name, or the side is not a multiple of its patch.
     """
     if name == GENERATED:
         resolution = resolution or 64
@@ -245,7 +245,7 @@ def _has_plain_attention(block: nn.Module) -> bool:
 
 def _check_resolution(name: str, *, resolution: int, patch: int) -> None:
     if resolution % patch:
-        raise ConfigError(f"frames of {resolution} px are no multiple of the {patch} px patches of {name}")
+        raise ConfigError(f"frames of {resolution} px are not a multiple of the {patch} px patches of {name}")
 
 
 def _check(vit: TimmTransformer | Eva) -> None:

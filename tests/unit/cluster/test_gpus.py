@@ -69,7 +69,7 @@ def test_without_a_gpu_the_planner_asks_for_its_name(tmp_path, monkeypatch, caps
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["plan", "--recipe", "quickstart", "--ds_config", "ds_configs/zero2.json"]) == 2
     error = capsys.readouterr().err
-    assert "no GPU (there is no nvidia-smi); say for which GPU with --gpu, one of RTX3090-24, " in error
+    assert "no GPU (there is no nvidia-smi); choose a GPU with --gpu, one of RTX3090-24, " in error
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_written_and_read(tmp_path):
     assert ds_config["activation_checkpointing"]["cpu_checkpointing"] is True
     assert (tmp_path / "grid/code/adatad_ds/train.py").exists()
     assert json.loads((tmp_path / "grid/code/revision.json").read_text()).keys() == {"git", "git_changes"}
-    with pytest.raises(ConfigError, match="is no grid's folder"):
+    with pytest.raises(ConfigError, match="is not a grid's folder"):
         Grid.read(tmp_path)
 
 

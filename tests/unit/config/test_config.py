@@ -123,12 +123,12 @@ def test_the_adapter_of_an_older_version_is_part_of_the_tuning(tuning, adapter, 
         ("head.arch=[2,2]", "head.arch must hold 3 values"),
         ("backbone.activation_memory_gb=all", "must be one of 'auto'; got 'all'"),
         ("test.tiou=0.5", "test.tiou must be a list"),
-        ("data.window_size=100", "no multiple of 16"),
-        ("data.window_size=16", "no multiple of 32"),
+        ("data.window_size=100", "not a multiple of 16"),
+        ("data.window_size=16", "not a multiple of 32"),
         ("backbone.tuning=full", "train.lr_backbone"),
         ("backbone.lora_targets=['kv']", "'qkv'"),
         ("head.arch=[2,2,4]", "6 ranges for 5 levels"),
-        ("data.frames_per_feature=3", "no multiple of frames_per_feature"),
+        ("data.frames_per_feature=3", "not a multiple of frames_per_feature"),
     ],
 )
 def test_what_cannot_be_run_is_named(assignment, said):
@@ -144,12 +144,12 @@ def test_what_cannot_be_run_is_named(assignment, said):
         ("backbone.lora_rank=0", "[1, inf)"),
         ("data.frames_per_feature=0", "[1, inf)"),
         ("data.feature_stride_frames=-4", "[1, inf)"),
-        ("data.fixed_fps=0", "(0, inf) frames a second"),
+        ("data.fixed_fps=0", "(0, inf) frames per second"),
         ("data.trunc_thresh=75", "data.trunc_thresh must be in [0, 1]; got 75"),
         ("data.crop_ratio=[0.9,0.5]", "must not decrease"),
         ("data.crop_ratio=[0,1]", "(0, 1] of the video's length"),
         ("data.test_window_overlap=1", "[0, 1) of a window"),
-        ("data.resolution=150", "no multiple of 16 pixels"),
+        ("data.resolution=150", "not a multiple of 16 pixels"),
         ("data.resolution=-160", "[1, inf) pixels"),
         ("data.workers=-1", "[0, inf)"),
         ("data.prefetch=0", "[1, inf)"),
@@ -229,7 +229,7 @@ def test_each_number_states_its_range():
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as error:
         from_dict({"data": {"window_size": 100}, "backbone": {"tuning": "full"}})
-    assert "no multiple of 16" in str(error.value)
+    assert "not a multiple of 16" in str(error.value)
     assert "lr_backbone" in str(error.value)
 
 

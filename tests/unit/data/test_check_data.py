@@ -373,13 +373,13 @@ def test_problems_are_listed(tmp_path: Path, whole: Path, capsys: pytest.Capture
         "files that cannot be read (1)",
         "files without a video stream (1)",
         "truncated or damaged files",
-        "rate: fps: annotated 25, the file has 10 frames a second",
+        "rate: fps: annotated 25, the file has 10 frames per second",
         "note: files whose frames are read by their own times (1)\n  uneven: variable frame rate",
         "training: 1 annotation dropped: end <= start (good #1)",
         "note: classes that cannot be measured (1)\n  jump: no instance in validation",
         "PROBLEM: classes without a segment to train on (1)\n  run: no instance in training",
         "each of the 4 training videos is seen",
-        "steps an epoch",
+        "steps per epoch",
         "for a small machine (settings_small.txt)",
     ):
         assert kind in report

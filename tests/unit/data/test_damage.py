@@ -327,7 +327,7 @@ def test_a_reencoded_file_is_refused_only_where_its_rate_matters(tmp_path: Path)
     path = write_video(tmp_path / "v.mp4", frames=FRAMES, fps=FPS)
     for fields in ({"num_frames": 300}, {"fps": 30.0}):
         video = of_video(**fields, actions=(Action(5.0, 10.0, "run"),))
-        with pytest.raises(VideoError, match="100 frames at 10 a second, but its annotation implies 300 at 30"):
+        with pytest.raises(VideoError, match="100 frames at 10 per second, but its annotation implies 300 at 30"):
             find_timing(video, path, BASE)
         resize = replace(BASE, sampling="resize", feature_stride_frames=None)
         timing = find_timing(video, path, resize)

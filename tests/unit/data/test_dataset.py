@@ -192,7 +192,7 @@ def test_reencoded_video_is_refused(config: DataConfig, tmp_path: Path):
     (tmp_path / "annotations.json").write_text(json.dumps(tree))
     data = WindowDataset.for_training(changed(other, annotations=str(tmp_path / "annotations.json")), seed=0)
     error = data[0, 0].error
-    assert "45 frames at 5 a second" in error
+    assert "45 frames at 5 per second" in error
     assert "90 at 10" in error
     assert data[0, 2].error is None
 
@@ -269,7 +269,7 @@ def test_impossible_batches():
     ), "an epoch of one step"
     with pytest.raises(ConfigError, match=r"3 samples.*global_batch=4"):
         TrainBatches(num_samples=3, global_batch=4, data_rank=0, data_ranks=1, micro_batch=1, seed=0)
-    with pytest.raises(ConfigError, match=r"global_batch=4 is no multiple of 3 data ranks"):
+    with pytest.raises(ConfigError, match=r"global_batch=4 is not a multiple of 3 data ranks"):
         TrainBatches(num_samples=9, global_batch=4, data_rank=0, data_ranks=3, micro_batch=1, seed=0)
 
 

@@ -200,7 +200,10 @@ def test_a_table(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str
     assert "fps" not in database["Match 1"]  # measured by the trainer
     printed = capsys.readouterr().out
     assert f"not used: columns of {table}: note\n" in printed
-    assert "videos without a segment, kept as background, tested on but not trained on: 2 (Match_1.mp4, late" in printed
+    assert (
+        "videos without a segment, kept as background, used for testing but not for training: 2 (Match_1.mp4, late"
+        in printed
+    )
     assert "4 videos, 3 instances" in printed
     assert "throw                  1 in 1 videos" in printed  # it stays for training, since there is no other
     assert "none for validation" in printed
@@ -323,7 +326,7 @@ def test_subsets(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str
     assert run("csv", told, videos, out, "--validation", str(write(tmp_path / "v.txt", "uneven\nMatch 1.mp4\n"))) == 0
     assert validation() == {"uneven", "Match 1"}
     assert run("csv", told, videos, out, "--validation", str(write(tmp_path / "v.txt", "nobody\n"))) == 2
-    assert "names videos that are not there: nobody" in capsys.readouterr().err
+    assert "names videos that do not exist: nobody" in capsys.readouterr().err
     both = write(tmp_path / "b.csv", head + "late,1,2,a,validation\nuneven,1,2,a,training\nlate.mp4,2,3,a,training\n")
     assert run("csv", both, videos, out) == 2
     said = "the export puts late.mp4, which it names 'late' and 'late.mp4', into both training and validation"
@@ -529,7 +532,7 @@ def test_via_2_has_no_times(tmp_path: Path, videos: Path, capsys: pytest.Capture
     pictures = {"a.jpg1": {"filename": "a.jpg", "size": 1, "regions": [], "file_attributes": {}}}
     for content in (pictures, {"_via_settings": {}, "_via_img_metadata": pictures, "_via_attributes": {}}):
         assert run("via", write(tmp_path / "p.json", content), videos, tmp_path / "a.json") == 2
-        assert "is of VIA 2, which annotates pictures and knows no times" in capsys.readouterr().err
+        assert "was saved by VIA 2, which annotates images and has no times" in capsys.readouterr().err
 
 
 def test_label_studio(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
@@ -549,7 +552,7 @@ def test_label_studio(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixtur
     source = write(tmp_path / "p.json", [studio(*results)])
     out = tmp_path / "a.json"
     assert run("label-studio", source, videos, out, "--tiers", "all") == 2
-    assert "give it as --frame-rate (24 where the tag has none; '$NAME' for a field" in capsys.readouterr().err
+    assert "give it as --frame-rate (24 if the tag has none; '$NAME' for a field" in capsys.readouterr().err
     assert run("label-studio", source, videos, out, "--tiers", "all", "--frame-rate", "24") == 0
     assert read(out) == {"Match_1": [(0.0, 1.0, "jump"), (1.0, 2.0, "ball"), (1.5, 2.75, "speech"), (3.0, 4.0, "ball")]}
     assert "not used: results of type 'choices': 1" in capsys.readouterr().out
@@ -564,7 +567,7 @@ def test_label_studio_rates(tmp_path: Path, videos: Path, capsys: pytest.Capture
         assert run("label-studio", source, videos, out, "--frame-rate", rate) == 0
         assert read(out) == {"Match_1": [(end / 2, end, "a"), (end / 2, end, "b")]}
     assert run("label-studio", source, videos, out, "--frame-rate", "$rate") == 2
-    assert "task 12: its data's rate is 'missing', expected frames a second" in capsys.readouterr().err
+    assert "task 12: its data's rate is 'missing', expected frames per second" in capsys.readouterr().err
 
 
 def test_label_studio_min_and_annotators(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
@@ -682,7 +685,13 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             ("--frame-rate", "0"),
             "--frame-rate 0 is '0', expected",
         ),
-        ("via", "p.json", via({}), ("--frame-rate", "9"), "--frame-rate does not go with via; it is for label-studio"),
+        (
+            "via",
+            "p.json",
+            via({}),
+            ("--frame-rate", "9"),
+            "--frame-rate cannot be used with via; it is for label-studio",
+        ),
         ("csv", "t.csv", "", ("--validation-share", "1"), "--validation-share 1: expected a share above 0 and below 1"),
     ],
 )

@@ -233,7 +233,7 @@ def test_ego4d(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "c": video(VALIDATION, 480.0, (10.1, 20.3, "wash")),
     }
     printed = capsys.readouterr().out
-    assert "left out: clips whose rate is not 10 to 100 frames a second: 1 (slow)" in printed
+    assert "left out: clips whose rate is not 10 to 100 frames per second: 1 (slow)" in printed
     assert "left out: clips without a primary label: 1 (b)" in printed
     assert printed.count("no published count known") == 6
 
@@ -342,7 +342,7 @@ def test_missing_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out
     assert f"13 of 16 videos cannot be used from {folder}:\n  v03: no file\n" in printed
     assert "  v12: no file\n  and 3 more\n" in printed
-    assert "Nothing was written. To go on without these videos, add --exclude-missing." in printed
+    assert "Nothing was written. To continue without these videos, add --exclude-missing." in printed
     assert not out.exists()
 
     assert run("activitynet", source, out=out, options=["--videos", folder, "--exclude-missing"]) == 0

@@ -253,7 +253,7 @@ def test_qualities_that_are_none(originals, tmp_path):
     for codec, quality in (("h264", 60), ("mjpeg", 1)):
         with pytest.raises(ConfigError, match=f"--quality {quality}: with --codec {codec}, it is a number from"):
             prepare(settings(originals), tmp_path, codec=codec, quality=quality)
-    with pytest.raises(ConfigError, match="no meaning"):
+    with pytest.raises(ConfigError, match="cannot be used with --codec lossless"):
         prepare(settings(originals), tmp_path, codec="lossless", quality=9)
 
 
@@ -464,7 +464,7 @@ def test_manifests(originals, own):
     manifest.write_text("".join(without))
     start(config, "even.mp4: not in prepared.jsonl beside it, so its frames are unknown")
     manifest.write_text("".join([lines[0].replace(f'"version": {VERSION}', '"version": 99'), *lines[1:]]))
-    start(config, "prepared.jsonl is of version 99, and this program reads version 1")
+    start(config, "prepared.jsonl has version 99, but this program reads version 1")
     manifest.write_text("".join([lines[0], "{}\n", *lines[1:]]))
     start(config, "prepared.jsonl, line 2: damaged")
     manifest.unlink()

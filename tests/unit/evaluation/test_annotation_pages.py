@@ -69,7 +69,7 @@ def test_the_overview(pages):
     assert 'href="a_b_x_.html#t=0.5"' in dom
     assert "<b>$x$" not in dom[dom.index("<body>") : dom.index('<script type="application/json"')]
     assert len(re.findall('href="gone', dom)) == 0
-    assert said[0].startswith("to be looked at in a browser: ")
+    assert said[0].startswith("open in a browser: ")
     assert [line.split(": ")[1] for line in said[1:]] == ["gone", "broken", "wide"]
 
 

@@ -553,7 +553,7 @@ def test_detections_of_any_action(tmp_path):
         ({"results": {"v": [record(1, 2, 0.5)], "u": []}}, "unannotated", "no annotated action"),
         ({"results": {"v": []}}, "test", "no video of subset 'test'; its subsets: validation, training, unannotated"),
         ({"results": {"v": [{"segment": [1], "label": "a", "score": 1}]}}, "validation", "v #0: segment must be"),
-        ({"database": {}}, "validation", "is no detection file"),
+        ({"database": {}}, "validation", "is not a detection file"),
         ("{", "validation", "cannot read the detections"),
         (None, "validation", "cannot read the detections .*No such file"),
     ],

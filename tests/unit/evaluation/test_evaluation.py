@@ -184,7 +184,7 @@ def test_result_files(tmp_path):
     with pytest.raises(DataError, match="cannot read the detections"):
         read_results(path)
     path.write_text("[]")
-    with pytest.raises(DataError, match="is no detection file"):
+    with pytest.raises(DataError, match="is not a detection file"):
         read_results(path)
 
 

@@ -124,7 +124,7 @@ def cells(dom: str, heading: str) -> list[list[str]]:
 def test_a_report(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     run = make_run(tmp_path / "my run", data)
     assert main(["report", str(run), "--show", "2"]) == 0
-    assert f"to be looked at in a browser: {run / 'report/report.html'}" in capsys.readouterr().out
+    assert f"open in a browser: {run / 'report/report.html'}" in capsys.readouterr().out
     dom = loaded(run / "report/report.html")
     evaluated = json.loads((run / "evaluate/metrics.json").read_text())
     average = f"{100 * evaluated['average_mAP']:.2f}"
@@ -136,15 +136,13 @@ def test_a_report(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
     ]
     for chart in ("Losses", "Metrics in training (%)", "Learning rates", "Gradient norm", "Time of a step (s)"):
         assert f"<figcaption>{chart}</figcaption>" in dom
-    assert cells(dom, "The surest") == [["v0", "100", "2", "0", "0", "0.85"], ["v1", "67", "1", "0", "1", "0.70"]]
+    assert cells(dom, "The best") == [["v0", "100", "2", "0", "0", "0.85"], ["v1", "67", "1", "0", "1", "0.70"]]
     assert cells(dom, "The worst") == [["v2", "0", "0", "1", "1", "-"]]  # v3 has nothing to find, and nothing is found
-    assert cells(dom, "The surest mistakes")[0] == ["v2", "0:00.00", "0:00.40", "run", "background", "0.95"]
-    assert ["v2", "0:01.00", "0:03.50", "jump &lt;b&gt;", "missed", ""] in cells(
-        dom, "The longest segments that were not found"
-    )
+    assert cells(dom, "The most confident mistakes")[0] == ["v2", "0:00.00", "0:00.40", "run", "background", "0.95"]
+    assert ["v2", "0:01.00", "0:03.50", "jump &lt;b&gt;", "missed", ""] in cells(dom, "The longest missed segments")
     costs = dict(cells(dom, "Time and memory"))
-    assert costs["an epoch"] == "10 s (5 steps)"  # 2 s a step: the first one does not count
-    assert costs["an epoch, all ranks together"] == "20 s"
+    assert costs["epoch"] == "10 s (5 steps)"  # 2 s a step: the first one does not count
+    assert costs["epoch, all ranks together"] == "20 s"
     assert costs["peak memory of a rank"] == "1.09 GB"
     assert ["train.lr", "0.001"] in cells(dom, "Settings")
     assert "deepspeed --num_gpus 2 adatad_ds/train.py --recipe quickstart \\" in dom
@@ -198,16 +196,19 @@ def test_what_is_missing_is_said(tmp_path: Path, data: Path, capsys: pytest.Capt
     """Not evaluated; without annotations; without videos; no run at all."""
     run = make_run(tmp_path / "run", data, evaluated=False)
     assert main(["report", str(run)]) == 0
-    assert "without errors and videos: there are no detections yet: adatad-ds evaluate" in capsys.readouterr().out
+    assert (
+        "without the sections on errors and videos: there are no detections yet: adatad-ds evaluate"
+        in capsys.readouterr().out
+    )
     run = make_run(tmp_path / "other", data)
     (tmp_path / "no_videos").mkdir()
     assert main(["report", str(run), "--videos", str(tmp_path / "no_videos")]) == 0
     assert "without a player: " in capsys.readouterr().out
     assert "<a href=" not in (run / "report/report.html").read_text(encoding="utf-8")
     assert main(["report", str(run), "--annotations", str(tmp_path / "nowhere.json")]) == 0
-    assert "is not there from here: add --annotations FILE" in capsys.readouterr().out
+    assert "does not exist here: add --annotations FILE" in capsys.readouterr().out
     assert main(["report", str(tmp_path)]) == 2
-    assert "is no run's folder: it holds no config.json" in capsys.readouterr().err
+    assert "is not a run's folder: it has no config.json" in capsys.readouterr().err
 
 
 def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, data: Path):

@@ -98,14 +98,14 @@ def test_epic_class_names(tmp_path):
 @pytest.mark.parametrize(
     ("verbs", "nouns", "levels", "message"),
     [
-        ({"v": []}, {"w": []}, LEVELS, "different videos; only one has v; w"),
+        ({"v": []}, {"w": []}, LEVELS, "different videos; only one file has v; w"),
         (
             {"v": [record(0, 1, 1, "wash")]},
             {"v": []},
             LEVELS,
             "1 labels of the verb .* 0 to 96: wash. .*--verb-classes",
         ),
-        ({"v": []}, {"v": [record(0, 1, 1, "300")]}, LEVELS, "noun detections are no class ids from 0 to 299: 300"),
+        ({"v": []}, {"v": [record(0, 1, 1, "300")]}, LEVELS, "noun detections are not class ids from 0 to 299: 300"),
         ({"v": []}, {"v": []}, LEVELS | {"sls_td": 6}, "levels must be 0 to 5, not sls_td = 6"),
     ],
 )
@@ -124,7 +124,7 @@ def test_ego4d_by_hand():
         "detect_results": {"clip": detections["clip"][::-1]},  # the best first
         "retrieve_results": retrievals,
     }
-    with pytest.raises(DataError, match="only one has other"):
+    with pytest.raises(DataError, match="only one file has other"):
         ego4d_submission(detections, retrievals | {"other": []})
 
 

@@ -311,9 +311,9 @@ def test_features_too_large_for_fp16(videos, tmp_path, monkeypatch, capsys):
     ("more", "message"),
     [
         (("--share", "4/4"), "I from 0 to N - 1"),
-        (("--clip-frames", "24"), "no multiple of 16"),
-        (("--frame-stride", "2"), "goes with --clip-frames"),
-        (("--set", "data.sampling=resize", "--stride", "4"), "--stride goes with"),
+        (("--clip-frames", "24"), "not a multiple of 16"),
+        (("--frame-stride", "2"), "--frame-stride needs --clip-frames"),
+        (("--set", "data.sampling=resize", "--stride", "4"), "--stride needs"),
         (("--set", "data.annotations="), "--videos"),
     ],
 )

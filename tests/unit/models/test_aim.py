@@ -312,12 +312,12 @@ def test_names_that_will_not_do():
     for name in ("resnet50", "vit_huge_patch99", "convnext_base"):
         with pytest.raises(ConfigError, match=f"no plain vision transformer named {name}; it has, for example, vit_"):
             build_image_transformer(name, resolution=224)
-    with shapes_only(), pytest.raises(ConfigError, match="230 px are no multiple of the 16 px patches"):
+    with shapes_only(), pytest.raises(ConfigError, match="230 px are not a multiple of the 16 px patches"):
         build_image_transformer("vit_base_patch16_224", resolution=230)
 
 
 def test_frames_that_will_not_do():
-    with pytest.raises(ValueError, match="6 frames are no multiple of the clips' 4"):
+    with pytest.raises(ValueError, match="6 frames are not a multiple of the clips' 4"):
         build().frame_features(video(frames=6))
     with pytest.raises(ValueError, match="0 frames"):
         build().frame_features(video(frames=0))

@@ -157,7 +157,7 @@ def test_siglip_of_transformers():
         ("vit_base_patch16_rope_mixed_224", 64, "the same in all blocks; this one's are RotaryEmbeddingMixed"),
         ("vit_base_patch16_sapiens2", 64, "norms, gates, or other projections"),
         ("vit_base_r50_s16_224", 64, "no plain vision transformer named"),
-        ("vit_base_patch16_siglip_224", 60, "no multiple of the 16 px"),
+        ("vit_base_patch16_siglip_224", 60, "not a multiple of the 16 px"),
         ("vit_pe_core_base_patch16", 64, "no plain vision transformer named"),
     ],
 )

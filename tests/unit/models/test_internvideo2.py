@@ -239,9 +239,9 @@ def test_settings_that_do_not_fit():
     small = ["backbone.name=internvideo2_s", "data.resolution=224", "data.short_side_before_crop=256"]
     assert override(Config(), [*small, "backbone.clip_frames=8"]).clip_frames == 8
     override(Config(), [*small, "backbone.clip_frames=3"])
-    with pytest.raises(ConfigError, match="no multiple of 14 pixels"):
+    with pytest.raises(ConfigError, match="not a multiple of 14 pixels"):
         override(Config(), [*small[:1]])
-    with pytest.raises(ConfigError, match="no multiple of 7"):
+    with pytest.raises(ConfigError, match="not a multiple of 7"):
         override(Config(), [*small, "backbone.clip_frames=7"])
 
 

@@ -287,7 +287,7 @@ def test_other_classes_leave_out_all_class_logits(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("head.width=40",), "head.width = 40 is no multiple of 16"),
+        (("head.width=40",), "head.width = 40 is not a multiple of 16"),
         (("head.sgp_window=4",), "head.sgp_window = 4 must be odd"),
         (("head.boundary_kernel=2",), "head.boundary_kernel = 2 must be odd"),
     ],

@@ -112,7 +112,7 @@ def test_v_jepa_with_its_table_of_positions_is_refused(tmp_path):
     saved = as_the_authors_save(small())
     saved["target_encoder"]["module.backbone.pos_embed"] = torch.zeros(1, 8 * 14 * 14, SPEC.width)
     torch.save(saved, tmp_path / "vitl16.pth.tar")
-    with pytest.raises(CheckpointError, match=r"absolute positions \(pos_embed\): it is of V-JEPA, not of V-JEPA 2"):
+    with pytest.raises(CheckpointError, match=r"absolute positions \(pos_embed\): it is from V-JEPA, not V-JEPA 2"):
         open_weights(tmp_path / "vitl16.pth.tar")
 
 
@@ -182,7 +182,7 @@ def test_clips_of_any_even_length():
     config = override(Config(), ["backbone.name=vjepa2_l", "backbone.clip_frames=64"])
     assert config.clip_frames == 64
     assert override(config, ["backbone.clip_frames=None"]).clip_frames == 16
-    for length, said in ((64, "no multiple of 64"), (3, "is odd")):
+    for length, said in ((64, "not a multiple of 64"), (3, "is odd")):
         with pytest.raises(ConfigError, match=said):
             override(config, [f"backbone.clip_frames={length}", f"data.window_size={800 if length == 64 else 768}"])
     with pytest.raises(ConfigError, match="clip_frames"):

@@ -67,7 +67,7 @@ def test_where_the_batch_cannot_be_spread_windows_are_shared(capsys):
     assert "--gpus 8 --set parallel.temporal=4 " in lines[3]
     options = ["--gpus", "8", "--temporal", "1", "--set", "train.global_batch=2", "--set", "data.window_size=256"]
     assert main(["plan", *SMALL, *options]) == 2
-    said = "over 8 ranks; use --set parallel.temporal=4, which leaves the training as it is; or 1, 2 ranks; or --set"
+    said = "over 8 ranks; use --set parallel.temporal=4, which leaves the training unchanged; or 1, 2 ranks; or --set"
     assert said in capsys.readouterr().err
 
 

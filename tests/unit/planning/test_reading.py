@@ -29,14 +29,14 @@ def test_plan_names_the_longest_videos_for_which_it_pays():
     assert reading_plan(Config(data=DataConfig(feature_stride_frames=1))) == []
 
 
-@pytest.mark.parametrize(("epochs", "verdict"), [(3, "that does not pay"), (4, "that pays")])
+@pytest.mark.parametrize(("epochs", "verdict"), [(3, "this does not pay off"), (4, "this pays off")])
 def test_check_data_says_whether_it_pays(epochs, verdict):
     """Each video is one window; a 4th of its frames is used; preparing costs as much as decoding it 2.7 times."""
     config = Config(data=DataConfig(window_size=100, feature_stride_frames=4))
     config = replace(config, train=replace(config.train, stop_epoch=epochs, repeats=1))
     [line] = reading_advice(config, train_frames=[400.0] * 5, test_frames=[], fps=30, evaluations=1)
-    assert f"decodes {400 * 5 * epochs:,} file frames, {epochs}.0 times all" in line
-    assert "hold 25% of the frames, at 182 pixels" in line
+    assert f"decodes {400 * 5 * epochs:,} file frames, {epochs}.0 times as many as there are" in line
+    assert "keeps 25% of the frames, at 182 pixels" in line
     assert line.endswith(verdict)
 
 

@@ -44,7 +44,7 @@ def test_a_mirror_has_what_the_log_has_and_its_faults_end_nothing(tmp_path: Path
     assert good.closed
     assert [row["step"] for row in bad.rows] == [0, 1]
     assert said == [
-        "warning: --mirror mlflow fails, and is left out from now on: ConnectionError: no route to the server"
+        "warning: --mirror mlflow failed, and is not used from now on: ConnectionError: no route to the server"
     ]
 
 

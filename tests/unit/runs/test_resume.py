@@ -92,7 +92,7 @@ def test_a_run_goes_on_as_itself_alone(tmp_path):
     assert run.setting_changes(longer)[1] == [
         "train.stop_epoch 60 -> 70", "test.sigma 0.7 -> 0.4", "parallel.temporal 1 -> 2"
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match=r"already holds a run \(up to step_00000008\); go on with --resume auto"):
+    with pytest.raises(ConfigError, match=r"already holds a run \(up to step_00000008\); continue with --resume auto"):
         start(run, DETECTION, resume=False)
     with pytest.raises(ConfigError, match=r"head.width 512 -> 64. Use the old values to continue it, or choose"):
         start(run, other, resume=True)

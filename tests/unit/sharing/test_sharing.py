@@ -225,7 +225,7 @@ def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path
     assert said(["pull", shared, "--out", mine], capsys) == f"{mine} exists already; choose another with --out"
     done("push", export, shared, "--replace")
     # No export, and a damaged one.
-    assert f"{tmp_path} is no export" in said(["pull", tmp_path, "--out", tmp_path / "new"], capsys)
+    assert f"{tmp_path} is not an export" in said(["pull", tmp_path, "--out", tmp_path / "new"], capsys)
     assert "RUN --out FILE" in said(["push", tmp_path, tmp_path / "new"], capsys)
     description = json.loads((shared / "model.json").read_text())
     del description["classes"]
@@ -240,14 +240,14 @@ def test_what_the_hub_refuses_is_one_line(
 ):
     push = ["push", export, f"hub:{NAME}"]
     hub.refuses_commits = True
-    assert said(push, capsys).endswith("The repository is there, its files are not: push again with --replace")
+    assert said(push, capsys).endswith("The repository was created, but without its files: push again with --replace")
     hub.refuses_commits = False
     assert said(push, capsys) == (
         f"hub:{NAME}: this repository exists already; choose another name, or add a commit to it with --replace"
     )
     done(*push, "--replace")
     assert "right to write to other's models" in said(["push", export, "hub:other/actions"], capsys)
-    assert "hub:nobody is no name on the Hugging Face hub" in said(["push", export, "hub:nobody"], capsys)
+    assert "hub:nobody is not a name on the Hugging Face hub" in said(["push", export, "hub:nobody"], capsys)
     done("push", export, f"hub:{NAME}_private", "--private")
     done("push", export, f"hub:{NAME}_private", "--private", "--replace")
     commits = [request for request in hub.requests if "/commit/" in request]
@@ -266,7 +266,7 @@ def test_what_the_hub_refuses_is_one_line(
         assert "no such repository; if it is private, log in" in said(["pull", f"hub:{OWNER}/{name}"], capsys)
     done("pull", f"hub:{NAME}", "--out", "public")
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    assert "wants another token" in said(["push", export, f"hub:{NAME}2"], capsys)
+    assert "requires another token" in said(["push", export, f"hub:{NAME}2"], capsys)
 
 
 def test_without_a_network(hub: Hub, export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -213,8 +213,8 @@ def test_what_cannot_be_fused(raw, tmp_path):
         fuse_candidates([raw, renamed(raw, "longer", videos=longer)])
     write_candidates(tmp_path / "a.npz", raw)
     for arguments, said in (
-        (["a.npz", "run"], "is of raw.npz files alone"),
-        (["a.json", "b.json"], "or of models alone"),
+        (["a.npz", "run"], "consists only of raw.npz files"),
+        (["a.json", "b.json"], "or only of models"),
         (["run", "other", "--output", "x", "--weights", "1", "1"], "for each of several raw.npz"),
         (["a.npz", "a.npz"], "needs --output FOLDER"),
         (["a.npz", "a.npz", "--output", "x", "--weights", "1"], "got 1 for 2"),

@@ -217,7 +217,7 @@ def test_what_cannot_be_read(folders, tmp_path):
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["backbone.clip_frames=3"], "recognition.frames = 8 is no multiple of 3, the frames of a clip"),
+        (["backbone.clip_frames=3"], "recognition.frames = 8 is not a multiple of 3, the frames of a clip"),
         (["backbone.tuning=tia", "backbone.clip_frames=4"], "attends to itself alone"),
         (["backbone.name=videomae_s", "backbone.weights=null"], "which videomae_s is not"),
         (["recognition.dropout=1.5"], r"recognition\.dropout must be in \[0, 1\)"),

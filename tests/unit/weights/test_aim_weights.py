@@ -225,7 +225,7 @@ def test_missing_odd_and_misshapen_keys():
         load(state | {"norm.weight": torch.ones(47)}, build(), layout=TIMM)
     unknown = {"features.0.weight": torch.zeros(3)}
     with pytest.raises(
-        CheckpointError, match=r"here is of no known layout.*features\.0\.weight.*timm, transformers, DINOv2 of"
+        CheckpointError, match=r"here has no known layout.*features\.0\.weight.*timm, transformers, DINOv2 of"
     ):
         load(unknown, build(), layout=TIMM)
     before = build()

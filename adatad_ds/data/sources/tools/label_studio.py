@@ -206,8 +206,8 @@ class _Frames:
         if not text:
             raise DataError(
                 f"{self._place} counts frames at the frameRate of the <Video> tag in the labelling interface, which "
-                "exports do not hold: give it as --frame-rate (24 where the tag has none; '$NAME' for a field of the "
-                "tasks; video where it was each file's own)"
+                "exports do not contain: give it as --frame-rate (24 if the tag has none; '$NAME' for a field of the "
+                "tasks; video for the rate of each file)"
             )
         if text.startswith("$"):
             place = f"{self._place}: its data's {text[1:]}"
@@ -217,5 +217,5 @@ class _Frames:
         except ValueError:
             fps = 0.0
         if not 0 < fps < float("inf"):
-            raise DataError(f"{place} is {text!r}, expected frames a second")
+            raise DataError(f"{place} is {text!r}, expected frames per second")
         return fps

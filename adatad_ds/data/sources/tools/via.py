@@ -48,7 +48,7 @@ def _project(path: Path) -> Mapping[str, Any]:
         isinstance(item, Mapping) and "regions" in item for item in project.values()
     ):
         raise DataError(
-            f"{path} is of VIA 2, which annotates pictures and knows no times; label the videos with VIA 3 "
+            f"{path} was saved by VIA 2, which annotates images and has no times; label the videos with VIA 3 "
             "(via_video_annotator.html) and save its project"
         )
     for key in PARTS:
