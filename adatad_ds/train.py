@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run as a file from a clone: import the package,
 
 from adatad_ds.config import loading
 from adatad_ds.config.schema import Config
+from adatad_ds.config.without_effect import described
 from adatad_ds.data.labelled_videos import class_assignments
 from adatad_ds.distributed.process import report_error, run_process
 from adatad_ds.recipes.catalog import config_diff, find_recipe, recipe_table
@@ -93,12 +94,15 @@ def inform(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def recipe_config(arguments: argparse.Namespace) -> Config:
-    """The recipe's config with the command line's changes."""
+    """The recipe's config with the command line's changes; those that change nothing are named."""
     if arguments.classes is not None:
         loading.check_once(arguments.set, option="--classes", key="data.classes")
-    return loading.override(
+    config = loading.override(
         find_recipe(arguments.recipe).config, [*arguments.set, *class_assignments(arguments.classes)]
     )
+    for line in described(config, arguments.set) if launched_rank() == 0 else ():
+        print(f"note: {line}", file=sys.stderr)
+    return config
 
 
 def as_features_are(config: Config) -> Config:

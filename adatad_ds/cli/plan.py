@@ -11,6 +11,7 @@ GPU's dense bf16 peak. If a run fills a cache of features first, memory, time an
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if arguments.grid:
         check_unused(arguments, parser, ("gpus", "temporal", "gpu", "core_frames_per_sec"), why="--grid is of many")
     from adatad_ds.config.loading import override
+    from adatad_ds.config.without_effect import described
     from adatad_ds.distributed.ds_config import read_ds_config
     from adatad_ds.planning.layouts import (
         POLICIES,
@@ -66,7 +68,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     )
     from adatad_ds.recipes.catalog import find_recipe
 
-    config = one_window_at_a_time(override(find_recipe(arguments.recipe).config, arguments.set))
+    wanted = override(find_recipe(arguments.recipe).config, arguments.set)
+    for line in described(wanted, arguments.set):
+        print(f"note: {line}", file=sys.stderr)
+    config = one_window_at_a_time(wanted)
     if config.backbone.is_features:
         from adatad_ds.data.features.sources import with_feature_channels
 

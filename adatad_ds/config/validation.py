@@ -184,6 +184,8 @@ def _cached_features(config: Config) -> Iterator[str]:
             f"{wanted}, which augmented frames change in each epoch: use --set data.augment=[] --set "
             f"data.short_side_before_crop={data.resolution}"
         )
+    if config.backbone.drop_path:
+        yield f"{wanted}, which backbone.drop_path changes in each step: use --set backbone.drop_path=0"
     if config.parallel.temporal != 1:
         yield "parallel.temporal splits a backbone's frames over ranks; with backbone.cache_features, none are left"
 

@@ -51,20 +51,38 @@ def listed_videos(
         ConfigError: no folder of videos is set.
     """
     known = classes or (read_class_names(settings.class_names) if settings.class_names else data.classes)
-    source = Path(settings.train_list if training else settings.test_list)
-    if not source.is_dir() and not data.videos:
-        raise ConfigError(f"data.videos must name the folder that the paths in {source} are below")
-    if source.is_dir():
-        found = read_folders(source, classes=known)
-    else:
-        found = read_list(source, root=data.videos, classes=known)
+    source, other = Path(settings.train_list), Path(settings.test_list)
+    if not training:
+        source, other = other, source
+    found = _listed(source, data, known)
     names = VideoNames(video.name for video in found.videos)
+    absent = [name for name in data.exclude if names.find(name) is None]
+    if absent and training:  # an evaluation may be where the training videos are not
+        others = VideoNames(video.name for video in _listed(other, data, found.classes).videos)
+        if unknown := [name for name in absent if others.find(name) is None]:
+            raise DataError(
+                f"data.exclude names {summarize_list(unknown, separator=', ')}, which neither {source} nor {other} has"
+            )
     exclude = [*data.exclude, *(read_names(data.exclude_file) if data.exclude_file else ())]
     excluded = set(map(names.find, exclude))
     kept = tuple(video for video in found.videos if video.name not in excluded)
     if not kept:
         raise DataError(f"{source}: data.exclude and data.exclude_file leave out every video")
     return VideoList(videos=kept, classes=found.classes)
+
+
+def _listed(source: Path, data: DataConfig, classes: Sequence[str]) -> VideoList:
+    """The videos of a list or of folders of classes.
+
+    Raises:
+        DataError: as for `read_list` and `read_folders`.
+        ConfigError: no folder of videos is set.
+    """
+    if source.is_dir():
+        return read_folders(source, classes=classes)
+    if not data.videos:
+        raise ConfigError(f"data.videos must name the folder that the paths in {source} are below")
+    return read_list(source, root=data.videos, classes=classes)
 
 
 def read_list(path: str | Path, *, root: str | Path, classes: Sequence[str] = ()) -> VideoList:

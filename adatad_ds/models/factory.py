@@ -90,8 +90,17 @@ def build_detector(
 
 
 def build_heads(config: Config, *, in_channels: int, num_classes: int) -> tuple[Pyramid, ActionFormerHead | TriDetHead]:
-    """A detector's pyramid and heads, on features of `in_channels` channels."""
+    """A detector's pyramid and heads, on features of `in_channels` channels.
+
+    Raises:
+        ConfigError: a pyramid without convolutions is not as wide as the features.
+    """
     head = config.head
+    if not head.arch[0] and not head.source_widths and in_channels != head.width:
+        raise ConfigError(
+            f"head.arch = {list(head.arch)} has no convolution that takes the {in_channels} channels of the features "
+            f"to head.width = {head.width}: use --set head.arch=[1,{head.arch[1]},{head.arch[2]}]"
+        )
     sources = None
     if head.source_widths:
         sources = SourceProjections(channels=_source_channels(config), widths=head.source_widths)

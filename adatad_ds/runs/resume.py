@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adatad_ds.config.schema import Config
@@ -53,6 +53,8 @@ MAY_CHANGE = (
     "recognition.class_names",
 )
 
+OF_SCORES = ("test.", "data.test_", "recognition.test_")  # with which the scores of epochs compare alone
+
 
 def setting_changes(saved: Config, now: Config) -> tuple[list[str], list[str]]:
     """Settings that differ, as `section.key OLD -> NEW`: first those that a resume may not change, then the others."""
@@ -63,6 +65,11 @@ def setting_changes(saved: Config, now: Config) -> tuple[list[str], list[str]]:
             may = key in MAY_CHANGE or f"{key.partition('.')[0]}.*" in MAY_CHANGE
             (allowed if may else refused).append(f"{key} {old.get(key)!r} -> {new.get(key)!r}")
     return refused, allowed
+
+
+def incomparable(changes: Sequence[str]) -> list[str]:
+    """Of changes as in `setting_changes`, those after which scores do not compare with earlier ones."""
+    return [change for change in changes if change.startswith(OF_SCORES) and not change.startswith("test.batch ")]
 
 
 def check_same_data(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

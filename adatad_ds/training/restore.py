@@ -14,6 +14,7 @@ from adatad_ds.distributed.world import World
 from adatad_ds.models.backbones.adapted_video import frozen_blocks, recomputing
 from adatad_ds.runs.checkpoint import CheckpointStore, open_checkpoint
 from adatad_ds.runs.folder import RunFolder
+from adatad_ds.runs.resume import incomparable
 from adatad_ds.tasks.base import Task
 from adatad_ds.training.initial_model import InitialModel
 from adatad_ds.training.optim import average_warms_up, parameter_groups
@@ -108,6 +109,11 @@ def describe_resume(run: RunFolder, store: CheckpointStore, *, config: Config, s
     _, settings = run.setting_changes(config)
     if settings:
         lines.append(f"resumed with other settings than before: {', '.join(settings)}")
+    if (epochs := run.evaluations()) and (changes := incomparable(settings)):
+        lines.append(
+            f"warning: epochs {', '.join(map(str, epochs))} were evaluated with other settings ({', '.join(changes)}): "
+            "their scores do not compare with later ones, among all of which the best epoch is chosen"
+        )
     if versions := run.version_changes():
         lines.append(f"resumed under other versions than before, so losses may differ in the last digits: {versions}")
     return lines

@@ -76,3 +76,19 @@ def test_adapters_without_a_hidden_channel(recipe, tuning, capsys):
     error = capsys.readouterr().err
     assert "backbone.adapter_ratio=0.001 leaves adapters of a backbone of width" in error
     assert "Traceback" not in error
+
+
+def test_a_pyramid_without_convolutions_is_as_wide_as_its_features(capsys):
+    for width, code in ((192, 0), (32, 2)):
+        changes = ["head.arch=[0,1,3]", f"head.width={width}", "backbone.name=tiny", "backbone.weights=null"]
+        assert dry_run(*changes) == code, width
+    assert "head.arch = [0, 1, 3] has no convolution that takes the 192 channels" in capsys.readouterr().err
+
+
+def test_settings_without_an_effect_are_named(capsys):
+    assert dry_run("backbone.lora_rank=4", "head.num_bins=8", "train.lr_head=1e-3") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: --set backbone.lora_rank changes nothing here: it is for backbone.tuning=lora, tia+lora and plain+lora",
+        "note: --set head.num_bins changes nothing here: it is for head.name=tridet",
+    ]

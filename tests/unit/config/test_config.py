@@ -282,6 +282,7 @@ def test_a_shell_of_salloc_is_one_rank():
         ("activitynet_videomae_s_frozen", ["parallel.temporal=2"], "none are left"),
         ("kinetics400_clip_b16_8", [], "of a detector"),
         ("quickstart_features", [], r"with backbone\.name=features, none runs"),
+        ("quickstart_frozen", ["backbone.drop_path=0.1"], r"use --set backbone\.drop_path=0"),
     ],
 )
 def test_features_that_cannot_be_cached(recipe, changes, said):

@@ -103,6 +103,20 @@ def test_names_of_classes_and_excluded_videos_in_files(tmp_path: Path):
     assert listed_videos(replace(settings, class_names=""), data, training=True).classes == ("other", "names")
 
 
+def test_an_excluded_video_is_in_one_of_the_lists(tmp_path: Path):
+    root = empty_files(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "train").write_text("a 0\nb 1\n")
+    (tmp_path / "test").write_text("c 0\n")
+    settings = RecognitionConfig(train_list=str(tmp_path / "train"), test_list=str(tmp_path / "test"))
+    right = DataConfig(videos=str(root), exclude=("b.mp4", "c"))
+    assert [video.name for video in listed_videos(settings, right, training=True).videos] == ["a"]
+    wrong = replace(right, exclude=("b", "d"))
+    with pytest.raises(DataError, match=r"data\.exclude names d, which neither .*train nor .*test has"):
+        listed_videos(settings, wrong, training=True)
+    (tmp_path / "train").unlink()
+    assert len(listed_videos(settings, wrong, training=False, classes=("0", "1")).videos) == 1
+
+
 def test_extensions_may_differ(tmp_path: Path):
     root = empty_files(tmp_path / "videos", "12345.webm", "v1.2.mp4", "old.mp4")
     videos = read_list(listing(tmp_path, "12345 0\nv1.2 0\nold.avi 0\n"), root=root)

@@ -15,6 +15,7 @@ from adatad_ds.recipes.catalog import find_recipe
 from adatad_ds.runs.folder import CONFIG_FILE, RunFolder
 from adatad_ds.runs.resume import MAY_CHANGE, check_same_data, setting_changes
 from adatad_ds.tasks.base import data_fingerprint
+from adatad_ds.training.restore import SavedRun, describe_resume
 from tests.support.checkpoints import save
 
 DETECTION, RECOGNITION = find_recipe("thumos14_videomae_s").config, find_recipe("quickstart_aim").config
@@ -115,6 +116,25 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path):
     (tmp_path / "checkpoints/step_00000004/master.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* is complete"):
         start(run, DETECTION, resume=True)
+
+
+def test_epochs_that_were_measured_otherwise_are_named(tmp_path):
+    run = RunFolder(tmp_path)
+    run.describe(config=DETECTION, ds_config={}, classes=["a"])
+    saved = SavedRun(checkpoint=tmp_path / "checkpoints/step_00000004", trainable={}, state={"progress": {"step": 4}})
+    stricter = loading.override(DETECTION, ["test.tiou=[0.7]", "test.batch=8", "data.test_subset=training"])
+
+    def warnings(config: Config) -> list[str]:
+        lines = describe_resume(run, run.checkpoints(keep=2), config=config, saved=saved)
+        return [line for line in lines if line.startswith("warning: ")]
+
+    assert warnings(stricter) == []  # nothing has been evaluated yet
+    (tmp_path / "evaluations/epoch_0003").mkdir(parents=True)
+    (tmp_path / "evaluations/epoch_0003/metrics.json").write_text('{"average_mAP": 0.5}')
+    (warning,) = warnings(stricter)
+    assert "epochs 3 were evaluated with other settings (data.test_subset 'validation' -> 'training', test." in warning
+    assert "test.batch" not in warning
+    assert warnings(loading.override(DETECTION, ["test.batch=8", "train.stop_epoch=70"])) == []
 
 
 def test_other_training_data_are_refused():
