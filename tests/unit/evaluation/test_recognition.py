@@ -82,7 +82,7 @@ def test_predictions_as_written(tmp_path):
             for label, score in (("g", 0.25), ("f", 0.2143), ("e", 0.1786), ("d", 0.1429), ("c", 0.1071))
         ],
     }
-    write_predictions(tmp_path / "p.json", {"v": sure}, truth, classes=CLASSES)
+    write_predictions(tmp_path / "p.json", {"v": sure}, truth, classes=CLASSES, damaged={})
     assert "damaged" not in json.loads((tmp_path / "p.json").read_text())
 
 
