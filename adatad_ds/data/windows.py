@@ -188,7 +188,7 @@ def find_timing(video: Video, path: Path, config: DataConfig) -> Timing:
     info = probe(path)
     shown_sec = max(video.duration_sec - info.start_sec, 1 / info.fps)
     if config.fixed_fps is not None:
-        num_frames = max(1, round(shown_sec * config.fixed_fps))
+        num_frames = max(1, round(shown_sec * config.fixed_fps))  # differs: the reference rounds down
         return Timing(num_frames=num_frames, fps=config.fixed_fps, start_sec=info.start_sec)
     own_frames = info.num_frames if info.even else round((info.duration_sec - info.start_sec) * info.fps)
     if config.sampling == "resize":  # the file's own frames count, whatever rate it was encoded at
