@@ -89,7 +89,7 @@ def test_states_that_slurm_tells(grid, tmp_path, monkeypatch):
     assert cells_again(grid, ["old", "finished"]) == [5, 0]
     with pytest.raises(ConfigError, match="has no cell odd; it has finished, failed"):
         cells_again(grid, ["odd"])
-    with pytest.raises(ConfigError, match=r"is there already; slurm/again\.sh submits cells of it, GRID=NAME makes"):
+    with pytest.raises(ConfigError, match=r"already exists; slurm/again\.sh resubmits its cells, GRID=NAME makes"):
         submit_new(grid, rename="GRID=", dry_run=True, report=print)
 
 
