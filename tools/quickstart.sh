@@ -82,8 +82,8 @@ done_in
 if [[ $* != --full ]]; then
     cat <<'TEXT'
 
-The picture and the page (open it in a browser) lie in predictions/. Next, after `source .venv/bin/activate`:
-    bash tools/quickstart.sh --full     # to the end, and against a frozen backbone
+The picture and the page (open it in a browser) are in predictions/. Next, after `source .venv/bin/activate`:
+    bash tools/quickstart.sh --full     # train to the end, and compare with a frozen backbone
     tensorboard --logdir runs
     adatad-ds --help                    # all commands; docs/guides/own_data.md: your own videos
 TEXT
@@ -92,7 +92,7 @@ fi
 adatad-ds compare runs/quickstart runs/quickstart_frozen
 cat <<'TEXT'
 
-The picture and the page (open it in a browser) lie in predictions/. Next, after `source .venv/bin/activate`:
+The picture and the page (open it in a browser) are in predictions/. Next, after `source .venv/bin/activate`:
     adatad-ds evaluate runs/quickstart && adatad-ds report runs/quickstart  # curves, errors, videos on a page
     tensorboard --logdir runs
     python tools/ablate_aim.py  # the same in miniature for AIM: image transformers, recognition

@@ -1,4 +1,4 @@
-"""Check a data set before training on it: decode every video, compare annotations with files, suggest a window.
+"""Check a dataset before training on it: decode every video, compare annotations with files, suggest a window.
 
     adatad-ds check-data --annotations FILE --videos FOLDER [--out FOLDER] [--recipe NAME]
 

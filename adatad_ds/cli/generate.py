@@ -1,4 +1,4 @@
-"""Generate a data set to train on: the quickstarts' data.
+"""Generate a dataset to train on: the quickstarts' data.
 
     adatad-ds generate videos --out data/quickstart --train 160 --test 32 --seed 1
     adatad-ds generate clips --out data/quickstart_clips --train 60 --test 15 --seed 1
@@ -41,7 +41,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
-    """Make the data set, unless the same one is there already."""
+    """Make the dataset, unless the same one is there already."""
     arguments = make_parser(prog).parse_args(argv)
     from adatad_ds.data.generated.folders import generate_clips, generate_videos
 

@@ -1,10 +1,10 @@
-"""Convert annotations, of a published data set or your own, to the JSON file (in ActivityNet's format) used here.
+"""Convert annotations, of a published dataset or your own, to the JSON file (in ActivityNet's format) used here.
 
     adatad-ds prepare-data thumos14 --source downloads/thumos14 --out data/thumos14/annotations.json \\
         --videos data/thumos14/videos
     adatad-ds prepare-data csv --source labels.csv --videos my_videos --out my_annotations.json
 
-For published data sets (docs/reference/datasets.md), the result is compared with published counts. Your own annotations
+For published datasets (docs/reference/datasets.md), the result is compared with published counts. Your own annotations
 (docs/guides/own_data.md) come from a CSV file or an export of ELAN, CVAT, VIA or Label Studio. With --videos, missing
 videos are an error (exit code 1), unless --exclude-missing leaves them out and lists them in OUT's .excluded.txt, which
 --exclude-file accepts.
@@ -47,7 +47,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--videos", type=Path, help="folder of the videos, NAME.mp4 or v_NAME.mp4 (or .mkv, ...)")
     parser.add_argument("--exclude-missing", action="store_true", help="leave out videos without a file")
-    published = parser.add_argument_group("published data sets")
+    published = parser.add_argument_group("published datasets")
     published.add_argument(
         "--exclude-file", type=Path, help="leave out the videos in a list: one name per line, or a JSON list of names"
     )

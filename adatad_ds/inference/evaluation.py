@@ -150,7 +150,7 @@ def keep_operating_point(trained: Trained, point: OperatingPoint) -> None:
         tqdm.write(f"warning: the score of the best F1 could not be stored: {error}")
         return
     where = f"stored in {stored}" if stored else "not stored, as a published file is left unchanged"
-    use = "predict.py shows detections from this score on" if stored else f"use predict.py --score {point.score:g}"
+    use = "predict uses this score as its default threshold" if stored else f"use predict.py --score {point.score:g}"
     tqdm.write(f"{where}: {use}")
 
 

@@ -128,7 +128,7 @@ def predict(detector: VideoDetector, videos: Mapping[str, Path], *, wanted: Want
         failed = _predict_each(detector, videos, wanted=wanted, results=results)
     finally:
         results.close()
-    tqdm.write(f"written: {wanted.folder / RESULTS_FILE} and, next to it, files of each of {len(results)} videos")
+    tqdm.write(f"written: {wanted.folder / RESULTS_FILE}, and next to it the files of {len(results)} videos")
     return failed
 
 

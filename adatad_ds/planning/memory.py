@@ -231,7 +231,7 @@ def _backbone_lines(placed: Activations) -> list[Line]:
     return [
         Line(stored, on_device * tensor, (placed.stored - on_device) * tensor),
         *([Line("graphs of long-range adapters", placed.ladder_bytes)] * bool(placed.ladder_bytes)),
-        *([Line(f"graphs of {placed.graphs} of {placed.spans} spans", placed.graph_bytes)] * bool(placed.graphs)),
+        *([Line(f"graphs of {placed.graphs} of {placed.spans} chunks", placed.graph_bytes)] * bool(placed.graphs)),
         Line("backbone at work", placed.peak_bytes - placed.kept_bytes, transient=True),
     ]
 

@@ -192,8 +192,11 @@ def check(results: Results, videos: Sequence[Video], *, detections: Path, annota
     empty = sum(record["segment"][1] <= record["segment"][0] for record in records)
     others, absent = len(results) - len(shared), len(videos) - len(shared)
     notes = (
-        (len(unknown), f"labels of detections that {where} never annotates; such detections count nowhere: {names}"),
-        (others, f"videos of the detections that are not in {where}, and count nowhere: {others:,}"),
+        (
+            len(unknown),
+            f"labels of detections that are not annotated in {where}; such detections are not counted: {names}",
+        ),
+        (others, f"videos of the detections that are not in {where}, and are not counted: {others:,}"),
         (
             absent,
             f"videos of {where} that are not in the detections: {absent:,}; their segments are missed (--exclude?)",

@@ -471,8 +471,8 @@ def test_report_from_the_command_line(reported):
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # nothing from elsewhere
 
     notes = "".join(root.find("body/ul").itertext())
-    assert "never annotates; such detections count nowhere: 'unheard of' (1)" in notes
-    assert re.search("videos of the detections that are not in subset 'validation' .* count nowhere: 1", notes)
+    assert "; such detections are not counted: 'unheard of' (1)" in notes
+    assert re.search("videos of the detections that are not in subset 'validation' .* are not counted: 1", notes)
     markdown = (folder / "report.md").read_text()
     assert "| dive \\& \\<roll\\> | jump \\| hop | 0 | 2 |" in markdown
     for row in tables["missed"]:

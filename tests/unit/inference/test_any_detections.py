@@ -59,7 +59,7 @@ def test_their_metrics(tmp_path, annotations, capsys):
     shown = capsys.readouterr().out
     assert wanted.table() in shown
     assert wanted.per_class_table() in shown
-    assert "never annotates; such detections count nowhere: 'other' (1)" in shown
+    assert "; such detections are not counted: 'other' (1)" in shown
     assert (tmp_path / "evaluate/detections.png").exists()
 
 
