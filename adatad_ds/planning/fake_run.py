@@ -21,7 +21,7 @@ from adatad_ds.config.parsing import CLIP_FRAMES
 from adatad_ds.config.schema import BackboneConfig, Config, DataConfig, ParallelConfig, Precision, TrainConfig
 from adatad_ds.models.backbones.adapted_video import AdaptedBackbone
 from adatad_ds.models.execution.graphs import OnceAccumulated, build_graph
-from adatad_ds.models.execution.segments import BlockSpan
+from adatad_ds.models.execution.segments import Segment
 from adatad_ds.models.factory import build_backbone, build_heads
 from adatad_ds.models.live_bytes import LiveBytes, live_bytes
 from adatad_ds.models.shapes import shapes_only
@@ -94,7 +94,7 @@ def span_bytes(
         steps, rest = clips * vit.clip_tubelets, (vit.positions, spec.width)
         gradient = torch.empty(windows, steps, *rest, dtype=dtype)
 
-        def segment_of(kind: SegmentKind) -> BlockSpan:
+        def segment_of(kind: SegmentKind) -> Segment:
             adapter = model.adapters["0"] if kind.adapter else None
             blocks = [tuned if inside else frozen for inside in kind.blocks]
 
@@ -106,7 +106,7 @@ def span_bytes(
                 return vit.finish(tokens) if kind.last else tokens
 
             parts = [*([] if adapter is None else [adapter]), *(vit.blocks[index] for index in blocks)]
-            return BlockSpan(
+            return Segment(
                 name="",
                 adapter=adapter,
                 reach=0 if adapter is None else adapter.reach,  # pyright: ignore[reportArgumentType]
@@ -114,7 +114,7 @@ def span_bytes(
                 run=run,
             )
 
-        def measured(segment: BlockSpan) -> SegmentBytes:
+        def measured(segment: Segment) -> SegmentBytes:
             reach = segment.reach
             # As in a stored tensor: contiguous for a single window alone.
             context = torch.empty(windows, 1 + reach + steps + reach, *rest, dtype=dtype)[:, 1:]

@@ -20,7 +20,7 @@ from adatad_ds.models.execution.activation_store import Span, Storage
 from adatad_ds.models.execution.recompute import run_segments, sum_adapters
 from adatad_ds.models.execution.retention import Retention
 from adatad_ds.models.execution.segment_timer import Stopwatch
-from adatad_ds.models.execution.segments import BlockSpan, Execution, pool
+from adatad_ds.models.execution.segments import Execution, Segment, pool
 from adatad_ds.models.execution.window_share import TimeShard
 from adatad_ds.models.sample_noise import SampleNoise
 from adatad_ds.models.tuning.inside import InsideTuning, stored_outputs
@@ -169,7 +169,7 @@ class AdaptedBackbone(nn.Module):
         return run_segments((next(outputs) for outputs in leading), segments, execution)
 
     def _run_ladder(
-        self, leading: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution
+        self, leading: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution
     ) -> Tensor:
         """Sum short-range adapters onto the last block's output, and add the long-range ones: (B, T', C)."""
         windows, steps, _, width = execution.shape
@@ -210,7 +210,7 @@ class AdaptedBackbone(nn.Module):
 
         return (outputs(*span) for span in spans)
 
-    def _segments(self, keep: Tensor | None) -> list[BlockSpan]:
+    def _segments(self, keep: Tensor | None) -> list[Segment]:
         """Segments from each stored output to the next one, the last one up to the top."""
         segments = []
         for first, last in pairwise([*self.stored_outputs, len(self.vit.blocks) - 1]):
@@ -219,7 +219,7 @@ class AdaptedBackbone(nn.Module):
             parts = [*([] if adapter is None else [adapter]), *(self.vit.blocks[index] for index in blocks)]
             run = self._to_the_end if first == self.stored_outputs[-1] else self._blocks
             segments.append(
-                BlockSpan(
+                Segment(
                     name=f"into_block_{first + 1}" if adapter is None else f"block_{first}",
                     adapter=adapter,
                     reach=0 if adapter is None else _reach(adapter),

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from adatad_ds.models.execution.activation_store import Stored
 from adatad_ds.models.execution.graphs import OnceAccumulated
-from adatad_ds.models.execution.segments import BlockSpan, Execution, Pooled, SegmentInput
+from adatad_ds.models.execution.segments import Execution, Pooled, Segment, SegmentInput
 from adatad_ds.models.execution.window_share import SlidingContext
 
 
-def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
+def run_segments(first: Iterator[Tensor], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """Run the transformer from the first stored tensor to the top, averaged over positions.
 
     Args:
@@ -48,7 +48,7 @@ def run_segments(first: Iterator[Tensor], segments: Sequence[BlockSpan], executi
     return _Segments.apply(_anchor(execution), first, segments, execution)  # pyright: ignore[reportReturnType]
 
 
-def sum_adapters(first: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
+def sum_adapters(first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """The transformer's output plus its side adapters' outputs, averaged over positions (`side`).
 
     Args:
@@ -75,7 +75,7 @@ class _Segments(torch.autograd.Function):
         ctx: Any,
         anchor: Tensor,
         first: Iterator[Tensor],
-        segments: Sequence[BlockSpan],
+        segments: Sequence[Segment],
         execution: Execution,
     ) -> Tensor:
         remaining = iter(segments)
@@ -107,7 +107,7 @@ class _SideSum(torch.autograd.Function):
         ctx: Any,
         anchor: Tensor,
         first: Iterator[Iterator[Tensor]],
-        segments: Sequence[BlockSpan],
+        segments: Sequence[Segment],
         execution: Execution,
     ) -> Tensor:
         inputs, pooled = execution.reserve(len(segments)), Pooled(execution)
@@ -135,7 +135,7 @@ class _SideSum(torch.autograd.Function):
         return (None,) * 4
 
 
-def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[BlockSpan], execution: Execution) -> Tensor:
+def _sum_as_they_come(first: Iterator[Iterator[Tensor]], segments: Sequence[Segment], execution: Execution) -> Tensor:
     """`sum_adapters` without a backward pass: of each block's output, only the adapter's context is kept."""
     pooled, waiting = Pooled(execution), [SlidingContext(segment.reach) for segment in segments]
     for (start, stop), outputs in zip(execution.spans, first, strict=True):
@@ -153,7 +153,7 @@ def _filled(here: SegmentInput, first: Iterator[Tensor], execution: Execution) -
 
 
 def _run_group(
-    group: Sequence[BlockSpan],
+    group: Sequence[Segment],
     here: SegmentInput,
     output: Stored | Pooled,
     execution: Execution,
@@ -176,7 +176,7 @@ def _run_group(
     _run(group[-1], here, output, execution, graphs=graphs)
 
 
-def _made_again(group: Sequence[BlockSpan], here: SegmentInput, execution: Execution) -> list[SegmentInput]:
+def _made_again(group: Sequence[Segment], here: SegmentInput, execution: Execution) -> list[SegmentInput]:
     """The inputs of consecutive segments, from the first one's, ready for the backward pass."""
     inputs = [here]
     for segment in group[:-1]:
@@ -189,7 +189,7 @@ def _made_again(group: Sequence[BlockSpan], here: SegmentInput, execution: Execu
 
 
 def _run(
-    segment: BlockSpan, here: SegmentInput, output: Stored | Pooled, execution: Execution, *, graphs: int = 0
+    segment: Segment, here: SegmentInput, output: Stored | Pooled, execution: Execution, *, graphs: int = 0
 ) -> None:
     """Run a segment into `output`, and keep the graphs of its first spans in its input."""
     with execution.timed(segment, "forward"):
@@ -197,7 +197,7 @@ def _run(
             output.write(start, out)
 
 
-def _backward(segment: BlockSpan, here: SegmentInput, gradient: Tensor, execution: Execution) -> None:
+def _backward(segment: Segment, here: SegmentInput, gradient: Tensor, execution: Execution) -> None:
     """Turn the gradient of a segment's output into its input's, in place; accumulate its parameters' gradients."""
     parameters = OnceAccumulated(segment.trainable)
     ends = here.ends(gradient)  # gradients of the neighbours' tubelets, before and after

@@ -21,7 +21,7 @@ from adatad_ds.models.execution.window_share import TimeShard
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSpan:
+class Segment:
     """The segment between two stored tensors: an adapter, if there is one, and the blocks after it.
 
     Attributes:
@@ -88,7 +88,7 @@ class Execution:
         """Graphs to keep of each segment."""
         return self.retention.graphs_of(len(segments), len(self.spans))
 
-    def timed(self, segment: BlockSpan, name: str) -> AbstractContextManager[None]:
+    def timed(self, segment: Segment, name: str) -> AbstractContextManager[None]:
         """Time one pass through a segment."""
         return self.stopwatch.around(f"{segment.name}/{name}", self.like.device)
 
@@ -122,7 +122,7 @@ class SegmentInput:
     def run(self, run: Run, reach: int, execution: Execution, *, graphs: int) -> Iterator[tuple[Span, Tensor]]:
         """Run each span without a graph, but keep that of the first ones: spans and outputs. A collective."""
         self.meet_neighbours(reach, execution.window)
-        for number, (span, (tokens, context)) in enumerate(self.read(execution.spans, reach)):
+        for number, (span, tokens, context) in enumerate(self.read(execution.spans, reach)):
             if number < graphs:
                 graph, out = build_graph(run, span, tokens, context)
                 self._kept.append(graph)
@@ -135,10 +135,10 @@ class SegmentInput:
         missing = execution.spans[len(self._kept) :]
         while self._kept:
             yield self._kept.popleft()
-        for span, (tokens, context) in self.read(missing, reach):
+        for span, tokens, context in self.read(missing, reach):
             yield build_graph(run, span, tokens, context)[0]
 
-    def read(self, spans: Sequence[Span], reach: int) -> Iterator[tuple[Span, tuple[Tensor, Span]]]:
+    def read(self, spans: Sequence[Span], reach: int) -> Iterator[tuple[Span, Tensor, Span]]:
         """Each span, its tokens with context, (B, before + t + after, S, C), and (before, after)."""
         inside = [(max(0, start - reach), min(self.steps, stop + reach)) for start, stop in spans]
         for (start, stop), (left, right), tokens in zip(spans, inside, self.stored.read(inside), strict=True):
@@ -147,7 +147,7 @@ class SegmentInput:
                 tokens, before = torch.cat([self._before[:, -missing:], tokens], dim=1), before + missing
             if self._after is not None and (missing := min(reach - after, self._after.shape[1])):
                 tokens, after = torch.cat([tokens, self._after[:, :missing]], dim=1), after + missing
-            yield (start, stop), (tokens, (before, after))
+            yield (start, stop), tokens, (before, after)
 
 
 class Pooled:
