@@ -148,7 +148,7 @@ def check(grid: Grid, chosen: Iterable[int]) -> None:
             )
         ds_config = read_ds_config(grid.ds_config_of(cell))
         resolve_ds_config(ds_config, config=config, ranks=ranks, cuda=site.gpus_per_node > 0)
-        where = (*config.annotation_files.values(), config.data.videos)
+        where = (*config.annotation_files.values(), config.data.videos, config.data.features)
         if where not in seen:
             try:
                 open_train_data(config)

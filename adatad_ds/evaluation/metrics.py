@@ -210,8 +210,6 @@ def _average_precision(correct: np.ndarray, total: int) -> tuple[np.ndarray, np.
     """AP of a class at each threshold, and precision at the recall levels (thresholds, L)."""
     lines, count = correct.shape
     at_levels = np.zeros((lines, len(RECALL_LEVELS)))
-    if count == 0:
-        return np.zeros(lines), at_levels
     envelope = _envelope(correct)
     found = correct.cumsum(axis=1)
     needed = np.ceil(RECALL_LEVELS * total - 1e-6)  # correct detections

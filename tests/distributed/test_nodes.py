@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def test_ranks_that_see_other_checkpoints(small_videos, tmp_path):
     command = train_command(data=small_videos, run=run, **SETTINGS)
     finish(command)
     shutil.copytree(run, tmp_path / "node1/run")
-    shutil.rmtree(tmp_path / "node1/run/checkpoints/step_00000002")
+    newest = tmp_path / "node1/run/checkpoints/step_00000002"
+    with (newest / "master.safetensors").open("r+b") as file:  # as many bytes, but for one the same
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
 
     arguments = command[command.index("adatad_ds/train.py") + 1 :]
     arguments[arguments.index(str(run))] = "run"
@@ -38,6 +44,7 @@ def test_ranks_that_see_other_checkpoints(small_videos, tmp_path):
     assert done.returncode != 0
     assert "step_00000002 that rank 0 resumes from is missing or incomplete on " in done.stderr
 
+    shutil.rmtree(newest)
     (run / "checkpoints/best").write_text("step_00000002\n")
     done = start(on_nodes(tmp_path, "adatad_ds/evaluate.py", "run"))
     assert done.returncode != 0  # not: the newest that each rank sees

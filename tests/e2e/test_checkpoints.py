@@ -121,15 +121,15 @@ def test_an_error_of_one_rank_in_an_evaluation_ends_all(ds_config, small_videos,
 
 @pytest.mark.slow
 def test_evaluations_of_a_run_whose_checkpoints_are_gone_are_set_aside(whole, small_videos, tmp_path):
-    run, settings = tmp_path / "run", SETTINGS | {"train__eval_from_epoch": 2, "train__eval_every": 1}
+    run, settings = tmp_path / "run", SETTINGS | {"train__eval_from_epoch": 1, "train__eval_every": 2}
     finish(train_command(data=small_videos, run=run, **settings))
     assert losses(run) == losses(whole)  # which was evaluated at its end alone: training goes on as if nothing had been
     shutil.rmtree(run / "checkpoints")
-    marked = [run / "evaluations" / f"epoch_{epoch:04d}" / "mark" for epoch in (2, 3)]
+    marked = [run / "evaluations" / f"epoch_{epoch:04d}" / "mark" for epoch in (1, 3)]
     for mark in marked:
         mark.touch()
     output = finish(train_command(data=small_videos, run=run, **settings))
-    assert "evaluations of epochs 2, 3, trained before and now again, are set aside as old_*" in output
+    assert "evaluations of epochs 1, 3, trained before and now again, are set aside as old_*" in output
     assert output.count("last so far") == 2
     for mark in marked:
         assert not mark.exists()

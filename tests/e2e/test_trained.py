@@ -84,6 +84,8 @@ def test_an_export_evaluates_as_its_run_does(run, tmp_path):
     description = json.loads(export.with_suffix(".json").read_text())
     epoch = RunFolder(run).best_epoch()
     assert description["metrics"] == RunFolder(run).evaluations()[epoch or 0]
+    evaluated = json.loads((tmp_path / "of_run" / "metrics.json").read_text())
+    assert evaluated == pytest.approx(description["metrics"], abs=1e-6)  # in training, with the average's weights, too
     assert description["backbone"] == {"name": "tiny", "weights": "adatad_ds/weights/tiny.safetensors"}
     assert not any(".vit." in name for name in load_file(export))
 

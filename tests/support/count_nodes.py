@@ -13,5 +13,6 @@ from pathlib import Path
 if __name__ == "__main__":
     folder, script, *arguments = sys.argv[1:]
     os.chdir(Path(folder) / f"node{os.environ['RANK']}")
+    os.environ["LOCAL_RANK"] = "0"
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")

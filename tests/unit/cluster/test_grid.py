@@ -6,14 +6,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adatad_ds.cluster.cells import Overrides, read_cells, resolution_settings, window_settings
 from adatad_ds.cluster.grid import Cell, Grid
 from adatad_ds.cluster.site import gpus_in
+from adatad_ds.cluster.submission import check
 from adatad_ds.config.loading import override
 from adatad_ds.config.schema import DataConfig
-from adatad_ds.errors import ConfigError
+from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.planning.layouts import POLICIES, choose_policy, one_window_at_a_time
 from adatad_ds.planning.memory import usable_bytes
 from adatad_ds.recipes.catalog import find_recipe
@@ -147,3 +149,27 @@ def test_written_and_read(tmp_path):
 )
 def test_gpus_of_a_node(gres, count):
     assert gpus_in(gres) == count
+
+
+def test_each_cells_features_are_looked_for(tmp_path):
+    """Of the same annotations, too."""
+    entry = {"duration": 4.0, "fps": 10, "annotations": [{"segment": [1.0, 2.0], "label": "run"}]}
+    database = {name: entry | {"subset": subset} for name, subset in (("a", "training"), ("b", "validation"))}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+    for folder, name in (("whole", "a.npy"), ("lacking", "b.npy")):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / name, np.zeros((10, 8), np.float32))
+    places = (f"data.annotations={tmp_path}/annotations.json", "data.feature_stride_frames=4", "train.global_batch=1")
+    cells = tuple(
+        Cell(
+            name=folder,
+            recipe="quickstart_features",
+            assignments=(*places, f"data.features={tmp_path}/{folder}", "backbone.feature_channels=8"),
+            nodes=1,
+        )
+        for folder in ("whole", "lacking")
+    )
+    grid = Grid(tmp_path / "grid", replace(SITE, gpus_per_node=0, ranks_per_node=1, ds_config=""), cells)
+    check(grid, [0])
+    with pytest.raises(DataError, match=r"^lacking: data\.features: 1 of 1 annotated videos have no features"):
+        check(grid, [0, 1])

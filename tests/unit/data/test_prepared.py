@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from adatad_ds.cli.commands import main
 from adatad_ds.config.loading import override
@@ -25,7 +26,7 @@ from adatad_ds.data.decoding.frames import read_frames
 from adatad_ds.data.decoding.prepared import MANIFEST, VERSION, Manifest, from_runs, to_runs
 from adatad_ds.data.decoding.video import VideoError, index_of, probe
 from adatad_ds.data.inspection.scan import scan
-from adatad_ds.data.preparation.needs import WindowUse, wanted, wanted_windows
+from adatad_ds.data.preparation.needs import ClipUse, Wanted, WindowUse, wanted, wanted_windows
 from adatad_ds.data.preparation.preparation import prepare_videos
 from adatad_ds.data.window_dataset import WindowDataset
 from adatad_ds.data.window_stream import lone_video, stream_batches, windows_of_file
@@ -247,6 +248,12 @@ def test_damaged_jpeg_is_left_to_ffmpeg(jpegs, tmp_path, part):
     np.testing.assert_array_equal(ours[:5], intact[:5])
     np.testing.assert_array_equal(ours[5:], theirs[5:])
     assert part == "end" or lost == {20}
+
+
+def test_recipes_that_scale_differently_need_a_folder_each(originals, tmp_path):
+    both = [wanted_windows(settings(originals, scaling=scaling)) for scaling in ("bilinear", "antialias")]
+    with pytest.raises(ConfigError, match=r"differently \(data\.scaling=antialias and bilinear\): prepare the"):
+        prepare_videos(both, out=tmp_path, codec="h264", quality=None, workers=1, report=print)
 
 
 def test_qualities_that_are_none(originals, tmp_path):
@@ -496,6 +503,39 @@ def test_unreadable_originals_are_listed(originals, tmp_path, capsys):
     listed = out / "unreadable.txt"
     assert sorted(listed.read_text().split()) == ["even", "small"]
     assert all(sample.error is None for sample in all_samples(replace(at(config, out), exclude_file=str(listed))))
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A use of a video on which its decoder crashes."""
+
+    name: str = "bad"
+    short_side: int = 48
+
+    def frames(self, path: Path) -> NDArray[np.int64]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    to_prepare = frames
+
+
+@pytest.mark.slow
+def test_a_decoder_that_crashes_spoils_its_own_file_alone(tmp_path):
+    said, uses, root = [], {}, tmp_path / "videos"
+    root.mkdir()
+    for name in ("a", "b", "bad", "c"):
+        path = write_video(root / f"{name}.mp4", frames=10, width=88, height=64)
+        uses[path] = [Crash() if name == "bad" else ClipUse(name=name, short_side=48)]
+    recipe = Wanted(scaling="antialias", root=root, folders={"data.videos": root}, uses=uses, missing={})
+    options = {"codec": "h264", "quality": None, "workers": 2, "report": said.append}
+    assert prepare_videos([recipe], out=tmp_path / "out", **options) == 1
+    assert f"{root}/bad.mp4: the decoder crashes on it" in said[1]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.mp4")) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert (tmp_path / "out/unreadable.txt").read_text() == "bad\n"
+    mended = replace(recipe, uses=uses | {root / "bad.mp4": [ClipUse(name="bad", short_side=48)]})
+    assert prepare_videos([mended], out=tmp_path / "out", **options) == 0
+    assert said[-2].startswith(f"{tmp_path}/out: 4 prepared videos (1 new), ")
+    assert not (tmp_path / "out/unreadable.txt").exists()
 
 
 @pytest.mark.slow

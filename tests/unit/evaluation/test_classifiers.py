@@ -16,7 +16,11 @@ from adatad_ds.distributed.world import World
 from adatad_ds.errors import ConfigError, DataError
 from adatad_ds.evaluation.candidates_file import VideoCandidates
 from adatad_ds.evaluation.external_classifier import fuse, read_video_scores
+from adatad_ds.inference.evaluation import evaluate
+from adatad_ds.inference.trained_model import find_trained
 from adatad_ds.tasks.detection_pipeline import external_scores, finish, measure
+from tests.support.exports import make_export
+from tests.support.videos import write_video
 
 CLASSES = ["dance", "run", "swim"]
 SCORES = {"one": [0.1, 0.7, 0.2], "v_two": [0.5, 0.0, 0.5]}
@@ -122,6 +126,23 @@ def test_classes_in_another_form_of_unicode_are_the_annotated_ones(path):
 def test_faults_of_files(path, content, layout, message):
     with pytest.raises(DataError, match=message):
         read(path, content, layout=layout)
+
+
+@pytest.mark.slow
+def test_the_shown_score_stays_that_of_the_detector_alone(path, tmp_path):
+    """Prediction knows no classifier of other videos."""
+    actions = [{"segment": [start, start + 1.0], "label": "run"} for start in range(4)]
+    entry = {"subset": "validation", "duration": 4.0, "annotations": actions}
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {"one": entry}}))
+    write_video(tmp_path / "one.mp4", frames=40, fps=10, width=64, height=48)
+    places = {"data__annotations": tmp_path / "annotations.json", "data__videos": tmp_path}
+    export = make_export(tmp_path / "mine.safetensors", data__class_agnostic="true", test__tiou="(0.1,)", **places)
+    path.write_text(json.dumps(PLAIN))
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    for overrides, known in (([f"test.external_scores={path}"], False), ([], True)):
+        evaluate(find_trained(export, overrides=overrides), output=tmp_path / "out", world=world)
+        assert "best_F1@0.1" in json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert (find_trained(export).operating_point is not None) == known
 
 
 def test_missing_videos_are_named(path):

@@ -28,7 +28,7 @@ from adatad_ds.data.window_stream import lone_video
 from adatad_ds.data.windows import find_timing
 from adatad_ds.errors import ConfigError
 from adatad_ds.inference import feature_extraction, feature_job
-from adatad_ds.inference.feature_extraction import Averages, FeatureExtractor, Interpolation
+from adatad_ds.inference.feature_extraction import Averages, FeatureExtractor, Interpolation, backbone_hash
 from adatad_ds.inference.feature_job import open_source
 from adatad_ds.inference.trained_model import Trained, export
 from adatad_ds.models.backbones.kinds import Backbone
@@ -374,3 +374,8 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
         monkeypatch.setenv(name, value)
     assert feature_job._device() == torch.device("cuda", 1)
     assert os.environ.get("MASTER_ADDR") == before, "the environment is left as it was"
+
+
+def test_the_hash_of_a_backbone_stays():
+    """Else folders of features that were extracted before could not be gone on with, nor heads trained on them."""
+    assert backbone_hash(open_source(recipe="quickstart", checkpoint=None, overrides=()).backbone) == "4aa51e753c1c4ead"

@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from adatad_ds.errors import CheckpointError
-from adatad_ds.weights.files import open_tensors
+from adatad_ds.errors import CheckpointError, ConfigError
+from adatad_ds.weights.files import open_tensors, require_safetensors
+from adatad_ds.weights.loading import check_fingerprint
 from tests.support.launch import REPOSITORY, environment
 
 
@@ -110,6 +112,21 @@ def test_an_empty_folder_and_a_file_without_tensors(tmp_path):
     torch.save([1, 2], tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
         open_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("now", [{}, {"features 0": "2"}, {"features 0": "1", "features 1": "1"}])
+def test_features_of_another_backbone(now):
+    """As of a head that was trained on those of one source."""
+    check_fingerprint({"features 0": "1"}, {"features 0": "1"}, trained="a run", weights=None)
+    check_fingerprint({}, {}, trained="a run on features that say nothing of themselves", weights=None)
+    with pytest.raises(CheckpointError, match="a run was trained on features of another backbone than those of data"):
+        check_fingerprint(now, {"features 0": "1"}, trained="a run", weights=None)
+
+
+def test_tensors_are_written_as_safetensors_alone(tmp_path):
+    require_safetensors(tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=r"--out must end in \.safetensors; got a\.pth"):
+        require_safetensors(Path("a.pth"))
 
 
 @pytest.mark.slow
