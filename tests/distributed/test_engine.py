@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -53,3 +54,17 @@ def test_steps_taken_and_state_restored(ranks, ds_config, precision, tmp_path):
     assert "head.more" in found["unexpected"]
     assert "the model wants" in found["other shapes"]
     assert found["a part"] == "taken"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ds_config", ["zero2", "zero3"])
+def test_a_step_waits_for_a_gpu_for_its_norm_alone(ds_config):
+    """Under ZeRO-3, where DeepSpeed takes the norm, three times, one after the other."""
+    printed = finish([sys.executable, "tests/support/count_waits.py", ds_config])
+    found = json.loads(printed.splitlines()[-1])
+    assert found["taken"]
+    assert found["passes"] == {}
+    if ds_config == "zero2":
+        assert found["step"] == {"distributed/world.py World.to_host: copy to the host": 1}
+    else:
+        assert sum(found["step"].values()) <= 3
