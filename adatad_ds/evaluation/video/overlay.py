@@ -187,6 +187,7 @@ class Sound:
         self._zero_sec = zero_sec
         self.streams = list(container.streams.audio[:1])
         self._out, self._stream, self._encoder, self._resampler = out, None, None, None
+        self._latest: int | None = None  # time of the packet copied last
         self._next_sample: int | None = None  # after what has been encoded
         if self.streams and self.streams[0].codec_context.name in _COPIED_SOUND:
             self._stream = out.add_stream_from_template(self.streams[0])
@@ -199,15 +200,26 @@ class Sound:
     def write(self, packet: Any) -> None:
         """Copy or re-encode a packet of the source."""
         if self._stream is not None and packet.dts is not None:
-            shift = round(self._zero_sec / packet.time_base)
-            packet.dts, packet.pts = packet.dts - shift, (packet.dts if packet.pts is None else packet.pts) - shift
-            packet.stream = self._stream
-            self._out.mux(packet)
+            self._copy(packet)
         elif self._resampler is not None and self._encoder is not None:
             for frame in decoded_frames(self.streams[0], packet):
                 self._place(frame)
                 for resampled in self._resampler.resample(frame):
                     self._out.mux(self._encoder.encode(resampled))
+
+    def _copy(self, packet: Any) -> None:
+        """Copy a packet; where the file's clock begins anew, it goes on after the packets before."""
+        tick_sec = float(packet.time_base)
+        time = packet.dts - round(self._zero_sec / tick_sec)
+        if self._latest is not None and jumps_back(time, self._latest, tick_sec=tick_sec):
+            coming = self._latest + max(packet.duration or 0, 1)
+            self._zero_sec -= (coming - time) * tick_sec
+            time = coming
+        elif self._latest is not None:
+            time = max(time, self._latest + 1)
+        packet.pts = packet.dts = self._latest = time
+        packet.stream = self._stream
+        self._out.mux(packet)
 
     def _place(self, frame: Any) -> None:
         """Count a frame's time in samples, as the encoder cuts anew and ticks may be a packet long; never go back."""

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from adatad_ds.data.decoding.video import probe
 from adatad_ds.evaluation.video.overlay import write_annotated
 
 TONE_SEC = (1.0, 2.0)
@@ -64,3 +65,14 @@ def test_sound_stays_where_it_was(tmp_path: Path, suffix: str, codec: str, rate:
     copy = tmp_path / "copy.mp4"
     write_annotated(source, copy, detections=[])
     assert audible_sec(copy) == pytest.approx(TONE_SEC, abs=0.06)
+
+
+@pytest.mark.parametrize("codec", ["aac", "mp2"])  # copied, and coded anew
+def test_a_clock_that_begins_anew_goes_on(tmp_path: Path, codec: str):
+    part = write_with_tone(tmp_path / "part.ts", codec=codec, rate=44_100, seconds=3)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(2 * part.read_bytes())
+    copy = tmp_path / "copy.mp4"
+    write_annotated(joined, copy, detections=[])
+    assert probe(copy).duration_sec == pytest.approx(6, abs=0.05)
+    assert audible_sec(copy) == pytest.approx((TONE_SEC[0], 3 + TONE_SEC[1]), abs=0.1)
