@@ -42,7 +42,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Read a config saved by `Config.save`.
+    """Read a config that a run has saved (`RunFolder.describe`).
 
     Raises:
         ConfigError: unreadable file, or as for `from_dict`.
