@@ -77,12 +77,13 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 
 def check_once(assignments: Sequence[str], *, option: str, key: str) -> None:
-    """Check that `--set` does not also change a key that an option stands for.
+    """Check that `--set` does not also give a key that an option stands for; an empty value says nothing.
 
     Raises:
         ConfigError: it does.
     """
-    if any(assignment.partition("=")[0].strip() == key for assignment in assignments):
+    given = [text for name, _, text in (each.partition("=") for each in assignments) if name.strip() == key]
+    if any(literal(text.strip()) for text in given):
         raise ConfigError(f"{option} and --set {key} are two ways to say the same: give one of them")
 
 

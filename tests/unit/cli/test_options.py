@@ -88,6 +88,7 @@ def test_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "classes.txt").write_text("a\nb\n")
     given = ["--recipe", "quickstart", "--classes", str(tmp_path / "classes.txt")]
     assert train([*given, "--print-config"]) == 0
+    assert train([*given, "--set", "data.classes=[]", "--print-config"]) == 0  # as in a config that is repeated whole
     assert train([*given, "--set", "data.classes=[c]", "--print-config"]) == 2
     assert "--classes and --set data.classes are two ways to say the same" in capsys.readouterr().err
     with pytest.raises(SystemExit):
