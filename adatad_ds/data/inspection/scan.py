@@ -18,7 +18,7 @@ from adatad_ds.data.decoding.frames import find_lost
 from adatad_ds.data.decoding.video import VideoError, index_of
 from adatad_ds.system.atomic import write_text
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 SAVE_EVERY = 200  # files
 
 
