@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from adatad_ds.data.decoding.frames import upright
-from adatad_ds.data.decoding.video import clock_zero_sec, decoded_frames, jumps_back, opened, packets_of, probe
+from adatad_ds.data.decoding.video import (
+    clock_zero_sec,
+    decoded_frames,
+    index_of,
+    jumps_back,
+    opened,
+    packets_of,
+    probe,
+)
 from adatad_ds.evaluation.plots.figures import class_looks
 from adatad_ds.evaluation.plots.fonts import file_for
 
@@ -69,17 +77,17 @@ def write_annotated(
         encoder.options = {"crf": QUALITY, "preset": "veryfast"}
         zero_sec = clock_zero_sec(container)
         sound = Sound(container, out, zero_sec=zero_sec)
-        zero, interval = round(zero_sec / time_base), round(1 / info.fps / time_base)
-        latest: int | None = None  # time of the previous frame
+        zero = round(zero_sec / time_base)
+        timed = index_of(source).times is not None  # else frames are counted, as where they are read
+        count, latest = 0, None  # frames, and the time of the previous one
         for packet in chain(packets_of(container, [stream, *sound.streams]), (None,)):
             if packet is not None and packet.stream is not stream:
                 sound.write(packet)
                 continue
             for frame in decoded_frames(stream, packet):
-                counted = 0 if latest is None else latest + interval
-                time = counted if frame.pts is None else frame.pts - zero
-                if latest is not None and jumps_back(time, latest, tick_sec=float(time_base)):
-                    zero, time = zero - (counted - time), counted
+                counted = round(count / info.fps / time_base)
+                time = frame.pts - zero if timed and frame.pts is not None else counted
+                count += 1
                 if latest is not None and time <= latest:  # encoders need increasing times
                     continue
                 latest = time

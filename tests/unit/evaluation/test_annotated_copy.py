@@ -11,6 +11,7 @@ import pytest
 
 from adatad_ds.data.decoding.video import probe
 from adatad_ds.evaluation.video.overlay import write_annotated
+from tests.support.videos import write_video
 
 TONE_SEC = (1.0, 2.0)
 
@@ -76,3 +77,13 @@ def test_a_clock_that_begins_anew_goes_on(tmp_path: Path, codec: str):
     write_annotated(joined, copy, detections=[])
     assert probe(copy).duration_sec == pytest.approx(6, abs=0.05)
     assert audible_sec(copy) == pytest.approx((TONE_SEC[0], 3 + TONE_SEC[1]), abs=0.1)
+
+
+@pytest.mark.parametrize("fps", [2, 25])
+def test_no_picture_is_left_out_where_times_are_not_those_of_pictures(tmp_path: Path, fps: int):
+    """AVI numbers packets; of H.264 with B-frames these are not in the order of its pictures."""
+    source = write_video(tmp_path / "source.avi", frames=30, fps=fps, b_frames=2)
+    copy = tmp_path / "copy.mp4"
+    write_annotated(source, copy, detections=[])
+    assert probe(copy).num_frames == 30
+    assert probe(copy).duration_sec == pytest.approx(30 / fps)
