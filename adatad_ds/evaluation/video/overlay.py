@@ -85,8 +85,8 @@ def write_annotated(
                 sound.write(packet)
                 continue
             for frame in decoded_frames(stream, packet):
-                known = timed and frame.pts is not None
-                time = frame.pts - zero if known else round(count / info.fps / time_base)
+                counted = round(count / info.fps / time_base)
+                time = frame.pts - zero if timed and frame.pts is not None else counted
                 count += 1
                 if latest is not None and time <= latest:  # encoders need increasing times
                     continue
