@@ -90,8 +90,8 @@ def random_trunc_window(source: WindowSource, *, rng: np.random.Generator) -> Vi
     """A random window that holds an action if one can be found, as the published training draws it.
 
     Videos shorter than a window are cropped to a random share (`crop_ratio`) and padded. Actions count when at least
-    `trunc_thresh` of them lies inside, and are clipped to the window, or so far beyond its ends as `margin_steps` says;
-    in a window of the whole video, as `offset_frames` says, too: none of it is cut off. Without any, the window has no
+    `trunc_thresh` of them lies in the window, extended at both ends by `margin_steps` (a window that is the whole video
+    at least by `offset_frames`, so that no action is cut off), and are clipped to that. Without any, the window has no
     positives.
     """
     config, slots = source.config, source.num_slots
