@@ -8,7 +8,7 @@ from html import escape
 
 from adatad_ds.evaluation.plots.figures import PALETTE
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 58, 12, 12, 42
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 250, 58, 24, 12, 42
 MOST_POINTS = 400  # of a line; longer ones are thinned
 DASHES = ("", "6 4", "2 3")
 
