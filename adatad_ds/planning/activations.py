@@ -210,7 +210,7 @@ def within(
     advice = "" if host else ", and less with cpu_checkpointing: true in the DeepSpeed config"
     raise BudgetError(
         f"backbone.activation_memory_gb: {max(0, budget) / 1e9:.3f} GB are too little; the minimum is "
-        f"{needed / 1e9:.3f} GB, with {least.clips_per_chunk} clips per chunk{advice}",
+        f"{needed / 1e9:.3f} GB, with clips_per_chunk={least.clips_per_chunk}{advice}",
         needed=needed,
     )
 

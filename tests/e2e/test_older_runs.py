@@ -22,7 +22,8 @@ SINCE = {"train.ema_warmup": "none"}  # settings that the version did not have
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path / "older", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not before Python 3.11.4
+        archive.extractall(tmp_path / "older")
     return tmp_path / "older"
 
 

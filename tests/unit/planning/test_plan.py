@@ -317,7 +317,7 @@ def test_auto_is_what_the_device_has_left():
     assert plan.activations.recomputed == 0
     with pytest.raises(ConfigError, match="needs a GPU whose memory is known"):
         make_plan(config, ds_config=zero, ranks=1, num_classes=3)
-    with pytest.raises(BudgetError, match=r"0.000 GB are too little; the minimum is 0\.\d+ GB, 1 clip"):
+    with pytest.raises(BudgetError, match=r"0.000 GB are too little; the minimum is 0\.\d+ GB, with clips_per_chunk=1"):
         make_plan(config, ds_config=zero, ranks=1, num_classes=3, memory_gb=1.05)
 
 

@@ -57,7 +57,7 @@ OURS |= {
 }
 OURS |= {"data.window_size", "data.frames_per_feature", "data.feature_stride_frames", "data.sampling"}
 OURS |= {"data.class_agnostic", "data.fixed_fps", "data.offset_frames", "data.trunc_thresh", "data.crop_ratio"}
-OURS |= {"data.features", "data.skip_missing", "data.offset_steps", "data.test_whole_videos"}
+OURS |= {"data.features", "data.skip_missing", "data.offset_steps", "data.margin_steps", "data.test_whole_videos"}
 OURS |= {
     "backbone.feature_channels",
     "backbone.cache_features",
