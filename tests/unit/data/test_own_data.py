@@ -695,6 +695,13 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             "task 5: exactly one field of its data must name a video",
         ),
         ("label-studio", "p.json", [studio(ranged(9, 3, "a"))], ("--frame-rate", "24"), "a range is from frame 9 to 3"),
+        ("label-studio", "p.json", [studio(annotations=[7])], (), "task 12: annotations is [7], expected a list of"),
+        ("label-studio", "p.json", [studio(7)], (), "task 12: result is [7], expected a list of"),
+        *(
+            ("label-studio", "p.json", [studio(odd | {"type": kind})], (), f"task 12: {key} is [7], expected a list")
+            for kind, key in (("timelinelabels", "ranges"), ("videorectangle", "sequence"))
+            for odd in [{"value": {key: [7], "labels": ["a"], "timelinelabels": ["a"]}}]
+        ),
         ("label-studio", "p.json", [studio(**SKIPPED)], ("--frame-rate", "24"), "hold no segment"),
         ("label-studio", "p.json", [studio()], ("--frame-rate", "0"), "hold no segment"),
         (
