@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from adatad_ds.errors import ConfigError
 from adatad_ds.planning.gpus import GPUS, gpu_named
 from adatad_ds.planning.layouts import Planner, choose_policy, one_window_at_a_time
 from adatad_ds.recipes.catalog import find_recipe
+from adatad_ds.system.json_text import read_json
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)  # that the planner may choose
 
@@ -37,30 +37,40 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
     """A grid file's cells: recipes x frames x resolutions, with nodes chosen where none are given.
 
     Raises:
-        ConfigError: a cell cannot be, or fits nowhere.
+        ConfigError: the file is no grid, or a cell cannot be, or fits nowhere.
     """
-    content = json.loads(file.read_text(encoding="utf-8"))
-    recipes = overrides.recipes or tuple(content["recipes"])
     cells = []
-    for recipe in recipes:
+    for recipe, count, side in _wanted(file, overrides):
         base = find_recipe(recipe).config
-        data = base.data
-        of_recipe = content | content.get(recipe.split("_")[0], {}) | content.get(recipe, {})
-        frames = overrides.frames or of_recipe["frames"]
-        resolutions = overrides.resolutions or of_recipe["resolutions"]
-        for count, side in product(frames, resolutions):
-            cell = Cell(
-                name=f"{recipe}_{count}f_{side}px",
-                recipe=recipe,
-                assignments=(*frame_settings(base, count), *resolution_settings(data, side), *overrides.assignments),
-                nodes=overrides.nodes or 1,
-            )
-            if overrides.temporal:
-                cell = replace(cell, assignments=(*cell.assignments, f"parallel.temporal={overrides.temporal}"))
-            elif site.gpus_per_node:
-                cell = choose_layout(cell, site, nodes=(overrides.nodes,) if overrides.nodes else NODES)
-            cells.append(cell)
+        cell = Cell(
+            name=f"{recipe}_{count}f_{side}px",
+            recipe=recipe,
+            assignments=(*frame_settings(base, count), *resolution_settings(base.data, side), *overrides.assignments),
+            nodes=overrides.nodes or 1,
+        )
+        if overrides.temporal:
+            cell = replace(cell, assignments=(*cell.assignments, f"parallel.temporal={overrides.temporal}"))
+        elif site.gpus_per_node:
+            cell = choose_layout(cell, site, nodes=(overrides.nodes,) if overrides.nodes else NODES)
+        cells.append(cell)
     return cells
+
+
+def _wanted(file: Path, overrides: Overrides) -> list[tuple[str, int, int]]:
+    """Recipe, frames and side of each cell."""
+    found: list[tuple[str, int, int]] = []
+    try:
+        content = read_json(file)
+        for recipe in overrides.recipes or content["recipes"]:
+            of_recipe = content | content.get(recipe.split("_")[0], {}) | content.get(recipe, {})
+            frames = overrides.frames or of_recipe["frames"]
+            resolutions = overrides.resolutions or of_recipe["resolutions"]
+            found += [(recipe, int(count), int(side)) for count, side in product(frames, resolutions)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is no grid, which holds lists of recipes, frames and resolutions, as slurm/frames.json: {error!r}"
+        ) from error
+    return found
 
 
 def frame_settings(config: Config, frames: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def literal(text: str) -> Any:
     for written in (text, _ITEM.sub(lambda item: repr(literal(item[0].strip())), text) if text[:1] in "[(" else text):
         try:
             return ast.literal_eval(written)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             continue
     return text
 

@@ -6,7 +6,6 @@ V videos, N candidates in all.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,5 +91,6 @@ def read_candidates(path: Path) -> SavedCandidates:
             return SavedCandidates(
                 name=about["name"], config=about["config"], classes=tuple(about["classes"]), videos=videos
             )
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} holds no candidates of `evaluate.py --save-candidates`: {error}") from error
+    except Exception as error:  # a damaged file may raise nearly anything
+        cause = str(error) or type(error).__name__
+        raise DataError(f"{path} holds no candidates of `evaluate.py --save-candidates`: {cause}") from error

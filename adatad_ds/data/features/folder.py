@@ -121,7 +121,7 @@ class FeatureFolder:
         """Whether a video's features are there; written by an interrupted process, too, since files are atomic."""
         try:
             found = np.load(self.file(name), mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+        except Exception:  # of none, or of a damaged one, which may raise nearly anything
             return False
         return found.shape == (features, self._settings.channels) and found.dtype == self._settings.dtype
 

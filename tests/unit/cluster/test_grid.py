@@ -119,6 +119,15 @@ def test_the_quickstart_has_a_grid_of_its_own():
     assert {cell.config().data.resolution for cell in cells} == {64}
 
 
+@pytest.mark.parametrize(
+    "content", ['{"recipes": ["quickstart"', '{"frames": [64]}', "[1]", '{"recipes": ["quickstart"], "frames": 64}']
+)
+def test_what_is_no_grid_is_named(tmp_path, content):
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"own\.json is no grid, which holds lists of recipes, frames"):
+        read_cells(tmp_path / "own.json", Overrides(), replace(SITE, gpus_per_node=0))
+
+
 def test_written_and_read(tmp_path):
     cells = (
         Cell(name="a", recipe="quickstart", assignments=("data.resolution=32",), nodes=1),

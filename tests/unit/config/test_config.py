@@ -28,6 +28,8 @@ from adatad_ds.system.launch import complete_environment, launched_ranks
         ("[v_1-a.b, $x$, 跳]", ["v_1-a.b", "$x$", "跳"]),
         ("[]", []),
         ("[a", "[a"),
+        ("{[a]}", "{[a]}"),
+        ("{{}}", "{{}}"),
         ("a, b", "a, b"),
         ("/data/a (1)/x.json", "/data/a (1)/x.json"),
     ],

@@ -178,6 +178,21 @@ def test_objects_in_a_pickle_are_no_features(tmp_path):
             files.open(name)
 
 
+def test_damaged_files_are_named(tmp_path):
+    """Whatever their libraries raise: zlib.error for bytes in the middle of an archive, TokenError for a header."""
+    np.savez_compressed(tmp_path / "a.npz", feats=features_of("a"))
+    np.save(tmp_path / "b.npy", features_of("b"))
+    (tmp_path / "c.npy").touch()
+    for path, changed in ((tmp_path / "a.npz", range(60, 90)), (tmp_path / "b.npy", [10])):
+        data = bytearray(path.read_bytes())
+        for at in changed:
+            data[at] ^= 0xFF
+        path.write_bytes(data)
+    for name in ("a.npz", "b.npy", "c.npy"):
+        with pytest.raises(VideoError, match=f"{name}: cannot be read: "):
+            FeatureFiles(tmp_path).open(name[0])
+
+
 @pytest.mark.parametrize(
     ("shape", "found"),
     [((1, CHANNELS, 1, 1), (1, CHANNELS)), ((CHANNELS, 9, 1, 1), (CHANNELS, 9)), ((1, 9, CHANNELS), (9, CHANNELS))],
@@ -401,8 +416,11 @@ def test_what_an_earlier_extraction_left_is_taken_if_it_is_whole(tmp_path):
     assert not folder.is_done("a", features=LENGTHS["a"] + 1)
     np.save(folder.file("a"), features_of("a").astype(np.float16))
     assert not folder.is_done("a", features=LENGTHS["a"])
-    folder.file("a").write_bytes(b"")
-    assert not folder.is_done("a", features=LENGTHS["a"])
+    damaged = bytearray(folder.file("a").read_bytes())
+    damaged[10] ^= 0xFF  # its header's first bracket, which NumPy looks for beyond the end
+    for content in (b"", bytes(damaged)):
+        folder.file("a").write_bytes(content)
+        assert not folder.is_done("a", features=LENGTHS["a"])
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"format": "another"}', '{"settings": {}}', "no JSON"])

@@ -259,6 +259,25 @@ def test_a_table_without_its_columns(tmp_path: Path, videos: Path, capsys: pytes
     assert "line 1: there is no column 'file'; the first line must name the columns" in capsys.readouterr().err
 
 
+def test_names_are_those_of_files_or_in_addresses(tmp_path: Path, videos: Path):
+    """With signs that mean something in addresses alone; of any operating system; as Label Studio renames uploads."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("Who? 100%20.mp4", "b c.mp4", "d.mp4", "e.mp4", "12345678-f.mp4", "f.mp4", "12345678-g.mp4"):
+        (folder / name).symlink_to(videos / "late.mp4")
+    named = {
+        "in/Who? 100%20.mp4": "Who? 100%20",
+        "file:///C:/b%20c.mp4?t=1": "b c",
+        "C:\\Users\\me\\d.mp4": "d",
+        "1a2b3c4d-e.mp4": "e",
+        "12345678-f.mp4": "12345678-f",
+        "1a2b3c4d-12345678-g.mp4": "12345678-g",
+    }
+    table = write(tmp_path / "t.csv", "file,start,end,label\n" + "".join(f"{name},0,1,a\n" for name in named))
+    assert run("csv", table, folder, tmp_path / "a.json") == 0
+    assert set(read(tmp_path / "a.json")) == set(named.values())
+
+
 def test_files_whose_names_end_in_two_extensions(tmp_path: Path, videos: Path):
     """Each is found again, and is no other video."""
     folder = tmp_path / "videos"
@@ -676,6 +695,13 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             "task 5: exactly one field of its data must name a video",
         ),
         ("label-studio", "p.json", [studio(ranged(9, 3, "a"))], ("--frame-rate", "24"), "a range is from frame 9 to 3"),
+        ("label-studio", "p.json", [studio(annotations=[7])], (), "task 12: annotations is [7], expected a list of"),
+        ("label-studio", "p.json", [studio(7)], (), "task 12: result is [7], expected a list of"),
+        *(
+            ("label-studio", "p.json", [studio(odd | {"type": kind})], (), f"task 12: {key} is [7], expected a list")
+            for kind, key in (("timelinelabels", "ranges"), ("videorectangle", "sequence"))
+            for odd in [{"value": {key: [7], "labels": ["a"], "timelinelabels": ["a"]}}]
+        ),
         ("label-studio", "p.json", [studio(**SKIPPED)], ("--frame-rate", "24"), "hold no segment"),
         ("label-studio", "p.json", [studio()], ("--frame-rate", "0"), "hold no segment"),
         (

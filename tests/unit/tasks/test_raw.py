@@ -136,7 +136,7 @@ def test_what_needs_the_detector_cannot_be_changed(raw, assignment, tmp_path):
         evaluate_again(raw, overrides=[assignment], output=tmp_path, world=WORLD)
 
 
-def test_other_files(tmp_path, capsys):
+def test_other_files(raw, tmp_path, capsys):
     path = tmp_path / "raw.npz"
     np.savez(path, about=np.array(json.dumps({"format": "another"})))
     with pytest.raises(DataError, match="format is 'another'"):
@@ -144,6 +144,14 @@ def test_other_files(tmp_path, capsys):
     np.savez(path, x=np.zeros(3))
     with pytest.raises(DataError, match="holds no candidates"):
         read_candidates(path)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    write_candidates(path, raw)
+    damaged = bytearray(path.read_bytes())
+    damaged[500:600] = bytes(100)
+    for content in (b"", (tmp_path / "array.npy").read_bytes(), bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"raw\.npz holds no candidates of .*: ."):
+            read_candidates(path)
     path.write_text("no archive")
     assert main([str(path)]) == 2
     assert "error: " in capsys.readouterr().err

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adatad_ds.data.sources.parsing import find, shown
+from adatad_ds.data.sources.parsing import find, items, shown
 from adatad_ds.data.sources.tools.marks import Export, Mark, Unused, file_name
 from adatad_ds.data.video_names import EXTENSIONS
 from adatad_ds.errors import DataError
@@ -104,16 +104,13 @@ def _results(task: Mapping[str, Any], place: str, unused: Unused) -> Iterator[tu
         return
     if task.get("predictions"):
         unused.add("predictions", place)
-    annotations = task["annotations"]
-    if not isinstance(annotations, list):
-        raise DataError(f"{place}: annotations is {annotations!r:.60}, expected a list")
-    for annotation in annotations:
+    for annotation in items(task, "annotations", place):
         if annotation.get("was_cancelled"):
             unused.add("skipped annotations", place)
             continue
         who = annotation.get("completed_by", "")
         name = who.get("email", who.get("id", "")) if isinstance(who, Mapping) else who
-        for result in annotation.get("result") or ():
+        for result in items(annotation, "result", place) if annotation.get("result") else ():
             value = result.get("value")
             if isinstance(value, Mapping):
                 yield str(name), str(result.get("from_name", "")), str(result.get("type", "")), value
@@ -150,13 +147,14 @@ def _names(value: Mapping[str, Any], key: str) -> list[str]:
 
 def _ranges(value: Mapping[str, Any], place: str) -> Iterator[tuple[int, int]]:
     """First and last frame of each range."""
-    for found in value.get("ranges") or ():
+    for found in items(value, "ranges", place) if value.get("ranges") else ():
         yield _frame(found, "start", place), _frame(found, "end", place)
 
 
 def _tracked(value: Mapping[str, Any], place: str) -> Iterator[tuple[int, int]]:
     """First and last frame of each part of a track: it goes on from a key frame until one that is not enabled."""
-    keys = sorted(value.get("sequence") or (), key=lambda key: _frame(key, "frame", place))
+    keys = items(value, "sequence", place) if value.get("sequence") else ()
+    keys = sorted(keys, key=lambda key: _frame(key, "frame", place))
     start: int | None = None
     for key in keys:
         frame = key["frame"]

@@ -116,12 +116,12 @@ def match_videos(export: Export, names: Sequence[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     where: dict[tuple[str, str], str] = {}
     for source, video in export.videos:
-        name = file_name(video)
-        match = known.find(name)
+        name, (folder, _, last) = file_name(video), video.replace("\\", "/").rpartition("/")
+        match = None if "://" in video else known.find(last)  # a file's name may have a ? of its own
+        match = match or known.find(name)
         if match is None and UPLOADED.match(name):
             match = known.find(UPLOADED.sub("", name, count=1))
         found[video] = match
-        folder = video.replace("\\", "/").rpartition("/")[0]
         other = where.setdefault((source, match or name), folder)
         if other != folder:
             raise DataError(
