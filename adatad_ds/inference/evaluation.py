@@ -207,6 +207,7 @@ def evaluate_again(
 
     Raises:
         ConfigError: overrides that would need the detector.
+        DataError: annotations that cannot be used, or have other classes than the detector.
     """
     for assignment in overrides:
         name = assignment.partition("=")[0].strip()
@@ -217,9 +218,8 @@ def evaluate_again(
             )
     config = loading.override(loading.from_dict(saved.config), overrides)
     data = config.data
-    annotations, _ = world.attempt(
-        lambda: load_subset(data, subset=data.test_subset, classes=data.classes, train=False)
-    )
+    classes = data.classes if data.class_agnostic else saved.classes
+    annotations, _ = world.attempt(lambda: load_subset(data, subset=data.test_subset, classes=classes, train=False))
     videos = annotations.videos
     results = finish(
         saved.videos,
