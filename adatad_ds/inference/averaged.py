@@ -27,8 +27,8 @@ from adatad_ds.inference.trained_model import Trained
 from adatad_ds.models.detector import step_multiple
 from adatad_ds.models.heads.interface import PointOutputs
 
-# Of the data's settings, what may differ between detectors that see the same windows: what only matters elsewhere, and
-# what windows are read from, since their times are compared.
+# Of the data's settings, what may differ between detectors that see the same windows: what only matters elsewhere, what
+# is taken of the first detector, and what windows are read from, since their times are compared.
 OF_TRAINING = (
     "train_subset",
     "classes",
@@ -40,6 +40,7 @@ OF_TRAINING = (
     "min_action_share",
     "trunc_thresh",
 )
+OF_TESTING = ("annotations", "test_subset", "exclude", "exclude_file")  # the first detector's
 OF_MACHINE = ("workers", "prefetch", "worker_timeout_sec", "max_failed_videos", "reader")
 OF_INPUT = (
     "videos",
@@ -123,7 +124,7 @@ def not_averaged(first: str, other: str, reason: str) -> ConfigError:
 
 def _of_points(trained: Trained) -> dict[str, Any]:
     config, head = trained.config, trained.config.head
-    free = (*OF_TRAINING, *OF_MACHINE, *OF_INPUT)
+    free = (*OF_TRAINING, *OF_TESTING, *OF_MACHINE, *OF_INPUT)
     data = {key: value for key, value in config.to_dict()["data"].items() if key not in free}
     return {
         **{f"data.{key}": value for key, value in data.items()},

@@ -22,7 +22,13 @@ from adatad_ds.evaluation.metrics import Metrics
 from adatad_ds.evaluation.metrics_files import METRICS_FILE, PER_CLASS_FILE, write_metrics
 from adatad_ds.evaluation.operating_point import OperatingPoint, ShownFrom
 from adatad_ds.evaluation.plots.attempt import try_to_draw
-from adatad_ds.inference.averaged import AlignedWindows, AveragedDetector, check_same_points, number_inputs
+from adatad_ds.inference.averaged import (
+    OF_TESTING,
+    AlignedWindows,
+    AveragedDetector,
+    check_same_points,
+    number_inputs,
+)
 from adatad_ds.inference.trained_model import Trained, load_model, store_operating_point
 from adatad_ds.models.factory import Model
 from adatad_ds.recipes.class_order import describe_logits
@@ -121,9 +127,10 @@ def _open(trained: Trained, others: Sequence[Trained], *, config: Config) -> Win
     data = open_test_windows(config, classes=trained.classes)
     readings: list[tuple[str, WindowDataset]] = [(trained.name, data)]
     inputs = number_inputs((trained, *others))
+    of_first = {key: getattr(config.data, key) for key in ("classes", *OF_TESTING)}
     for place, other in enumerate(others, start=1):
         if inputs[place] == len(readings):
-            theirs = replace(other.config, data=replace(other.config.data, classes=config.data.classes))
+            theirs = replace(other.config, data=replace(other.config.data, **of_first))
             readings.append((other.name, open_test_windows(theirs, classes=trained.classes)))
     return AlignedWindows(readings) if len(readings) > 1 else data
 
@@ -207,6 +214,7 @@ def evaluate_again(
 
     Raises:
         ConfigError: overrides that would need the detector.
+        DataError: annotations that cannot be used, or have other classes than the detector.
     """
     for assignment in overrides:
         name = assignment.partition("=")[0].strip()
@@ -217,9 +225,8 @@ def evaluate_again(
             )
     config = loading.override(loading.from_dict(saved.config), overrides)
     data = config.data
-    annotations, _ = world.attempt(
-        lambda: load_subset(data, subset=data.test_subset, classes=data.classes, train=False)
-    )
+    classes = data.classes if data.class_agnostic else saved.classes
+    annotations, _ = world.attempt(lambda: load_subset(data, subset=data.test_subset, classes=classes, train=False))
     videos = annotations.videos
     results = finish(
         saved.videos,

@@ -224,6 +224,7 @@ def _settings(source: Source, job: Job, *, context_frames: int) -> FeatureSettin
         channels=source.backbone.width,
         dtype=job.dtype,
         resolution=data.resolution,
+        scaling=data.scaling,
         sampling="resize" if resized else "random_trunc",
         stride_frames=None if resized else stride,
         frames_per_feature=snippet.frames if snippet else data.frames_per_feature,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -168,13 +168,13 @@ class App:
         name = (request.args.get("name") or "video").replace("\\", "/").rpartition("/")[2][-LONGEST_NAME:] or "video"
         path = self._jobs.upload_path(name)
         try:
-            _receive(request, path, size=size)
+            with path.open("wb") as file:
+                for block in _received(request, size=size):
+                    file.write(block)
         except BaseException as error:
             path.unlink(missing_ok=True)
-            if isinstance(error, TimeoutError):
-                raise RequestTimeout("the upload stopped, or took too long") from None
             if isinstance(error, OSError):
-                raise BadRequest("the upload broke off") from None
+                raise ServiceUnavailable(f"the server cannot store the upload: {error.strerror}") from None
             raise
         finally:
             self._uploads.release()
@@ -209,16 +209,20 @@ class App:
         return job
 
 
-def _receive(request: Request, path: Path, *, size: int) -> None:
-    """Write a request's body to a file; the server's handler limits how long it may take to arrive."""
+def _received(request: Request, *, size: int) -> Iterator[bytes]:
+    """A request's body, in blocks; the server's handler limits how long it may take to arrive."""
     body, left = request.environ["wsgi.input"], size  # `request.stream` does not tell a timeout from a client that left
-    with path.open("wb") as file:
-        while left:
+    while left:
+        try:
             block = body.read(min(BLOCK_BYTES, left))
-            if not block:
-                raise BadRequest("the upload broke off")
-            file.write(block)
-            left -= len(block)
+        except TimeoutError:
+            raise RequestTimeout("the upload stopped, or took too long") from None
+        except OSError:
+            block = b""
+        if not block:
+            raise BadRequest("the upload broke off")
+        yield block
+        left -= len(block)
 
 
 def _json(tree: Any, *, status: int = 200) -> Response:

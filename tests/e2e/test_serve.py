@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import resource
 import select
 import shutil
 import signal
@@ -248,6 +249,19 @@ def test_limits(served: Served, tmp_path: Path):
         served.finished(job)
     _, jobs = served.ask("GET", "/jobs")
     assert len(jobs) <= LIMITS.kept + LIMITS.max_queued + 1
+
+
+def test_an_upload_that_cannot_be_stored_is_not_the_clients_fault(served: Served):
+    """As on a full disk, or over a quota."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    left = sorted(served.work.rglob("*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        status, answer = served.submit(b"\0\0\0\x20ftypisom" + bytes(900_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (status, answer) == (503, {"error": "the server cannot store the upload: File too large"})
+    assert sorted(served.work.rglob("*")) == left
 
 
 def test_clients_that_trickle_are_let_go(served: Served, monkeypatch: pytest.MonkeyPatch):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adatad_ds.config.schema import Scaling
 from adatad_ds.errors import ConfigError, DataError, summarize_list
 from adatad_ds.system.atomic import TEMPORARY, flush, replacing
 from adatad_ds.system.json_text import read_json
@@ -46,6 +47,7 @@ class FeatureSettings:
         context_frames: frames on each side of a feature's clip that adapters see, at `frame_stride`.
         offset_frames: what is to be added to a feature's number times `stride_frames` for its place in the file.
         fixed_fps: the rate at which file frames are counted; None: each file's own.
+        scaling: how frames were resized; None: a folder of an earlier version, which does not say.
     """
 
     backbone: str
@@ -63,6 +65,7 @@ class FeatureSettings:
     context_frames: int
     offset_frames: int
     fixed_fps: float | None
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,8 @@ class FeatureFolder:
         temporary.rename(self._path / DESCRIPTION_FILE)
 
     def _check_same(self, found: FeatureSettings) -> None:
+        if found.scaling is None:
+            self._settings = replace(self._settings, scaling=None)
         theirs, ours = asdict(found), asdict(self._settings)
         different = [f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
         if different:

@@ -423,6 +423,19 @@ def test_what_an_earlier_extraction_left_is_taken_if_it_is_whole(tmp_path):
         assert not folder.is_done("a", features=LENGTHS["a"])
 
 
+def test_frames_that_were_resized_otherwise_have_other_features(tmp_path):
+    """A folder of before, which does not say how, goes on as it began."""
+    FeatureFolder(tmp_path, settings=settings_of(scaling="antialias"), share=0, shares=1)
+    with pytest.raises(ConfigError, match="holds other features: scaling 'antialias', not 'bilinear'"):
+        FeatureFolder(tmp_path, settings=settings_of(scaling="bilinear"), share=0, shares=1)
+    path = tmp_path / "features.json"
+    said = json.loads(path.read_text())
+    del said["settings"]["scaling"]
+    path.write_text(json.dumps(said))
+    assert FeatureFolder(tmp_path, settings=settings_of(scaling="bilinear"), share=0, shares=1).finish({}, {})
+    assert json.loads(path.read_text())["settings"] == said["settings"] | {"scaling": None}
+
+
 @pytest.mark.parametrize("content", ["[1]", '{"format": "another"}', '{"settings": {}}', "no JSON"])
 def test_a_description_of_another_kind(content, annotations, folder):
     (folder / "features.json").write_text(content)

@@ -266,6 +266,25 @@ def test_a_copy_of_the_features_changes_nothing(annotation_file, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_tested_on_is_the_first_models(annotation_file, tmp_path):
+    """Another one may have been trained where annotations had other names."""
+    folders = [features(tmp_path / "ours", channels=6), features(tmp_path / "copy", channels=6)]
+    moved = annotation_file.rename(tmp_path / "moved.json")
+    one, *others = (
+        on_features(tmp_path / f"{number}.safetensors", annotation_file=file, folder=folder, channels=6, **changes)
+        for number, (file, folder, changes) in enumerate(
+            [
+                (moved, folders[0], {}),
+                (moved, folders[1], {"head__width": 16}),
+                (annotation_file, folders[1], {"head__width": 16, "data__test_subset": "val", "data__exclude": ["x"]}),
+            ]
+        )
+    )
+    results = [evaluated(one, other, output=tmp_path / other.stem)[1] for other in others]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_frames_beside_features(small_videos, tmp_path):
     """Windows of frames, of 2 a step, and of features of the same steps."""

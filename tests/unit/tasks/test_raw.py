@@ -124,6 +124,21 @@ def test_videos_without_annotations_are_detected_in(raw, tmp_path, capsys):
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
+def test_other_annotations_have_the_detectors_classes(raw, tmp_path):
+    """In any form of Unicode; labels that it does not know are an error, as they are where it is run itself."""
+    about_height = replace(raw, classes=("h\u00f6her", "a, b"))
+    scores = []
+    for label in ("h\u00f6her", "ho\u0308her"):
+        path = tmp_path / "named.json"
+        path.write_text((tmp_path / "annotations.json").read_text().replace('"run"', json.dumps(label)))
+        changed = [f"data.annotations={path}"]
+        evaluate_again(about_height, overrides=changed, output=tmp_path / "out", world=WORLD)
+        scores.append(json.loads((tmp_path / "out" / "metrics.json").read_text()))
+    assert scores[0] == scores[1]
+    with pytest.raises(DataError, match="'ho.*her' is not in data.classes"):
+        evaluate_again(raw, overrides=changed, output=tmp_path / "out", world=WORLD)
+
+
 @pytest.mark.parametrize(
     "assignment",
     [
