@@ -40,15 +40,14 @@ def read_cells(file: Path, overrides: Overrides, site: Site) -> list[Cell]:
         ConfigError: a cell cannot be, or fits nowhere.
     """
     content = json.loads(file.read_text(encoding="utf-8"))
-    recipes = overrides.recipes or tuple(content["recipes"])
     cells = []
-    for recipe in recipes:
+    for recipe in dict.fromkeys(overrides.recipes or content["recipes"]):  # two cells of a name would share a folder
         base = find_recipe(recipe).config
         data = base.data
         of_recipe = content | content.get(recipe.split("_")[0], {}) | content.get(recipe, {})
         frames = overrides.frames or of_recipe["frames"]
         resolutions = overrides.resolutions or of_recipe["resolutions"]
-        for count, side in product(frames, resolutions):
+        for count, side in product(dict.fromkeys(frames), dict.fromkeys(resolutions)):
             cell = Cell(
                 name=f"{recipe}_{count}f_{side}px",
                 recipe=recipe,

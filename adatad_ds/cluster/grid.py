@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,12 +94,18 @@ class Grid:
             copied = _snapshot_of(path, folder, on_host=on_host)
             copied.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         write_json(folder / "code" / REVISION_FILE, revision())
-        for index, cell in enumerate(self.cells):
+        self.write_arguments(range(len(self.cells)))
+        content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
+        write_json(folder / "cells.json", content)
+
+    def write_arguments(self, indices: Iterable[int]) -> None:
+        """What slurm/job.sh reads of these cells, with paths of where the grid's folder is now."""
+        folder = self.folder.resolve()
+        for index in indices:
+            cell = self.cells[index]
             words = cell.arguments(folder, self.ds_config_of(cell))
             (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n", encoding="utf-8")
             (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n", encoding="utf-8")
-        content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
-        write_json(folder / "cells.json", content)
 
     @classmethod
     def read(cls, folder: Path) -> Grid:
