@@ -129,14 +129,15 @@ class Grid:
         (self.folder / self.cells[index].name / FAILED_FILE).unlink(missing_ok=True)
 
     def slurm_states(self) -> dict[int, str] | None:
-        """What Slurm says of each cell that it still has, e.g. PENDING or RUNNING; None where there is no Slurm."""
+        """What Slurm says of each cell that it has, e.g. RUNNING, PENDING (Resources); None where there is no Slurm."""
         if shutil.which("squeue") is None:
             return None
-        asked = ["squeue", "--noheader", "--array", "--format=%i %T"]
+        asked = ["squeue", "--noheader", "--array", "--format=%i %T %r"]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
-        states = dict(line.split() for line in done.stdout.splitlines())
+        lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+        states = {job: state if reason == "None" else f"{state} ({reason})" for job, state, reason in lines}
         files = ((index, self.folder / f"cells/{index}.job") for index in range(len(self.cells)))
         jobs = {index: file.read_text(encoding="utf-8").strip() for index, file in files if file.exists()}
         return {index: states[job] for index, job in jobs.items() if job in states}
