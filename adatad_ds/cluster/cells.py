@@ -61,11 +61,12 @@ def _wanted(file: Path, overrides: Overrides) -> list[tuple[str, int, int]]:
     found: list[tuple[str, int, int]] = []
     try:
         content = read_json(file)
-        for recipe in overrides.recipes or content["recipes"]:
+        for recipe in dict.fromkeys(overrides.recipes or content["recipes"]):  # two cells of a name share a folder
             of_recipe = content | content.get(recipe.split("_")[0], {}) | content.get(recipe, {})
             frames = overrides.frames or of_recipe["frames"]
             resolutions = overrides.resolutions or of_recipe["resolutions"]
-            found += [(recipe, int(count), int(side)) for count, side in product(frames, resolutions)]
+            sizes = product(dict.fromkeys(frames), dict.fromkeys(resolutions))
+            found += [(recipe, int(count), int(side)) for count, side in sizes]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{file} is no grid, which holds lists of recipes, frames and resolutions, as slurm/frames.json: {error!r}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,12 +94,18 @@ class Grid:
             copied = _snapshot_of(path, folder, on_host=on_host)
             copied.write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         write_json(folder / "code" / REVISION_FILE, revision())
-        for index, cell in enumerate(self.cells):
+        self.write_arguments(range(len(self.cells)))
+        content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
+        write_json(folder / "cells.json", content)
+
+    def write_arguments(self, indices: Iterable[int]) -> None:
+        """What slurm/job.sh reads of these cells, with paths of where the grid's folder is now."""
+        folder = self.folder.resolve()
+        for index in indices:
+            cell = self.cells[index]
             words = cell.arguments(folder, self.ds_config_of(cell))
             (folder / f"cells/{index}.args").write_text("\n".join(words) + "\n", encoding="utf-8")
             (folder / f"cells/{index}.run").write_text(f"{folder / cell.name}\n", encoding="utf-8")
-        content = {"site": asdict(self.site), "cells": [asdict(cell) for cell in self.cells]}
-        write_json(folder / "cells.json", content)
 
     @classmethod
     def read(cls, folder: Path) -> Grid:
@@ -122,14 +129,15 @@ class Grid:
         (self.folder / self.cells[index].name / FAILED_FILE).unlink(missing_ok=True)
 
     def slurm_states(self) -> dict[int, str] | None:
-        """What Slurm says of each cell that it still has, e.g. PENDING or RUNNING; None where there is no Slurm."""
+        """What Slurm says of each cell that it has, e.g. RUNNING, PENDING (Resources); None where there is no Slurm."""
         if shutil.which("squeue") is None:
             return None
-        asked = ["squeue", "--noheader", "--array", "--format=%i %T"]
+        asked = ["squeue", "--noheader", "--array", "--format=%i %T %r"]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
-        states = dict(line.split() for line in done.stdout.splitlines())
+        lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+        states = {job: state if reason == "None" else f"{state} ({reason})" for job, state, reason in lines}
         files = ((index, self.folder / f"cells/{index}.job") for index in range(len(self.cells)))
         jobs = {index: file.read_text(encoding="utf-8").strip() for index, file in files if file.exists()}
         return {index: states[job] for index, job in jobs.items() if job in states}

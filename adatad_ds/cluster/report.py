@@ -141,8 +141,9 @@ def _state(grid: Grid, index: int, finished: bool, states: dict[int, str] | None
         return "finished"
     interrupted = (run / INTERRUPTED_FILE).exists()
     if states is not None:
-        state = states.get(index, "gone").lower()
-        return "interrupted, pending" if interrupted and state == "pending" else state
+        state, *reason = states.get(index, "gone").split(" ", 1)
+        told = " ".join((state.lower(), *reason))
+        return f"interrupted, {told}" if interrupted and state == "PENDING" else told
     if interrupted:
         return "interrupted"
     if not (run / LOG_FILE).exists():

@@ -29,6 +29,7 @@ from adatad_ds.system.clone import CLONE
 from adatad_ds.tasks.factory import open_train_data
 
 PLANNED = ("GPUS_PER_NODE", "RANKS_PER_NODE", "DS_CONFIG")  # settings that cells keep
+JOB_SETS = ("--run-dir", "--resume")  # options of train.py
 RUN_CELL = "run"  # the only cell of what slurm/train.sh submits
 
 
@@ -45,8 +46,13 @@ def one_run(
         extra: further options of train.py.
 
     Raises:
-        ConfigError: the site's settings cannot be.
+        ConfigError: the site's settings cannot be, or an option would take the run out of the job's hands.
     """
+    if taken := [word for word in extra if word.split("=")[0] in JOB_SETS]:
+        raise ConfigError(
+            f"{taken[0]}: a job sets it itself, to find what its ranks saved and to continue from there: its run is in "
+            "runs/NAME/run (--name NAME)"
+        )
     site = read_site([recipe])
     if ds_config:
         site = replace(site, ds_config=ds_config)
@@ -175,7 +181,7 @@ def make_quickstart_data(configs: Iterable[Config], *, report: Callable[[str], N
 
 
 def submit_new(grid: Grid, *, rename: str, dry_run: bool, report: Callable[[str], None]) -> None:
-    """Queue all cells of a grid whose folder is not there yet; see `submit`.
+    """Queue all cells of a grid whose folder is not there yet, or empty; see `submit`.
 
     Args:
         grid: to be made.
@@ -191,6 +197,8 @@ def submit_new(grid: Grid, *, rename: str, dry_run: bool, report: Callable[[str]
         raise ConfigError(
             f"{grid.folder} already exists; slurm/again.sh resubmits its cells, {rename}NAME makes another grid"
         )
+    if grid.folder.is_dir() and any(grid.folder.iterdir()):
+        raise ConfigError(f"{grid.folder} already exists and holds no submitted grid; {rename}NAME names another folder")
     submit(grid, chosen=range(len(grid.cells)), dry_run=dry_run, report=report)
 
 
@@ -226,6 +234,8 @@ def submit(grid: Grid, *, chosen: Sequence[int], dry_run: bool, report: Callable
     new = not (grid.folder / "cells.json").exists()
     if new:
         grid.write()
+    else:  # it may have been moved
+        grid.write_arguments(chosen)
     for number, (indices, command) in enumerate(orders):
         try:
             job = call_slurm(command).strip().split(";")[0]

@@ -73,13 +73,15 @@ def test_states_without_slurm(grid, tmp_path, monkeypatch):
 
 
 def test_states_that_slurm_tells(grid, tmp_path, monkeypatch):
-    executable(tmp_path, "squeue", "17_2 PENDING\n17_3 PENDING\n17_4 RUNNING\n16_5 RUNNING")
+    """And why a cell is pending: some can never start, such as those longer than the partition allows."""
+    told = ("17_2 PENDING job requeued in held state", "17_3 PENDING PartitionTimeLimit", "17_4 RUNNING None")
+    executable(tmp_path, "squeue", "\n".join((*told, "16_5 RUNNING None")))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert states(grid) == {
         "finished": "finished",
         "failed": "failed",
-        "stopped": "interrupted, pending",
-        "new": "pending",
+        "stopped": "interrupted, pending (job requeued in held state)",
+        "new": "pending (PartitionTimeLimit)",
         "busy": "running",
         "old": "gone",  # the job of another grid
     }
