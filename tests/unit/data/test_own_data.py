@@ -584,12 +584,12 @@ def test_cvat_tags(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[s
 def test_cvat_jobs_of_frames_left_out(tmp_path: Path, videos: Path):
     """Shapes in any order; tags that stand for as many frames as the step; a job's export, named by its task."""
     tags = "".join(f'<image id="{frame}"><tag label="throw"></tag></image>' for frame in (2, 7, 17))
-    body = f'<track id="0" label="jump">{box(17, outside=1)}{box(7)}{box(12)}</track>{tags}'
+    body = f'<track id="0" label="jump">{box(22, outside=1)}{box(7)}{box(12)}</track>{tags}'
     document = cvat(body, step=5).replace("<source>Match 1.mp4</source>", "").replace("a task", "Match 1.mp4")
     document = document.replace("<task>", "<job>").replace("</task>", "</job>").replace("step=5", "step = 5")
     assert run("cvat", write(tmp_path / "x.xml", document), videos, tmp_path / "a.json", "--tiers", "all") == 0
     assert read(tmp_path / "a.json") == {
-        "Match 1": [(0.2, 1.2, "throw"), (0.7, 1.7, "jump"), (1.7, 2.2, "throw")],
+        "Match 1": [(0.2, 1.2, "throw"), (0.7, 2.2, "jump"), (1.7, 2.2, "throw")],
     }
 
 
