@@ -213,6 +213,8 @@ def test_nothing_of_the_machine_is_sent(hub: Hub, export: Path):
     assert shared.pop("versions") == {"python": "3.11"}
     own.pop("versions")
     assert shared == own
+    done("pull", f"hub:{NAME}")
+    assert (export.parent / NAME.partition("/")[2] / "model.safetensors").read_bytes() == export.read_bytes()
 
 
 def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -234,6 +236,10 @@ def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path
     assert said(["push", export, shared], capsys).startswith(f"{shared} exists already; choose another, or replace")
     assert said(["pull", shared, "--out", mine], capsys) == f"{mine} exists already; choose another with --out"
     file = tmp_path / "metrics.json"
+    for content in ("{", "[1]", '{"average_mAP": null}'):
+        file.write_text(content)
+        refused = said(["push", export, tmp_path / "new", "--metrics", file], capsys)
+        assert refused.startswith(f"--metrics {file} cannot be read as metrics: ")
     assert said(["pull", shared, "--out", file], capsys) == f"{file} exists already; choose another with --out"
     done("push", export, shared, "--replace")
     (shared / "README.md").unlink()  # which a model needs not
