@@ -30,6 +30,7 @@ import pytest
 from adatad_ds.evaluation.operating_point import ShownFrom
 from adatad_ds.inference.video_detector import VideoDetector
 from adatad_ds.predict import load_detector
+from adatad_ds.serving import app as app_module
 from adatad_ds.serving import server as server_module
 from adatad_ds.serving.app import UPLOADS_AT_ONCE, App
 from adatad_ds.serving.jobs import Jobs, Limits
@@ -230,9 +231,14 @@ def test_what_names_other_files_is_not_opened(served: Served):
         assert "/" not in job["name"]
 
 
-def test_limits(served: Served, tmp_path: Path):
+def test_limits(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert served.raw(b"POST /jobs HTTP/1.0\r\nContent-Length: 1000001\r\n\r\n").split()[1] == b"413"
     assert served.raw(b"POST /jobs HTTP/1.0\r\n\r\n").split()[1] == b"411"
+    assert b"the body is empty" in served.raw(b"POST /jobs HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+    assert served.submit_path("a" * 20_000) == (400, {"error": 'expected {"path": "FILE"}'})
+    with monkeypatch.context() as full:
+        full.setattr(app_module, "SPARE_BYTES", 2**62)
+        assert served.submit(b"video") == (503, {"error": "the server's disk is full"})
     assert served.raw(b"POST /jobs HTTP/1.0\r\nContent-Length: 100\r\n\r\nshort").split()[1] == b"400"
     _, job = served.submit(write_video(tmp_path / "long.mp4", frames=310, width=32, height=32).read_bytes())
     assert served.finished(job)["error"] == "the video is longer than 0.5 minutes"

@@ -24,6 +24,7 @@ class Hub:
         address: where it answers.
         repositories: by `USER/NAME`, contents by path.
         private: the names of those that want the token.
+        created: what was asked for with each one.
         stored: large files by SHA-256.
         requests: `METHOD /path`, in order.
         refuses_commits: answer 500 to them.
@@ -32,6 +33,7 @@ class Hub:
     address: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
+    created: dict[str, dict[str, Any]] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     refuses_commits: bool = False
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in self.hub.repositories:
             self._json({"error": "You already created this model repo"} | address, 409)
         else:
-            self.hub.repositories[name] = {}
+            self.hub.repositories[name], self.hub.created[name] = {}, wanted
             self.hub.private |= {name} if wanted.get("visibility") == "private" else set()
             self._json(address)
 

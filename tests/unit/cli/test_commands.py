@@ -165,3 +165,20 @@ def test_completion_knows_commands_and_options():
         assert word in done.stdout
     checked = subprocess.run(["bash", "-n"], input=done.stdout, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (FileNotFoundError(2, "No such file or directory", "x.csv"), 2, "[Errno 2] No such file or directory: 'x.csv'"),
+        (DataError("nothing is there"), 2, "nothing is there"),
+    ],
+)
+def test_what_ends_a_command_is_a_line_and_a_code(monkeypatch, capsys, raised, code, said):
+    def main_of_it(argv, *, prog):
+        raise raised
+
+    monkeypatch.setattr(COMMANDS["compare"].load(), "main", main_of_it)
+    assert main(["compare"]) == code
+    assert capsys.readouterr().err == f"error: {said}\n"

@@ -123,6 +123,8 @@ def test_the_adapter_of_an_older_version_is_part_of_the_tuning(tuning, adapter, 
         ("train.global_batch=True", "train.global_batch must be int"),
         ("backbone.tuning=loar", "must be one of 'frozen', 'full', 'tia', 'plain', 'side'"),
         ("head.arch=[2,2]", "head.arch must hold 3 values"),
+        ("head.arch=[2,2,5,5]", "head.arch must hold 3 values"),
+        ("train.lr_head=true", "train.lr_head must be float; got True"),
         ("backbone.activation_memory_gb=all", "must be one of 'auto'; got 'all'"),
         ("test.tiou=0.5", "test.tiou must be a list"),
         ("data.window_size=100", "not a multiple of 16"),
@@ -193,6 +195,83 @@ def test_what_cannot_be_meant_is_refused(assignment, said):
         override(Config(), [assignment])
     assert assignment.partition("=")[0].partition(".")[2] in str(error.value)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignments", "said"),
+    [
+        ("", ["head.max_len=64"], "head.max_len = 64 is less than data.window_size"),
+        ("", ["head.name=temporalmaxer"], "head.arch[1] = 2, but head.name=temporalmaxer has no transformer blocks"),
+        ("", ["head.width=510"], "head.width = 510 is not a multiple of head.heads"),
+        ("", ["head.name=tridet", "head.width=510"], "the groups of head.name=tridet's norms"),
+        ("", ["head.boundary_kernel=2"], "head.boundary_kernel = 2 must be odd"),
+        ("", ["head.sgp_window=2"], "head.sgp_window = 2 must be odd"),
+        ("", ["head.regression_range=[[0,4],[4,4],[8,16],[16,32],[32,64],[64,10000]]"], "[4.0, 4.0] must increase"),
+        ("", ["data.feature_stride_frames=null"], "data.feature_stride_frames must be given"),
+        ("", ["backbone.name=features"], "backbone.name=features needs data.features"),
+        ("", ["data.features=a"], "data.features are read with backbone.name=features"),
+        ("", ["head.source_widths=[1,2]"], "head.source_widths is for several data.features"),
+        ("quickstart_features", ["backbone.feature_channels=[3,4]"], "is of 2 sources, data.features of 1"),
+        ("quickstart_features", ["parallel.temporal=2"], "features need no more than one"),
+        ("quickstart_aim", ["parallel.temporal=2"], "recognition does not split clips over ranks"),
+        ("quickstart_aim", ["backbone.name=features", "data.features=a"], "backbone.name=features is for detection"),
+        (
+            "quickstart_aim",
+            ["backbone.tuning=frozen", "backbone.aim_adapters=[temporal,temporal]"],
+            "names an adapter twice",
+        ),
+        ("", ["backbone.tuning=lora", "backbone.lora_targets=[qkv,qkv]"], "none twice"),
+        ("", ["backbone.lora_targets=[qkv,qkv]", "backbone.tuning=tia+lora"], "and none twice"),
+        ("", ["backbone.ladder_dilations=[]"], "backbone.ladder_dilations must name at least one"),
+        ("", ["backbone.name=vjepa2_l", "backbone.clip_frames=15"], "is odd"),
+        (
+            "",
+            ["backbone.name=vit_base_patch16_clip_224", "backbone.tuning=tia", "backbone.clip_frames=8"],
+            "each frame of an image transformer attends to itself alone",
+        ),
+        (
+            "",
+            ["backbone.name=vit_base_patch16_clip_224", "backbone.tuning=tia", "backbone.aim_adapters=[spatial]"],
+            "each frame of an image transformer attends to itself alone",
+        ),
+        ("", ["train.stop_epoch=101"], "train.stop_epoch = 101 must be in 1..train.schedule_epochs = 100"),
+        ("", ["train.warmup_epochs=100"], "must be below train.schedule_epochs = 100"),
+        (
+            "",
+            ["train.hang_timeout_sec=300", "data.worker_timeout_sec=300"],
+            "data.worker_timeout_sec = 300 must be below train.hang_timeout_sec = 300",
+        ),
+        ("", ["data.short_side_before_crop=100"], "must be at least data.resolution"),
+        (
+            "",
+            [
+                "data.features=[a,b]",
+                "backbone.name=features",
+                "backbone.feature_channels=[3,4]",
+                "head.source_widths=[1,2]",
+            ],
+            "and head.width = 3",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(recipe, assignments, said):
+    """A recipe's settings; without one, the defaults."""
+    config = find_recipe(recipe).config if recipe else Config()
+    with pytest.raises(ConfigError) as error:
+        override(config, assignments)
+    assert said in str(error.value)
+
+
+def test_values_may_be_written_in_other_ways():
+    assignments = [
+        "train.eval_pictures=FALSE",
+        "train.micro_batch=Null",
+        "data.sampling= resize",
+        "data.crop_ratio=[1,1]",
+    ]
+    config = override(Config(), assignments)
+    assert (config.train.eval_pictures, config.train.micro_batch) == (False, None)
+    assert (config.data.sampling, config.data.crop_ratio) == ("resize", (1.0, 1.0))
 
 
 def test_the_giant_takes_its_own_patches_and_those_published():

@@ -239,6 +239,9 @@ def test_frames_of_a_table_are_those_of_the_file(tmp_path: Path, videos: Path):
         ("x/late.mp4,1,2,a\ny/late.mp4,1,2,a", "names late.mp4 in two folders, 'x' and 'y': are they one video?"),
         ("x/late.mp4,1,2,a\ny/late,1,2,a", "names late.mp4 in two folders, 'x' and 'y'"),
         ("late.mp4,1,2,a\nlate.mp4,1,2,A", "the labels 'A' (1), 'a' (1) differ only by case or spaces"),
+        ("late.mp4,1,1,a", "line 2, column 'end': '1' is not after the start, '1'"),
+        ("late.mp4,0:75,2:00,a", "line 2, column 'start': '0:75', expected seconds"),
+        ('late.mp4,1,2,"a', "t.csv cannot be read: unexpected end of data"),
         ("late.mp4,,,", "hold no segment"),
     ],
 )
@@ -251,6 +254,20 @@ def test_a_wrong_line_is_named(
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "a.json").exists()
+
+
+def test_tables_as_programs_write_them(tmp_path: Path, videos: Path):
+    """With tabs; lines that end early, or in empty cells; empty lines."""
+    table = write(tmp_path / "t.csv", "file\tstart\tend\tlabel\nlate.mp4\t1\t2\ta\t\t\n\t\t\t\nuneven.mp4\n")
+    assert run("csv", table, videos, tmp_path / "a.json", "--validation", str(write(tmp_path / "v", "uneven"))) == 0
+    assert read(tmp_path / "a.json") == {"late": [(1, 2, "a")]}
+
+
+def test_a_table_that_is_not_utf8(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    for before in ("", "late.mp4,1,2,a\n" * 1000):  # at its head, and far behind
+        (tmp_path / "t.csv").write_bytes(f"file,start,end,label\n{before}late.mp4,1,2,\u00fc\n".encode("latin-1"))
+        assert run("csv", tmp_path / "t.csv", videos, tmp_path / "a.json") == 2
+        assert "t.csv cannot be read: 'utf-8' codec can't decode byte 0xfc" in capsys.readouterr().err
 
 
 def test_a_table_without_its_columns(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
@@ -328,6 +345,19 @@ def test_missing_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "a.excluded.txt").read_text() == "gone.mp4\n"
 
 
+def test_unreadable_videos(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).symlink_to(videos / "late.mp4")
+    (folder / "c.mp4").write_text("no video")
+    table = write(tmp_path / "t.csv", "file,start,end,label\na,1,2,x\nb,1,2,x\nc,1,2,x\n")
+    assert run("csv", table, folder, tmp_path / "a.json") == 1
+    assert f"1 segments with them:\n  c: {folder}/c.mp4: " in capsys.readouterr().out
+    assert run("csv", table, folder, tmp_path / "a.json", "--exclude-missing") == 0
+    assert set(read(tmp_path / "a.json")) == {"a", "b"}
+
+
 def test_subsets(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     """A column, a list, or a share; the list has the last word."""
     head, out = "file,start,end,label,subset\n", tmp_path / "a.json"
@@ -350,6 +380,9 @@ def test_subsets(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str
     assert run("csv", both, videos, out) == 2
     said = "the export puts late.mp4, which it names 'late' and 'late.mp4', into both training and validation"
     assert said in capsys.readouterr().err
+    both = write(tmp_path / "b.csv", head + "late,1,2,a,training\nuneven,1,2,a,training\nlate,2,3,a,validation\n")
+    assert run("csv", both, videos, out) == 2
+    assert "b.csv, line 4, column 'subset': late is of training above" in capsys.readouterr().err
     wrong = write(tmp_path / "w.csv", head + "late.mp4,1,2,a,test\n")
     assert run("csv", wrong, videos, out) == 2
     assert "column 'subset': 'test', expected training or validation" in capsys.readouterr().err
@@ -427,6 +460,54 @@ def test_elan_skips_the_beginning_of_a_video(tmp_path: Path, videos: Path):
     assert read(tmp_path / "a.json") == {"Match 1": [(1.7, 3.2, "jump")]}
 
 
+def test_elan_finds_its_video(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    """By a link of whatever type, absolute or not; the first of several; without any, by its own name."""
+    tier, out = elan_tier("A", aligned("a1", "ts1", "ts4", "jump")), tmp_path / "a.json"
+    link = '<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/Users/me/Match%201.wav" MIME_TYPE="audio/x-wav"/>'
+    assert link in elan(tier)
+    relative = elan(tier).replace("file:///C:/Users/me/Match%201.mp4", "").replace("Match%201.mp4", "uneven.mp4")
+    upper = elan(tier).replace("Match%201.mp4", "uneven.MP4").replace('"video/mp4"', '"unknown"')
+    second = elan(tier).replace(link, link.replace("Match%201.wav", "uneven.mp4"))
+    alone = elan(tier).replace("video/mp4", "audio/mp4").replace("Match%201.mp4", "x.wav")
+    for document, file, found in (
+        (relative, "x.eaf", "uneven"),
+        (upper, "x.eaf", "uneven"),
+        (second, "x.eaf", "Match 1"),
+        (alone, "uneven.eaf", "uneven"),
+    ):
+        assert run("elan", write(tmp_path / file, document), videos, out) == 0
+        assert read(out) == {found: [(0.5, 2.0, "jump")]}
+        noted = "not used: further videos that a file links: 1 (uneven.mp4)" in capsys.readouterr().out
+        assert noted == (document is second)
+
+
+def test_elan_slots_without_times(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    """At the end: when the last one is; between two chains of parts that touch: within its own."""
+    parts = [aligned(f"p{i}", f"ts{i}", f"ts{i + 1}", str(i)) for i in (1, 2, 3)]
+    document = elan(
+        elan_tier("A", aligned("a1", "ts5", "ts7", "end"), aligned("a2", "ts4", "ts4", "nothing")),
+        elan_tier("B", *parts, aligned("p4", "ts4", "ts8", "4"), aligned("p5", "ts8", "ts6", "5")),
+    ).replace("</TIME_ORDER>", '<TIME_SLOT TIME_SLOT_ID="ts7"/></TIME_ORDER>')
+    later = '<TIME_SLOT TIME_SLOT_ID="ts5"'
+    document = document.replace(later, f'<TIME_SLOT TIME_SLOT_ID="ts8"/>{later}')
+    assert run("elan", write(tmp_path / "x.eaf", document), videos, tmp_path / "a.json", "--tiers", "all") == 0
+    assert {label: (start, end) for start, end, label in read(tmp_path / "a.json")["Match 1"]} == {
+        **{"1": (0.5, 1.0), "2": (1.0, 1.5), "3": (1.5, 2.0), "4": (2.0, 2.45), "5": (2.45, 2.9)},
+        "end": (2.1, 2.9),
+    }
+    assert "not used: annotations that end where they start: 1 (" in capsys.readouterr().out
+
+
+def test_elan_parts_whose_order_is_not_whole(tmp_path: Path, videos: Path):
+    """They are in that of the file."""
+    document = elan(
+        elan_tier("Action", aligned("a1", "ts1", "ts4", "jump")),
+        elan_tier("Part", referring("r1", "a1", "b"), referring("r2", "a1", "c", after="r9")),
+    )
+    assert run("elan", write(tmp_path / "x.eaf", document), videos, tmp_path / "a.json", "--tiers", "Part") == 0
+    assert read(tmp_path / "a.json") == {"Match 1": [(0.5, 1.25, "b"), (1.25, 2.0, "c")]}
+
+
 def test_several_annotators(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     def by(who: str, end: str) -> str:
         attributes = f'LINGUISTIC_TYPE_REF="default-lt" ANNOTATOR="{who}"'
@@ -500,6 +581,26 @@ def test_cvat_tags(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[s
     assert "not used: shapes of single frames, without a track: 1 (<box> in" in capsys.readouterr().out
 
 
+def test_cvat_jobs_of_frames_left_out(tmp_path: Path, videos: Path):
+    """Shapes in any order; tags that stand for as many frames as the step; a job's export, named by its task."""
+    tags = "".join(f'<image id="{frame}"><tag label="throw"></tag></image>' for frame in (2, 7, 17))
+    body = f'<track id="0" label="jump">{box(22, outside=1)}{box(7)}{box(12)}</track>{tags}'
+    document = cvat(body, step=5).replace("<source>Match 1.mp4</source>", "").replace("a task", "Match 1.mp4")
+    document = document.replace("<task>", "<job>").replace("</task>", "</job>").replace("step=5", "step = 5")
+    assert run("cvat", write(tmp_path / "x.xml", document), videos, tmp_path / "a.json", "--tiers", "all") == 0
+    assert read(tmp_path / "a.json") == {
+        "Match 1": [(0.2, 1.2, "throw"), (0.7, 2.2, "jump"), (1.7, 2.2, "throw")],
+    }
+
+
+@pytest.mark.parametrize(("frame", "code"), [(72, 0), (73, 2)])
+def test_tools_may_count_some_frames_more(tmp_path: Path, videos: Path, frame: int, code: int):
+    """30 and a twentieth: of 40 frames, up to 72."""
+    body = f'<track id="3" label="a">{box(30)}{box(frame, outside=1)}</track>'
+    assert run("cvat", write(tmp_path / "x.xml", cvat(body)), videos, tmp_path / "a.json") == code
+    assert code or read(tmp_path / "a.json") == {"Match 1": [(3.0, 4.0, "a")]}
+
+
 def test_cvat_projects_have_several_tasks(tmp_path: Path, videos: Path):
     tasks = [
         f"<task><id>{number}</id><name>n</name><frame_filter></frame_filter><source>{name}</source></task>"
@@ -538,6 +639,20 @@ def test_via(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
         assert f"not used: {what} (" in printed
     assert "not used: unknown fields: 1 ('extra' in p.json)" in printed
     assert "not used: values of attributes that are not those of segments: 1 (2='x' in" in printed
+
+
+def test_via_views_and_values(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    """Of a view's files the one video, by its address where it has no name; a comma in a text ends no label."""
+    project = via({"1_a": segment(0.5, 1.0, _1="jump, high"), "1_b": segment(1.0, 1.0, _1="x")})
+    picture = {"fid": "3", "fname": "a.jpg", "type": 2, "loc": 1, "src": ""}
+    project["file"] |= {"1": project["file"]["1"] | {"fname": "", "src": "http://host/late.mp4?v=2"}, "3": picture}
+    project["view"]["1"] = {"fid_list": ["3", 1]}
+    assert run("via", write(tmp_path / "p.json", project), videos, tmp_path / "a.json") == 0
+    assert read(tmp_path / "a.json") == {"late": [(0.5, 1.0, "jump, high")]}
+    assert "not used: segments that end where they start: 1 (" in capsys.readouterr().out
+    project["view"]["1"] = {"fid_list": ["1", "2"]}
+    assert run("via", write(tmp_path / "p.json", project), videos, tmp_path / "a.json") == 2
+    assert "view 1 shows 2 videos, and a segment must be of one" in capsys.readouterr().err
 
 
 def test_via_boxes_to_tick(tmp_path: Path, videos: Path):
@@ -579,6 +694,25 @@ def test_label_studio(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixtur
     assert "there are several controls: timelineLabels (1), box (2), audio (1)" in capsys.readouterr().err
 
 
+def test_label_studio_edges(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
+    """Ranges of a frame, or from 0; key frames in any order, beyond the counted ones, enabled or silent."""
+
+    def tracked(*frames: int, off: int) -> dict[str, Any]:
+        keys = [{"frame": frame} | ({"enabled": False} if frame == off else {}) for frame in frames]
+        return {"type": "videorectangle", "value": {"labels": ["ball"], "framesCount": 30, "sequence": keys}}
+
+    named = {"type": "labels", "value": {"start": 3, "end": 9, "text": "a word", "labels": ["noun"]}}
+    source, out = tmp_path / "p.json", tmp_path / "a.json"
+    write(source, [studio(ranged(0, 10, "a"), ranged(12, 12, "b"), tracked(20, 15, off=20), tracked(40, off=0), named)])
+    assert run("label-studio", source, videos, out, "--frame-rate", "10", "--tiers", "all") == 0
+    assert read(out) == {"Match_1": [(0.0, 1.0, "a"), (1.1, 1.2, "b"), (1.4, 2.0, "ball"), (3.9, 4.0, "ball")]}
+    assert "not used: results of type 'labels': 1" in capsys.readouterr().out
+    both = [{"result": [ranged(1, 9, "a")], "completed_by": {"email": who, "id": 5}} for who in ("a@b.c", "d@e.f")]
+    write(source, [studio(annotations=both)])
+    assert run("label-studio", source, videos, out, "--frame-rate", "10") == 2
+    assert "annotators and their segments: a@b.c (1), d@e.f (1)" in capsys.readouterr().err
+
+
 def test_label_studio_rates(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     """From the tasks' data, or the file's own."""
     source, out = write(tmp_path / "p.json", [studio(ranged(11, 20, "a", "b"))]), tmp_path / "a.json"
@@ -610,9 +744,13 @@ def test_label_studio_min_and_annotators(tmp_path: Path, videos: Path, capsys: p
 
 def test_what_is_written_is_not_read_again(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]):
     source = write(tmp_path / "in/p.json", via({"1_a": segment(0.5, 1.0, _1="jump")}))
-    for out, message in ((source, "is one of the sources"), (tmp_path / "in/x/out.json", "would lie in a folder of")):
-        assert run("via", source if out == source else source.parent, videos, out) == 2
-        assert message in capsys.readouterr().err
+    for out, message in (
+        (tmp_path / "in/../in/p.json", "is one of the sources"),
+        (tmp_path / "in/x/out.json", "would lie in a folder of"),
+    ):
+        for tool in ("via", "label-studio"):
+            assert run(tool, source.parent if "x" in out.parts else source, videos, out) == 2
+            assert message in capsys.readouterr().err
         assert json.loads(source.read_text())["project"]
 
 
@@ -624,6 +762,8 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
     [
         ("elan", "x.eaf", "<a/>", (), "its outermost element is <a>; ELAN writes <ANNOTATION_DOCUMENT>"),
         ("elan", "x.eaf", "<a", (), "x.eaf cannot be read: unclosed token"),
+        ("elan", "x.eaf", elan(origin='TIME_ORIGIN="x"'), (), "has TIME_ORIGIN='x', expected milliseconds"),
+        ("elan", "x.eaf", elan().replace('="500"', '="x"'), (), "TIME_ORDER: could not convert string to float: 'x'"),
         ("elan", "x.xml", "<a/>", (), "hold no *.eaf, as ELAN saves"),
         (
             "elan",
@@ -695,6 +835,20 @@ SKIPPED = {"annotations": [{"was_cancelled": True, "result": [ranged(1, 2, "x")]
             "task 5: exactly one field of its data must name a video",
         ),
         ("label-studio", "p.json", [studio(ranged(9, 3, "a"))], ("--frame-rate", "24"), "a range is from frame 9 to 3"),
+        (
+            "label-studio",
+            "p.json",
+            [studio({"type": "labels", "value": {"start": 2, "end": 2.0, "labels": ["a"]}})],
+            (),
+            "task 12: a region of the sound is from 2 to 2.0, expected seconds",
+        ),
+        (
+            "label-studio",
+            "p.json",
+            [studio(data={"video": "a.mp4", "other": "b.mp4"})],
+            (),
+            "exactly one field of its data must name a video file (.mp4, ...): video, other",
+        ),
         ("label-studio", "p.json", [studio(annotations=[7])], (), "task 12: annotations is [7], expected a list of"),
         ("label-studio", "p.json", [studio(7)], (), "task 12: result is [7], expected a list of"),
         *(

@@ -245,6 +245,26 @@ EPIC_TEST = {
 }
 
 
+def test_ego4ds_edges(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Clips of 10 and 100 frames a second count, those that begin before their video from its start; each once."""
+    folder, out = moments(tmp_path / "ego4d"), tmp_path / "out.json"
+    for rate in (10, 100):
+        moments(folder, fps=rate)
+        assert run("ego4d_mq", folder, out=out) == 0
+        assert set(database(out)) == {"a", "c"}
+    tree = json.loads((folder / "moments_val.json").read_text())
+    clip = tree["videos"][0]["clips"][0]
+    clip |= {"video_start_sec": -0.02, "video_end_sec": 20.0, "video_start_frame": -1, "video_end_frame": 2000}
+    clip["annotations"][0]["labels"][0] |= {"video_start_time": 1.0, "video_end_time": 2.0}
+    write(folder, {"moments_val.json": json.dumps(tree)})
+    assert run("ego4d_mq", folder, out=out) == 0
+    assert database(out)["c"] == video(VALIDATION, 20.0, (1.0, 2.0, "wash"))
+    clip["clip_uid"] = "a"
+    write(folder, {"moments_val.json": json.dumps(tree)})
+    assert run("ego4d_mq", folder, out=out) == 2
+    assert "the files list videos twice: a" in capsys.readouterr().err
+
+
 def test_epics_test_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder, out = write(tmp_path / "epic", EPIC | EPIC_TEST), tmp_path / "out.json"
     assert run("epic_verb", folder, out=out) == 0
@@ -299,6 +319,30 @@ def test_charades(tmp_path: Path):
         "N11GT": video(TRAINING, 18.33),
         "YSKX3": video(VALIDATION, 9.0, (1.2, 7.1, door)),
     }
+
+
+def test_files_as_spreadsheets_and_archives_leave_them(tmp_path: Path):
+    """With a byte order mark; beside macOS's "._" files; named twice."""
+    folder, out = (
+        write(tmp_path / "charades", {name: "\ufeff" + text for name, text in CHARADES.items()}),
+        tmp_path / "o",
+    )
+    write(folder, {f"__MACOSX/._{name}": "\0" for name in CHARADES})
+    assert run("charades", folder, folder, folder / "Charades_v1_test.csv", out=out) == 0
+    assert set(database(out)) == {"46GP8", "N11GT", "YSKX3"}
+
+
+def test_a_csv_file_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write(tmp_path / "charades", CHARADES)
+    (folder / "Charades_v1_test.csv").write_bytes(b"id,actions,length\nA\xfc,,9\n")
+    assert run("charades", folder, out=tmp_path / "out.json") == 2
+    assert "test.csv cannot be read: 'utf-8' codec can't decode byte 0xfc" in capsys.readouterr().err
+
+
+def test_a_duration_of_0_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    videos = {name: video(SUBSETS[name == "b"], 0.0 if name == "c" else 9.0, (1, 2, "x")) for name in "abc"}
+    assert run("activitynet", community(tmp_path, "a.json", videos), out=tmp_path / "out.json") == 1
+    assert "1 of 3 videos cannot be used:\n  c: no duration known\n" in capsys.readouterr().out
 
 
 def test_multithumos(tmp_path: Path):
@@ -394,6 +438,35 @@ def test_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
             "line 2: the line ends before column 'length'",
         ),
         ("charades", {"Charades_v1_test.csv": "id,actions,length\n46GP8,,9\n"}, "the files list videos twice: 46GP8"),
+        (
+            "charades",
+            {"Charades_v1_test.csv": "id,actions,length\nA,c147 1.0 2.0 3.0,9\n"},
+            "test.csv, line 2, column 'actions': 'c147 1.0 2.0 3.0', expected class, start and end",
+        ),
+        (
+            "charades",
+            {"Charades_v1_test.csv": "id,actions,length\nA,,inf\n"},
+            "test.csv, line 2, column 'length': 'inf', expected a number of seconds",
+        ),
+        (
+            "charades",
+            {"Charades_v1_classes.txt": "c000 Holding\nc147 Closing a door\nc148 Holding\n"},
+            "classes.txt, line 3: 'c148 Holding', expected a class and its name (c000 Holding some clothes), each once",
+        ),
+        ("charades", {"Charades_v1_test.csv": "id,actions,length\n" + "A" * 200_000}, "test.csv cannot be read: field"),
+        (
+            "epic_noun",
+            {
+                "EPIC_100_noun_classes.csv": None,
+                "EPIC_100_train.csv": EPIC_COLUMNS + "x,P01_01,0:0,0:0,open,3,two,[]\n",
+            },
+            "train.csv, line 2, column 'noun_class': 'two', expected the id of a class",
+        ),
+        (
+            "epic_verb",
+            {"EPIC_100_validation.csv": EPIC["EPIC_100_train.csv"]},
+            "the files list videos twice: P01_01",
+        ),
         ("epic_verb", {"EPIC_100_video_info.csv": "video_id,fps\n"}, "info.csv, line 1: there is no column 'duration'"),
         (
             "epic_verb",
@@ -468,6 +541,11 @@ def test_nothing_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
                 '"annotations": [{"label": "x", "segment": [1]}]}}}'
             },
             "a, annotations[0]: {'label': 'x', 'segment': [1]}, expected a label and a segment of [start, end]",
+        ),
+        (
+            "ego4d_mq",
+            {"moments_val.json": '{"videos": [{"clips": [{"clip_uid": "c", "video_start_sec": true}]}]}'},
+            "moments_val.json, clip c: video_start_sec is True, expected a number",
         ),
         ("ego4d_mq", {"moments_val.json": None}, "exactly one moments_val.json is needed; "),
         ("ego4d_mq", {"moments_val.json": '{"videos": [{"clips": [{}]}]}'}, "clip None: clip_uid is None, expected a"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ import pytest
 from adatad_ds.cli.commands import main
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.evaluation.diagnosis.diagnosis import diagnose
-from adatad_ds.evaluation.run_report.charts import decades, thinned, ticks
+from adatad_ds.evaluation.run_report import page
+from adatad_ds.evaluation.run_report.charts import decades, line_chart, thinned, ticks
 from adatad_ds.evaluation.run_report.facts import read_run
 from adatad_ds.evaluation.run_report.videos import score_videos
 from tests.support.browser import loaded
@@ -276,3 +278,111 @@ def test_axes():
     points = [(float(x), 0.0) for x in range(1001)]
     assert len(thinned(points)) <= 402
     assert thinned(points)[-1] == points[-1]
+    assert len(set(thinned(points))) == len(thinned(points))
+
+
+def test_charts_of_odd_numbers():
+    """Infinities and NaN are left out; a logarithmic axis needs values above 0; a linear one begins at 0."""
+    chart = line_chart("x", {"a": [(0, 5.0), (1, math.inf), (2, math.nan), (3, 8.0)]}, along="step", log=True)
+    assert chart.count("<circle") == 2
+    assert line_chart("x", {"a": [(0, math.nan)]}, along="step") == ""
+    linear = line_chart("x", {"a": [(0, 5.0), (3, 8.0)]}, along="step")
+    assert 'text-anchor="end">0</text>' in linear
+    assert 'text-anchor="end">0</text>' not in chart
+    assert line_chart("x", {"a": [(0, 0.0), (3, 8.0)]}, along="step", log=True).count("<circle") == 2
+
+
+def test_times_in_words():
+    assert (page.clock(65.5), page.clock(3725.5)) == ("1:05.50", "1:02:05.50")
+    assert (page.duration(100 * 60), page.duration(7500)) == ("100 min", "2 h 05 min")
+
+
+def test_costs_are_of_steady_steps(tmp_path: Path):
+    """Without the first one, which compiles; checkpoints wherever they are logged; steps of no time do not wait."""
+    steps = [
+        {"time/step_sec": 9.0, "time/data_wait_sec": 9.0, "time/frames_per_sec": 1.0, "time/checkpoint_sec": 0.5},
+        {"time/step_sec": 2.0, "time/data_wait_sec": 1.0, "time/frames_per_sec": 8.0},
+        {"time/step_sec": 0.0, "time/data_wait_sec": 0.0, "time/frames_per_sec": 10.0},
+    ]
+    write(tmp_path / "config.json", {})
+    write(tmp_path / "log.jsonl", "\n".join(json.dumps({"step": step} | line) for step, line in enumerate(steps)))
+    wanted = {"steps": 3, "sec_per_step": 1, "frames_per_sec": 9, "checkpoint_sec": 0.5, "waiting": 0.5}
+    assert read_run(tmp_path).costs() == wanted
+    for epoch in (1, 2):
+        write(tmp_path / f"evaluations/epoch_000{epoch}/metrics.json", {"average_mAP": 0.5})
+    assert read_run(tmp_path).best_epoch() == 1
+
+
+def test_a_report_of_what_training_found(tmp_path: Path, data: Path):
+    """Of the best epoch where nothing else was evaluated; without what was left out; of an interrupted run."""
+    run, texts = make_run(tmp_path / "run", data, evaluated=False), []
+    write(run / "evaluations/epoch_0002/detections.json", {"results": FOUND})
+    (run / "interrupted").touch()
+    config = json.loads((run / "config.json").read_text())
+    write(tmp_path / "list.txt", "v2\n")
+    for left_out in ({}, {"exclude": ["v2"]}, {"exclude_file": str(tmp_path / "list.txt")}):
+        write(run / "config.json", config | {"data": config["data"] | left_out})
+        assert main(["report", str(run)]) == 0
+        texts.append((run / "report/report.html").read_text(encoding="utf-8"))
+    assert all("; it was interrupted, and can be resumed" in text for text in texts)
+    assert [row[0] for row in cells(texts[0], "The best") + cells(texts[0], "The worst")] == ["v0", "v1", "v2"]
+    assert len(cells(texts[0], "The best")) == 2  # of three: no video is among both
+    for text in texts[1:]:
+        assert [row[0] for row in cells(text, "The best") + cells(text, "The worst")] == ["v0", "v1"]
+    assert [row[0] for row in cells(texts[0], "The longest missed segments")] == ["v2", "v1"]
+    write(run / "config.json", config)
+    shutil.rmtree(run / "evaluations/epoch_0001")
+    assert main(["report", str(run), "--show", "1"]) == 0
+    text = (run / "report/report.html").read_text(encoding="utf-8")
+    assert [row[0] for row in cells(text, "The worst")] == ["v2"]
+    assert "Metrics in training" in texts[0]
+    assert "Metrics in training" not in text  # of one epoch: the table has them
+
+
+@pytest.mark.slow
+def test_videos_that_browsers_do_not_play_and_that_nothing_reads(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of the former the annotated copy, which no copy of the file takes the place of; the latter are named."""
+    run, videos = make_run(tmp_path / "run", data), tmp_path / "videos"
+    videos.mkdir()
+    write_video(videos / "v0.mkv", frames=40, width=48, height=32)
+    (videos / "v1.mp4").write_text("no video")
+    (videos / "v2.mp4").symlink_to(data / "videos/v2.mp4")
+    assert main(["report", str(run), "--videos", str(videos), "--copy"]) == 0
+    assert '"video": "../copies/v0.mkv.mp4"' in (run / "report/videos/v0.html").read_text(encoding="utf-8")
+    assert [file.name for file in (run / "report/media").iterdir()] == ["v2.mp4"]
+    assert f"without a player: {videos}/v1.mp4: " in capsys.readouterr().out
+
+
+def test_a_run_whose_config_is_no_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path / "config.json", [1])
+    assert main(["report", str(tmp_path)]) == 2
+    assert "config.json must hold an object at its top level" in capsys.readouterr().err
+
+
+def test_a_comparison_in_words(tmp_path: Path, data: Path):
+    """The greatest differences first, of classes that all have; and where not all numbers are of one kind."""
+    runs = [make_run(tmp_path / name, data) for name in "abc"]
+    for run, aps in zip(runs, ((0.5, 0.5, 0.5, 0.5), (0.5, 0.4, 0.9), (0.5, 0.5, 0.5, 0.1)), strict=True):
+        rows = [f"{name},1,{ap}" for name, ap in zip("wxyz", aps, strict=False)]
+        write(run / "evaluate/per_class.csv", "\n".join(["class,ground_truth,average_AP", *rows]) + "\n")
+    shutil.rmtree(runs[2] / "evaluate")
+    (runs[1] / "versions.json").unlink()
+    paths = [str(run) for run in runs[:2]]
+    assert main(["compare", *paths, "--page", str(tmp_path / "two.html")]) == 0
+    assert main(["compare", *paths, str(runs[2]), "--page", str(tmp_path / "three.html")]) == 0
+    two, three = ((tmp_path / name).read_text(encoding="utf-8") for name in ("two.html", "three.html"))
+    assert cells(two, "Average AP of each class (%)") == [
+        ["y", "50.00", "90.00 +40.00"],
+        ["x", "50.00", "40.00 -10.00"],
+        ["w", "50.00", "50.00 +0.00"],
+    ]
+    assert '40.00 <span class="worse">-10.00</span>' in two
+    assert '90.00 <span class="better">+40.00</span>' in two
+    assert "# a\n" in two
+    assert "# b\n" not in two  # its folder does not say how it was started
+    said = "The metrics are not all from the same kind of run."
+    assert said not in two
+    assert said in three
+    assert "Average AP of each class" not in three

@@ -193,16 +193,28 @@ def test_weights_of_the_backbone_are_not_sent_unsaid(export: Path, tmp_path: Pat
 
 
 def test_nothing_of_the_machine_is_sent(hub: Hub, export: Path):
+    """Neither from lists nor from a home folder's short form."""
+    beside = export.with_suffix(".json")
+    described = json.loads(beside.read_text())
+    described["config"]["data"] |= {"exclude": ["/home/ada/v1", "v2"], "exclude_file": "~ada/lists/no.txt"}
+    beside.write_text(json.dumps(described))
     done("push", export, f"hub:{NAME}")
+    for key in ("private", "visibility"):  # who may see it, the hub or the organisation decides
+        assert hub.created[NAME].get(key) is None
     text = hub.repositories[NAME]["model.json"].decode() + hub.repositories[NAME]["README.md"].decode()
     assert not re.findall(r"/home|ada/|node17|SLURM", text)
     shared = json.loads(hub.repositories[NAME]["model.json"])
     own = json.loads(export.with_suffix(".json").read_text())
     assert shared["config"]["data"].pop("annotations") == "thumos14.json"
+    for key, left in (("exclude", ["v1", "v2"]), ("exclude_file", "no.txt")):
+        assert shared["config"]["data"].pop(key) == left
+        assert own["config"]["data"].pop(key) != left
     assert own["config"]["data"].pop("annotations") == "/home/ada/thumos14.json"
     assert shared.pop("versions") == {"python": "3.11"}
     own.pop("versions")
     assert shared == own
+    done("pull", f"hub:{NAME}")
+    assert (export.parent / NAME.partition("/")[2] / "model.safetensors").read_bytes() == export.read_bytes()
 
 
 def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -223,14 +235,27 @@ def test_to_a_folder_and_back_with_a_wrong_backbone(export: Path, tmp_path: Path
     # A place that is taken.
     assert said(["push", export, shared], capsys).startswith(f"{shared} exists already; choose another, or replace")
     assert said(["pull", shared, "--out", mine], capsys) == f"{mine} exists already; choose another with --out"
+    file = tmp_path / "metrics.json"
+    for content in ("{", "[1]", '{"average_mAP": null}'):
+        file.write_text(content)
+        refused = said(["push", export, tmp_path / "new", "--metrics", file], capsys)
+        assert refused.startswith(f"--metrics {file} cannot be read as metrics: ")
+    assert said(["pull", shared, "--out", file], capsys) == f"{file} exists already; choose another with --out"
     done("push", export, shared, "--replace")
+    (shared / "README.md").unlink()  # which a model needs not
+    done("pull", shared, "--out", tmp_path / "bare")
     # No export, and a damaged one.
     assert f"{tmp_path} is not an export" in said(["pull", tmp_path, "--out", tmp_path / "new"], capsys)
     assert "RUN --out FILE" in said(["push", tmp_path, tmp_path / "new"], capsys)
     description = json.loads((shared / "model.json").read_text())
-    del description["classes"]
-    (shared / "model.json").write_text(json.dumps(description))
-    assert "is damaged: KeyError('classes')" in said(["pull", shared, "--out", tmp_path / "new"], capsys)
+    without = {key: value for key, value in description.items() if key != "classes"}
+    for damaged, error in (
+        (without, "KeyError('classes')"),
+        (description | {"classes": None}, "TypeError("),
+        (description | {"config": None}, "AttributeError("),
+    ):
+        (shared / "model.json").write_text(json.dumps(damaged))
+        assert f"is damaged: {error}" in said(["pull", shared, "--out", tmp_path / "new"], capsys)
     assert not (tmp_path / "new").exists()
 
 

@@ -157,7 +157,7 @@ def _tracked(value: Mapping[str, Any], place: str) -> Iterator[tuple[int, int]]:
     keys = sorted(keys, key=lambda key: _frame(key, "frame", place))
     start: int | None = None
     for key in keys:
-        frame = key["frame"]
+        frame: int = key["frame"]
         start = frame if start is None else start
         if not key.get("enabled", True):
             yield start, frame
