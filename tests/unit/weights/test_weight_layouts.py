@@ -287,14 +287,6 @@ def test_a_new_family_needs_no_words_of_its_own():
     assert describe_spec(spec) == f"{describe_spec(VIT_SPECS['tiny'])}, Another"
 
 
-def test_features_that_do_not_say_what_they_are_of_are_not_called_others():
-    trained_on = {"features 0": "1", "features 1": "2"}
-    with pytest.raises(CheckpointError, match="on features of another backbone"):
-        check_fingerprint(trained_on | {"features 1": "3"}, trained_on, trained="a run", weights=None)
-    with pytest.raises(CheckpointError, match=r"there is no features\.json with them"):
-        check_fingerprint({"features 0": "1"}, trained_on, trained="a run", weights=None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["thumos14_videomae_s", "thumos14_videomae_s_side", "thumos14_videomaev2_g_1536"])
 def test_published_detectors_at_full_size(name):
