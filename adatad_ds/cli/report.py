@@ -23,6 +23,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     add("run", type=Path, metavar="RUN", help="a run's folder, preferably after adatad-ds evaluate")
     add("--out", type=Path, metavar="FOLDER", help="folder of the report; default: RUN/report")
     add("--annotations", type=Path, metavar="FILE", help="annotations; default: at the path used in training")
+    add("--subset", metavar="NAME", help="subset that was evaluated; default: the test subset of the training")
     add("--videos", type=Path, metavar="FOLDER", help="folder of the videos; default: at the path used in training")
     add(
         "--show",
@@ -43,6 +44,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     wanted = Wanted(
         folder=arguments.out or arguments.run / FOLDER,
         annotations=arguments.annotations,
+        subset=arguments.subset,
         videos=arguments.videos,
         best=arguments.show,
         copy=arguments.copy,

@@ -210,7 +210,18 @@ def _open_pickle(path: Path, entries: tuple[str, ...]) -> Tensors:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__} where names and tensors belong")
 
-    return {name: held_tensor(tensor) for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    tensors = {name: held_tensor(tensor) for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    inside = [str(name) for name, part in content.items() if _has_tensors(part)]
+    if inside and not tensors:
+        raise CheckpointError(
+            f"{path} holds tensors in {' and '.join(inside)} alone, but they are looked for in "
+            f"{', '.join(entries) or 'the file itself'}; save them under one of these names"
+        )
+    return tensors
+
+
+def _has_tensors(part: object) -> bool:
+    return isinstance(part, Mapping) and any(isinstance(tensor, Tensor) for tensor in part.values())
 
 
 def _load_pickle(path: Path) -> object:

@@ -173,6 +173,12 @@ def check_fingerprint(
         CheckpointError: they are not; a right adapter over a wrong backbone detects nothing.
     """
     if found != wanted and any(key.startswith("features") for key in found.keys() | wanted.keys()):
+        if wanted.keys() - found.keys():
+            raise CheckpointError(
+                f"{trained} was trained on extracted features, and of those in data.features it is not known what they "
+                "are of: there is no features.json with them. If they are the same, in another format or place, put "
+                "the features.json of the training's features into their folder"
+            )
         raise CheckpointError(
             f"{trained} was trained on features of another backbone than those of data.features; give those that the "
             "training began with"

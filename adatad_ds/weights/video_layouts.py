@@ -136,7 +136,7 @@ _FAMILIES: dict[str, Family] = {
     VJEPA2_TRANSFORMERS: "V-JEPA 2",
     INTERNVIDEO2: "InternVideo2",
 }
-_TRAITS: dict[Family, str] = {  # that tell apart transformers of the same size
+_TRAITS: dict[Family, str] = {  # that tell apart transformers of the same size; of others, the family's name does
     "VideoMAE": "",
     "V-JEPA 2": ", rotary positions",
     "InternVideo2": ", class token and learnt positions",
@@ -300,7 +300,8 @@ def describe_spec(spec: ViTSpec) -> str:
 
 
 def _describe(width: int, depth: int, hidden: int, patch: int, family: Family) -> str:
-    return f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px{_TRAITS[family]}"
+    traits = _TRAITS.get(family, f", {family}")
+    return f"{depth} blocks of width {width} and MLP {hidden}, patches of {patch} px{traits}"
 
 
 def _split_detector(tensors: Tensors) -> tuple[Tensors, Tensors]:

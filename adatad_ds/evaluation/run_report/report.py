@@ -39,6 +39,7 @@ class Wanted:
     Attributes:
         folder: output folder.
         annotations: the annotation JSON; None: the run's.
+        subset: of these, which the detections are of; None: the run's.
         videos: folder of the videos; None: the run's.
         best: how many of the surest videos, and of the worst.
         copy: copy the videos that are shown.
@@ -46,6 +47,7 @@ class Wanted:
 
     folder: Path
     annotations: Path | None = None
+    subset: str | None = None
     videos: Path | None = None
     best: int = 4
     copy: bool = False
@@ -96,7 +98,7 @@ def _diagnosed(run: Run, wanted: Wanted) -> tuple[Diagnosis, Source]:
     return diagnose_files(
         detections,
         annotations,
-        subset=str(run.settings.get("data.test_subset", "")),
+        subset=wanted.subset or str(run.settings.get("data.test_subset", "")),
         tiou=TIOU,
         average_tiou=None,
         min_precision=MIN_PRECISION,

@@ -213,6 +213,18 @@ def test_what_is_missing_is_said(tmp_path: Path, data: Path, capsys: pytest.Capt
     assert "is not a run's folder: it has no config.json" in capsys.readouterr().err
 
 
+def test_a_subset_other_than_the_trainings_is_named(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path / "run", data)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["test_subset"] = "held out"
+    write(run / "config.json", config)
+    assert main(["report", str(run)]) == 0
+    assert "Give one of these as --subset" in capsys.readouterr().out
+    assert main(["report", str(run), "--subset", "validation"]) == 0
+    assert "without the sections" not in capsys.readouterr().out
+    assert "<h2>Errors</h2>" in (run / "report/report.html").read_text()
+
+
 def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, data: Path):
     run = make_run(tmp_path / os.fsdecode(b"caf\xe9"), data)
     assert main(["report", str(run)]) == 0

@@ -135,7 +135,7 @@ def test_other_annotations_have_the_detectors_classes(raw, tmp_path):
         evaluate_again(about_height, overrides=changed, output=tmp_path / "out", world=WORLD)
         scores.append(json.loads((tmp_path / "out" / "metrics.json").read_text()))
     assert scores[0] == scores[1]
-    with pytest.raises(DataError, match="'ho.*her' is not in data.classes"):
+    with pytest.raises(DataError, match=r"'ho.*her' is not in data\.classes"):
         evaluate_again(raw, overrides=changed, output=tmp_path / "out", world=WORLD)
 
 

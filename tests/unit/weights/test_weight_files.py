@@ -114,13 +114,30 @@ def test_an_empty_folder_and_a_file_without_tensors(tmp_path):
         open_tensors(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("now", [{}, {"features 0": "2"}, {"features 0": "1", "features 1": "1"}])
-def test_features_of_another_backbone(now):
-    """As of a head that was trained on those of one source."""
+OTHERS = "a run was trained on features of another backbone than those of data"
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({}, r"there is no features\.json with them"),
+        ({"features 0": "2"}, OTHERS),
+        ({"features 0": "1", "features 1": "1"}, OTHERS),
+    ],
+)
+def test_features_of_another_backbone(now, said):
+    """As of a head that was trained on those of one source; those that do not say what they are of are not others."""
     check_fingerprint({"features 0": "1"}, {"features 0": "1"}, trained="a run", weights=None)
     check_fingerprint({}, {}, trained="a run on features that say nothing of themselves", weights=None)
-    with pytest.raises(CheckpointError, match="a run was trained on features of another backbone than those of data"):
+    with pytest.raises(CheckpointError, match=said):
         check_fingerprint(now, {"features 0": "1"}, trained="a run", weights=None)
+
+
+def test_tensors_under_another_name_are_named(tmp_path):
+    """A running average that somebody has saved alone."""
+    torch.save({"epoch": 3, "state_dict_ema": {"a": torch.zeros(2)}}, tmp_path / "average.pth")
+    with pytest.raises(CheckpointError, match=r"holds tensors in state_dict_ema alone, .* in state_dict, model; save"):
+        open_tensors(tmp_path / "average.pth", entries=("state_dict", "model"))
 
 
 def test_tensors_are_written_as_safetensors_alone(tmp_path):

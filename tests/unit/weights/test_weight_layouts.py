@@ -30,7 +30,7 @@ from adatad_ds.weights.loading import (
     tensor_hash,
     trained_tensors,
 )
-from adatad_ds.weights.video_layouts import backbone_name, open_weights, recognise
+from adatad_ds.weights.video_layouts import backbone_name, describe_spec, open_weights, recognise
 from tests.support.published import published
 
 FAMILY = [name for name in VIT_SPECS if name != "tiny"]
@@ -279,6 +279,12 @@ def test_filling_and_fingerprint(tmp_path):
     other = hashes | {"blocks.2.mlp.fc1.weight": "0"}
     with pytest.raises(CheckpointError, match=r"1 of 74 tensors differ \(blocks\.2\.mlp\.fc1\.weight\)"):
         check_fingerprint(other, hashes, trained="a run", weights=path)
+
+
+def test_a_new_family_needs_no_words_of_its_own():
+    """As CONTRIBUTING says how to add one; of the same size, it is not taken for another family."""
+    spec = replace(VIT_SPECS["tiny"], family="Another")  # pyright: ignore[reportArgumentType]
+    assert describe_spec(spec) == f"{describe_spec(VIT_SPECS['tiny'])}, Another"
 
 
 @pytest.mark.slow
