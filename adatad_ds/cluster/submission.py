@@ -198,7 +198,7 @@ def submit_new(grid: Grid, *, rename: str, dry_run: bool, report: Callable[[str]
             f"{grid.folder} already exists; slurm/again.sh resubmits its cells, {rename}NAME makes another grid"
         )
     if grid.folder.is_dir() and any(grid.folder.iterdir()):
-        raise ConfigError(f"{grid.folder} already exists and holds no submitted grid; {rename}NAME names another folder")
+        raise ConfigError(f"{grid.folder} already exists and holds no submitted grid; {rename}NAME makes another")
     submit(grid, chosen=range(len(grid.cells)), dry_run=dry_run, report=report)
 
 

@@ -34,7 +34,7 @@ def test_a_run_that_is_there_already_is_kept(grid, tmp_path):
     (tmp_path / "bin/sbatch").write_text('#!/bin/sh\n[ "$1" = --test-only ] || { echo "too many jobs" >&2; exit 1; }\n')
     checkpoint = tmp_path / "grid/checkpoints/step_00000010"
     checkpoint.mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"grid already exists and holds no submitted grid; --name NAME names another folder"):
+    with pytest.raises(ConfigError, match="exists and holds no submitted grid; --name NAME makes another"):
         submit_new(grid, rename="--name ", dry_run=False, report=print)
     assert checkpoint.exists()
     shutil.rmtree(checkpoint.parent)  # an empty folder may be taken
