@@ -26,6 +26,8 @@ def complete_environment(environment: MutableMapping[str, str]) -> int:
     """
     if "RANK" not in environment and _in_slurm_step(environment):
         environment.update({name: environment[slurm_name] for name, slurm_name in _SLURM_NAMES.items()})
+    if "RANK" not in environment and environment.get("WORLD_SIZE", "1") == "1":
+        environment["MASTER_ADDR"] = "127.0.0.1"  # one set for srun may be another machine
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         environment.setdefault(name, value)
     if "MASTER_PORT" not in environment:

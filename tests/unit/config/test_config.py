@@ -352,6 +352,14 @@ def test_a_shell_of_salloc_is_one_rank():
     assert launched_ranks(shell) == 1
     assert complete_environment(shell) == 0
     assert (shell["RANK"], shell["WORLD_SIZE"]) == ("0", "1")
+    meeting = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}  # for srun; nobody is there to meet
+    for lone in (shell, {}):
+        environment = {name: value for name, value in lone.items() if name.startswith("SLURM")} | meeting
+        complete_environment(environment)
+        assert environment["MASTER_ADDR"] == "127.0.0.1"
+    launched = {"RANK": "0", "WORLD_SIZE": "1"} | meeting
+    complete_environment(launched)
+    assert launched["MASTER_ADDR"] == "node1"
 
 
 @pytest.mark.parametrize(
