@@ -16,7 +16,7 @@ from tqdm import tqdm
 from adatad_ds.data.annotations import load_annotations
 from adatad_ds.data.decoding.video import VideoError, probe
 from adatad_ds.data.sources.facts import Counts, Dataset
-from adatad_ds.data.sources.formats import SUBSETS, TESTING, Entry
+from adatad_ds.data.sources.formats import SUBSETS, TESTING, TRAINING, Entry
 from adatad_ds.data.video_files import present_videos
 from adatad_ds.data.video_names import VideoNames, read_names
 from adatad_ds.errors import DataError, summarize_list
@@ -185,5 +185,8 @@ def write_annotations(
         names.write_text("".join(f"{name}\n" for name in excluded), encoding="utf-8")
         report(f"{names}: the {len(excluded)} videos that were left out: {summarize_list(excluded, separator=', ')}")
     for subset in SUBSETS:
-        for note in load_annotations(out, subset=subset)[1]:
-            report(f"the trainer will report for {subset}: {note}")
+        notes = load_annotations(out, subset=subset)[1]
+        for note in notes:
+            report(f"in {subset}: {note}")
+        if notes and subset != TRAINING:
+            report("(that is for training; evaluation counts actions beyond a video's ends as they are written)")

@@ -207,7 +207,8 @@ def test_activitynets_form(
     }
     printed = capsys.readouterr().out
     assert "left out: videos of subset 'testing': 1\n" in printed
-    assert "for validation: 1 annotation clipped: end beyond the video's duration (b #0)" in printed
+    assert "in validation: 1 annotation clipped: end beyond the video's duration (b #0)\n" in printed
+    assert "evaluation counts actions beyond a video's ends as they are written" in printed
 
 
 @pytest.mark.parametrize(("dataset", "labels"), [("epic_verb", ("open", "take")), ("epic_noun", ("cupboard", "plate"))])
