@@ -62,6 +62,11 @@ class HeadConfig:
         return self.arch[2] + 1
 
     @property
+    def regresses_by_class(self) -> bool:
+        """Whether each class of a point has a regression of its own, and so a term in the loss (TriDet)."""
+        return self.name == "tridet"
+
+    @property
     def attn_windows(self) -> tuple[int, ...]:
         """The attention window of each level."""
         return (self.attn_window,) * self.levels if isinstance(self.attn_window, int) else self.attn_window

@@ -118,7 +118,7 @@ class DetectionTask:
         mesh, device = self._mesh, self._mesh.world.device
         batches = [batch.blank_unreadable(mesh.errors_over_time(batch.errors)) for batch in micro_batches]
         targets = [self._targets(batch) for batch in batches]
-        if self._config.head.name == "tridet":  # asks for them in its losses, where the device has a forward pass to do
+        if self._config.head.regresses_by_class:  # its losses ask for them, while the device is in the forward pass
             _ = [target.pairs for target in targets]
         positives = torch.stack([target.positive.sum() for target in targets]).sum()
         normalizer = self.normalizer.update(mesh.sum_over_windows(positives)[0])
